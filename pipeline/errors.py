@@ -1,0 +1,45 @@
+"""The errors that Halotile raises on purpose.
+
+    PipelineError
+      ConfigError        the YAML cannot be a run
+      PlanError          the run cannot fit the volume, the model or the memory
+      ModelError         the checkpoint is not what it says, or cannot be exact
+      StorageError       a store or run directory is not what the plan says
+      InferenceError     a tile could not be predicted, or the network returned what it must not
+      VerificationError  the output does not cover the plan
+
+Each carries one positional string and nothing else: an exception with more arguments does not survive pickling and
+would reach the driver as another error. The string says what was asked, what was found, why, and what to do.
+"""
+
+
+class PipelineError(Exception):
+    """Base of every error that is raised on purpose; its text is meant for the user."""
+
+
+class ConfigError(PipelineError):
+    """The configuration cannot be a run."""
+
+
+class PlanError(PipelineError):
+    """The run cannot fit the volume, the model or the memory."""
+
+
+class ModelError(PipelineError):
+    """The checkpoint is not what it says, or its network cannot be tiled exactly."""
+
+
+class StorageError(PipelineError):
+    """A store or a run directory is not what the plan says."""
+
+
+class InferenceError(PipelineError):
+    """A tile could not be predicted, or the network returned what it must not."""
+
+
+class VerificationError(PipelineError):
+    """The output does not cover the plan."""
+
+
+REFUSALS = (ConfigError, PlanError, ModelError, StorageError)
+"""Raised before work starts: the command line ends with status 2."""
