@@ -1,0 +1,32 @@
+"""The volume beyond its ends: mirrored, in global coordinates, and never relative to a tile."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.core.box import Box, Triple
+
+
+def mirrored_index(start: int, stop: int, extent: int) -> np.ndarray:
+    """Indices inside the volume that coordinates `start` to `stop` show, as `numpy.pad(mode="reflect")` would.
+
+    Bounces where the volume is thinner than the pad; a volume of one voxel shows that voxel everywhere.
+    """
+    period = max(2 * (extent - 1), 1)
+    folded = np.arange(start, stop) % period
+    return np.minimum(folded, period - folded) if extent > 1 else np.zeros(stop - start, dtype=int)
+
+
+def shown(box: Box, volume: Triple) -> tuple[Box, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What to read so as to show `box`: the least box inside the volume, and the indices into it per axis."""
+    axes = [mirrored_index(a, b, n) for a, b, n in zip(box.start, box.stop, volume, strict=True)]
+    inside = Box(tuple(int(i.min()) for i in axes), tuple(int(i.max()) + 1 for i in axes))  # type: ignore[arg-type]
+    return inside, tuple(i - o for i, o in zip(axes, inside.start, strict=True))  # type: ignore[return-value]
+
+
+def spread(array: np.ndarray, indices: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+    """`array` (C, Z, Y, X), as read from the inner box, spread to the box that was asked for; no copy where equal."""
+    for axis, index in enumerate(indices, start=1):
+        if not np.array_equal(index, np.arange(array.shape[axis])):
+            array = np.take(array, index, axis=axis)
+    return array

@@ -1,0 +1,54 @@
+"""How stored values become the network's input: one set of statistics a volume, never a tile's own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Mode = Literal["none", "minmax", "zscore", "percentile"]
+
+
+@dataclass(frozen=True, slots=True)
+class Normalization:
+    """value -> (value - offset) * scale, as float32.
+
+    Args:
+        mode: What the two numbers came from.
+        offset: Subtracted; units of the stored values.
+        scale: Multiplied; 1 / units of the stored values.
+        low: Percentile that maps to 0, percent; used by `percentile`.
+        high: Percentile that maps to 1, percent; used by `percentile`.
+    """
+
+    mode: Mode = "none"
+    offset: float = 0.0
+    scale: float = 1.0
+    low: float = 1.0
+    high: float = 99.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def same_rule(self, other: Normalization) -> bool:
+        """Whether both derive their numbers from a volume in the same way."""
+        if self.mode != other.mode:
+            return False
+        return self.mode != "percentile" or (self.low, self.high) == (other.low, other.high)
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """`array` normalised, float32, a new array. Types wider than 16 bits are reduced in float64 first."""
+        wide = array.dtype.itemsize > 2 and array.dtype != np.float32
+        values = array.astype(np.float64 if wide else np.float32)
+        if self.offset != 0.0:
+            values -= values.dtype.type(self.offset)
+        if self.scale != 1.0:
+            values *= values.dtype.type(self.scale)
+        return values.astype(np.float32, copy=False)
+
+
+def spanning(mode: Mode, low_value: float, high_value: float, **percent: float) -> Normalization:
+    """The normalisation that maps `low_value` to 0 and `high_value` to 1; a constant volume maps to 0."""
+    span = float(high_value) - float(low_value)
+    return Normalization(mode, float(low_value), 1.0 / span if span > 0 else 1.0, **percent)

@@ -1,0 +1,196 @@
+"""The plan: all that will be done, as a value that is printed, hashed and compared before a machine is touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from math import prod
+from typing import Any
+
+from pipeline.core.architecture import Architecture
+from pipeline.core.box import Triple
+from pipeline.core.grid import TileGrid
+from pipeline.core.normalization import Normalization
+from pipeline.core.volume import Description
+
+ALGORITHM_VERSION = 1
+"""Raised whenever the same plan would give other bytes."""
+
+CODECS = "zstd(level=1), crc32c"
+"""How every chunk is stored; the checksum guards the data, not only a shard's index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The network of a run. `sha256` is of its tensors, not of the file that they came in."""
+
+    checkpoint: str
+    sha256: str
+    architecture: Architecture
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What is written.
+
+    Args:
+        url: The OME-Zarr group; the prediction is its array `0`.
+        axes: Axes of that array; a channel axis of one is dropped.
+        dtype: `float32` or `uint8`.
+        activation: Applied to the logits.
+        chunks: Extent along z, y, x of what is encoded at once.
+        shards: Extent along z, y, x of a stored object; None where each chunk is one.
+    """
+
+    url: str
+    axes: str
+    dtype: str
+    activation: str
+    chunks: Triple
+    shards: Triple | None
+    codecs: str = CODECS
+
+    @property
+    def write_unit(self) -> Triple:
+        """Extent along z, y, x that is written as one object, by one writer."""
+        return self.shards or self.chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """How a worker computes; `threads` are of one worker."""
+
+    device: str
+    dtype: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What the run will cost.
+
+    Args:
+        multiply_adds: Of all tiles.
+        one_pass_multiply_adds: Of one forward pass over the whole volume.
+        voxels_read: That tiles ask for, halos included.
+        worker_bytes: Upper bound of a worker's resident memory.
+        output_bytes: Of the output before compression.
+    """
+
+    multiply_adds: int
+    one_pass_multiply_adds: int
+    voxels_read: int
+    worker_bytes: int
+    output_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run, resolved: it holds no `auto`. Environment and warnings are recorded, and are not part of its identity."""
+
+    source: Description
+    nonfinite: str
+    output: Output
+    model: Model
+    normalization: Normalization
+    core: Triple
+    halo: Triple
+    slab: Triple
+    compute: Compute
+    cost: Cost
+    environment: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    version: int = ALGORITHM_VERSION
+
+    @property
+    def grid(self) -> TileGrid:
+        return TileGrid(self.model.architecture, self.source.shape, self.core, self.halo, self.slab)
+
+    @property
+    def amplification(self) -> float:
+        """Arithmetic done / arithmetic of one pass over the whole volume."""
+        return self.cost.multiply_adds / self.cost.one_pass_multiply_adds
+
+    @property
+    def read_amplification(self) -> float:
+        """Voxels asked for / voxels of the volume."""
+        return self.cost.voxels_read / self.source.voxels
+
+    def identity(self) -> dict[str, Any]:
+        """All that determines the output's bytes, by the names that a user knows; no paths, no workers."""
+        source, output, compute = self.source, self.output, self.compute
+        return {
+            "algorithm": self.version,
+            "input.metadata": source.metadata_sha256,
+            "input.shape": [source.channels, *source.shape],
+            "input.dtype": source.dtype,
+            "input.level": source.level,
+            "input.axes": source.axes,
+            "input.nonfinite": self.nonfinite,
+            "model.weights": self.model.sha256,
+            "model.architecture": self.model.architecture.to_dict(),
+            "normalize": self.normalization.to_dict(),
+            "output.dtype": output.dtype,
+            "output.activation": output.activation,
+            "output.chunks": list(output.chunks),
+            "output.shards": list(output.shards) if output.shards else None,
+            "output.codecs": output.codecs,
+            "tiles.core": list(self.core),
+            "tiles.halo": list(self.halo),
+            "tiles.slab": list(self.slab),
+            "compute.device": compute.device,
+            "compute.dtype": compute.dtype,
+            "compute.threads": compute.threads,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of `identity`: equal fingerprints mean equal bytes on one kind of processor."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: Plan) -> list[str]:
+        """What the identities disagree on, a line each, this plan's value first."""
+        mine, theirs = self.identity(), other.identity()
+        return [f"{key}: {mine[key]} here, {theirs[key]} there" for key in mine if mine[key] != theirs[key]]
+
+    def to_json(self) -> str:
+        content = {**asdict(self), "tiles": len(self.grid), "counts": self.grid.counts, "fingerprint": self.fingerprint}
+        return json.dumps(content, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError: The text is not such a plan, or its fingerprint is not its own.
+        """
+        content = json.loads(text)
+        told = content.pop("fingerprint")
+        content.pop("tiles"), content.pop("counts")
+        plan = cls(**{**content, **_parts(content)})
+        if plan.fingerprint != told:
+            raise ValueError(f"the fingerprint {told[:12]} is not that of its content, {plan.fingerprint[:12]}")
+        return plan
+
+
+def _parts(content: dict[str, Any]) -> dict[str, Any]:
+    output = {**content["output"], "chunks": tuple(content["output"]["chunks"])}
+    output["shards"] = tuple(output["shards"]) if output["shards"] else None
+    architecture = Architecture(**content["model"]["architecture"])
+    return {
+        "source": Description.from_dict(content["source"]),
+        "output": Output(**output),
+        "model": Model(**{**content["model"], "architecture": architecture}),
+        "normalization": Normalization(**content["normalization"]),
+        "compute": Compute(**content["compute"]),
+        "cost": Cost(**content["cost"]),
+        "warnings": tuple(content["warnings"]),
+        **{key: tuple(content[key]) for key in ("core", "halo", "slab")},
+    }
+
+
+def output_bytes(channels: int, shape: Triple, dtype: str) -> int:
+    """Bytes of an output before compression."""
+    return channels * prod(shape) * {"float32": 4, "uint8": 1}[dtype]
