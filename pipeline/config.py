@@ -1,0 +1,280 @@
+"""A run as one YAML and one frozen object. An unknown key is an error, and all violations are told at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.core.box import Triple
+from pipeline.errors import ConfigError
+
+Auto = Literal["auto"]
+Positive = Annotated[int, Field(ge=1)]
+Voxels = Annotated[tuple[Positive, Positive, Positive], Field(description="z, y, x")]
+Margin = Annotated[tuple[int, int, int], Field(description="z, y, x")]
+AnyConfig = TypeVar("AnyConfig", bound="Section")
+
+
+class Section(BaseModel):
+    """A group of keys: frozen, and strict about names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _absolute(url: Any) -> Any:
+    """Local paths made absolute, against the working directory; `file://` dropped; other URLs as they are."""
+    if not isinstance(url, str) or not url.strip():
+        raise ValueError("a path is needed")
+    url = url.removeprefix("file://")
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))  # noqa: PTH100 - must not resolve links
+
+
+Location = Annotated[str, BeforeValidator(_absolute)]
+
+
+class InputConfig(Section):
+    """What is read: a Zarr array or an OME-Zarr group."""
+
+    url: Location
+    level: Annotated[int, Field(ge=0)] = 0
+    axes: str = "auto"
+    nonfinite: Literal["fail", "zero"] = "fail"
+
+
+class OutputConfig(Section):
+    """What is written: an OME-Zarr group whose array `0` holds the prediction."""
+
+    url: Location
+    dtype: Literal["float32", "uint8"] = "float32"
+    activation: Literal["none", "sigmoid", "softmax"] = "none"
+    chunks: Auto | Voxels = "auto"
+    shards: Literal["auto", "none"] | Voxels = "auto"
+
+    @model_validator(mode="after")
+    def _eight_bits_need_a_range(self) -> OutputConfig:
+        if self.dtype == "uint8" and self.activation == "none":
+            raise ValueError(
+                "dtype uint8 stores rint(255 * clip(v, 0, 1)), which means nothing for raw logits (activation none). "
+                "Set output.activation to sigmoid or softmax, or output.dtype to float32"
+            )
+        return self
+
+
+class ModelConfig(Section):
+    """Which network: a checkpoint of ours, or a plain state_dict of the notes' class."""
+
+    checkpoint: Location
+    padding: Literal["same", "valid"] | None = None
+
+
+class NormalizeConfig(Section):
+    """How stored values become the network's input; absent, the checkpoint's rule."""
+
+    mode: Literal["none", "minmax", "zscore", "percentile"]
+    low: Annotated[float, Field(ge=0, le=100)] = 1.0
+    high: Annotated[float, Field(ge=0, le=100)] = 99.0
+
+    @model_validator(mode="after")
+    def _low_below_high(self) -> NormalizeConfig:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low} %) must be below high ({self.high} %)")
+        return self
+
+
+class TilesConfig(Section):
+    """The unit of work, voxels along z, y, x."""
+
+    core: Auto | Voxels = "auto"
+    halo: Auto | Margin = "auto"
+
+
+class ComputeConfig(Section):
+    """How a worker computes."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    threads: Auto | Positive = "auto"
+
+
+class ClusterConfig(Section):
+    """Who computes. `retries` is how often a failed tile is tried again before the run fails by its name."""
+
+    kind: Literal["local"] = "local"
+    workers: Positive = 2
+    memory_gb: Auto | Annotated[float, Field(gt=0)] = "auto"
+    retries: Annotated[int, Field(ge=0)] = 2
+
+
+class RunConfig(Section):
+    """One run: a volume in, a prediction out."""
+
+    input: InputConfig
+    output: OutputConfig
+    model: ModelConfig
+    normalize: NormalizeConfig | None = None
+    tiles: TilesConfig = TilesConfig()
+    compute: ComputeConfig = ComputeConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _output_apart_from_input(self) -> RunConfig:
+        source, target = Path(self.input.url), Path(self.output.url)
+        if "://" not in self.input.url and (_inside(target, source) or _inside(source, target)):
+            raise ValueError(
+                f"output.url '{target}' and input.url '{source}' lie inside one another: the input store is never "
+                "written to. Set output.url to a path of its own"
+            )
+        if "://" in self.output.url:
+            raise ValueError(f"output.url '{self.output.url}' is not a local path; outputs go to a file system so far")
+        return self
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def read_config(cls: type[AnyConfig], path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
+    """Read one YAML into `cls`.
+
+    Args:
+        cls: The object wanted.
+        path: The YAML; paths in it are relative to the working directory, `${NAME}` is taken from the environment.
+        overrides: `key.key=value` each, applied in order; values are YAML.
+
+    Raises:
+        ConfigError: Everything that is wrong with it, at once.
+    """
+    path = Path(path)
+    content = _load_yaml(path)
+    for override in overrides:
+        _override(content, override)
+    return validated(cls, content, source=str(path))
+
+
+def validated(cls: type[AnyConfig], content: Any, *, source: str) -> AnyConfig:
+    """`content` as a `cls`.
+
+    Raises:
+        ConfigError: Everything that is wrong with it, at once.
+    """
+    try:
+        return cls.model_validate(_expanded(content))
+    except ValidationError as error:
+        problems = _violations(cls, error.errors())
+        title = f"Configuration '{source}' cannot be a run ({len(problems)} problem{'s'[: len(problems) > 1]}):"
+        raise ConfigError("\n".join([title, *(f"  {p}" for p in problems)])) from error
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Configuration '{path}' cannot be read ({error}). Check the path.") from error
+    except YAMLError as error:
+        raise ConfigError(f"Configuration '{path}' is not YAML:\n  {str(error)[:600]}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"Configuration '{path}' holds {type(content).__name__}, not keys. See configs/example.yaml.")
+    return content
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"--set '{override}' is not key=value, such as tiles.core=[64, 128, 128].")
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise ConfigError(f"The value in --set '{override}' is not YAML ({str(error).splitlines()[0]}).") from error
+    *parents, leaf = name.strip().split(".")
+    for parent in parents:
+        child = content.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set '{override}': '{parent}' holds a value, not keys.")
+        content = child
+    content[leaf] = value
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _expanded(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_expanded(child) for child in value]
+    return _from_environment(value) if isinstance(value, str) else value
+
+
+def _from_environment(text: str) -> str:
+    def look_up(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ConfigError(f"'{text}' names the environment variable {match[1]}, which is not set. Set it.")
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", look_up, text)
+
+
+def _violations(cls: type[BaseModel], errors: Sequence[Any]) -> list[str]:
+    """One line a key: what was expected, and what came. A key of several possible types has several expectations."""
+    expected: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
+    for error in errors:
+        name = ".".join(_keys(cls, error["loc"])) or "the whole"
+        expected.setdefault(name, []).append(_expectation(cls, error))
+        if not isinstance(error["input"], dict | BaseModel) and error["type"] not in ("missing", "extra_forbidden"):
+            found[name] = f" (found {error['input']!r})"
+    return [f"{name}: {', or '.join(dict.fromkeys(texts))}{found.get(name, '')}" for name, texts in expected.items()]
+
+
+def _expectation(cls: type[BaseModel], error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"unknown key{_suggestion(cls, [str(part) for part in error['loc']])}"
+    if error["type"] == "missing":
+        whole = isinstance(error["loc"][-1], str)
+        return "required, but not there" if whole else "three numbers, z, y, x"
+    if error["type"] in ("tuple_type", "too_long"):
+        return "three numbers, z, y, x"
+    return error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+
+
+def _keys(cls: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The part of an error's location that the user wrote; what follows are names of types."""
+    keys: list[str] = []
+    owner: type[BaseModel] | None = cls
+    for part in map(str, location):
+        keys.append(part)
+        field = owner.model_fields.get(part) if owner else None
+        owner = next(_sections(field.annotation), None) if field else None
+        if owner is None:
+            break
+    return keys
+
+
+def _suggestion(cls: type[BaseModel], keys: list[str]) -> str:
+    owner: Any = cls
+    for key in keys[:-1]:
+        field = owner.model_fields.get(key)
+        owner = next(_sections(field.annotation), None) if field else None
+        if owner is None:
+            return ""
+    known = list(owner.model_fields)
+    close = get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _sections(inner)
+
+
+def triple(value: Sequence[int]) -> Triple:
+    """`value` as z, y, x."""
+    z, y, x = value
+    return (int(z), int(y), int(x))
