@@ -1,0 +1,265 @@
+"""Checkpoints: what they say, what they must not be, and nothing unpickled on the way.
+
+Two kinds are read. Our own: safetensors whose metadata entry `halotile` holds architecture, axes, normalisation,
+voxel size and provenance. And the notes': a plain `state_dict`, whose names and shapes tell the architecture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.core.architecture import Architecture, Padding
+from pipeline.core.normalization import Normalization
+from pipeline.errors import ModelError
+from pipeline.unet.model import UNet
+
+METADATA_KEY = "halotile"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network, as read.
+
+    Args:
+        architecture: What to build.
+        state: Tensors by the notes' names, float32, on the CPU.
+        padding_known: Whether the file itself says how its convolutions pad.
+        normalization: The rule that it was trained with; None where the file does not say.
+        axes: Axes of its input, such as `czyx`.
+        voxel_size_nm: Voxel size of the training data along its spatial axes; None where the file does not say.
+        provenance: Free facts about its making.
+    """
+
+    architecture: Architecture
+    state: dict[str, Tensor]
+    padding_known: bool = False
+    normalization: Normalization | None = None
+    axes: str | None = None
+    voxel_size_nm: tuple[float, ...] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the weights: the same for the same tensors, whatever file they came in."""
+        digest = hashlib.sha256()
+        for name in sorted(self.state):
+            tensor = self.state[name]
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def build(self) -> UNet:
+        """The network with these weights, in evaluation mode."""
+        model = UNet(self.architecture)
+        model.load_state_dict(self.state, strict=True)
+        return model.eval().requires_grad_(False)
+
+
+def load_checkpoint(path: str | Path, *, padding: Padding | None = None) -> Checkpoint:
+    """Read a checkpoint of either kind.
+
+    Args:
+        path: A `.safetensors` file, or a `state_dict` saved by `torch.save`.
+        padding: How the convolutions pad; only where the file does not say (then `same` by default).
+
+    Raises:
+        ModelError: The file is missing, damaged, no checkpoint of this network, or cannot be exact.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"Checkpoint '{path}' was asked for, but there is no such file. Check model.checkpoint.")
+    tensors, metadata = _read(path)
+    state = {name: t.to(torch.float32) if t.is_floating_point() else t for name, t in tensors.items()}
+    said = _metadata(path, metadata)
+    told = said.get("architecture", {}).get("padding")
+    if told and padding and told != padding:
+        raise ModelError(
+            f"model.padding is '{padding}', but checkpoint '{path}' was trained with '{told}'. "
+            "Leave model.padding out: it is only for checkpoints that do not say."
+        )
+    architecture = recognise(state, padding=told or padding or "same", source=str(path))
+    _check_told(path, said, architecture)
+    return Checkpoint(
+        architecture=architecture,
+        state=_completed(state, architecture, str(path)),
+        padding_known=told is not None,
+        normalization=Normalization(**said["normalization"]) if said.get("normalization") else None,
+        axes=said.get("axes"),
+        voxel_size_nm=tuple(said["voxel_size_nm"]) if said.get("voxel_size_nm") else None,
+        provenance=said.get("provenance", {}),
+    )
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write our own kind: safetensors with all that a run needs in its metadata."""
+    said = {
+        "format": 1,
+        "architecture": checkpoint.architecture.to_dict(),
+        "normalization": checkpoint.normalization.to_dict() if checkpoint.normalization else None,
+        "axes": checkpoint.axes,
+        "voxel_size_nm": checkpoint.voxel_size_nm,
+        "provenance": checkpoint.provenance,
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint.state.items()}
+    save_file(tensors, str(path), metadata={METADATA_KEY: json.dumps(said, sort_keys=True)})
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ModelError(
+            f"Checkpoint '{path}' cannot be read as a state_dict ({path.stat().st_size} bytes; {_first_line(error)}). "
+            "It is truncated, not a checkpoint, or holds more than tensors. Copy it again, or save "
+            "`model.state_dict()` alone: nothing else is ever unpickled."
+        ) from error
+    return _state_dict(content, path), {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"Checkpoint '{path}' cannot be read as safetensors ({path.stat().st_size} bytes; {_first_line(error)}). "
+            "It is truncated or not a checkpoint. Copy it again from where it was made."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    """The mapping of tensors in what `torch.load` gave, also one level down (`{"net": ..., "optim": ...}`)."""
+    candidates = [content, *content.values()] if isinstance(content, Mapping) else []
+    for candidate in candidates:
+        if isinstance(candidate, Mapping) and candidate and all(isinstance(t, Tensor) for t in candidate.values()):
+            return {str(name).removeprefix("module."): tensor for name, tensor in candidate.items()}
+    raise ModelError(
+        f"Checkpoint '{path}' holds {type(content).__name__}, not a state_dict (a mapping of names to tensors). "
+        "Save `model.state_dict()`."
+    )
+
+
+def _metadata(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    if METADATA_KEY not in metadata:
+        return {}
+    try:
+        said = json.loads(metadata[METADATA_KEY])
+    except json.JSONDecodeError as error:
+        raise ModelError(f"The metadata of checkpoint '{path}' is not JSON ({error}). Write it again.") from error
+    return said
+
+
+def recognise(state: Mapping[str, Tensor], *, padding: Padding, source: str) -> Architecture:
+    """The architecture that names and shapes tell.
+
+    Args:
+        state: Tensors by name.
+        padding: How the convolutions pad, which weights do not tell.
+        source: Where the tensors came from, for errors.
+
+    Raises:
+        ModelError: Names or shapes are not those of this network, or a norm has no running statistics.
+    """
+    first, last = state.get("encoder1_1.0.weight"), state.get("fc.weight")
+    if first is None or last is None or first.ndim not in (4, 5) or last.ndim != first.ndim:
+        raise ModelError(
+            f"Checkpoint '{source}' is not this UNet: expected tensors named 'encoder1_1.0.weight' ... 'fc.bias', found "
+            f"{_listed(list(state))}. Rename the tensors to the scheme in the README ('The network'), or train with it."
+        )
+    _refuse_inexact_norms(state, source)
+    return Architecture(
+        ndim=first.ndim - 2,
+        depth=_depth(state),
+        width=first.shape[0],
+        in_channels=first.shape[1],
+        out_channels=last.shape[0],
+        padding=padding,
+        bias=any(name.endswith((".0.bias", "fc.bias")) for name in state),
+        norm="batch" if "encoder1_1.1.running_mean" in state else "none",
+    )
+
+
+def _depth(state: Mapping[str, Tensor]) -> int:
+    depth = 0
+    while f"unpool{depth + 1}.weight" in state:
+        depth += 1
+    return max(depth, 1)
+
+
+def _refuse_inexact_norms(state: Mapping[str, Tensor], source: str) -> None:
+    blind = [n for n in state if n.endswith(".1.weight") and n.replace(".weight", ".running_mean") not in state]
+    if blind:
+        raise ModelError(
+            f"Checkpoint '{source}' normalises without stored statistics ('{blind[0]}' has no 'running_mean' beside it): "
+            "an instance, group or layer norm, or a batch norm without running statistics. Such a layer looks at its "
+            "whole input, so no halo makes tiles equal to one pass. Train with batch norm (its statistics are fixed "
+            "afterwards) or without a norm."
+        )
+
+
+def _completed(state: dict[str, Tensor], architecture: Architecture, source: str) -> dict[str, Tensor]:
+    """`state` checked against the architecture; biases that single layers lack are zero."""
+    expected = {name: tuple(tensor.shape) for name, tensor in _meta_state(architecture).items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    optional = {n for n in expected if n.endswith(".num_batches_tracked") or (n.endswith(".bias") and n not in found)}
+    affine = {n for n in expected if n.endswith((".1.weight", ".1.bias")) and n not in found}
+    missing = sorted(set(expected) - set(found) - optional - affine)
+    unknown = sorted(set(found) - set(expected))
+    shapes = [f"{n} {found[n]} instead of {expected[n]}" for n in expected if n in found and found[n] != expected[n]]
+    if missing or unknown or shapes:
+        raise ModelError(
+            f"Checkpoint '{source}' looks like depth {architecture.depth}, width {architecture.width}, "
+            f"{architecture.ndim}D, but does not fit it. Missing: {_listed(missing)}. Unknown: {_listed(unknown)}. "
+            f"Other shapes: {_listed(shapes)}. Check that the file is whole and of the network in the README."
+        )
+    _refuse_nonfinite(state, source)
+    filled = {n: torch.ones(s) if n.endswith(".1.weight") else torch.zeros(s) for n, s in expected.items()}
+    return {name: state.get(name, filled[name]) for name in expected}
+
+
+def _meta_state(architecture: Architecture) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return UNet(architecture).state_dict()
+
+
+def _refuse_nonfinite(state: Mapping[str, Tensor], source: str) -> None:
+    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise ModelError(
+            f"Checkpoint '{source}' has weights that are not finite: {_listed(bad)}. The training diverged or the file "
+            "is damaged; use an earlier checkpoint."
+        )
+
+
+def _check_told(path: Path, said: dict[str, Any], found: Architecture) -> None:
+    told = said.get("architecture")
+    if told is not None and told != found.to_dict():
+        different = [f"{k} {told.get(k)} but found {v}" for k, v in found.to_dict().items() if told.get(k) != v]
+        raise ModelError(
+            f"The metadata of checkpoint '{path}' does not describe its weights: {', '.join(different)}. "
+            "Write the checkpoint again."
+        )
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return "none"
+    shown = ", ".join(names[:6])
+    return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"
