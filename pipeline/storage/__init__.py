@@ -1,0 +1,1 @@
+"""Stores and run directories. The only room that imports zarr."""

@@ -1,0 +1,204 @@
+"""The output: an OME-Zarr 0.5 image whose array `0` is written in whole write units, each by one writer.
+
+Why no lock is needed: cores partition the volume, a core is whole write units, and a unit is one stored object. A
+tile that runs twice writes the same bytes. A unit's object is deleted before it is written again, because a torn one
+would otherwise be read and merged. All-fill units leave no object: only the ledger says what is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore, WrapperStore
+
+from pipeline.core.box import Box
+from pipeline.core.ledger import Units
+from pipeline.core.plan import Plan
+from pipeline.errors import StorageError
+from pipeline.storage.ngff import image_attributes
+
+ARRAY = "0"
+FINGERPRINT_ATTRIBUTE = "halotile"
+
+
+def checksum(stored: bytes) -> str:
+    """SHA-256 of stored bytes, as `sha256sum` prints it."""
+    return hashlib.sha256(stored).hexdigest()
+
+
+class _RecordingStore(WrapperStore[LocalStore]):
+    """A local store that makes each object durable and keeps the checksum of what it stored."""
+
+    def __init__(self, store: LocalStore) -> None:
+        super().__init__(store)
+        self.checksums: dict[str, str] = {}
+
+    async def set(self, key: str, value: Buffer) -> None:
+        await super().set(key, value)
+        _synced(self._store.root / key)
+        self.checksums[key] = checksum(value.to_bytes())
+
+
+def _synced(path: Path) -> None:
+    """Flush a file and its folder: a full disk under the page cache tells nobody before this."""
+    for target in (path, path.parent):
+        handle = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class Output:
+    """The output of one plan, opened."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.root = Path(plan.output.url)
+        self._store = _RecordingStore(LocalStore(self.root))
+
+    # --- life of the store ------------------------------------------------------------------------------------------
+
+    def state(self) -> str:
+        """`absent`, `ours` (this plan's), or `foreign`: anything else that lies at its place."""
+        if not self.root.exists():
+            return "absent"
+        if not any(self.root.iterdir()) if self.root.is_dir() else False:
+            return "absent"
+        return "ours" if stored_fingerprint(self.root) == self.plan.fingerprint else "foreign"
+
+    def create(self) -> None:
+        """Make the group and the empty array, where they are not there yet. A crash half-way is made good."""
+        group = zarr.open_group(str(self.root), mode="a", zarr_format=3)
+        group.attrs[FINGERPRINT_ATTRIBUTE] = {"fingerprint": self.plan.fingerprint, "state": "incomplete"}
+        if ARRAY not in group:
+            self._create_array()
+
+    def publish(self) -> None:
+        """Name the array in the group's metadata: from now on readers of OME-Zarr find the image."""
+        group = zarr.open_group(str(self.root), mode="r+", zarr_format=3)
+        output = self.plan.output
+        name = self.root.name.removesuffix(".zarr").removesuffix(".ome")
+        ome = image_attributes(name=name, axes=output.axes, space=self.plan.source.space, path=ARRAY)
+        group.update_attributes(
+            {"ome": ome, FINGERPRINT_ATTRIBUTE: {"fingerprint": self.plan.fingerprint, "state": "complete"}}
+        )
+        _synced(self.root / "zarr.json")
+
+    def _create_array(self) -> None:
+        plan, output = self.plan, self.plan.output
+        channels = plan.model.architecture.out_channels
+        zarr.create_array(
+            str(self.root),
+            name=ARRAY,
+            shape=self._stored(channels, plan.source.shape),
+            chunks=self._stored(1, output.chunks),
+            shards=self._stored(channels, output.shards) if output.shards else None,
+            dtype=output.dtype,
+            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            fill_value=0,
+            zarr_format=3,
+            dimension_names=list(output.axes),
+            overwrite=False,
+        )
+
+    def check_array(self) -> None:
+        """Compare the stored array with the plan.
+
+        Raises:
+            StorageError: It is not there, or has another shape or type.
+        """
+        try:
+            array = zarr.open_array(self._store, path=ARRAY, mode="r")
+        except (FileNotFoundError, KeyError, ValueError) as error:
+            raise StorageError(
+                f"Output '{self.root}' has no readable array '{ARRAY}' ({error}), though its run directory knows it. "
+                "Delete the output and its run directory to start over."
+            ) from error
+        shape = self._stored(self.plan.model.architecture.out_channels, self.plan.source.shape)
+        if (array.shape, array.dtype.name) != (shape, self.plan.output.dtype):
+            raise StorageError(
+                f"Output array '{self.root}/{ARRAY}' is {array.shape} {array.dtype}, but the plan says {shape} "
+                f"{self.plan.output.dtype}: its metadata was changed. Delete the output and its run directory."
+            )
+
+    # --- write units ------------------------------------------------------------------------------------------------
+
+    def units(self, core: Box) -> Iterator[Box]:
+        """The write units of a core, z slowest."""
+        return core.split(self.plan.output.write_unit)
+
+    def keys(self, unit: Box) -> list[str]:
+        """The stored objects of a write unit: one, or without shards one a channel."""
+        place = self._stored(0, tuple(a // w for a, w in zip(unit.start, self.plan.output.write_unit, strict=True)))
+        if self.plan.output.shards or "c" not in self.plan.output.axes:
+            return [self._key(place)]
+        return [self._key((c, *place[1:])) for c in range(self.plan.model.architecture.out_channels)]
+
+    def _key(self, place: tuple[int, ...]) -> str:
+        return "/".join([ARRAY, "c", *map(str, place)])
+
+    def write(self, unit: Box, array: np.ndarray) -> Units:
+        """Write one whole unit, durably.
+
+        Args:
+            unit: Voxels of the unit.
+            array: Its values, (C, Z, Y, X), the output's dtype.
+
+        Returns:
+            The checksum of each stored object; None where all values are fill and nothing is stored.
+        """
+        keys = self.keys(unit)
+        for key in keys:
+            self._clear(key)
+        target = zarr.open_array(self._store, path=ARRAY, mode="r+")
+        region = self._stored(slice(None), tuple(slice(a, b) for a, b in zip(unit.start, unit.stop, strict=True)))
+        target[region] = self._stored_axes(array)
+        return {key: self._store.checksums.pop(key, None) for key in keys}
+
+    def _clear(self, key: str) -> None:
+        """Remove an object and what a killed writer left half-written beside it."""
+        path = self.root / key
+        if path.parent.is_dir():
+            for stale in (path, *path.parent.glob(f"{path.name}.*.partial")):
+                stale.unlink(missing_ok=True)
+
+    def stored_checksum(self, key: str) -> str | None:
+        """Checksum of the object as it lies in the store; None where there is none."""
+        path = self.root / key
+        return checksum(path.read_bytes()) if path.is_file() else None
+
+    def read(self, box: Box) -> np.ndarray:
+        """Voxels of a box as written, (C, Z, Y, X)."""
+        array = zarr.open_array(self._store, path=ARRAY, mode="r")
+        found = np.asarray(array[self._stored(slice(None), tuple(map(slice, box.start, box.stop)))])
+        channels = self.plan.model.architecture.out_channels
+        return found.reshape(channels, *box.shape)
+
+    # --- axes -------------------------------------------------------------------------------------------------------
+
+    def _stored(self, channel: Any, spatial: Any) -> tuple[Any, ...]:
+        """Values by axis, for the axes that the stored array has."""
+        by_axis = dict(zip("zyx", spatial, strict=True)) | {"c": channel}
+        return tuple(by_axis[axis] for axis in self.plan.output.axes)
+
+    def _stored_axes(self, array: np.ndarray) -> np.ndarray:
+        kept = [slice(None) if axis in self.plan.output.axes else 0 for axis in "czyx"]
+        return array[tuple(kept)]
+
+
+def stored_fingerprint(root: Path) -> str | None:
+    """The fingerprint that a store says it was made for; None where it says none."""
+    try:
+        attributes = zarr.open_group(str(root), mode="r").attrs.asdict()
+    except (FileNotFoundError, KeyError, ValueError, OSError):
+        return None
+    return (attributes.get(FINGERPRINT_ATTRIBUTE) or {}).get("fingerprint")

@@ -1,0 +1,220 @@
+"""The run directory beside an output (`OUTPUT.run/`): its artifacts, its ledger and its locks.
+
+Two locks make one driver an output. `driver.lock` is held by the driver, exclusively; it names the driver's token.
+`workers.lock` is held by each worker, shared: a driver that starts right after another's death waits until the last
+orphan writer is gone, and a worker that finds another token than its own driver's writes nothing more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from pipeline.core.ledger import Progress, Session, TileRecord, parse_lines
+from pipeline.core.plan import Plan
+from pipeline.errors import StorageError
+
+ORPHAN_WAIT_SECONDS = 60.0
+SYNC_SECONDS = 1.0
+
+_held: dict[Path, int] = {}
+"""Driver locks of this process, by run directory, with how often each was entered."""
+
+
+class RunDirectory:
+    """The run directory of one output.
+
+    Args:
+        output: Path of the output store; the directory is `OUTPUT.run`.
+    """
+
+    def __init__(self, output: str | Path) -> None:
+        self.output = Path(output)
+        self.path = self.output.with_name(self.output.name + ".run")
+        self.plan_path = self.path / "plan.json"
+        self.ledger_path = self.path / "ledger.jsonl"
+        self.log_path = self.path / "run.log"
+        self.verification_path = self.path / "verification.json"
+        self.report_path = self.path / "report.json"
+
+    # --- artifacts --------------------------------------------------------------------------------------------------
+
+    def write(self, path: Path, text: str) -> None:
+        """Replace an artifact atomically and durably."""
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+
+    def write_json(self, path: Path, content: dict[str, Any]) -> None:
+        """Replace an artifact of JSON atomically and durably."""
+        self.write(path, json.dumps(content, indent=2) + "\n")
+
+    def read_json(self, path: Path) -> dict[str, Any] | None:
+        """An artifact, or None where it was not made yet."""
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def load_plan(self) -> Plan | None:
+        """The plan, or None where there is none.
+
+        Raises:
+            StorageError: There is one that cannot be read.
+        """
+        if not self.plan_path.is_file():
+            return None
+        try:
+            return Plan.from_json(self.plan_path.read_text(encoding="utf-8"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"Plan '{self.plan_path}' cannot be read ({type(error).__name__}: {error}): it was changed by hand or "
+                "written by another version. Delete the run directory and the output to start over."
+            ) from error
+
+    # --- ledger -----------------------------------------------------------------------------------------------------
+
+    def records(self) -> Iterator[TileRecord | Session]:
+        """The ledger, in order; empty where there is none.
+
+        Raises:
+            StorageError: It is damaged.
+        """
+        if not self.ledger_path.is_file():
+            return
+        with self.ledger_path.open(encoding="utf-8", errors="replace") as file:
+            try:
+                yield from parse_lines(file)
+            except ValueError as error:
+                raise StorageError(
+                    f"Ledger '{self.ledger_path}' is damaged: {error}. Remove that line: its tile is computed again."
+                ) from error
+
+    def progress(self, plan: Plan) -> Progress:
+        """What the ledger adds up to for this plan."""
+        progress = Progress(len(plan.grid), plan.fingerprint)
+        for record in self.records():
+            if isinstance(record, TileRecord):
+                progress.add(record)
+        return progress
+
+    @contextmanager
+    def ledger(self) -> Iterator[LedgerWriter]:
+        """The ledger, open for the driver to append to. A last line torn by a kill is cut off first."""
+        with self.ledger_path.open("a+", encoding="utf-8") as file:
+            _cut_torn_line(file)
+            writer = LedgerWriter(file)
+            try:
+                yield writer
+            finally:
+                writer.sync()
+
+    # --- locks ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def driver(self) -> Iterator[str]:
+        """Be the one driver of this output; gives its token. May be entered again within the process.
+
+        Raises:
+            StorageError: Another process drives it.
+        """
+        key = self.path.absolute()
+        if key in _held:
+            _held[key] += 1
+            try:
+                yield (self.path / "driver.lock").read_text()
+            finally:
+                _held[key] -= 1
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "driver.lock").open("a+") as file:
+            self._lock_or_refuse(file)
+            token = f"{os.getpid()}-{uuid.uuid4().hex}"
+            file.truncate(0)
+            file.write(token)
+            file.flush()
+            _held[key] = 1
+            try:
+                yield token
+            finally:
+                del _held[key]
+
+    def _lock_or_refuse(self, file: TextIO) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            pid = file.read().partition("-")[0]
+            raise StorageError(
+                f"Output '{self.output}' is being written by another run (process {pid}, lock '{file.name}'). "
+                "Wait until it ends, end it, or give this run another output.url."
+            ) from error
+
+    def wait_for_orphans(self, seconds: float = ORPHAN_WAIT_SECONDS) -> None:
+        """Wait until no worker of an earlier driver is left.
+
+        Raises:
+            StorageError: One still holds on.
+        """
+        deadline = time.monotonic() + seconds
+        with (self.path / "workers.lock").open("a+") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    if time.monotonic() > deadline:
+                        raise StorageError(
+                            f"Workers of an earlier run still write to '{self.output}' after {seconds:.0f} s "
+                            f"(lock '{file.name}'). End them, then run again."
+                        ) from error
+                    time.sleep(0.1)
+                else:
+                    return
+
+    def enlist_worker(self, token: str) -> TextIO:
+        """Hold the workers' lock for as long as the file that is returned stays open.
+
+        Raises:
+            StorageError: Another driver has taken over.
+        """
+        file = (self.path / "workers.lock").open("a+")
+        fcntl.flock(file, fcntl.LOCK_SH)
+        if (self.path / "driver.lock").read_text() != token:
+            file.close()
+            raise StorageError(f"Another driver has taken over '{self.output}': this worker writes nothing more.")
+        return file
+
+
+class LedgerWriter:
+    """Appends records. Every line reaches the system at once, and the disk at most a second later."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._synced = time.monotonic()
+
+    def append(self, record: TileRecord | Session) -> None:
+        self._file.write(record.to_line())
+        self._file.flush()
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+
+def _cut_torn_line(file: TextIO) -> None:
+    size = file.seek(0, os.SEEK_END)
+    with open(file.name, "rb") as raw:  # noqa: PTH123 - the same name as the open file
+        raw.seek(max(size - 2**20, 0))
+        tail = raw.read()
+    if tail and not tail.endswith(b"\n"):
+        file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)

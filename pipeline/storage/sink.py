@@ -1,0 +1,53 @@
+"""Assembles predicted slabs into whole write units, and writes each as it completes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.core.box import Box
+from pipeline.core.ledger import Units
+from pipeline.errors import StorageError
+from pipeline.storage.output import Output
+
+
+class UnitSink:
+    """Takes the slabs of one tile's core; holds only units that have begun and are not complete.
+
+    Args:
+        output: Where to write.
+        core: The tile's core.
+    """
+
+    def __init__(self, output: Output, core: Box) -> None:
+        self._output = output
+        self._waiting = list(output.units(core))
+        self._begun: dict[Box, tuple[np.ndarray, int]] = {}
+        self._written: Units = {}
+
+    def add(self, box: Box, array: np.ndarray) -> None:
+        """Take the values (C, Z, Y, X) of a box inside the core; boxes may not overlap."""
+        for unit in [unit for unit in self._waiting if unit.overlaps(box)]:
+            part = unit.clipped(box)
+            buffer, missing = self._begun.get(unit) or (
+                np.empty((array.shape[0], *unit.shape), array.dtype),
+                unit.voxels,
+            )
+            buffer[(slice(None), *part.within(unit))] = array[(slice(None), *part.within(box))]
+            missing -= part.voxels
+            self._begun[unit] = (buffer, missing)
+            if missing == 0:
+                self._written.update(self._output.write(unit, buffer))
+                del self._begun[unit]
+                self._waiting.remove(unit)
+
+    def finish(self) -> Units:
+        """Checksums of all that was written.
+
+        Raises:
+            StorageError: The slabs did not cover the core.
+        """
+        if self._waiting:
+            raise StorageError(
+                f"The slabs of a tile left {len(self._waiting)} write units incomplete; this is a defect."
+            )
+        return self._written

@@ -1,0 +1,161 @@
+"""An input volume: a Zarr v2 or v3 array, or one level of an OME-Zarr image, read as (C, Z, Y, X) boxes.
+
+Never written to: it is opened read-only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from pipeline.core.box import Box, Triple
+from pipeline.core.volume import KNOWN_AXES, Description, Space
+from pipeline.errors import StorageError
+from pipeline.storage.ngff import Multiscale, read_multiscale
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume that can be read in boxes.
+
+    Args:
+        description: What it is.
+        array: The zarr array behind it.
+    """
+
+    description: Description
+    array: zarr.Array
+
+    @property
+    def shape(self) -> Triple:
+        return self.description.shape
+
+    def read(self, box: Box) -> np.ndarray:
+        """Voxels of a box inside the volume, (C, Z, Y, X), the stored dtype."""
+        by_axis = dict(zip("zyx", (slice(a, b) for a, b in zip(box.start, box.stop, strict=True)), strict=True))
+        axes = self.description.axes
+        found = np.asarray(self.array[tuple(by_axis.get(axis, slice(None)) for axis in axes)])
+        if "z" not in axes:
+            found = np.expand_dims(found, axes.index("y"))
+        return found if "c" in axes else found[np.newaxis]
+
+
+def open_volume(url: str, *, level: int = 0, axes: str = "auto") -> Volume:
+    """Open a volume.
+
+    Args:
+        url: A Zarr array or an OME-Zarr group.
+        level: Resolution level of an OME-Zarr group, 0 the finest.
+        axes: Axes as stored (`yx`, `cyx`, `zyx`, `czyx`), or `auto`: the metadata's, else by their number.
+
+    Raises:
+        StorageError: There is no such store, level or axes, or its type is not numeric.
+    """
+    node = _open(url)
+    multiscale = read_multiscale(dict(node.attrs), url) if isinstance(node, zarr.Group) else None
+    array = _level(node, multiscale, url, level)
+    names = _axes(array, multiscale, axes, url)
+    space = multiscale.space(level) if multiscale and len(multiscale.axes) == len(names) else None
+    if array.dtype.kind not in "buif":
+        raise StorageError(f"Volume '{url}' has dtype {array.dtype}; expected integers or floats. Convert it first.")
+    if 0 in array.shape:
+        raise StorageError(f"Volume '{url}' has shape {array.shape}: there is no voxel to predict. Check input.url.")
+    return Volume(_description(url, level, array, names, space), array)
+
+
+def store_levels(url: str) -> int:
+    """How many resolution levels a store has; 1 for a plain array.
+
+    Raises:
+        StorageError: It is no store, or a group that is no image.
+    """
+    node = _open(url)
+    multiscale = read_multiscale(dict(node.attrs), url) if isinstance(node, zarr.Group) else None
+    _level(node, multiscale, url, 0)
+    return len(multiscale.paths) if multiscale else 1
+
+
+def _open(url: str) -> zarr.Array | zarr.Group:
+    if "://" not in url and not Path(url).exists():
+        raise StorageError(f"Input '{url}' was asked for, but there is nothing there. Check input.url.")
+    try:
+        return zarr.open(url, mode="r")
+    except (FileNotFoundError, KeyError, ValueError, TypeError, OSError, ImportError) as error:
+        detail = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StorageError(
+            f"Input '{url}' is not a Zarr array or group ({detail}). Expected zarr.json, or .zarray or .zgroup, in it: "
+            "check input.url, or convert the volume to OME-Zarr."
+        ) from error
+
+
+def _level(node: zarr.Array | zarr.Group, multiscale: Multiscale | None, url: str, level: int) -> zarr.Array:
+    if isinstance(node, zarr.Array):
+        if level != 0:
+            raise StorageError(
+                f"input.level is {level}, but '{url}' is a plain array with level 0 alone. Leave it at 0."
+            )
+        return node
+    if multiscale is None:
+        inner = ", ".join(sorted(node.keys())[:8]) or "nothing"
+        raise StorageError(
+            f"Group '{url}' has no OME-Zarr image metadata (multiscales); it holds {inner}. "
+            "Name an array or an image group in input.url."
+        )
+    if level >= len(multiscale.paths):
+        raise StorageError(
+            f"input.level is {level}, but '{url}' has levels 0 to {len(multiscale.paths) - 1}. Choose one of them."
+        )
+    found = node.get(multiscale.paths[level])
+    if not isinstance(found, zarr.Array):
+        raise StorageError(
+            f"Level {level} of '{url}' should be the array '{multiscale.paths[level]}', which is not there. "
+            "The store is incomplete: copy it again."
+        )
+    return found
+
+
+def _axes(array: zarr.Array, multiscale: Multiscale | None, asked: str, url: str) -> str:
+    if asked != "auto":
+        names = asked
+    elif multiscale is not None:
+        names = "".join(multiscale.axes) if all(len(a) == 1 for a in multiscale.axes) else str(multiscale.axes)
+    else:
+        names = {2: "yx", 3: "zyx", 4: "czyx"}.get(array.ndim, f"{array.ndim} axes without names")
+    if names not in KNOWN_AXES or len(names) != array.ndim:
+        raise StorageError(
+            f"Volume '{url}' has {array.ndim} axes, shape {array.shape}, read as '{names}'; expected {', '.join(KNOWN_AXES)}. "
+            "Name a store with these axes, one time point at a time, or set input.axes to how they are stored."
+        )
+    return names
+
+
+def _description(url: str, level: int, array: zarr.Array, axes: str, space: Space | None) -> Description:
+    extent, chunk = (dict(zip(axes, values, strict=True)) for values in (array.shape, array.chunks))
+    return Description(
+        url=url,
+        level=level,
+        axes=axes,
+        channels=extent.get("c", 1),
+        shape=(extent.get("z", 1), extent["y"], extent["x"]),
+        dtype=array.dtype.newbyteorder("=").name,
+        chunks=(chunk.get("z", 1), chunk["y"], chunk["x"]),
+        space=space or Space.unknown(len(axes) - ("c" in axes)),
+        metadata_sha256=_metadata_sha256(array),
+    )
+
+
+def _metadata_sha256(array: zarr.Array) -> str:
+    """Digest of the document that says how the array is stored; attributes do not change what it holds."""
+    name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
+    found = sync((array.store_path / name).get(default_buffer_prototype()))
+    content: dict[str, Any] = json.loads(found.to_bytes())
+    content.pop("attributes", None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
