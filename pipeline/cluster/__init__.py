@@ -1,0 +1,1 @@
+"""Workers, and how tiles reach them. The only room that imports dask."""

@@ -1,0 +1,91 @@
+"""How tiles reach workers: by index only, a bounded number at a time, in order, each tried a bounded number of times.
+
+Neither this process nor the scheduler grows with the volume: a future is forgotten as soon as its outcome is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client, Future, KilledWorker, as_completed
+
+TILES_AHEAD = 2
+"""Tiles in flight a worker: one that runs, one that waits so that the worker never does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a tile ended, after its last attempt.
+
+    Args:
+        index: The tile.
+        attempt: The attempt that ended it, 1 the first.
+        result: What the function gave; None where it failed.
+        error: Why it failed; None where it did not.
+    """
+
+    index: int
+    attempt: int
+    result: Any = None
+    error: BaseException | None = None
+
+
+def dispatch(
+    client: Client, function: Callable[[int], Any], indices: Iterable[int], *, workers: int, retries: int, run: str
+) -> Iterator[Outcome]:
+    """Run `function(index)` for all indices on the workers; outcomes come as they complete.
+
+    A worker that dies costs the tile that it ran: the scheduler gives that to another. A tile that takes its worker
+    down several times is not tried again.
+
+    Args:
+        client: Connected to the workers.
+        function: Small when pickled; sent with every tile.
+        indices: In the order of submission; consumed lazily.
+        workers: Sets how many are in flight.
+        retries: Further attempts of a tile that failed.
+        run: Makes keys unique: a key that once failed would fail at once when submitted again.
+    """
+    flight = _Flight(client, function, run)
+    source = iter(indices)
+    for index in _first(source, workers * TILES_AHEAD):
+        flight.submit(index, attempt=1)
+    for future in flight.completed:
+        outcome = flight.land(future)
+        if outcome.error is not None and outcome.attempt <= retries and not isinstance(outcome.error, KilledWorker):
+            flight.submit(outcome.index, attempt=outcome.attempt + 1)
+            continue
+        yield outcome
+        for index in _first(source, 1):
+            flight.submit(index, attempt=1)
+
+
+class _Flight:
+    """The tiles in flight."""
+
+    def __init__(self, client: Client, function: Callable[[int], Any], run: str) -> None:
+        self._client, self._function, self._run = client, function, run
+        self._tries: dict[str, tuple[int, int]] = {}
+        self.completed = as_completed(loop=client.loop)
+
+    def submit(self, index: int, *, attempt: int) -> None:
+        key = f"tile-{self._run}-{index}-{attempt}"
+        self._tries[key] = (index, attempt)
+        self.completed.add(self._client.submit(self._function, index, key=key, pure=False, retries=0))
+
+    def land(self, future: Future) -> Outcome:
+        index, attempt = self._tries.pop(future.key)
+        error = future.exception() if future.status != "finished" else None
+        result = future.result() if error is None else None
+        future.release()
+        return Outcome(index, attempt, result, error)
+
+
+def _first(source: Iterator[int], count: int) -> Iterator[int]:
+    for _ in range(count):
+        try:
+            yield int(next(source))
+        except StopIteration:
+            return

@@ -1,0 +1,85 @@
+"""What a worker process does with a tile's index: everything else it opens itself, once."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TextIO
+
+from distributed import get_worker
+
+from pipeline.core.ledger import TileRecord
+from pipeline.core.plan import Plan
+from pipeline.engine import infer_tile
+from pipeline.errors import StorageError
+from pipeline.storage.output import Output
+from pipeline.storage.rundir import RunDirectory
+from pipeline.storage.sink import UnitSink
+from pipeline.storage.volume import Volume, open_volume
+from pipeline.unet.checkpoint import load_checkpoint
+from pipeline.unet.predictor import UNetPredictor
+
+_opening = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker is told: a few strings, whatever the volume's size.
+
+    Args:
+        output: Path of the output; plan and locks lie beside it.
+        fingerprint: Of the plan.
+        token: Of the driver; a worker whose driver was replaced writes nothing more.
+    """
+
+    output: str
+    fingerprint: str
+    token: str
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What a worker holds open for a job."""
+
+    plan: Plan
+    source: Volume
+    predictor: UNetPredictor
+    output: Output
+    lock: TextIO
+
+
+def infer(job: Job, index: int) -> TileRecord:
+    """Predict and write one tile of a job; see `engine.infer_tile`."""
+    with _opening:  # one model a process, also where a worker has several threads
+        bench = _bench(job)
+    tile = bench.plan.grid.tile(index)
+    record = infer_tile(
+        tile,
+        source=bench.source,
+        predictor=bench.predictor,
+        sink=UnitSink(bench.output, tile.core),
+        nonfinite=bench.plan.nonfinite,
+        fingerprint=bench.plan.fingerprint,
+    )
+    return replace(record, worker=str(get_worker().name))
+
+
+@lru_cache(maxsize=1)
+def _bench(job: Job) -> _Bench:
+    directory = RunDirectory(job.output)
+    lock = directory.enlist_worker(job.token)
+    plan = directory.load_plan()
+    if plan is None or plan.fingerprint != job.fingerprint:
+        raise StorageError(
+            f"The plan in '{directory.path}' is not the one of this run: it was changed under the workers."
+        )
+    architecture = plan.model.architecture
+    checkpoint = load_checkpoint(plan.model.checkpoint, padding=architecture.padding)
+    return _Bench(
+        plan=plan,
+        source=open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes),
+        predictor=UNetPredictor(checkpoint, plan),
+        output=Output(plan),
+        lock=lock,
+    )

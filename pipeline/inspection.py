@@ -1,0 +1,93 @@
+"""What a store or a checkpoint is, in rows for a person."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+from pipeline.core.box import Triple
+from pipeline.core.cost import multiply_adds
+from pipeline.core.receptive import least_halo, receptive_radius
+from pipeline.errors import StorageError
+from pipeline.storage.volume import open_volume, store_levels
+from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
+
+Rows = list[tuple[str, str]]
+
+
+def inspect_path(path: str) -> Rows:
+    """Rows about a Zarr store, or about a checkpoint.
+
+    Raises:
+        StorageError: There is nothing, or no readable store.
+        ModelError: A file that is no checkpoint.
+    """
+    if "://" not in path and not Path(path).exists():
+        raise StorageError(f"'{path}' was asked for, but there is nothing there. Check the path.")
+    return _checkpoint_rows(path) if Path(path).is_file() else _store_rows(path)
+
+
+def _store_rows(url: str) -> Rows:
+    levels = store_levels(url)
+    rows = [("store", url), ("levels", str(levels))]
+    for level in range(levels):
+        volume = open_volume(url, level=level)
+        found, array = volume.description, volume.array
+        shards = f", shards {_by(array.shards)}" if array.shards else ""
+        placed = zip(found.axes.removeprefix("c"), found.space.scale, found.space.units, strict=True)
+        scale = ", ".join(f"{axis} {size:g} {unit or '(no unit)'}" for axis, size, unit in placed)
+        rows += [
+            (
+                f"level {level}",
+                f"axes {found.axes}, shape {_by(array.shape)}, {found.dtype}, Zarr v{array.metadata.zarr_format}",
+            ),
+            ("", f"chunks {_by(array.chunks)}{shards}"),
+            ("", f"voxel {scale}"),
+        ]
+    return rows
+
+
+def _checkpoint_rows(path: str) -> Rows:
+    checkpoint = load_checkpoint(path)
+    a = checkpoint.architecture
+    norm = "batch norm" if a.norm == "batch" else "no norm"
+    padding = f"{a.padding} padding" if checkpoint.padding_known else f"padding not told ({a.padding} by default)"
+    parameters = checkpoint.build().parameter_count
+    rows = [
+        ("checkpoint", path),
+        (
+            "network",
+            f"{a.ndim}D UNet, depth {a.depth}, width {a.width}, {norm}, {'bias' if a.bias else 'no bias'}, {padding}",
+        ),
+        ("channels", f"{a.in_channels} in, {a.out_channels} out"),
+        ("parameters", f"{parameters:,}"),
+        ("stride", _by(a.stride)),
+        ("receptive radius", f"{_by(receptive_radius(a))} (a side, of a block on the stride lattice)"),
+    ]
+    if a.padding == "same":
+        rows.append(("least halo", _by(least_halo(a))))
+    rows.append(("multiply-adds", f"{_multiply_adds_a_voxel(checkpoint):,.0f} a voxel"))
+    rows.append(("weights", f"SHA-256 {checkpoint.sha256}"))
+    return rows + _told_rows(checkpoint)
+
+
+def _multiply_adds_a_voxel(checkpoint: Checkpoint) -> float:
+    """Of same-padded layers, where it does not depend on the extent: what one large pass comes to."""
+    padded = replace(checkpoint.architecture, padding="same")
+    return multiply_adds(padded, padded.stride) / prod(padded.stride)
+
+
+def _told_rows(checkpoint: Checkpoint) -> Rows:
+    rows = []
+    if checkpoint.axes:
+        rows.append(("axes", checkpoint.axes))
+    if checkpoint.normalization:
+        rows.append(("normalisation", checkpoint.normalization.mode))
+    if checkpoint.voxel_size_nm:
+        rows.append(("voxel size", f"{_by(checkpoint.voxel_size_nm)} nm"))
+    return rows + [(f"  {name}", str(value)) for name, value in checkpoint.provenance.items()]
+
+
+def _by(extent: tuple[float, ...] | Triple) -> str:
+    return " x ".join(f"{n:g}" if isinstance(n, float) else str(n) for n in extent)

@@ -1,0 +1,264 @@
+"""From a configuration to a plan: every `auto` resolved, every refusal made, nothing written."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import RunConfig
+from pipeline.core.cost import multiply_adds, total_multiply_adds, total_voxels_read
+from pipeline.core.normalization import Normalization
+from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
+from pipeline.core.tiling import TileRequest, Tiling, choose_tiling, whole_window
+from pipeline.errors import ConfigError, PlanError, StorageError
+from pipeline.statistics import measured
+from pipeline.storage.volume import Volume, open_volume
+from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
+from pipeline.unet.predictor import environment, resolved_device
+
+NANOMETERS = {"nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "angstrom": 0.1}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine has.
+
+    Args:
+        cores: That a process may use.
+        memory_bytes: That a process may use.
+    """
+
+    cores: int
+    memory_bytes: int
+
+
+def make_plan(config: RunConfig, machine: Machine, *, earlier: Plan | None = None, governs: bool = False) -> Plan:
+    """Resolve a configuration.
+
+    Args:
+        config: What is asked for.
+        machine: Where workers will run.
+        earlier: A plan made before for the same output; its statistics are taken over where they still hold.
+        governs: Whether work has begun under `earlier`: then its tiles and shards are taken wherever the
+            configuration says `auto`, whatever the number of workers now.
+
+    Raises:
+        StorageError, ModelError, ConfigError, PlanError: It cannot be a run; says what to do.
+    """
+    volume = open_volume(config.input.url, level=config.input.level, axes=config.input.axes)
+    checkpoint = load_checkpoint(config.model.checkpoint, padding=config.model.padding)
+    _check_fit(config, volume, checkpoint)
+    pinned = earlier if governs else None
+    device = config.compute.device
+    device = resolved_device(pinned.compute.device if pinned and device == "auto" else device)
+    tiling = choose_tiling(_tile_request(config, volume, checkpoint, machine, pinned))
+    rule, warnings = _rule(config, checkpoint)
+    plan = Plan(
+        source=volume.description,
+        nonfinite=config.input.nonfinite,
+        output=_output(config, volume, checkpoint, tiling),
+        model=_model(config, checkpoint),
+        normalization=_statistics(rule, volume, config, earlier),
+        core=tiling.grid.core,
+        halo=tiling.grid.halo,
+        slab=tiling.grid.slab,
+        compute=Compute(device, _dtype(config), _threads(config, machine, pinned)),
+        cost=_cost(config, tiling),
+        environment={**environment(), "processor": _processor()},
+        warnings=(*warnings, *_voxel_size_warnings(volume, checkpoint)),
+    )
+    return plan
+
+
+def _check_fit(config: RunConfig, volume: Volume, checkpoint: Checkpoint) -> None:
+    """The volume and the network must be of one kind.
+
+    Raises:
+        PlanError, ConfigError: They are not.
+    """
+    found, wanted = volume.description, checkpoint.architecture
+    if wanted.ndim == 3 and "z" not in found.axes:
+        raise PlanError(
+            f"Checkpoint '{config.model.checkpoint}' is a 3D network, but input '{found.url}' has the axes {found.axes}, "
+            "without z. Use a 2D network, or set input.axes if the first axis is z."
+        )
+    if found.channels != wanted.in_channels:
+        raise PlanError(
+            f"Checkpoint '{config.model.checkpoint}' reads {wanted.in_channels} channels, but input '{found.url}' has "
+            f"{found.channels} (axes {found.axes}). Use a volume or a checkpoint with the other number of channels, or set "
+            "input.axes if the first axis is no channel."
+        )
+    if config.output.activation == "softmax" and wanted.out_channels == 1:
+        raise ConfigError(
+            "output.activation is 'softmax', but the network predicts one channel, whose softmax is 1 everywhere. "
+            "Set output.activation to 'sigmoid'."
+        )
+
+
+def _tile_request(
+    config: RunConfig, volume: Volume, checkpoint: Checkpoint, machine: Machine, pinned: Plan | None
+) -> TileRequest:
+    output, tiles = config.output, config.tiles
+    shards = (
+        {"auto": None, "none": ()}.get(output.shards, output.shards)
+        if isinstance(output.shards, str)
+        else output.shards
+    )
+    found = {
+        "core": None if tiles.core == "auto" else tiles.core,
+        "halo": None if tiles.halo == "auto" else tiles.halo,
+        "chunks": None if output.chunks == "auto" else output.chunks,
+        "shards": shards,
+    }
+    if pinned:
+        found = {key: _earlier_tiles(pinned)[key] if value is None else value for key, value in found.items()}
+    keeps_slab = pinned is not None and found["core"] == pinned.core
+    return TileRequest(
+        architecture=checkpoint.architecture,
+        volume=volume.shape,
+        in_chunks=volume.description.chunks,
+        in_bytes=volume.array.dtype.itemsize,
+        out_bytes=np.dtype(output.dtype).itemsize,
+        value_bytes=4,  # a half type is computed with scratch in float32 where the hardware lacks it
+        memory_bytes=_memory_bytes(config, machine),
+        workers=config.cluster.workers,
+        slab=pinned.slab if pinned and keeps_slab else None,
+        **found,
+    )
+
+
+def _earlier_tiles(plan: Plan) -> dict[str, tuple[int, ...] | None]:
+    """The earlier plan's tiles, as a request would name them; an unpadded network's halo cannot be named."""
+    padded = plan.model.architecture.padding == "same"
+    return {
+        "core": plan.core,
+        "halo": plan.halo if padded else None,
+        "chunks": plan.output.chunks,
+        "shards": plan.output.shards or (),
+    }
+
+
+def _memory_bytes(config: RunConfig, machine: Machine) -> int:
+    given = config.cluster.memory_gb
+    return int(machine.memory_bytes / config.cluster.workers) if given == "auto" else int(given * 1e9)
+
+
+def memory_bytes_a_worker(config: RunConfig, machine: Machine) -> int:
+    """What a worker may fill, bytes: as given, or its share of the machine."""
+    return _memory_bytes(config, machine)
+
+
+def _threads(config: RunConfig, machine: Machine, pinned: Plan | None) -> int:
+    if config.compute.threads != "auto":
+        return config.compute.threads
+    return pinned.compute.threads if pinned else max(machine.cores // config.cluster.workers, 1)
+
+
+def _dtype(config: RunConfig) -> str:
+    return "float32" if config.compute.dtype == "auto" else config.compute.dtype
+
+
+def _rule(config: RunConfig, checkpoint: Checkpoint) -> tuple[Normalization, list[str]]:
+    """The normalisation rule, and a warning where it is not the one that the network was trained with."""
+    trained = checkpoint.normalization
+    if config.normalize is None:
+        return trained or Normalization(), []
+    asked = Normalization(**config.normalize.model_dump())
+    if trained is None or asked.same_rule(trained):
+        return asked, []
+    return asked, [
+        f"normalize.mode is '{asked.mode}', but the checkpoint was trained with '{trained.mode}': predictions may be worse."
+    ]
+
+
+def _statistics(rule: Normalization, volume: Volume, config: RunConfig, earlier: Plan | None) -> Normalization:
+    if earlier and _same_volume(earlier, volume, config) and rule.same_rule(earlier.normalization):
+        return earlier.normalization
+    return measured(rule, volume, nonfinite=config.input.nonfinite)
+
+
+def _same_volume(earlier: Plan, volume: Volume, config: RunConfig) -> bool:
+    return (earlier.source, earlier.nonfinite) == (volume.description, config.input.nonfinite)
+
+
+def _voxel_size_warnings(volume: Volume, checkpoint: Checkpoint) -> list[str]:
+    """Anatomy at another scale than in training is the commonest cause of poor predictions."""
+    space, trained = volume.description.space, checkpoint.voxel_size_nm
+    if trained is None or any(unit not in NANOMETERS for unit in space.units):
+        return []
+    found = tuple(s * NANOMETERS[u] for s, u in zip(space.scale, space.units, strict=True) if u)
+    near = all(0.8 <= f / t <= 1.25 for f, t in zip(found[-len(trained) :], trained[-len(found) :], strict=True))
+    if near:
+        return []
+    return [f"Voxels are {found} nm, but the checkpoint was trained at {trained} nm: choose another input.level."]
+
+
+def _output(config: RunConfig, volume: Volume, checkpoint: Checkpoint, tiling: Tiling) -> Output:
+    spatial = volume.description.axes.removeprefix("c")
+    channels = checkpoint.architecture.out_channels
+    return Output(
+        url=config.output.url,
+        axes=spatial if channels == 1 else f"c{spatial}",
+        dtype=config.output.dtype,
+        activation=config.output.activation,
+        chunks=tiling.chunks,
+        shards=tiling.shards,
+    )
+
+
+def _model(config: RunConfig, checkpoint: Checkpoint) -> Model:
+    parameters = sum(
+        t.numel() for name, t in checkpoint.state.items() if "running_" not in name and "tracked" not in name
+    )
+    return Model(config.model.checkpoint, checkpoint.sha256, checkpoint.architecture, parameters)
+
+
+def _cost(config: RunConfig, tiling: Tiling) -> Cost:
+    grid = tiling.grid
+    architecture = grid.architecture
+    return Cost(
+        multiply_adds=total_multiply_adds(grid),
+        one_pass_multiply_adds=multiply_adds(architecture, whole_window(architecture, grid.volume)),
+        voxels_read=total_voxels_read(grid),
+        worker_bytes=tiling.worker_bytes,
+        output_bytes=output_bytes(architecture.out_channels, grid.volume, config.output.dtype),
+    )
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def check_room(output: str, needed_bytes: int) -> None:
+    """Refuse an output that cannot be written, before anything is made.
+
+    Args:
+        output: Path of the output store.
+        needed_bytes: What is still to be written, before compression.
+
+    Raises:
+        StorageError: Its folder cannot be written to, or the disk has less room than the output may take.
+    """
+    folder = Path(output).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise StorageError(
+            f"Output '{output}' cannot be written: '{folder}' refuses new files ({error}). "
+            "Choose another output.url, or change the folder's permissions."
+        ) from error
+    if free < needed_bytes:
+        raise StorageError(
+            f"Output '{output}' takes up to {needed_bytes / 1e9:.3f} GB, but '{folder}' has {free / 1e9:.3f} GB free. "
+            "Make room, choose another output.url, or set output.dtype to uint8."
+        )

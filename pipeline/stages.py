@@ -1,0 +1,345 @@
+"""The stages, where the rooms meet. Each reads one artifact and writes the next, and any can run again alone.
+
+run.yaml -plan-> plan.json -infer-> ledger + output.zarr -verify-> verification.json -report-> report.html
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.cluster.dispatch import Outcome, dispatch
+from pipeline.cluster.pool import local_pool, machine
+from pipeline.cluster.worker import Job
+from pipeline.cluster.worker import infer as infer_on_worker
+from pipeline.config import RunConfig
+from pipeline.core.ledger import Progress, Session, TileRecord
+from pipeline.core.plan import Plan
+from pipeline.errors import InferenceError, PipelineError, PlanError, StorageError, VerificationError
+from pipeline.planning import check_room, make_plan, memory_bytes_a_worker
+from pipeline.report import write_report
+from pipeline.storage.output import Output
+from pipeline.storage.rundir import LedgerWriter, RunDirectory
+from pipeline.storage.volume import open_volume
+from pipeline.verify import Verification, verify_output
+
+log = logging.getLogger("pipeline")
+
+HOPELESS = 8
+"""Tiles that fail in a row, with none done between, after which no more are tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """How far the infer stage is.
+
+    Args:
+        done: Tiles done, those of earlier sessions included.
+        total: Tiles of the plan.
+        voxels: Of the cores done in this session.
+        seconds: Since its first submission.
+    """
+
+    done: int
+    total: int
+    voxels: int
+    seconds: float
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def plan(config: RunConfig) -> Plan:
+    """Resolve a configuration into `plan.json`, or confirm the one that is there.
+
+    Nothing is written before every check has passed. Where work has begun, the plan that is there governs.
+
+    Raises:
+        ConfigError, PlanError, ModelError, StorageError: It cannot be a run, or the output is another run's.
+    """
+    directory = RunDirectory(config.output.url)
+    earlier = directory.load_plan()
+    begun = earlier is not None and _begun(earlier, directory)
+    resolved = make_plan(config, machine(), earlier=earlier, governs=begun)
+    if begun and earlier is not None:
+        _refuse_other_plan(earlier, resolved, directory)
+        resolved = earlier
+    else:
+        _refuse_foreign_output(resolved)
+    check_room(config.output.url, _bytes_to_write(resolved, directory))
+    _write_plan(directory, resolved, keep=begun)
+    return resolved
+
+
+def _begun(earlier: Plan, directory: RunDirectory) -> bool:
+    return Output(earlier).state() == "ours" or earlier_tiles(directory, earlier) > 0
+
+
+def earlier_tiles(directory: RunDirectory, plan: Plan) -> int:
+    """Tiles of a plan that its ledger knows as done."""
+    return directory.progress(plan).count("done")
+
+
+def _refuse_other_plan(earlier: Plan, resolved: Plan, directory: RunDirectory) -> None:
+    different = resolved.differences(earlier)
+    if different:
+        raise StorageError(
+            "\n".join(
+                [
+                    f"Output '{resolved.output.url}' was begun with another plan ('{directory.plan_path}'):",
+                    *(f"  {line}" for line in different),
+                    "Nothing was changed. Set these back to resume it, or choose another output.url; to start over, "
+                    f"delete the output and '{directory.path}'.",
+                ]
+            )
+        )
+    for name, value in resolved.environment.items():
+        if earlier.environment.get(name) != value:
+            log.warning("%s is %s now, and was %s: low bits may differ", name, value, earlier.environment.get(name))
+
+
+def _refuse_foreign_output(resolved: Plan) -> None:
+    if Output(resolved).state() == "foreign":
+        raise StorageError(
+            f"Output '{resolved.output.url}' exists and is not of this plan: nothing is ever overwritten. "
+            "Choose another output.url, or delete what is there."
+        )
+
+
+def _bytes_to_write(resolved: Plan, directory: RunDirectory) -> int:
+    left = 1 - earlier_tiles(directory, resolved) / len(resolved.grid)
+    return int(resolved.cost.output_bytes * left)
+
+
+def _write_plan(directory: RunDirectory, resolved: Plan, *, keep: bool) -> None:
+    try:
+        with directory.driver():
+            if not keep:
+                directory.write(directory.plan_path, resolved.to_json())
+    except OSError as error:
+        raise StorageError(
+            f"Run directory '{directory.path}' cannot be written ({error}). Choose another output.url, or change the "
+            "permissions of its folder."
+        ) from error
+
+
+def load_plan(config: RunConfig) -> Plan:
+    """The plan that the plan stage wrote.
+
+    Raises:
+        PlanError: There is none.
+    """
+    directory = RunDirectory(config.output.url)
+    found = directory.load_plan()
+    if found is None:
+        raise PlanError(f"There is no plan in '{directory.path}'. Run `halotile plan` or `halotile run` first.")
+    return found
+
+
+# --- infer ------------------------------------------------------------------------------------------------------------
+
+
+def infer(config: RunConfig, on_advance: Callable[[Advance], None] = lambda _: None) -> Session:
+    """Compute the tiles that have no valid ledger entry, and publish the output.
+
+    Safe to run again after any end: a tile counts only once its bytes are durable and recorded, and it owns whole
+    write units, so one that runs twice writes the same bytes.
+
+    Args:
+        config: The run; its plan must have been made.
+        on_advance: Told after each tile.
+
+    Returns:
+        This session; `tiles` is 0 where all was done before.
+
+    Raises:
+        InferenceError: Tiles failed, by name; all others are kept.
+        StorageError: The output is not the plan's, or another driver's.
+    """
+    plan = load_plan(config)
+    directory = RunDirectory(config.output.url)
+    with directory.driver() as token, _logged(directory):
+        output = Output(plan)
+        progress = directory.progress(plan)
+        _prepare(output, progress, directory)
+        if progress.count("done") == progress.total:
+            output.publish()
+            log.info("all %d tiles were done already; nothing to compute", progress.total)
+            return Session(plan.fingerprint, 0, 0.0, 0.0, 0, _now())
+        directory.wait_for_orphans()
+        return _infer_missing(config, plan, directory, token, progress, on_advance)
+
+
+def _prepare(output: Output, progress: Progress, directory: RunDirectory) -> None:
+    """Make the store, or refuse one that is not what the ledger speaks of."""
+    state = output.state()
+    if state == "foreign":
+        _refuse_foreign_output(output.plan)
+    if state == "absent" and progress.count("done"):
+        raise StorageError(
+            f"Output '{output.root}' is gone, but '{directory.ledger_path}' says that {progress.count('done')} of its tiles "
+            f"are done. Put it back, or delete '{directory.path}' to start over."
+        )
+    output.create()
+    output.check_array()
+
+
+def _infer_missing(
+    config: RunConfig,
+    plan: Plan,
+    directory: RunDirectory,
+    token: str,
+    progress: Progress,
+    on_advance: Callable[[Advance], None],
+) -> Session:
+    cluster = config.cluster
+    memory = memory_bytes_a_worker(config, machine())
+    job = Job(config.output.url, plan.fingerprint, token)
+    workers = min(cluster.workers, progress.total - progress.count("done"))
+    with local_pool(workers, threads=plan.compute.threads, memory_bytes=memory) as pool, directory.ledger() as ledger:
+        log.info("%d workers ready, %d tiles to do", workers, progress.total - progress.count("done"))
+        started = time.perf_counter()
+        outcomes = dispatch(
+            pool.client,
+            functools.partial(infer_on_worker, job),
+            progress.to_do(),
+            workers=workers,
+            retries=cluster.retries,
+            run=token,
+        )
+        before = progress.count("done")
+        failures = _record_all(outcomes, plan, progress, ledger, started, on_advance)
+        seconds = time.perf_counter() - started
+        tiles = progress.count("done") - before
+        session = Session(plan.fingerprint, tiles, round(seconds, 3), round(pool.start_seconds, 3), workers, _now())
+        ledger.append(session)
+    if failures:
+        raise InferenceError(_told(failures, progress))
+    Output(plan).publish()
+    log.info("%d tiles done in %.1f s", tiles, seconds)
+    return session
+
+
+def _record_all(
+    outcomes: Iterator[Outcome],
+    plan: Plan,
+    progress: Progress,
+    ledger: LedgerWriter,
+    started: float,
+    on_advance: Callable[[Advance], None],
+) -> list[TileRecord]:
+    """Write every outcome into the ledger; gives the failures. Ends early where nothing succeeds any more."""
+    failures: list[TileRecord] = []
+    voxels = in_a_row = 0
+    done = progress.count("done")
+    for outcome in outcomes:
+        record = _record(outcome, plan)
+        ledger.append(record)
+        progress.add(record)
+        if record.state == "failed":
+            log.error("%s", record.error)
+            failures.append(record)
+            in_a_row += 1
+            if in_a_row >= HOPELESS:
+                log.error("%d tiles in a row failed: no more are tried", in_a_row)
+                break
+            continue
+        in_a_row = 0
+        done += 1
+        voxels += plan.grid.tile(record.tile).core.voxels
+        on_advance(Advance(done, progress.total, voxels, time.perf_counter() - started))
+    return failures
+
+
+def _record(outcome: Outcome, plan: Plan) -> TileRecord:
+    if outcome.error is None:
+        found: TileRecord = outcome.result
+        return replace(found, attempt=outcome.attempt)
+    error = outcome.error
+    tile = plan.grid.tile(outcome.index)
+    known = isinstance(error, PipelineError)
+    text = str(error) if known else f"{tile} failed: {type(error).__name__}: {error}"
+    return TileRecord(outcome.index, "failed", plan.fingerprint, attempt=outcome.attempt, error=text)
+
+
+def _told(failures: list[TileRecord], progress: Progress) -> str:
+    shown = [f"  {record.error}" for record in failures[:5]]
+    more = [f"  and {len(failures) - 5} more: see the ledger"] if len(failures) > 5 else []
+    done = f"{progress.count('done')} of {progress.total} tiles are done and kept."
+    return "\n".join(
+        [f"{len(failures)} tile(s) failed:", *shown, *more, f"{done} Running again computes only the others."]
+    )
+
+
+# --- verify, report ---------------------------------------------------------------------------------------------------
+
+
+def verify(config: RunConfig) -> Verification:
+    """Compare every stored byte with the ledger; tiles that differ are marked invalid, so that a run mends them.
+
+    Raises:
+        VerificationError: The output does not cover the plan.
+        StorageError: The output is not the plan's.
+    """
+    plan = load_plan(config)
+    directory = RunDirectory(config.output.url)
+    with directory.driver(), directory.ledger() as ledger, _logged(directory):
+        output = Output(plan)
+        if output.state() != "ours":
+            raise StorageError(
+                f"Output '{output.root}' is not that of the plan in '{directory.path}'. Nothing was verified."
+            )
+        output.check_array()
+        found = verify_output(output, directory, ledger.append)
+        directory.write_json(directory.verification_path, found.to_dict())
+    if not found.complete:
+        raise VerificationError(_uncovered(found, config))
+    return found
+
+
+def _uncovered(found: Verification, config: RunConfig) -> str:
+    more = found.missing + found.invalid - len(found.problems)
+    return "\n".join(
+        [
+            f"Output '{config.output.url}' does not cover its plan: of {found.tiles} tiles {found.invalid} are not as written "
+            f"and {found.missing} were never finished.",
+            *(f"  {problem}" for problem in found.problems),
+            *([f"  and {more} more"] if more > 0 else []),
+            "`halotile run` computes just these again.",
+        ]
+    )
+
+
+def report(config: RunConfig) -> dict[str, Any]:
+    """Write the page, the picture and `report.json` into the run directory; gives the latter's content."""
+    plan = load_plan(config)
+    directory = RunDirectory(config.output.url)
+    with directory.driver():
+        volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
+        return write_report(plan, directory, volume, Output(plan))
+
+
+# --- the log ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _logged(directory: RunDirectory) -> Iterator[None]:
+    """Send what the pipeline logs to `run.log` too."""
+    handler = logging.FileHandler(directory.log_path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

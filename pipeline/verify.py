@@ -1,0 +1,101 @@
+"""Whether the output covers the plan: every tile recorded, every stored byte as it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from pipeline.core.ledger import TileRecord
+from pipeline.storage.output import Output
+from pipeline.storage.rundir import RunDirectory
+
+NAMED = 20
+"""Tiles that a verification names at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found.
+
+    Args:
+        fingerprint: Of the plan.
+        tiles: In the plan.
+        valid: Tiles whose every object has the bytes that the ledger vouches for.
+        missing: Tiles without a valid entry.
+        invalid: Tiles whose stored objects differ.
+        objects: Stored objects that were read.
+        problems: One line for each of the first tiles with a problem.
+    """
+
+    fingerprint: str
+    tiles: int
+    valid: int
+    missing: int
+    invalid: int
+    objects: int
+    problems: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        return self.valid == self.tiles
+
+    def to_dict(self) -> dict[str, object]:
+        return {**asdict(self), "complete": self.complete}
+
+
+def verify_output(output: Output, directory: RunDirectory, mark: Callable[[TileRecord], None]) -> Verification:
+    """Compare every stored object with the ledger.
+
+    Args:
+        output: The store.
+        directory: Its run directory.
+        mark: Given an `invalid` record for each tile whose objects differ.
+    """
+    grid = output.plan.grid
+    progress = directory.progress(output.plan)
+    problems: list[str] = []
+    invalid = objects = 0
+    for record in _last_records(directory, len(grid), output.plan.fingerprint, progress.is_done):
+        objects += len(record.units)
+        found = list(_differences(output, record))
+        if found:
+            invalid += 1
+            problem = f"{grid.tile(record.tile)}: {'; '.join(found)}"
+            problems.append(problem)
+            mark(TileRecord(record.tile, "invalid", record.fingerprint, error=problem))
+    to_do = progress.to_do()
+    problems += [f"{grid.tile(int(index))}: never finished" for index in to_do[: max(NAMED - len(problems), 0)]]
+    valid = progress.count("done") - invalid
+    return Verification(
+        output.plan.fingerprint, len(grid), valid, len(to_do), invalid, objects, tuple(problems[:NAMED])
+    )
+
+
+def _last_records(
+    directory: RunDirectory, tiles: int, fingerprint: str, is_done: Callable[[int], bool]
+) -> Iterator[TileRecord]:
+    """The last `done` record of each tile that is done: a second pass over the ledger, newest kept."""
+    latest = np.full(tiles, -1, dtype=np.int64)
+    for number, record in enumerate(directory.records()):
+        if isinstance(record, TileRecord) and record.state == "done" and record.fingerprint == fingerprint:
+            latest[record.tile] = number
+    for number, record in enumerate(directory.records()):
+        if isinstance(record, TileRecord) and latest[record.tile] == number and is_done(record.tile):
+            yield record
+
+
+def _differences(output: Output, record: TileRecord) -> Iterator[str]:
+    core = output.plan.grid.tile(record.tile).core
+    expected = {key for unit in output.units(core) for key in output.keys(unit)}
+    if expected != set(record.units):
+        yield f"the ledger names {len(record.units)} objects, the plan {len(expected)}"
+    for key, checksum in record.units.items():
+        stored = output.stored_checksum(key)
+        if stored != checksum:
+            yield f"object '{key}' {_told(stored)}, but was written as {_told(checksum)}"
+
+
+def _told(checksum: str | None) -> str:
+    return "is not there" if checksum is None else f"has SHA-256 {checksum[:12]}"
