@@ -1,0 +1,152 @@
+"""The command `halotile`: a door. It reads arguments, calls a stage or the flow, and turns errors into exit status.
+
+Exit status: 0 done, 1 failed, 2 refused (usage errors too), 3 verification failed, 130 interrupted.
+Heavy imports wait until a command needs them: `--help` imports neither torch nor Prefect.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from pipeline import __version__
+from pipeline.errors import REFUSALS, PipelineError, VerificationError
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+DONE, FAILED, REFUSED, UNVERIFIED, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = App(
+    name="halotile",
+    version=__version__,
+    help="Exact UNet inference over microscopy volumes that are larger than any machine.",
+    help_epilogue="Exit status: 0 done, 1 failed, 2 refused, 3 verification failed, 130 interrupted.",
+)
+
+Config = Annotated[Path, Parameter(help="The run's YAML; configs/example.yaml explains every key.")]
+Overrides = Annotated[
+    list[str] | None,
+    Parameter(name="--set", help="Override a key: --set tiles.core='[64, 128, 128]'. May be given again.", negative=()),
+]
+
+
+@app.command
+def plan(config: Config, *, set_: Overrides = None) -> int:
+    """Dry run: print tiles, halo, amplification, memory and bytes to write; write plan.json."""
+    from pipeline import stages  # noqa: PLC0415 - see above
+
+    found = stages.plan(_read(config, set_))
+    _print_plan(found)
+    print(f"plan written to {found.output.url}.run/plan.json; `halotile run {config}` does it")
+    return DONE
+
+
+@app.command
+def run(config: Config, *, set_: Overrides = None) -> int:
+    """Segment a volume: plan, infer, verify, report. Run it again to resume."""
+    from pipeline import stages  # noqa: PLC0415 - see above
+
+    found = _read(config, set_)
+    _print_plan(stages.plan(found))
+    content = _through_prefect(found)
+    directory = f"{found.output.url}.run"
+    infer = content["stages"]["infer"]
+    verified = content["stages"]["verify"]
+    computed = content["computed"]
+    told = f"{computed} tiles computed" if computed else "nothing to compute: all tiles were done already"
+    print(f"done: {told}; {verified['valid']} of {verified['tiles']} verified; infer {infer['seconds']:.1f} s in all")
+    print(f"output  {found.output.url}\nreport  {directory}/report.html")
+    return DONE
+
+
+def _through_prefect(config: RunConfig) -> dict:
+    """Run the flow; the server starts while Prefect is imported."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # errors are told here, once
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
+    from flows.server import prefect_api, start_unless_configured  # noqa: PLC0415 - see above
+
+    server = start_unless_configured(Path(f"{config.output.url}.run") / "prefect.log")
+    from flows.inference import infer_volume  # noqa: PLC0415 - see above
+
+    with prefect_api(server=server):
+        return infer_volume(config)
+
+
+@app.command
+def verify(config: Config, *, set_: Overrides = None) -> int:
+    """Compare every stored byte of the output with the ledger; tiles that differ are marked, and a run mends them."""
+    from pipeline import stages  # noqa: PLC0415 - see above
+
+    found = stages.verify(_read(config, set_))
+    print(f"verified: {found.valid} of {found.tiles} tiles, {found.objects} objects")
+    return DONE
+
+
+@app.command
+def inspect(path: Annotated[str, Parameter(help="A Zarr store, or a checkpoint.")]) -> int:
+    """Print what a store or a checkpoint is: shape, chunks, axes; stride, receptive radius, parameters, arithmetic."""
+    from pipeline.inspection import inspect_path  # noqa: PLC0415 - see above
+
+    _print_rows(inspect_path(path))
+    return DONE
+
+
+def _read(path: Path, overrides: list[str] | None) -> RunConfig:
+    from pipeline.config import RunConfig, read_config  # noqa: PLC0415 - see above
+
+    return read_config(RunConfig, path, overrides or ())
+
+
+def _print_plan(found) -> None:  # noqa: ANN001 - a Plan, not imported here
+    from pipeline.report import plan_rows  # noqa: PLC0415 - see above
+
+    _print_rows(plan_rows(found))
+
+
+def _print_rows(rows: list[tuple[str, str]]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - see above
+    from rich.table import Table  # noqa: PLC0415 - see above
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    Console(markup=False, highlight=False).print(table)
+
+
+def main() -> None:
+    """Run the command and leave with its exit status."""
+    sys.exit(status(lambda: app(exit_on_error=False, print_error=True, result_action="return_value")))
+
+
+def status(command: Callable[[], int | None]) -> int:
+    """The exit status of a command; errors raised on purpose are told without a traceback."""
+    try:
+        return command() or DONE
+    except CycloptsError:
+        return REFUSED
+    except VerificationError as error:
+        return _told("verification failed", error, UNVERIFIED)
+    except REFUSALS as error:
+        return _told("refused", error, REFUSED)
+    except PipelineError as error:
+        return _told("failed", error, FAILED)
+    except KeyboardInterrupt:
+        print("halotile: interrupted; finished tiles are kept, run again to resume", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _told(word: str, error: PipelineError, code: int) -> int:
+    print(f"halotile: {word}: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The main job as a Prefect flow: one task a stage, never one a tile. Tiles are Dask's, inside the infer task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, runtime, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.tasks import Task
+
+from flows.progress import following
+from pipeline import stages
+from pipeline.config import RunConfig
+from pipeline.errors import PipelineError
+
+
+def _unexpected(_task: Task[..., Any], _run: Any, state: State[Any]) -> bool:
+    """Retry what nobody foresaw. An error raised on purpose has been tried as often as it is worth."""
+    return not isinstance(state.result(raise_on_failure=False), PipelineError)
+
+
+_STAGE = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retry_condition_fn": _unexpected,
+    "retry_delay_seconds": 5,
+}
+
+
+@task(name="plan", task_run_name="plan", retries=1, **_STAGE)
+def plan_stage(config: RunConfig) -> str:
+    """Load the plan and confirm that it is this configuration's; makes it where there is none."""
+    return stages.plan(config).fingerprint
+
+
+@task(name="infer", task_run_name="infer", retries=1, **_STAGE)
+def infer_stage(config: RunConfig) -> int:
+    """Compute the tiles that are missing; gives their number."""
+    with following(config.output.url) as on_advance:
+        return stages.infer(config, on_advance).tiles
+
+
+@task(name="verify", task_run_name="verify", retries=1, **_STAGE)
+def verify_stage(config: RunConfig) -> None:
+    """Compare every stored byte with the ledger."""
+    stages.verify(config)
+
+
+@task(name="report", task_run_name="report", retries=1, **_STAGE)
+def report_stage(config: RunConfig) -> dict[str, Any]:
+    """Write the report; its figures are also an artifact of the flow run."""
+    content = stages.report(config)
+    create_markdown_artifact(_markdown(content), key="halotile-report", description=config.output.url)
+    return content
+
+
+def _run_name() -> str:
+    config = runtime.flow_run.parameters["config"]
+    return Path(config.output.url if isinstance(config, RunConfig) else config["output"]["url"]).name
+
+
+@flow(name="halotile-inference", flow_run_name=_run_name, persist_result=False)
+def infer_volume(config: RunConfig) -> dict[str, Any]:
+    """Segment one volume: plan -> infer -> verify -> report. Running it again resumes.
+
+    Gives the report's content, and under `computed` the number of tiles that this run computed.
+
+    Args:
+        config: The run.
+    """
+    plan_stage(config)
+    computed = infer_stage(config)
+    verify_stage(config)
+    return {**report_stage(config), "computed": computed}
+
+
+def _markdown(content: dict[str, Any]) -> str:
+    infer = content["stages"]["infer"]
+    rows = {
+        "output": content["output"],
+        "tiles": f"{content['tiles']['done']} of {content['tiles']['total']}",
+        "infer": f"{infer['seconds']} s in {infer['sessions']} session(s)",
+        "arithmetic": f"{content['amplification']} x one pass",
+        "fingerprint": content["fingerprint"],
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
