@@ -1,0 +1,66 @@
+# Needs Python 3.11 or newer with pip, git and make; everything else goes into .venv.
+# `make` alone says what there is.
+
+PYTHON ?= $(shell for p in python3.11 python3; do "$$p" -c "" >/dev/null 2>&1 && { command -v "$$p"; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+DEMO := demo-output/membranes.ome.zarr
+ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+# Prefect reports its use to its makers through two channels, each with its own switch.
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint clean
+.DELETE_ON_ERROR:
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+
+venv: $(READY) ## set up .venv; does nothing where nothing changed
+
+demo: $(READY) ## segment the membranes of a small volume, and say where to look
+	$(BIN)/halotile run configs/demo.yaml
+	@echo
+	@echo "The output is an OME-Zarr:    $(DEMO)"
+	@echo "What was done, with pictures: $(DEMO).run/report.html"
+	@echo "Input beside output:          $(DEMO).run/slices.png"
+	@echo
+	@echo "Look at it: open the report in a browser, or the OME-Zarr in napari, Fiji or Neuroglancer; from Python:"
+	@echo "    $(BIN)/python -c \"import zarr; print(zarr.open_group('$(DEMO)', mode='r').tree())\""
+	@echo "Run 'make demo' again: nothing is left to compute. Interrupt it: the next run takes up where it was."
+	@echo "Next: copy configs/demo.yaml (configs/example.yaml explains every key), name your volume and checkpoint in it,"
+	@echo "and run:"
+	@echo "    $(BIN)/halotile run YOUR.yaml"
+
+test: lint ## lint, then all tests; ARGS="-k grid" reaches pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## ruff, and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+clean: ## remove .venv, the caches and the demo's output
+	rm -rf $(VENV) demo-output build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Where Python comes without ensurepip (Debian without python3-venv), its own pip sets up the environment's.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No python3 found. Install Python 3.11, or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$(PYTHON) is $$("$(PYTHON)" -V), but 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "$(PYTHON) -m venv $(VENV)"
+	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV) && "$(PYTHON)" -m venv --without-pip $(VENV) && \
+	    "$(PYTHON)" -m pip --python $(BIN)/python install pip; } || { rm -rf $(VENV); exit 1; }
+
+# The new pip comes first: it resolves faster, and pins what builds the package too (--build-constraint).
+$(READY): pyproject.toml deploy/constraints.txt deploy/install-torch.sh | $(BIN)/python
+	@echo "Setting up $(VENV): one to three minutes the first time, seconds after that."
+	$(BIN)/python -m pip install -qq -c deploy/constraints.txt pip
+	sh deploy/install-torch.sh $(BIN)/python
+	$(BIN)/python -m pip install -qq -c deploy/constraints.txt --build-constraint deploy/constraints.txt -e '.[test,train]'
+	@touch $@
