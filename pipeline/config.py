@@ -34,7 +34,7 @@ def _absolute(url: Any) -> Any:
     if not isinstance(url, str) or not url.strip():
         raise ValueError("a path is needed")
     url = url.removeprefix("file://")
-    return url if "://" in url else os.path.abspath(os.path.expanduser(url))  # noqa: PTH100 - must not resolve links
+    return url if "://" in url else os.path.abspath(Path(url).expanduser())  # noqa: PTH100 - must not resolve links
 
 
 Location = Annotated[str, BeforeValidator(_absolute)]

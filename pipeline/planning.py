@@ -58,7 +58,7 @@ def make_plan(config: RunConfig, machine: Machine, *, earlier: Plan | None = Non
     device = resolved_device(pinned.compute.device if pinned and device == "auto" else device)
     tiling = choose_tiling(_tile_request(config, volume, checkpoint, machine, pinned))
     rule, warnings = _rule(config, checkpoint)
-    plan = Plan(
+    return Plan(
         source=volume.description,
         nonfinite=config.input.nonfinite,
         output=_output(config, volume, checkpoint, tiling),
@@ -72,7 +72,6 @@ def make_plan(config: RunConfig, machine: Machine, *, earlier: Plan | None = Non
         environment={**environment(), "processor": _processor()},
         warnings=(*warnings, *_voxel_size_warnings(volume, checkpoint)),
     )
-    return plan
 
 
 def _check_fit(config: RunConfig, volume: Volume, checkpoint: Checkpoint) -> None:

@@ -184,8 +184,10 @@ def _ledger_rows(plan: Plan, infer: dict[str, Any]) -> list[tuple[str, str]]:
         ("failed attempts", str(infer["failed_attempts"])),
         (
             "tile time",
-            f"{infer['tile_seconds']:.1f} s, of it reading {infer['read_seconds']:.1f}, "
-            f"writing {infer['write_seconds']:.1f}",
+            (
+                f"{infer['tile_seconds']:.1f} s, of it reading {infer['read_seconds']:.1f}, "
+                f"writing {infer['write_seconds']:.1f}"
+            ),
         ),
         (
             "worker memory",

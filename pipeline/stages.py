@@ -94,8 +94,10 @@ def _refuse_other_plan(earlier: Plan, resolved: Plan, directory: RunDirectory) -
                 [
                     f"Output '{resolved.output.url}' was begun with another plan ('{directory.plan_path}'):",
                     *(f"  {line}" for line in different),
-                    "Nothing was changed. Set these back to resume it, or choose another output.url; to start over, "
-                    f"delete the output and '{directory.path}'.",
+                    (
+                        "Nothing was changed. Set these back to resume it, or choose another output.url; to start over, "
+                        f"delete the output and '{directory.path}'."
+                    ),
                 ]
             )
         )
@@ -307,8 +309,10 @@ def _uncovered(found: Verification, config: RunConfig) -> str:
     more = found.missing + found.invalid - len(found.problems)
     return "\n".join(
         [
-            f"Output '{config.output.url}' does not cover its plan: of {found.tiles} tiles {found.invalid} are not as written "
-            f"and {found.missing} were never finished.",
+            (
+                f"Output '{config.output.url}' does not cover its plan: of {found.tiles} tiles {found.invalid} are not as written "
+                f"and {found.missing} were never finished."
+            ),
             *(f"  {problem}" for problem in found.problems),
             *([f"  and {more} more"] if more > 0 else []),
             "`halotile run` computes just these again.",
