@@ -54,7 +54,8 @@ def run(config: Config, *, set_: Overrides = None) -> int:
 
     found = _read(config, set_)
     _print_plan(stages.plan(found))
-    content = _through_prefect(found)
+    with stages.driving(found):
+        content = _through_prefect(found)
     directory = f"{found.output.url}.run"
     infer = content["stages"]["infer"]
     verified = content["stages"]["verify"]
@@ -94,6 +95,16 @@ def inspect(path: Annotated[str, Parameter(help="A Zarr store, or a checkpoint."
     from pipeline.inspection import inspect_path  # noqa: PLC0415 - see above
 
     _print_rows(inspect_path(path))
+    return DONE
+
+
+@app.command
+def train(config: Config, *, set_: Overrides = None) -> int:
+    """Train a network; writes checkpoint.safetensors and metrics.json into the recipe's output folder."""
+    from flows.training import train_network  # noqa: PLC0415 - see above
+
+    checkpoint = train_network(config, set_ or ())
+    print(f"checkpoint  {checkpoint}\nmetrics     {checkpoint.parent / 'metrics.json'}")
     return DONE
 
 

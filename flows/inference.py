@@ -72,9 +72,10 @@ def infer_volume(config: RunConfig) -> dict[str, Any]:
         config: The run.
     """
     plan_stage(config)
-    computed = infer_stage(config)
-    verify_stage(config)
-    return {**report_stage(config), "computed": computed}
+    with stages.driving(config):
+        computed = infer_stage(config)
+        verify_stage(config)
+        return {**report_stage(config), "computed": computed}
 
 
 def _markdown(content: dict[str, Any]) -> str:

@@ -96,7 +96,7 @@ def _read(source: Source, tile: Tile) -> np.ndarray:
     inside, indices = shown(tile.window, source.shape)
     try:
         array = source.read(inside)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:  # what codecs and file systems raise
+    except Exception as error:  # file systems and codecs raise anything, zlib.error and EOFError too
         raise InferenceError(
             f"{tile} could not be read: the input box {inside} gave {type(error).__name__}: {error}. "
             "The input is damaged or out of reach there; repair it, then run again: finished tiles are kept."

@@ -14,7 +14,8 @@ from pipeline.config import RunConfig
 from pipeline.core.cost import multiply_adds, total_multiply_adds, total_voxels_read
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
-from pipeline.core.tiling import TileRequest, Tiling, choose_tiling, whole_window
+from pipeline.core.receptive import whole_window
+from pipeline.core.tiling import TileRequest, Tiling, choose_tiling
 from pipeline.errors import ConfigError, PlanError, StorageError
 from pipeline.statistics import measured
 from pipeline.storage.volume import Volume, open_volume

@@ -36,6 +36,7 @@ def figures(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
     infer = {
         "seconds": round(sum(s.seconds for s in sessions), 3),
         "cluster_seconds": round(sum(s.cluster_seconds for s in sessions), 3),
+        "model_seconds": round(sum(s.model_seconds for s in sessions), 3),
         "sessions": len(sessions),
         "tiles": sum(s.tiles for s in sessions),
         "failed_attempts": failed,
@@ -180,7 +181,7 @@ def _ledger_rows(plan: Plan, infer: dict[str, Any]) -> list[tuple[str, str]]:
     rate = f"{plan.source.voxels / seconds / 1e6:.2f} Mvoxel/s" if seconds else "nothing computed"
     return [
         ("infer", f"{seconds:.1f} s in {infer['sessions']} session(s), {rate}"),
-        ("cluster start", f"{infer['cluster_seconds']:.1f} s"),
+        ("start", f"workers {infer['cluster_seconds']:.1f} s, network {infer['model_seconds']:.1f} s"),
         ("failed attempts", str(infer["failed_attempts"])),
         (
             "tile time",

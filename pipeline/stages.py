@@ -9,15 +9,14 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.cluster.dispatch import Outcome, dispatch
+from pipeline.cluster import worker
+from pipeline.cluster.dispatch import Outcome, dispatch, on_every_worker
 from pipeline.cluster.pool import local_pool, machine
-from pipeline.cluster.worker import Job
-from pipeline.cluster.worker import infer as infer_on_worker
 from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, Session, TileRecord
 from pipeline.core.plan import Plan
@@ -69,16 +68,27 @@ def plan(config: RunConfig) -> Plan:
     resolved = make_plan(config, machine(), earlier=earlier, governs=begun)
     if begun and earlier is not None:
         _refuse_other_plan(earlier, resolved, directory)
-        resolved = earlier
+        resolved = _moved(earlier, resolved)
     else:
         _refuse_foreign_output(resolved)
     check_room(config.output.url, _bytes_to_write(resolved, directory))
-    _write_plan(directory, resolved, keep=begun)
+    _write_plan(directory, resolved, keep=resolved == earlier)
     return resolved
 
 
 def _begun(earlier: Plan, directory: RunDirectory) -> bool:
-    return Output(earlier).state() == "ours" or earlier_tiles(directory, earlier) > 0
+    here = replace(earlier, output=replace(earlier.output, url=str(directory.output)))
+    return Output(here).state() == "ours" or earlier_tiles(directory, earlier) > 0
+
+
+def _moved(earlier: Plan, resolved: Plan) -> Plan:
+    """The plan that governs, with paths as they are now: stores may be moved between two sittings."""
+    return replace(
+        earlier,
+        source=replace(earlier.source, url=resolved.source.url),
+        output=replace(earlier.output, url=resolved.output.url),
+        model=replace(earlier.model, checkpoint=resolved.model.checkpoint),
+    )
 
 
 def earlier_tiles(directory: RunDirectory, plan: Plan) -> int:
@@ -131,6 +141,15 @@ def _write_plan(directory: RunDirectory, resolved: Plan, *, keep: bool) -> None:
         ) from error
 
 
+def driving(config: RunConfig) -> AbstractContextManager[str]:
+    """Be the one driver of the output for several stages. May be entered again within the process.
+
+    Raises (on entering):
+        StorageError: Another process drives it.
+    """
+    return RunDirectory(config.output.url).driver()
+
+
 def load_plan(config: RunConfig) -> Plan:
     """The plan that the plan stage wrote.
 
@@ -173,7 +192,7 @@ def infer(config: RunConfig, on_advance: Callable[[Advance], None] = lambda _: N
         if progress.count("done") == progress.total:
             output.publish()
             log.info("all %d tiles were done already; nothing to compute", progress.total)
-            return Session(plan.fingerprint, 0, 0.0, 0.0, 0, _now())
+            return Session(plan.fingerprint, 0, 0.0, 0.0, 0.0, 0, _now())
         directory.wait_for_orphans()
         return _infer_missing(config, plan, directory, token, progress, on_advance)
 
@@ -202,14 +221,16 @@ def _infer_missing(
 ) -> Session:
     cluster = config.cluster
     memory = memory_bytes_a_worker(config, machine())
-    job = Job(config.output.url, plan.fingerprint, token)
+    job = worker.Job(config.output.url, plan.fingerprint, token)
     workers = min(cluster.workers, progress.total - progress.count("done"))
     with local_pool(workers, threads=plan.compute.threads, memory_bytes=memory) as pool, directory.ledger() as ledger:
         log.info("%d workers ready, %d tiles to do", workers, progress.total - progress.count("done"))
+        loading = time.perf_counter()
+        on_every_worker(pool.client, functools.partial(worker.prepare, job))
         started = time.perf_counter()
         outcomes = dispatch(
             pool.client,
-            functools.partial(infer_on_worker, job),
+            functools.partial(worker.infer, job),
             progress.to_do(),
             workers=workers,
             retries=cluster.retries,
@@ -219,7 +240,15 @@ def _infer_missing(
         failures = _record_all(outcomes, plan, progress, ledger, started, on_advance)
         seconds = time.perf_counter() - started
         tiles = progress.count("done") - before
-        session = Session(plan.fingerprint, tiles, round(seconds, 3), round(pool.start_seconds, 3), workers, _now())
+        session = Session(
+            plan.fingerprint,
+            tiles,
+            round(seconds, 3),
+            round(pool.start_seconds, 3),
+            round(started - loading, 3),
+            workers,
+            _now(),
+        )
         ledger.append(session)
     if failures:
         raise InferenceError(_told(failures, progress))

@@ -62,6 +62,13 @@ def dispatch(
             flight.submit(index, attempt=1)
 
 
+def on_every_worker(client: Client, function: Callable[[], Any]) -> None:
+    """Run `function()` once on each worker, in its task thread, and wait; what it raises is raised here."""
+    addresses = client.scheduler_info(n_workers=-1)["workers"]
+    futures = [client.submit(function, workers=[address], pure=False) for address in addresses]
+    client.gather(futures)
+
+
 class _Flight:
     """The tiles in flight."""
 

@@ -49,9 +49,15 @@ class _Bench:
     lock: TextIO
 
 
+def prepare(job: Job) -> None:
+    """Open all that the tiles of a job need, so that the first one need not wait, and one error is told once."""
+    with _opening:  # one model a process, also where a worker has several threads
+        _bench(job)
+
+
 def infer(job: Job, index: int) -> TileRecord:
     """Predict and write one tile of a job; see `engine.infer_tile`."""
-    with _opening:  # one model a process, also where a worker has several threads
+    with _opening:
         bench = _bench(job)
     tile = bench.plan.grid.tile(index)
     record = infer_tile(

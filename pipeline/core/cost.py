@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import product
+from math import prod
 
 from pipeline.core.architecture import Architecture, layers
-from pipeline.core.box import Box, Triple
-from pipeline.core.grid import Tile, TileGrid
-from pipeline.core.mirror import shown
+from pipeline.core.box import Triple
+from pipeline.core.grid import TileGrid
+from pipeline.core.mirror import mirrored_index
+from pipeline.core.receptive import receptive_radius
 
 PROCESS_BYTES = 900 * 2**20
 """Resident memory of an idle worker that has imported torch, dask and zarr and loaded a small network, generously."""
@@ -30,7 +33,7 @@ def activation_values(architecture: Architecture, extent: Triple) -> int:
 
 def slab_bytes(architecture: Architecture, window: Triple, value_bytes: int) -> int:
     """Memory of one pass over a window: activations, and its input and output as float32."""
-    edges = (architecture.in_channels + architecture.out_channels) * _voxels(window) * 4
+    edges = (architecture.in_channels + architecture.out_channels) * prod(window) * 4
     return activation_values(architecture, window) * value_bytes + 2 * edges
 
 
@@ -38,59 +41,65 @@ def tile_bytes(grid: TileGrid, in_bytes: int, out_bytes: int) -> int:
     """Memory of a tile around its passes: its input as read, decoded chunks, and its output before and after coding."""
     largest = largest_window(grid)
     architecture = grid.architecture
-    read = architecture.in_channels * _voxels(largest) * in_bytes
-    written = architecture.out_channels * _voxels(grid.core) * out_bytes
+    read = architecture.in_channels * prod(largest) * in_bytes
+    written = architecture.out_channels * prod(grid.core) * out_bytes
     return 3 * read + 3 * written
 
 
 def largest_window(grid: TileGrid) -> Triple:
     """Extent of the largest window of any tile, voxels along z, y, x."""
-    return _largest(tile.window for tile, _ in distinct_tiles(grid))
+    return tuple(max(_window_extents(grid, axis, grid.core[axis])) for axis in range(3))  # type: ignore[return-value]
 
 
 def largest_slab_window(grid: TileGrid) -> Triple:
     """Extent of the largest window of any slab, voxels along z, y, x."""
-    return _largest(slab.window for tile, _ in distinct_tiles(grid) for slab in tile.slabs)
+    return tuple(max(_window_extents(grid, axis, grid.slab[axis])) for axis in range(3))  # type: ignore[return-value]
 
 
 def total_multiply_adds(grid: TileGrid) -> int:
-    """Multiply-adds of all tiles, counted by kinds of tiles: the cost of counting does not grow with the volume."""
+    """Multiply-adds of all tiles, each kind of slab counted once: the count takes as long for ten tiles as for 10^10."""
+    axes = [_window_extents(grid, axis, grid.slab[axis]).items() for axis in range(3)]
     return sum(
-        times * sum(multiply_adds(grid.architecture, slab.window.shape) for slab in tile.slabs)
-        for tile, times in distinct_tiles(grid)
+        multiply_adds(grid.architecture, (z, y, x)) * in_z * in_y * in_x
+        for (z, in_z), (y, in_y), (x, in_x) in product(*axes)
     )
 
 
 def total_voxels_read(grid: TileGrid) -> int:
     """Voxels of the volume that all tiles ask for, halos included."""
-    return sum(times * shown(tile.window, grid.volume)[0].voxels for tile, times in distinct_tiles(grid))
+    return prod(sum(read * times for read, times in _read_extents(grid, axis).items()) for axis in range(3))
 
 
-def distinct_tiles(grid: TileGrid) -> Iterator[tuple[Tile, int]]:
-    """One tile of each kind with the number of its like: all tiles away from the ends are the same but for place."""
-    axes = [list(_representatives(n, _reach(grid, axis))) for axis, n in enumerate(grid.counts)]
-    _, ny, nx = grid.counts
-    for (z, times_z), (y, times_y), (x, times_x) in product(*axes):
-        yield grid.tile((z * ny + y) * nx + x), times_z * times_y * times_x
+def _window_extents(grid: TileGrid, axis: int, step: int) -> Counter[int]:
+    """How often each extent of a window occurs along an axis, for cores cut every `step` voxels."""
+    found: Counter[int] = Counter()
+    for first, last, times in _kinds(grid, axis):
+        for start in range(first, last, step):
+            a, b = grid.span(axis, start, min(start + step, last))
+            found[b - a] += times
+    return found
 
 
-def _reach(grid: TileGrid, axis: int) -> int:
-    """How many tiles from an end a window may still notice that end."""
-    return -(-(grid.halo[axis] + grid.architecture.stride[axis]) // grid.core[axis]) + 1
+def _read_extents(grid: TileGrid, axis: int) -> Counter[int]:
+    """How often each extent is read along an axis, the mirrored part left out."""
+    found: Counter[int] = Counter()
+    for first, last, times in _kinds(grid, axis):
+        index = mirrored_index(*grid.span(axis, first, last), grid.volume[axis])
+        found[int(index.max() - index.min()) + 1] += times
+    return found
 
 
-def _representatives(count: int, reach: int) -> Iterator[tuple[int, int]]:
-    if count <= 2 * reach + 1:
-        yield from ((index, 1) for index in range(count))
-        return
-    yield from ((index, 1) for index in range(reach))
-    yield reach, count - 2 * reach
-    yield from ((index, 1) for index in range(count - reach, count))
-
-
-def _largest(windows: Iterator[Box]) -> Triple:
-    return tuple(max(extent) for extent in zip(*(window.shape for window in windows), strict=True))  # type: ignore[return-value]
-
-
-def _voxels(extent: Triple) -> int:
-    return Box.of_shape(extent).voxels
+def _kinds(grid: TileGrid, axis: int) -> Iterator[tuple[int, int, int]]:
+    """Cores along an axis as first voxel, stop and number of their like: away from the ends all are alike."""
+    core, extent, count = grid.core[axis], grid.volume[axis], grid.counts[axis]
+    near = (
+        -(-(max(grid.halo[axis], receptive_radius(grid.architecture)[axis]) + grid.architecture.stride[axis]) // core)
+        + 1
+    )
+    middle = count - 2 * near
+    if middle > 1:
+        kinds = [*((i, 1) for i in range(near)), (near, middle), *((i, 1) for i in range(count - near, count))]
+    else:
+        kinds = [(i, 1) for i in range(count)]
+    for index, times in kinds:
+        yield index * core, min((index + 1) * core, extent), times

@@ -113,21 +113,18 @@ class TileGrid:
 
     def window(self, core: Box) -> Box:
         """What a core on the stride lattice reads. Slabs' windows lie inside their tile's."""
-        if self.architecture.padding == "valid":
-            return self._unpadded_window(core)
-        stop = tuple(
-            min(round_up(b, s) + h, round_up(n, s))
-            for b, s, h, n in zip(core.stop, self.architecture.stride, self.halo, self.volume, strict=True)
-        )
-        start = tuple(max(a - h, 0) for a, h in zip(core.start, self.halo, strict=True))
-        return Box(start, stop)  # type: ignore[arg-type]
+        spans = [self.span(axis, a, b) for axis, (a, b) in enumerate(zip(core.start, core.stop, strict=True))]
+        return Box(tuple(a for a, _ in spans), tuple(b for _, b in spans))  # type: ignore[arg-type]
 
-    def _unpadded_window(self, core: Box) -> Box:
-        margin = receptive_radius(self.architecture)
-        start = tuple(a - m for a, m in zip(core.start, margin, strict=True))
-        needed = tuple(n + 2 * m for n, m in zip(core.shape, margin, strict=True))
-        extent = legal_extent(self.architecture, needed)  # type: ignore[arg-type]
-        return Box(start, tuple(a + n for a, n in zip(start, extent, strict=True)))  # type: ignore[arg-type]
+    def span(self, axis: int, start: int, stop: int) -> tuple[int, int]:
+        """What a core from `start` to `stop` reads along one axis; windows are products of these."""
+        stride, extent = self.architecture.stride[axis], self.volume[axis]
+        if self.architecture.padding == "same":
+            halo = self.halo[axis]
+            return max(start - halo, 0), min(round_up(stop, stride) + halo, round_up(extent, stride))
+        margin = receptive_radius(self.architecture)[axis]
+        first = start - margin
+        return first, first + legal_extent(self.architecture, axis, stop - start + 2 * margin)
 
     def _slab(self, core: Box) -> Slab:
         window = self.window(core)

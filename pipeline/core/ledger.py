@@ -65,8 +65,9 @@ class Session:
     Args:
         fingerprint: Of the plan.
         tiles: Tiles done in it.
-        seconds: From the first submission to the last durable write; cluster start excluded.
-        cluster_seconds: Start of the cluster.
+        seconds: From the first submission to the last durable write; start of cluster and model excluded.
+        cluster_seconds: Start of the workers.
+        model_seconds: Loading the network on them.
         workers: Worker processes.
         ended: ISO 8601, UTC.
     """
@@ -75,6 +76,7 @@ class Session:
     tiles: int
     seconds: float
     cluster_seconds: float
+    model_seconds: float
     workers: int
     ended: str
 

@@ -47,13 +47,19 @@ def least_halo(architecture: Architecture) -> Triple:
     return tuple(round_up(r, s) for r, s in pairs)  # type: ignore[return-value]
 
 
-def legal_extent(architecture: Architecture, needed: Triple) -> Triple:
-    """The least extents, at least `needed`, that one pass can take without an odd map before a pooling.
+def legal_extent(architecture: Architecture, axis: int, needed: int) -> int:
+    """The least extent along an axis, at least `needed`, that one pass takes without an odd map before a pooling.
 
-    Same padding: multiples of the stride. Unpadded: four voxels are lost before each pooling, so extents are
+    Same padding: a multiple of the stride. Unpadded: four voxels are lost before each pooling, so extents are
     congruent to -4 modulo the stride (572 at depth 4).
     """
-    lost = 4 if architecture.padding == "valid" else 0
-    return tuple(  # type: ignore[return-value]
-        n if s == 1 else round_up(n + lost, s) - lost for n, s in zip(needed, architecture.stride, strict=True)
-    )
+    stride = architecture.stride[axis]
+    lost = 4 if architecture.padding == "valid" and stride > 1 else 0
+    return round_up(needed + lost, stride) - lost
+
+
+def whole_window(architecture: Architecture, volume: Triple) -> Triple:
+    """Extents of the one pass over the whole volume that the stitched output must equal."""
+    margin = receptive_radius(architecture) if architecture.padding == "valid" else (0, 0, 0)
+    needed = (n + 2 * m for n, m in zip(volume, margin, strict=True))
+    return tuple(legal_extent(architecture, axis, n) for axis, n in enumerate(needed))  # type: ignore[return-value]

@@ -15,7 +15,7 @@ from pipeline.core.architecture import Architecture
 from pipeline.core.box import Triple, round_up
 from pipeline.core.cost import PROCESS_BYTES, largest_slab_window, slab_bytes, tile_bytes
 from pipeline.core.grid import TileGrid
-from pipeline.core.receptive import least_halo, legal_extent, receptive_radius
+from pipeline.core.receptive import least_halo, receptive_radius
 from pipeline.errors import PlanError
 
 LARGEST_SHARD_EXTENT = 256
@@ -23,6 +23,9 @@ LARGEST_SHARD_EXTENT = 256
 
 LARGEST_CHUNK_EXTENT = 64
 """Voxels an axis of an automatic chunk."""
+
+LARGEST_PLANE_CHUNK_EXTENT = 256
+"""The same, where the volume is a single slice."""
 
 MEMORY_SHARE = 0.9
 """Part of a worker's memory that a plan may fill."""
@@ -189,6 +192,7 @@ def _candidates(request: TileRequest, axis: int) -> list[int]:
         return [_slices(request.in_chunks[axis], extent, unit)]
     parts = {round_up(-(-extent // n), unit) for n in range(1, 17)}
     fixed = {n for n in (64, 96, 128, 192, 256, 384, 512, 768, 1024) if n % unit == 0 and n < extent}
+    parts |= {round_up(n, lcm(unit, LARGEST_CHUNK_EXTENT)) for n in parts}
     return sorted({n for n in parts if n <= 1024} | fixed | {unit})
 
 
@@ -205,8 +209,8 @@ def _axis_price(request: TileRequest, halo: Triple, axis: int, core: int) -> tup
     margin = halo[axis] or receptive_radius(request.architecture)[axis]
     count, whole = -(-extent // core), round_up(extent, stride)
     inner = max(count - 2, 0)
-    ends = [min(core + margin, whole)] * min(count, 2) if count > 1 else [whole]
-    windows = sum(ends) + inner * min(core + 2 * margin, whole)
+    last = whole - max((count - 1) * core - margin, 0)
+    windows = last + (count > 1) * min(core + margin, whole) + inner * min(core + 2 * margin, whole)
     decoded = windows + (count * chunk if core % chunk or margin else 0)
     return count, windows / whole, decoded / extent
 
@@ -219,7 +223,8 @@ def _price(request: TileRequest, core: Triple, prices: list[dict[int, tuple[int,
     rounds = -(-tiles // request.workers)
     idle = rounds * request.workers / tiles
     few = 1.0 if tiles >= FEWEST_TILES_A_WORKER * request.workers or tiles == 1 else 1.02
-    return (arithmetic + 0.02 * decoded) * idle * few
+    untidy = sum(c % 32 > 0 and c > 32 for c in core)  # chunks of 64 or 32 compress and align better than of 63
+    return (arithmetic + 0.02 * decoded) * idle * few * 1.01**untidy
 
 
 def _fits(request: TileRequest, core: Triple, halo: Triple) -> bool:
@@ -298,7 +303,8 @@ def _shards(request: TileRequest, core: Triple) -> Triple | None:
 def _chunks(request: TileRequest, unit: Triple) -> Triple:
     if request.chunks:
         return request.chunks
-    return tuple(_largest_part(u, LARGEST_CHUNK_EXTENT, 1) for u in unit)  # type: ignore[return-value]
+    limit = LARGEST_CHUNK_EXTENT if request.volume[0] > 1 else LARGEST_PLANE_CHUNK_EXTENT
+    return tuple(_largest_part(u, limit, 1) for u in unit)  # type: ignore[return-value]
 
 
 def _largest_part(whole: int, limit: int, grain: int) -> int:
@@ -306,11 +312,3 @@ def _largest_part(whole: int, limit: int, grain: int) -> int:
     parts = [whole // n for n in range(1, whole // grain + 1) if whole % n == 0 and (whole // n) % grain == 0]
     fitting = [part for part in parts if part <= limit]
     return fitting[0] if fitting and fitting[0] >= limit // 4 else min(parts, key=lambda p: abs(p - limit))
-
-
-def whole_window(architecture: Architecture, volume: Triple) -> Triple:
-    """Extents of the one pass over the whole volume that the stitched output must equal."""
-    if architecture.padding == "same":
-        return legal_extent(architecture, volume)
-    needed = tuple(n + 2 * m for n, m in zip(volume, receptive_radius(architecture), strict=True))
-    return legal_extent(architecture, needed)  # type: ignore[arg-type]

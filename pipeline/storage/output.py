@@ -69,16 +69,15 @@ class Output:
 
     def state(self) -> str:
         """`absent`, `ours` (this plan's), or `foreign`: anything else that lies at its place."""
-        if not self.root.exists():
-            return "absent"
-        if not any(self.root.iterdir()) if self.root.is_dir() else False:
+        if not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir())):
             return "absent"
         return "ours" if stored_fingerprint(self.root) == self.plan.fingerprint else "foreign"
 
     def create(self) -> None:
         """Make the group and the empty array, where they are not there yet. A crash half-way is made good."""
         group = zarr.open_group(str(self.root), mode="a", zarr_format=3)
-        group.attrs[FINGERPRINT_ATTRIBUTE] = {"fingerprint": self.plan.fingerprint, "state": "incomplete"}
+        if FINGERPRINT_ATTRIBUTE not in group.attrs:
+            group.attrs[FINGERPRINT_ATTRIBUTE] = {"fingerprint": self.plan.fingerprint, "state": "incomplete"}
         if ARRAY not in group:
             self._create_array()
 

@@ -1,0 +1,1 @@
+"""How a network is trained. The other room that imports torch."""
