@@ -7,6 +7,7 @@ Heavy imports wait until a command needs them: `--help` imports neither torch no
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -133,7 +134,8 @@ def _print_rows(rows: list[tuple[str, str]]) -> None:
 
 
 def main() -> None:
-    """Run the command and leave with its exit status."""
+    """Run the command and leave with its exit status. SIGTERM ends it as Ctrl-C does: in order."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(status(lambda: app(exit_on_error=False, print_error=True, result_action="return_value")))
 
 

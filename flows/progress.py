@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,11 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import PrefectException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pipeline.stages import Advance
+
+log = logging.getLogger("pipeline")
 
 ARTIFACT_SECONDS = 5.0
 """An update of the artifact costs the server 10 ms and a row."""
@@ -37,7 +42,7 @@ def following(output: str) -> Iterator[Callable[[Advance], None]]:
 
 class _Follower:
     def __init__(self, artifact: UUID, name: str) -> None:
-        self._artifact = artifact
+        self._artifact: UUID | None = artifact
         self._terminal = sys.stderr.isatty()
         self._said_artifact = self._said_line = 0.0
         self._last: Advance | None = None
@@ -63,13 +68,23 @@ class _Follower:
             print(_line(self._name, advance), file=sys.stderr, flush=True)
         if now - self._said_artifact > ARTIFACT_SECONDS:
             self._said_artifact = now
-            update_progress_artifact(self._artifact, progress=100 * advance.done / advance.total)
+            self._update_artifact(100 * advance.done / advance.total)
 
     def settle(self) -> None:
         """The last word, whatever was throttled."""
         if self._last is not None and not self._terminal:
             print(_line(self._name, self._last), file=sys.stderr, flush=True)
-        update_progress_artifact(self._artifact, progress=100.0)
+        self._update_artifact(100.0)
+
+    def _update_artifact(self, percent: float) -> None:
+        """A server that cannot be reached costs the picture of the advance, not the advance."""
+        if self._artifact is None:
+            return
+        try:
+            update_progress_artifact(self._artifact, progress=percent)
+        except (HTTPError, PrefectException, OSError) as error:
+            log.warning("progress is no longer shown on Prefect's page: %s: %s", type(error).__name__, error)
+            self._artifact = None
 
     def _move_bar(self, advance: Advance) -> None:
         if self._row is None:

@@ -1,0 +1,6 @@
+"""The doors: Prefect flows and the command line. The only package that imports Prefect; its telemetry is off first."""
+
+import os
+
+os.environ.setdefault("DO_NOT_TRACK", "1")  # the client's, which reports while it is imported
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # the server's
