@@ -22,6 +22,9 @@ Voxels = Annotated[tuple[Positive, Positive, Positive], Field(description="z, y,
 Margin = Annotated[tuple[int, int, int], Field(description="z, y, x")]
 AnyConfig = TypeVar("AnyConfig", bound="Section")
 
+TOLD = 30
+"""Problems that one error tells at most: a file that is no configuration at all has hundreds."""
+
 
 class Section(BaseModel):
     """A group of keys: frozen, and strict about names."""
@@ -34,7 +37,9 @@ def _absolute(url: Any) -> Any:
     if not isinstance(url, str) or not url.strip():
         raise ValueError("a path is needed")
     url = url.removeprefix("file://")
-    return url if "://" in url else os.path.abspath(Path(url).expanduser())  # noqa: PTH100 - must not resolve links
+    if "://" in url:
+        return url
+    return os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 - must not resolve links, nor fail at `~no-one`
 
 
 Location = Annotated[str, BeforeValidator(_absolute)]
@@ -170,7 +175,8 @@ def validated(cls: type[AnyConfig], content: Any, *, source: str) -> AnyConfig:
     except ValidationError as error:
         problems = _violations(cls, error.errors())
         title = f"Configuration '{source}' cannot be a run ({len(problems)} problem{'s'[: len(problems) > 1]}):"
-        raise ConfigError("\n".join([title, *(f"  {p}" for p in problems)])) from error
+        more = [f"and {len(problems) - TOLD} more"] if len(problems) > TOLD else []
+        raise ConfigError("\n".join([title, *(f"  {p}" for p in [*problems[:TOLD], *more])])) from error
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
@@ -178,7 +184,7 @@ def _load_yaml(path: Path) -> dict[str, Any]:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Configuration '{path}' cannot be read ({error}). Check the path.") from error
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
         raise ConfigError(f"Configuration '{path}' is not YAML:\n  {str(error)[:600]}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"Configuration '{path}' holds {type(content).__name__}, not keys. See configs/example.yaml.")
@@ -191,7 +197,7 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set '{override}' is not key=value, such as tiles.core=[64, 128, 128].")
     try:
         value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:
         raise ConfigError(f"The value in --set '{override}' is not YAML ({str(error).splitlines()[0]}).") from error
     *parents, leaf = name.strip().split(".")
     for parent in parents:
@@ -227,8 +233,13 @@ def _violations(cls: type[BaseModel], errors: Sequence[Any]) -> list[str]:
         name = ".".join(_keys(cls, error["loc"])) or "the whole"
         expected.setdefault(name, []).append(_expectation(cls, error))
         if not isinstance(error["input"], dict | BaseModel) and error["type"] not in ("missing", "extra_forbidden"):
-            found[name] = f" (found {error['input']!r})"
+            found[name] = f" (found {_shortened(error['input'])})"
     return [f"{name}: {', or '.join(dict.fromkeys(texts))}{found.get(name, '')}" for name, texts in expected.items()]
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _expectation(cls: type[BaseModel], error: Any) -> str:

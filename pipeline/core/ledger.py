@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -127,4 +127,9 @@ def parse_lines(lines: Iterable[str]) -> Iterator[TileRecord | Session]:
 
 
 def _record(content: dict[str, Any]) -> TileRecord | Session:
-    return Session(**content["session"]) if "session" in content else TileRecord(**content)
+    if "session" in content:
+        return Session(**content["session"])
+    record = TileRecord(**content)
+    if record.state not in get_args(State) or not isinstance(record.tile, int):
+        raise ValueError(f"state '{record.state}' of tile {record.tile!r}")
+    return record

@@ -166,7 +166,7 @@ class Plan:
         Raises:
             ValueError, KeyError, TypeError: The text is not such a plan, or its fingerprint is not its own.
         """
-        content = json.loads(text)
+        content = dict(json.loads(text))
         told = content.pop("fingerprint")
         content.pop("tiles"), content.pop("counts")
         plan = cls(**{**content, **_parts(content)})

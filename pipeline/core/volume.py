@@ -65,6 +65,6 @@ class Description:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Description:
-        space = Space(**{key: tuple(value) for key, value in content["space"].items()})
+        space = Space(**{key: tuple(value) for key, value in dict(content["space"]).items()})
         triples = {key: tuple(content[key]) for key in ("shape", "chunks")}
         return cls(**{**content, **triples, "space": space})

@@ -69,16 +69,20 @@ class Output:
 
     def state(self) -> str:
         """`absent`, `ours` (this plan's), or `foreign`: anything else that lies at its place."""
-        if not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir())):
+        if not self.root.exists():
             return "absent"
+        if self.root.is_dir() and all(path.suffix == ".partial" for path in self.root.iterdir()):
+            return "absent"  # nothing, or what a kill left of the first file
         return "ours" if stored_fingerprint(self.root) == self.plan.fingerprint else "foreign"
 
     def create(self) -> None:
         """Make the group and the empty array, where they are not there yet. A crash half-way is made good."""
-        group = zarr.open_group(str(self.root), mode="a", zarr_format=3)
-        if FINGERPRINT_ATTRIBUTE not in group.attrs:
-            group.attrs[FINGERPRINT_ATTRIBUTE] = {"fingerprint": self.plan.fingerprint, "state": "incomplete"}
-        if ARRAY not in group:
+        if self.state() == "absent":  # in one write: a group that did not name its plan yet would be foreign
+            said = {FINGERPRINT_ATTRIBUTE: {"fingerprint": self.plan.fingerprint, "state": "incomplete"}}
+            zarr.create_group(str(self.root), zarr_format=3, attributes=said)
+        for stale in (*self.root.glob("*.partial"), *self.root.glob(f"{ARRAY}/*.partial")):
+            stale.unlink()
+        if ARRAY not in zarr.open_group(str(self.root), mode="r", zarr_format=3):
             self._create_array()
 
     def publish(self) -> None:

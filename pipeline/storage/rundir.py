@@ -212,9 +212,10 @@ class LedgerWriter:
 
 
 def _cut_torn_line(file: TextIO) -> None:
-    size = file.seek(0, os.SEEK_END)
+    size, reach, tail = file.seek(0, os.SEEK_END), 2**20, b""
     with open(file.name, "rb") as raw:  # noqa: PTH123 - the same name as the open file
-        raw.seek(max(size - 2**20, 0))
-        tail = raw.read()
+        while b"\n" not in tail and len(tail) < size:
+            raw.seek(max(size - reach, 0))
+            tail, reach = raw.read(), 2 * reach
     if tail and not tail.endswith(b"\n"):
         file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)

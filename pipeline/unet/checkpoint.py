@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.core.architecture import Architecture, Padding
-from pipeline.core.normalization import Normalization
+from pipeline.core.normalization import Mode, Normalization
 from pipeline.errors import ModelError
 from pipeline.unet.model import UNet
 
@@ -80,23 +80,25 @@ def load_checkpoint(path: str | Path, *, padding: Padding | None = None) -> Chec
     if not path.is_file():
         raise ModelError(f"Checkpoint '{path}' was asked for, but there is no such file. Check model.checkpoint.")
     tensors, metadata = _read(path)
+    _refuse_strange(tensors, str(path))
     state = {name: t.to(torch.float32) if t.is_floating_point() else t for name, t in tensors.items()}
     said = _metadata(path, metadata)
-    told = said.get("architecture", {}).get("padding")
+    told = said["architecture"].padding if said else None
     if told and padding and told != padding:
         raise ModelError(
             f"model.padding is '{padding}', but checkpoint '{path}' was trained with '{told}'. "
             "Leave model.padding out: it is only for checkpoints that do not say."
         )
     architecture = recognise(state, padding=told or padding or "same", source=str(path))
-    _check_told(path, said, architecture)
+    if said:
+        _check_told(path, said["architecture"], architecture)
     return Checkpoint(
         architecture=architecture,
         state=_completed(state, architecture, str(path)),
         padding_known=told is not None,
-        normalization=Normalization(**said["normalization"]) if said.get("normalization") else None,
+        normalization=said.get("normalization"),
         axes=said.get("axes"),
-        voxel_size_nm=tuple(said["voxel_size_nm"]) if said.get("voxel_size_nm") else None,
+        voxel_size_nm=said.get("voxel_size_nm"),
         provenance=said.get("provenance", {}),
     )
 
@@ -116,17 +118,23 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or _opens_like_safetensors(path):
         return _read_safetensors(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # of damaged bytes the unpickler makes IndexError, struct.error, AssertionError and more
         raise ModelError(
             f"Checkpoint '{path}' cannot be read as a state_dict ({path.stat().st_size} bytes; {_first_line(error)}). "
             "It is truncated, not a checkpoint, or holds more than tensors. Copy it again, or save "
             "`model.state_dict()` alone: nothing else is ever unpickled."
         ) from error
     return _state_dict(content, path), {}
+
+
+def _opens_like_safetensors(path: Path) -> bool:
+    """Whether a JSON header follows eight bytes of length, whatever the file is called."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -141,7 +149,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    lines = str(error).splitlines() or [type(error).__name__]
+    telling = next((line for line in lines if "WeightsUnpickler error" in line), lines[0])
+    return re.sub(r"\x1b\[\d*m", "", telling).strip()[:160]
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -157,13 +167,44 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _metadata(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """What our metadata says, as `Checkpoint` takes it; empty where there is none."""
     if METADATA_KEY not in metadata:
         return {}
     try:
-        said = json.loads(metadata[METADATA_KEY])
-    except json.JSONDecodeError as error:
-        raise ModelError(f"The metadata of checkpoint '{path}' is not JSON ({error}). Write it again.") from error
-    return said
+        return _parsed(json.loads(metadata[METADATA_KEY]))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"The metadata of checkpoint '{path}' cannot be understood ({type(error).__name__}: {error}). "
+            "Write the checkpoint again."
+        ) from error
+
+
+def _parsed(said: dict[str, Any]) -> dict[str, Any]:
+    architecture = Architecture(**said["architecture"])
+    rule = Normalization(**said["normalization"]) if said.get("normalization") else None
+    size = tuple(float(v) for v in said.get("voxel_size_nm") or ())
+    if architecture.padding not in get_args(Padding):
+        raise ValueError(f"padding '{architecture.padding}'")
+    if rule and rule.mode not in get_args(Mode):
+        raise ValueError(f"normalization '{rule.mode}'")
+    if any(v <= 0 for v in size):
+        raise ValueError(f"voxel size {size}")
+    return {
+        "architecture": architecture,
+        "normalization": rule,
+        "axes": said.get("axes"),
+        "voxel_size_nm": size or None,
+        "provenance": dict(said.get("provenance") or {}),
+    }
+
+
+def _refuse_strange(tensors: Mapping[str, Tensor], source: str) -> None:
+    strange = [n for n, t in tensors.items() if t.layout is not torch.strided or t.is_meta or t.is_complex()]
+    if strange:
+        raise ModelError(
+            f"Checkpoint '{source}' holds tensors that are sparse, complex or without values: {_listed(strange)}. "
+            "Save dense real weights."
+        )
 
 
 def recognise(state: Mapping[str, Tensor], *, padding: Padding, source: str) -> Architecture:
@@ -248,10 +289,10 @@ def _refuse_nonfinite(state: Mapping[str, Tensor], source: str) -> None:
         )
 
 
-def _check_told(path: Path, said: dict[str, Any], found: Architecture) -> None:
-    told = said.get("architecture")
-    if told is not None and told != found.to_dict():
-        different = [f"{k} {told.get(k)} but found {v}" for k, v in found.to_dict().items() if told.get(k) != v]
+def _check_told(path: Path, told: Architecture, found: Architecture) -> None:
+    if told != found:
+        said = told.to_dict()
+        different = [f"{k} {said[k]} but found {v}" for k, v in found.to_dict().items() if said[k] != v]
         raise ModelError(
             f"The metadata of checkpoint '{path}' does not describe its weights: {', '.join(different)}. "
             "Write the checkpoint again."

@@ -59,17 +59,24 @@ class UNet(nn.Module):
         return self.get_submodule(name)(x_BCS)
 
     def forward(self, x_BCS: Tensor) -> Tensor:
-        """Logits for `x_BCS`; the extents must be legal (`core.receptive.legal_extent`)."""
+        """Logits for `x_BCS`; the extents must be legal (`core.receptive.legal_extent`).
+
+        One layer a statement: in a nested call the outer layer's caller would keep the inner one's input alive.
+        """
         depth = self.architecture.depth
         skips = []
         for k in range(1, depth + 1):
-            x_BCS = self._run(f"encoder{k}_2", self._run(f"encoder{k}_1", x_BCS))
+            x_BCS = self._run(f"encoder{k}_1", x_BCS)
+            x_BCS = self._run(f"encoder{k}_2", x_BCS)
             skips.append(x_BCS)
             x_BCS = self.pool(x_BCS)
-        x_BCS = self._run(f"decoder{depth + 1}_1", self._run(f"encoder{depth + 1}_1", x_BCS))
+        x_BCS = self._run(f"encoder{depth + 1}_1", x_BCS)
+        x_BCS = self._run(f"decoder{depth + 1}_1", x_BCS)
         for k in range(depth, 0, -1):
-            x_BCS = _joined(self._run(f"unpool{k}", x_BCS), skips.pop())
-            x_BCS = self._run(f"decoder{k}_1", self._run(f"decoder{k}_2", x_BCS))
+            x_BCS = self._run(f"unpool{k}", x_BCS)
+            x_BCS = _joined(x_BCS, skips.pop())
+            x_BCS = self._run(f"decoder{k}_2", x_BCS)
+            x_BCS = self._run(f"decoder{k}_1", x_BCS)
         return self.fc(x_BCS)
 
     @property
