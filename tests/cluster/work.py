@@ -1,0 +1,65 @@
+"""What workers do in tests of the dispatch; importable by them, and as cheap as it gets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def nothing(index: int) -> int:
+    """Give the index back."""
+    return index
+
+
+def fail_on(bad: frozenset[int], index: int) -> int:
+    """Raise for some indices, always."""
+    if index in bad:
+        raise ValueError(f"{index} is bad")
+    return index
+
+
+def fail_times(folder: str, bad: int, times: int, index: int) -> int:
+    """Raise for one index, the first so many times."""
+    if index == bad:
+        tries = len(list(Path(folder).iterdir()))
+        (Path(folder) / f"{tries}").touch()
+        if tries < times:
+            raise ValueError(f"attempt {tries + 1} of {index} is bad")
+    return index
+
+
+def die_on(bad: int, index: int) -> int:
+    """Take the worker down at one index, always."""
+    if index == bad:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return index
+
+
+def die_once(folder: str, bad: int, index: int) -> int:
+    """Take the worker down at one index, the first time."""
+    marker = Path(folder) / "died"
+    if index == bad and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return index
+
+
+def doze(seconds: float, index: int) -> int:
+    """Take a while."""
+    time.sleep(seconds)
+    return index
+
+
+def enlist(folder: str) -> None:
+    """Leave this worker's mark."""
+    (Path(folder) / str(os.getpid())).touch()
+
+
+def enlist_or_die(folder: str) -> None:
+    """Leave this worker's mark; the first to come dies of it."""
+    first = not any(Path(folder).iterdir())
+    enlist(folder)
+    if first:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,79 @@
+from itertools import product
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core.box import Box, round_up
+from tests.core.core_cases import triples
+
+
+@st.composite
+def boxes(draw):
+    """Boxes of up to 6 voxels an axis, some empty, anywhere around the origin."""
+    start, shape = draw(triples(-5, 5)), draw(triples(0, 6))
+    return Box(start, tuple(a + n for a, n in zip(start, shape, strict=True)))
+
+
+def voxels(box):
+    """The voxels of a box, one by one: what every operation on boxes must agree with."""
+    return set(product(*(range(a, b) for a, b in zip(box.start, box.stop, strict=True))))
+
+
+@given(boxes())
+def test_the_voxels_of_a_box_are_counted(box):
+    """Costs and verification count voxels by this product."""
+    assert box.voxels == len(voxels(box))
+
+
+@given(boxes(), boxes())
+def test_a_clipped_box_holds_the_voxels_that_both_share(box, other):
+    """The last tile of every axis is clipped to the volume; a voxel too many would be written twice."""
+    shared = voxels(box) & voxels(other)
+    assert voxels(box.clipped(other)) == shared
+    assert box.overlaps(other) == bool(shared)
+
+
+@given(boxes(), boxes())
+def test_a_box_contains_another_when_it_has_all_its_voxels(box, other):
+    """Grid properties are stated with it."""
+    if other.voxels:
+        assert box.contains(other) == (voxels(other) <= voxels(box))
+
+
+@given(boxes(), triples(1, 4))
+def test_splitting_partitions_a_box_in_order(box, step):
+    """Cores are split into slabs and write units: none may be missed, doubled, or out of z order."""
+    parts = [part for part in box.split(step) if part.voxels]
+    assert sorted(voxel for part in parts for voxel in voxels(part)) == sorted(voxels(box))
+    assert [part.start for part in parts] == sorted(part.start for part in parts)
+    assert all(n <= s for part in parts for n, s in zip(part.shape, step, strict=True))
+
+
+@given(triples(1, 6), triples(0, 5), triples(1, 6))
+def test_slices_within_a_frame_select_the_box(start, offset, shape):
+    """A slab is cut from its tile's array by these slices; a frame need not begin at the origin."""
+    inner_start = tuple(a + o for a, o in zip(start, offset, strict=True))
+    inner = Box(inner_start, tuple(a + n for a, n in zip(inner_start, shape, strict=True)))
+    z, y, x = np.meshgrid(*(np.arange(a, a + 12) for a in start), indexing="ij")
+    frame = Box(start, tuple(a + 12 for a in start))
+    found = inner.within(frame)
+    assert set(zip(z[found].flat, y[found].flat, x[found].flat, strict=True)) == voxels(inner)
+
+
+@given(st.integers(0, 10**12), st.integers(1, 10**6))
+def test_rounding_up_gives_the_least_multiple(value, multiple):
+    """Halos and extended volumes are rounded up to the stride: less is a seam, more is waste."""
+    found = round_up(value, multiple)
+    assert found % multiple == 0
+    assert 0 <= found - value < multiple
+
+
+def test_a_box_names_its_axes():
+    """Errors name tiles by their boxes, and z, y, x must not be guessed."""
+    assert str(Box((0, 8, 16), (4, 12, 20))) == "z 0:4, y 8:12, x 16:20"
+
+
+def test_equal_boxes_are_one_key():
+    """The sink keeps begun units by their boxes."""
+    assert len({Box.of_shape((1, 2, 3)), Box((0, 0, 0), (1, 2, 3))}) == 1

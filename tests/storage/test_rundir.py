@@ -1,0 +1,263 @@
+"""The run directory: one driver, no orphans beside it, a ledger that survives a kill, artifacts that are whole."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.ledger import Session, TileRecord
+from pipeline.errors import StorageError
+from pipeline.storage.rundir import RunDirectory
+from tests.pipeline_cases import output_plan
+
+HOLD = """
+import sys, time
+from pipeline.storage.rundir import RunDirectory
+directory = RunDirectory(sys.argv[1])
+{enter}
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+DRIVER = HOLD.format(enter="context = directory.driver(); token = context.__enter__()")
+WORKER = HOLD.format(enter="lock = directory.enlist_worker(sys.argv[3])")
+
+
+def holding(script: str, *arguments: object) -> subprocess.Popen:
+    """Another process that holds a lock, once it says so."""
+    process = subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.fixture
+def processes():
+    """Processes to end with the test."""
+    started: list[subprocess.Popen] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def directory(tmp_path) -> RunDirectory:
+    """A run directory that is there."""
+    found = RunDirectory(tmp_path / "o.zarr")
+    found.path.mkdir()
+    return found
+
+
+def record(tile: int, state: str = "done") -> TileRecord:
+    """A line of the ledger."""
+    return TileRecord(tile, state, "f", {f"0/c/{tile}": "ab", "0/c/x": None})
+
+
+# --- one driver ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_driver_is_refused_at_once(directory, processes):
+    """Two drivers of one output would compute everything twice; the second must not wait for the first's hours."""
+    processes.append(holding(DRIVER, directory.output, 60))
+    began = time.monotonic()
+    with pytest.raises(StorageError) as raised, directory.driver():
+        pass
+    assert time.monotonic() - began < 1
+    assert f"is being written by another run (process {processes[0].pid}" in str(raised.value)
+
+
+def test_a_killed_driver_leaves_no_lock(directory, processes):
+    """`kill -9` must not need a hand to clean up after it."""
+    processes.append(holding(DRIVER, directory.output, 60))
+    processes[0].kill()
+    processes[0].wait()
+    with directory.driver() as token:
+        assert token.startswith(f"{os.getpid()}-")
+
+
+def test_the_driver_may_enter_again_within_its_process(directory):
+    """Stages take the lock each for itself and also as parts of a whole run; the token stays one."""
+    with directory.driver() as first:
+        with RunDirectory(directory.output).driver() as second:
+            assert first == second
+        assert locked_for_others(directory)
+    assert not locked_for_others(directory)
+    with directory.driver() as third:
+        assert third != first
+
+
+def locked_for_others(directory: RunDirectory) -> bool:
+    """Whether another process would be refused."""
+    script = DRIVER.replace("time.sleep(float(sys.argv[2]))", "")
+    found = subprocess.run(
+        [sys.executable, "-c", script, str(directory.output)], check=False, capture_output=True, text=True
+    )
+    assert found.returncode == 0 or "is being written by another run" in found.stderr
+    return found.returncode != 0
+
+
+def test_the_lock_makes_the_run_directory(tmp_path):
+    """The first to drive an output makes its run directory, its parents included."""
+    directory = RunDirectory(tmp_path / "deep/er/o.zarr")
+    with directory.driver():
+        assert (tmp_path / "deep/er/o.zarr.run/driver.lock").is_file()
+
+
+# --- workers ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_driver_waits_until_the_last_orphan_is_gone(directory, processes):
+    """A worker that outlives its driver still writes; nobody may start beside it."""
+    with directory.driver() as token:
+        processes.append(holding(WORKER, directory.output, 60, token))
+        threading.Timer(0.5, processes[0].kill).start()
+        began = time.monotonic()
+        directory.wait_for_orphans(seconds=30)
+        assert 0.4 < time.monotonic() - began < 10
+
+
+def test_an_orphan_that_does_not_end_is_told(directory, processes):
+    """Waiting for ever would look like a hang; the message names the lock."""
+    with directory.driver() as token:
+        processes.append(holding(WORKER, directory.output, 60, token))
+        with pytest.raises(StorageError, match=r"Workers of an earlier run still write to .*workers\.lock"):
+            directory.wait_for_orphans(seconds=0.3)
+
+
+def test_workers_of_one_driver_share_their_lock(directory, processes):
+    """Workers must not keep each other waiting."""
+    with directory.driver() as token:
+        processes.append(holding(WORKER, directory.output, 60, token))
+        with directory.enlist_worker(token):
+            pass
+
+
+def test_a_worker_of_an_earlier_driver_writes_nothing_more(directory):
+    """It may open its first tile after another driver took over; then its token is old."""
+    with directory.driver() as old:
+        pass
+    with directory.driver() as new:
+        assert old != new
+        with pytest.raises(StorageError, match="Another driver has taken over"):
+            directory.enlist_worker(old)
+        directory.wait_for_orphans(seconds=0)  # the refused worker holds nothing
+
+
+# --- the ledger ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_ledger_gives_back_what_was_appended(directory):
+    """The ledger alone says what is done, so it must say what was told."""
+    told = [record(3), record(4, "failed"), Session("f", 1, 2.0, 0.5, 0.5, 2, "2026-11-22T00:00:00+00:00"), record(3)]
+    for part in (told[:2], told[2:]):
+        with directory.ledger() as ledger:
+            for line in part:
+                ledger.append(line)
+    assert list(directory.records()) == told
+
+
+def test_a_line_reaches_the_system_at_once(directory):
+    """A driver that is killed right after must not lose what it recorded."""
+    with directory.ledger() as ledger:
+        ledger.append(record(0))
+        assert len(directory.ledger_path.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 20, 3_000_000], ids=["a byte", "some bytes", "megabytes"])
+def test_a_tail_torn_by_a_kill_counts_for_nothing_and_is_cut(directory, cut):
+    """Half a line vouches for nothing, and the next record must not be glued to it, however many units it names."""
+    torn = TileRecord(1, "done", "f", {f"0/c/{number}": "ab" * 32 for number in range(40_000)}).to_line().encode()[:cut]
+    with directory.ledger() as ledger:
+        ledger.append(record(0))
+    whole = directory.ledger_path.read_bytes()
+    directory.ledger_path.write_bytes(whole + torn)
+    assert list(directory.records()) == [record(0)]
+    with directory.ledger() as ledger:
+        assert directory.ledger_path.read_bytes() == whole
+        ledger.append(record(2))
+    assert list(directory.records()) == [record(0), record(2)]
+
+
+def test_a_ledger_that_is_one_torn_line_is_emptied(directory):
+    """The first write of all may be the torn one."""
+    directory.ledger_path.write_bytes(b'{"tile": 0, "sta')
+    with directory.ledger() as ledger:
+        ledger.append(record(7))
+    assert list(directory.records()) == [record(7)]
+
+
+def test_damage_before_the_end_is_told_with_its_line(directory):
+    """A broken line in the middle is no kill but damage; passing over it would hide a tile."""
+    lines = [record(0).to_line(), '{"tile": 1, "sta\n', record(2).to_line()]
+    directory.ledger_path.write_text("".join(lines))
+    with pytest.raises(StorageError, match=r"is damaged: line 2 is no record"):
+        list(directory.records())
+
+
+def test_progress_is_that_of_one_plan(directory, tmp_path):
+    """Records of another plan, or of tiles that the plan has not, count for nothing."""
+    plan = output_plan(tmp_path / "o.zarr")
+    lines = [
+        TileRecord(0, "done", plan.fingerprint),
+        TileRecord(1, "done", plan.fingerprint),
+        TileRecord(1, "invalid", plan.fingerprint),
+        TileRecord(2, "done", "of another plan"),
+        TileRecord(10**6, "done", plan.fingerprint),
+    ]
+    with directory.ledger() as ledger:
+        for line in lines:
+            ledger.append(line)
+    progress = directory.progress(plan)
+    assert (progress.count("done"), progress.count("invalid"), progress.total) == (1, 1, len(plan.grid))
+    assert progress.is_done(0)
+    assert list(progress.to_do()) == list(range(1, len(plan.grid)))
+
+
+# --- artifacts ----------------------------------------------------------------------------------------------------------
+
+
+def test_artifacts_are_replaced_whole(directory, monkeypatch):
+    """A reader sees the old one or the new one; a kill in between leaves the old."""
+    directory.write_json(directory.report_path, {"n": 1})
+    replace = Path.replace
+
+    def killed(path, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        directory.write_json(directory.report_path, {"n": 2})
+    assert directory.read_json(directory.report_path) == {"n": 1}
+    monkeypatch.setattr(Path, "replace", replace)
+    directory.write_json(directory.report_path, {"n": 3})
+    assert directory.read_json(directory.report_path) == {"n": 3}
+
+
+def test_an_artifact_that_was_not_made_is_none(directory):
+    """Absence is an answer: the stage has not run yet."""
+    assert directory.read_json(directory.verification_path) is None
+    assert directory.load_plan() is None
+
+
+def test_the_plan_comes_back_as_it_was_written(directory, tmp_path):
+    """The plan governs: what is loaded must be what was confirmed."""
+    plan = output_plan(tmp_path / "o.zarr")
+    directory.write(directory.plan_path, plan.to_json())
+    assert directory.load_plan() == plan
+
+
+@pytest.mark.parametrize("change", ["a byte", "a value", "half"])
+def test_a_plan_that_was_changed_by_hand_is_refused(directory, tmp_path, change):
+    """A plan with another core than its fingerprint says would write other bytes under an old name."""
+    text = output_plan(tmp_path / "o.zarr").to_json()
+    content = json.loads(text)
+    content["core"] = [8, 8, 8]
+    damaged = {"a byte": text.replace("{", "[", 1), "a value": json.dumps(content), "half": text[: len(text) // 2]}
+    directory.plan_path.write_text(damaged[change])
+    with pytest.raises(StorageError, match=r"Plan '.*plan\.json' cannot be read .*Delete the run directory"):
+        directory.load_plan()

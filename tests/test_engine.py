@@ -1,0 +1,228 @@
+"""One tile through the engine, with fakes: no zarr, no torch, no cluster."""
+
+import json
+import pickle
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from pipeline.core.architecture import Architecture
+from pipeline.core.box import Box, Triple
+from pipeline.core.grid import Tile, TileGrid
+from pipeline.core.ledger import Units, parse_lines
+from pipeline.engine import infer_tile
+from pipeline.errors import InferenceError, StorageError
+
+SHAPE = (13, 22, 17)
+SAME = Architecture(ndim=3, depth=1, width=2)
+VALID = Architecture(ndim=3, depth=1, width=2, padding="valid")
+
+
+@dataclass
+class FakeSource:
+    """A volume in memory that remembers what was read of it."""
+
+    array: np.ndarray
+    error: Exception | None = None
+    boxes: list[Box] = field(default_factory=list)
+
+    @property
+    def shape(self) -> Triple:
+        return self.array.shape[1:]
+
+    def read(self, box: Box) -> np.ndarray:
+        self.boxes.append(box)
+        if self.error is not None:
+            raise self.error
+        assert Box.of_shape(self.shape).contains(box)
+        return self.array[(slice(None), *box.within(Box.of_shape(self.shape)))]
+
+
+@dataclass
+class FakePredictor:
+    """Predicts each voxel from itself alone; keeps the windows that it was shown."""
+
+    windows: list[np.ndarray] = field(default_factory=list)
+
+    def predict(self, tile: Tile, array: np.ndarray) -> Iterator[tuple[Box, np.ndarray]]:
+        self.windows.append(array)
+        for slab in tile.slabs:
+            core = array[(slice(None), *slab.core.within(tile.window))]
+            yield slab.core, 2 * core
+
+
+@dataclass
+class FakeSink:
+    """Keeps the parts in the order in which they came."""
+
+    parts: list[tuple[Box, np.ndarray]] = field(default_factory=list)
+    error: Exception | None = None
+
+    def add(self, box: Box, array: np.ndarray) -> None:
+        if self.error is not None:
+            raise self.error
+        self.parts.append((box, array))
+
+    def finish(self) -> Units:
+        return {"0/c/0": "abc", "0/c/1": None}
+
+
+def grid(architecture: Architecture = SAME) -> TileGrid:
+    """Twelve tiles over a volume that is odd in two extents."""
+    return TileGrid(architecture, SHAPE, core=(8, 8, 8), halo=(8, 8, 8), slab=(2, 8, 8))
+
+
+def volume(dtype: str = "uint8") -> np.ndarray:
+    """Small random integers, one channel, as `dtype`."""
+    return np.random.default_rng(0).integers(0, 100, (1, *SHAPE)).astype(dtype)
+
+
+def infer(tile: Tile, source: FakeSource, *, predictor=None, sink=None, nonfinite="fail"):
+    """`infer_tile` with fakes for what a test does not look at."""
+    return infer_tile(
+        tile,
+        source=source,
+        predictor=predictor or FakePredictor(),
+        sink=sink or FakeSink(),
+        nonfinite=nonfinite,
+        fingerprint="f1",
+    )
+
+
+@pytest.mark.parametrize("architecture", [SAME, VALID], ids=["same", "valid"])
+def test_the_predictor_sees_the_volume_mirrored_in_global_coordinates(architecture):
+    """What lies beyond an end must be what one pass over the whole would see there, whichever tile asks."""
+    array = volume()
+    whole = np.pad(array, [(0, 0)] + [(40, 40)] * 3, mode="reflect")
+    frame = Box((-40, -40, -40), tuple(n + 40 for n in SHAPE))
+    for tile in grid(architecture):
+        source, predictor = FakeSource(array), FakePredictor()
+        infer(tile, source, predictor=predictor)
+        expected = whole[(slice(None), *tile.window.within(frame))]
+        np.testing.assert_array_equal(predictor.windows, [expected])
+
+
+def test_a_tile_reads_its_window_once_and_no_voxel_beyond_it():
+    """Reads are the cost that grows with the halo; the plan's figure counts each window once."""
+    for tile in grid():
+        source = FakeSource(volume())
+        infer(tile, source)
+        assert source.boxes == [tile.window.clipped(Box.of_shape(SHAPE))]
+
+
+def test_parts_reach_the_sink_as_predicted_and_in_z_order():
+    """The sink writes a unit as soon as it is whole, so memory is bounded only if parts come in order."""
+    array, result = volume("float32"), np.full((1, *SHAPE), np.nan, dtype=np.float32)
+    for tile in grid():
+        sink = FakeSink()
+        infer(tile, FakeSource(array), sink=sink)
+        assert [box for box, _ in sink.parts] == sorted((slab.core for slab in tile.slabs), key=lambda box: box.start)
+        for box, part in sink.parts:
+            result[(slice(None), *box.within(Box.of_shape(SHAPE)))] = part
+    np.testing.assert_array_equal(result, 2 * array)
+
+
+def test_the_record_holds_what_the_ledger_needs():
+    """The record travels from the worker to the ledger's line and back on the next run."""
+    record = infer(grid().tile(3), FakeSource(volume()))
+    assert (record.tile, record.state, record.fingerprint) == (3, "done", "f1")
+    assert record.units == {"0/c/0": "abc", "0/c/1": None}
+    assert 0 <= record.read_seconds + record.write_seconds <= record.seconds + 1e-3
+    assert record.peak_bytes > 2**20
+    assert list(parse_lines([record.to_line()])) == [record]
+    assert json.loads(record.to_line())["units"] == record.units
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(5, "Input/output error"),
+        ValueError("Stored checksum 1 and computed 2 do not match"),
+        RuntimeError("Zstd decompression error: Src size is incorrect"),
+        KeyError("no such codec"),
+        zlib.error("Error -3 while decompressing data"),
+        EOFError("Compressed file ended before the end-of-stream marker was reached"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_input_that_cannot_be_read_fails_the_tile_by_name_and_box(error):
+    """Whoever repairs the input must learn where it is damaged; codecs raise errors of every kind."""
+    tile = grid().tile(5)
+    with pytest.raises(InferenceError) as raised:
+        infer(tile, FakeSource(volume(), error=error))
+    message = str(raised.value)
+    assert message.startswith(f"{tile} could not be read")
+    assert str(tile.window.clipped(Box.of_shape(SHAPE))) in message
+    assert type(error).__name__ in message
+    assert raised.value.__cause__ is error
+
+
+def test_input_that_is_not_finite_fails_the_tile_that_reads_it_by_name_and_first_place():
+    """A NaN anywhere in a window spoils the tile, and nobody finds one voxel in a terabyte without its place."""
+    array = volume("float32")
+    array[0, 9, 12, 5] = np.nan
+    array[0, 9, 12, 6] = -np.inf
+    tile = grid().tile(0)
+    with pytest.raises(InferenceError) as raised:
+        infer(tile, FakeSource(array))
+    message = str(raised.value)
+    assert message.startswith("tile 0 (core z 0:8, y 0:8, x 0:8)")
+    assert "2 values" in message
+    assert str(tile.window) in message
+    assert "z, y, x = (9, 12, 5)" in message
+
+
+def test_a_tile_that_does_not_reach_the_bad_voxel_is_not_failed():
+    """Only the tiles that read bad input fail; all others are kept."""
+    array = volume("float32")
+    array[0, 12, 0, 0] = np.inf
+    small = TileGrid(SAME, SHAPE, core=(2, 2, 2), halo=(8, 8, 8), slab=(2, 2, 2))
+    infer(small.tile(0), FakeSource(array))
+
+
+def test_input_that_is_not_finite_is_zero_where_the_run_says_so():
+    """`nonfinite: zero` puts 0 in place of NaN and infinities, and leaves the source as it was."""
+    array = volume("float32")
+    array[0, 1, 2, 3], array[0, 4, 5, 6] = np.nan, np.inf
+    source, predictor = FakeSource(array), FakePredictor()
+    infer(grid().tile(0), source, predictor=predictor, nonfinite="zero")
+    expected = np.nan_to_num(array, nan=0, posinf=0)[(slice(None), *grid().tile(0).window.within(Box.of_shape(SHAPE)))]
+    np.testing.assert_array_equal(predictor.windows[0][:, : expected.shape[1], :, : expected.shape[3]], expected)
+    assert predictor.windows[0].dtype == np.float32
+    assert np.isnan(array[0, 1, 2, 3])
+
+
+def test_integers_are_never_searched_for_values_that_are_not_finite():
+    """Integer input is finite by its type; a search would cost a pass over every window."""
+    infer(grid().tile(0), FakeSource(volume("uint16")), nonfinite="fail")
+
+
+def test_a_prediction_of_another_shape_fails_the_tile():
+    """A network that gives other voxels than its tile's would write them in the wrong place."""
+    with pytest.raises(InferenceError, match=r"^tile 1 .* gave \(2, 8, 4\) voxels .* expected \(2, 8, 8\)"):
+        infer(grid().tile(1), FakeSource(volume()), predictor=Halved())
+
+
+class Halved(FakePredictor):
+    """Loses half of each part along x."""
+
+    def predict(self, tile: Tile, array: np.ndarray) -> Iterator[tuple[Box, np.ndarray]]:
+        return ((box, part[..., :4]) for box, part in super().predict(tile, array))
+
+
+def test_an_output_that_cannot_be_written_fails_the_tile_as_a_storage_error():
+    """A full disk is the user's to mend; it must come by name, not as a traceback."""
+    sink = FakeSink(error=OSError(28, "No space left on device"))
+    with pytest.raises(StorageError, match=r"^tile 1 .*could not be written .*No space left"):
+        infer(grid().tile(1), FakeSource(volume()), sink=sink)
+
+
+def test_errors_of_a_tile_survive_the_way_from_worker_to_driver():
+    """An exception that cannot be pickled reaches the driver as another error."""
+    with pytest.raises(InferenceError) as raised:
+        infer(grid().tile(1), FakeSource(volume(), error=OSError("gone")))
+    copy = pickle.loads(pickle.dumps(raised.value))
+    assert (type(copy), str(copy)) == (InferenceError, str(raised.value))
