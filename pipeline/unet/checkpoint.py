@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.core.architecture import Architecture, Padding
@@ -114,7 +114,10 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "provenance": checkpoint.provenance,
     }
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.state.items()}
-    save_file(tensors, str(path), metadata={METADATA_KEY: json.dumps(said, sort_keys=True)})
+    # Not `save_file`: it makes files that only their owner may read.
+    part = Path(f"{path}.part")
+    part.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(said, sort_keys=True)}))
+    part.replace(path)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
