@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,8 +46,8 @@ def make_plan(config: RunConfig, machine: Machine, *, earlier: Plan | None = Non
         config: What is asked for.
         machine: Where workers will run.
         earlier: A plan made before for the same output; its statistics are taken over where they still hold.
-        governs: Whether work has begun under `earlier`: then its tiles and shards are taken wherever the
-            configuration says `auto`, whatever the number of workers now.
+        governs: Whether the tiles, shards, threads and device of `earlier` are taken wherever the configuration says
+            `auto`, whatever the number of workers now.
 
     Raises:
         StorageError, ModelError, ConfigError, PlanError: It cannot be a run; says what to do.
@@ -103,54 +104,50 @@ def _check_fit(config: RunConfig, volume: Volume, checkpoint: Checkpoint) -> Non
 def _tile_request(
     config: RunConfig, volume: Volume, checkpoint: Checkpoint, machine: Machine, pinned: Plan | None
 ) -> TileRequest:
-    output, tiles = config.output, config.tiles
-    shards = (
-        {"auto": None, "none": ()}.get(output.shards, output.shards)
-        if isinstance(output.shards, str)
-        else output.shards
-    )
-    found = {
-        "core": None if tiles.core == "auto" else tiles.core,
-        "halo": None if tiles.halo == "auto" else tiles.halo,
-        "chunks": None if output.chunks == "auto" else output.chunks,
-        "shards": shards,
-    }
-    if pinned:
-        found = {key: _earlier_tiles(pinned)[key] if value is None else value for key, value in found.items()}
-    keeps_slab = pinned is not None and found["core"] == pinned.core
+    tiles = _asked_tiles(config)
+    if pinned and (pinned.model.architecture, pinned.source.shape) == (checkpoint.architecture, volume.shape):
+        tiles = _pinned_tiles(tiles, pinned)
     return TileRequest(
         architecture=checkpoint.architecture,
         volume=volume.shape,
         in_chunks=volume.description.chunks,
         in_bytes=volume.array.dtype.itemsize,
-        out_bytes=np.dtype(output.dtype).itemsize,
+        out_bytes=np.dtype(config.output.dtype).itemsize,
         value_bytes=4,  # a half type is computed with scratch in float32 where the hardware lacks it
-        memory_bytes=_memory_bytes(config, machine),
+        memory_bytes=memory_bytes_a_worker(config, machine),
         workers=config.cluster.workers,
-        slab=pinned.slab if pinned and keeps_slab else None,
-        **found,
+        **tiles,
     )
 
 
-def _earlier_tiles(plan: Plan) -> dict[str, tuple[int, ...] | None]:
-    """The earlier plan's tiles, as a request would name them; an unpadded network's halo cannot be named."""
-    padded = plan.model.architecture.padding == "same"
-    return {
+def _asked_tiles(config: RunConfig) -> dict[str, Any]:
+    """What the configuration says of tiles, as a request names it: None for auto, () for no shards."""
+    found = {
+        "core": config.tiles.core,
+        "halo": config.tiles.halo,
+        "chunks": config.output.chunks,
+        "shards": config.output.shards,
+    }
+    return {key: {"auto": None, "none": ()}.get(value, value) for key, value in found.items()}  # type: ignore[arg-type]
+
+
+def _pinned_tiles(asked: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """The plan's tiles where all that is asked for agrees with them; else what is asked for, to be told apart later."""
+    padded = plan.model.architecture.padding == "same"  # an unpadded network's halo cannot be asked for
+    earlier = {
         "core": plan.core,
         "halo": plan.halo if padded else None,
         "chunks": plan.output.chunks,
         "shards": plan.output.shards or (),
     }
-
-
-def _memory_bytes(config: RunConfig, machine: Machine) -> int:
-    given = config.cluster.memory_gb
-    return int(machine.memory_bytes / config.cluster.workers) if given == "auto" else int(given * 1e9)
+    agrees = all(value in (None, earlier[key]) for key, value in asked.items())
+    return {**earlier, "slab": plan.slab} if agrees else asked
 
 
 def memory_bytes_a_worker(config: RunConfig, machine: Machine) -> int:
     """What a worker may fill, bytes: as given, or its share of the machine."""
-    return _memory_bytes(config, machine)
+    given = config.cluster.memory_gb
+    return int(machine.memory_bytes / config.cluster.workers) if given == "auto" else int(given * 1e9)
 
 
 def _threads(config: RunConfig, machine: Machine, pinned: Plan | None) -> int:

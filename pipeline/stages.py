@@ -57,7 +57,8 @@ class Advance:
 def plan(config: RunConfig) -> Plan:
     """Resolve a configuration into `plan.json`, or confirm the one that is there.
 
-    Nothing is written before every check has passed. Where work has begun, the plan that is there governs.
+    Nothing is written before every check has passed. A plan that is there governs wherever the configuration says
+    `auto`; where it does not match, it is replaced, or refused once work has begun under it.
 
     Raises:
         ConfigError, PlanError, ModelError, StorageError: It cannot be a run, or the output is another run's.
@@ -65,15 +66,30 @@ def plan(config: RunConfig) -> Plan:
     directory = RunDirectory(config.output.url)
     earlier = directory.load_plan()
     begun = earlier is not None and _begun(earlier, directory)
-    resolved = make_plan(config, machine(), earlier=earlier, governs=begun)
+    resolved = _resolved(config, earlier, begun=begun)
     if begun and earlier is not None:
         _refuse_other_plan(earlier, resolved, directory)
-        resolved = _moved(earlier, resolved)
     else:
         _refuse_foreign_output(resolved)
+    if earlier is not None and earlier.fingerprint == resolved.fingerprint:
+        resolved = _moved(earlier, resolved)
     check_room(config.output.url, _bytes_to_write(resolved, directory))
     _write_plan(directory, resolved, keep=resolved == earlier)
     return resolved
+
+
+def _resolved(config: RunConfig, earlier: Plan | None, *, begun: bool) -> Plan:
+    """The plan under the earlier one where that governs, else afresh."""
+    if earlier is not None:
+        try:
+            under = make_plan(config, machine(), earlier=earlier, governs=True)
+        except PlanError:
+            if begun:
+                raise
+        else:
+            if begun or under.fingerprint == earlier.fingerprint:
+                return under
+    return make_plan(config, machine(), earlier=earlier)
 
 
 def _begun(earlier: Plan, directory: RunDirectory) -> bool:
@@ -294,8 +310,10 @@ def _record(outcome: Outcome, plan: Plan) -> TileRecord:
         return replace(found, attempt=outcome.attempt)
     error = outcome.error
     tile = plan.grid.tile(outcome.index)
-    known = isinstance(error, PipelineError)
-    text = str(error) if known else f"{tile} failed: {type(error).__name__}: {error}"
+    if isinstance(error, PipelineError):
+        text = str(error) if str(error).startswith(str(tile)) else f"{tile} failed: {error}"
+    else:
+        text = f"{tile} failed: {type(error).__name__}: {error}"
     return TileRecord(outcome.index, "failed", plan.fingerprint, attempt=outcome.attempt, error=text)
 
 

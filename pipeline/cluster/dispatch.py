@@ -6,10 +6,12 @@ Neither this process nor the scheduler grows with the volume: a future is forgot
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distributed import Client, Future, KilledWorker, as_completed
+
+from pipeline.errors import InferenceError
 
 TILES_AHEAD = 2
 """Tiles in flight a worker: one that runs, one that waits so that the worker never does."""
@@ -37,8 +39,9 @@ def dispatch(
 ) -> Iterator[Outcome]:
     """Run `function(index)` for all indices on the workers; outcomes come as they complete.
 
-    A worker that dies costs the tile that it ran: the scheduler gives that to another. A tile that takes its worker
-    down several times is not tried again.
+    A worker that dies costs the tiles that were with it: the scheduler gives them to another. Tiles that were there
+    when two workers died are suspects, most of them innocent: each is tried again at the end with no other in flight,
+    so that none fails for another's guilt.
 
     Args:
         client: Connected to the workers.
@@ -50,23 +53,50 @@ def dispatch(
     """
     flight = _Flight(client, function, run)
     source = iter(indices)
+    suspects: list[Outcome] = []
     for index in _first(source, workers * TILES_AHEAD):
         flight.submit(index, attempt=1)
-    for future in flight.completed:
-        outcome = flight.land(future)
-        if outcome.error is not None and outcome.attempt <= retries and not isinstance(outcome.error, KilledWorker):
-            flight.submit(outcome.index, attempt=outcome.attempt + 1)
-            continue
-        yield outcome
+    for outcome in flight.landings(retries):
+        if isinstance(outcome.error, KilledWorker):
+            suspects.append(outcome)
+        else:
+            yield outcome
         for index in _first(source, 1):
             flight.submit(index, attempt=1)
+    for suspect in suspects:
+        flight.submit(suspect.index, attempt=suspect.attempt + 1)
+        yield from map(_blamed, flight.landings(retries))
+
+
+def _blamed(outcome: Outcome) -> Outcome:
+    if not isinstance(outcome.error, KilledWorker):
+        return outcome
+    return replace(
+        outcome,
+        error=InferenceError(
+            "its worker process died each time, also when it ran alone. Likely the memory is too small (see "
+            "cluster.memory_gb, and the limits of the machine), or something outside ends the process."
+        ),
+    )
 
 
 def on_every_worker(client: Client, function: Callable[[], Any]) -> None:
-    """Run `function()` once on each worker, in its task thread, and wait; what it raises is raised here."""
+    """Run `function()` once on each worker, in its task thread, and wait; what it raises is raised here.
+
+    Raises:
+        InferenceError: Workers died of it, more than once.
+    """
     addresses = client.scheduler_info(n_workers=-1)["workers"]
-    futures = [client.submit(function, workers=[address], pure=False) for address in addresses]
-    client.gather(futures)
+    futures = [  # a worker that dies is replaced under another address
+        client.submit(function, workers=[address], allow_other_workers=True, pure=False) for address in addresses
+    ]
+    try:
+        client.gather(futures)
+    except KilledWorker as error:
+        raise InferenceError(
+            "Worker processes died while they loaded the network. Likely the memory is too small (see cluster.memory_gb, "
+            "and the limits of the machine), or something outside ends the processes."
+        ) from error
 
 
 class _Flight:
@@ -75,14 +105,23 @@ class _Flight:
     def __init__(self, client: Client, function: Callable[[int], Any], run: str) -> None:
         self._client, self._function, self._run = client, function, run
         self._tries: dict[str, tuple[int, int]] = {}
-        self.completed = as_completed(loop=client.loop)
+        self._completed = as_completed(loop=client.loop)
 
     def submit(self, index: int, *, attempt: int) -> None:
         key = f"tile-{self._run}-{index}-{attempt}"
         self._tries[key] = (index, attempt)
-        self.completed.add(self._client.submit(self._function, index, key=key, pure=False, retries=0))
+        self._completed.add(self._client.submit(self._function, index, key=key, pure=False, retries=0))
 
-    def land(self, future: Future) -> Outcome:
+    def landings(self, retries: int) -> Iterator[Outcome]:
+        """Outcomes until none is in flight; a tile that failed is submitted again, unless its workers died."""
+        for future in self._completed:
+            outcome = self._land(future)
+            if outcome.error is None or outcome.attempt > retries or isinstance(outcome.error, KilledWorker):
+                yield outcome
+            else:
+                self.submit(outcome.index, attempt=outcome.attempt + 1)
+
+    def _land(self, future: Future) -> Outcome:
         index, attempt = self._tries.pop(future.key)
         error = future.exception() if future.status != "finished" else None
         result = future.result() if error is None else None

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster
+from distributed.scheduler import DEFAULT_EXTENSIONS
+from distributed.spans import SpansSchedulerExtension
 from distributed.system import MEMORY_LIMIT
 
 from pipeline.errors import InferenceError
@@ -25,7 +29,7 @@ _SETTINGS = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.98,
     "distributed.comm.timeouts.connect": "60s",
-    "distributed.scheduler.allowed-failures": 3,
+    "distributed.scheduler.allowed-failures": 1,  # then the dispatch tries a tile alone
     "distributed.admin.tick.limit": "1h",  # loading a network may hold the loop for a while; no warning is due
 }
 
@@ -45,22 +49,35 @@ class Pool:
     start_seconds: float
 
 
+class _NoSpans(SpansSchedulerExtension):
+    """Stands in for the scheduler's record of all submissions, which would grow with the volume."""
+
+    def observe_tasks(self, *_: Any, **__: Any) -> dict:
+        return {}
+
+    def heartbeat(self, *_: Any) -> None:
+        pass
+
+
 @contextmanager
 def local_pool(workers: int, *, threads: int, memory_bytes: int) -> Iterator[Pool]:
     """Worker processes on this machine, one task at a time each; they end when this process does.
 
     Args:
         workers: Processes.
-        threads: Compute threads of each; set in its environment, since Dask's nanny sets one.
+        threads: Compute threads of each; set in its environment, since Dask's nanny sets one where nothing does.
         memory_bytes: Limit of each; beyond it the process is ended and its tile tried again.
 
     Raises:
         InferenceError: They did not start.
     """
     started = time.perf_counter()
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    spawn = {f"distributed.nanny.pre-spawn-environ.{name}": threads for name in names}
-    with dask.config.set({**_SETTINGS, **spawn}), _cluster(workers, memory_bytes) as cluster, Client(cluster) as client:
+    with (
+        _thread_variables(threads),
+        dask.config.set(_SETTINGS),
+        _cluster(workers, memory_bytes) as cluster,
+        Client(cluster) as client,
+    ):
         try:
             client.wait_for_workers(workers, timeout=START_SECONDS)
         except TimeoutError as error:
@@ -72,6 +89,21 @@ def local_pool(workers: int, *, threads: int, memory_bytes: int) -> Iterator[Poo
         yield Pool(client, workers, time.perf_counter() - started)
 
 
+@contextmanager
+def _thread_variables(threads: int) -> Iterator[None]:
+    """Set what worker processes inherit, and put it back: a nanny takes the environment before its configuration."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ.update(dict.fromkeys(names, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 def _cluster(workers: int, memory_bytes: int) -> LocalCluster:
     return LocalCluster(
         n_workers=workers,
@@ -81,6 +113,7 @@ def _cluster(workers: int, memory_bytes: int) -> LocalCluster:
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
+        scheduler_kwargs={"extensions": {**DEFAULT_EXTENSIONS, "spans": _NoSpans}},
     )
 
 

@@ -133,7 +133,7 @@ def _halo_problems(request: TileRequest) -> Iterator[str]:
         )
         return
     radius, good = receptive_radius(request.architecture), least_halo(request.architecture)
-    advice = f"Set tiles.halo to at least {list(good)}, or leave it at 'auto'."
+    advice = f"Set tiles.halo to at least {list(good)}, the next multiples of the stride {list(stride)}, or leave it at 'auto'."
     if any(h < 0 or h % s for h, s in zip(halo, stride, strict=True)):
         yield (
             f"tiles.halo {list(halo)} is no multiple of the stride {list(stride)}: tiles would pool other pairs of voxels "
@@ -177,12 +177,11 @@ def _best_core(request: TileRequest, halo: Triple) -> Triple:
     """The core of least predicted time among those that fit the memory; the smallest one where none fits."""
     axes = [_candidates(request, axis) for axis in range(3)]
     prices = [{c: _axis_price(request, halo, axis, c) for c in axes[axis]} for axis in range(3)]
-    best, best_price = None, float("inf")
-    for core in product(*axes):
-        price = _price(request, core, prices)  # type: ignore[arg-type]
-        if price < best_price and _fits(request, core, halo):  # type: ignore[arg-type]
-            best, best_price = core, price
-    return best or tuple(min(axis) for axis in axes)  # type: ignore[return-value]
+    smallest = tuple(min(axis) for axis in axes)
+    if not _fits(request, smallest, halo):  # type: ignore[arg-type] - no core has smaller windows
+        return smallest  # type: ignore[return-value]
+    by_price = sorted(product(*axes), key=lambda core: _price(request, core, prices))  # type: ignore[arg-type]
+    return next(core for core in by_price if _fits(request, core, halo))  # type: ignore[arg-type,return-value]
 
 
 def _candidates(request: TileRequest, axis: int) -> list[int]:
