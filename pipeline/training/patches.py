@@ -48,6 +48,11 @@ def read_pair(data: DataConfig, slices: tuple[int, int]) -> Pair:
                     f"Slices {slices} of '{data.url}' were asked for; it holds {data.image} {image.shape} and {data.labels} "
                     f"{ids.shape}. Choose slices that are there, of data sets of one shape."
                 )
+            if image.dtype != np.uint8:
+                raise ConfigError(
+                    f"The image '{data.image}' of '{data.url}' is {image.dtype}; training takes uint8 alone, as 0..1 of its "
+                    "range. Convert it."
+                )
             return Pair(image[slice(*slices)], membranes(ids[slice(*slices)]))
     except (OSError, KeyError) as error:
         raise ConfigError(

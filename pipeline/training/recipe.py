@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from pipeline.config import Location, Positive, Section, Voxels
 
-Slices = Annotated[tuple[int, int], Field(description="first slice, and the one after the last")]
+Slice = Annotated[int, Field(ge=0)]
+Slices = Annotated[tuple[Slice, Slice], Field(description="first slice, and the one after the last")]
 
 
 class DataConfig(Section):
@@ -54,3 +55,12 @@ class TrainConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     seed: int = 0
     threads: Positive = 2
+
+    @model_validator(mode="after")
+    def _on_the_stride(self) -> TrainConfig:
+        stride = 2**self.network.depth
+        if any(n % stride for n in self.patch):
+            raise ValueError(
+                f"patch {self.patch} must be multiples of {stride}, the stride of a network of depth {self.network.depth}"
+            )
+        return self

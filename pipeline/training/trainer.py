@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline import __version__
 from pipeline.core.architecture import Architecture
 from pipeline.core.normalization import Normalization
+from pipeline.errors import ConfigError
 from pipeline.training.losses import balanced_cross_entropy
 from pipeline.training.patches import Pair, random_patches, read_pair
 from pipeline.training.recipe import TrainConfig
@@ -45,6 +46,7 @@ def train(config: TrainConfig, on_step: Callable[[int, float], None] = lambda _s
     training, validation = (
         read_pair(config.data, s) for s in (config.data.train_slices, config.data.validation_slices)
     )
+    _refuse_one_class(validation, config)
     folder.mkdir(parents=True, exist_ok=True)
     model = initialise(UNet(Architecture(3, config.network.depth, config.network.width)), config.seed)
     model = model.to(memory_format=torch.channels_last_3d)
@@ -57,9 +59,20 @@ def train(config: TrainConfig, on_step: Callable[[int, float], None] = lambda _s
     return path
 
 
+def _refuse_one_class(validation: Pair, config: TrainConfig) -> None:
+    """Before the training, not after it: neither figure is defined without both classes."""
+    share = float(validation.membrane.mean())
+    if share in (0.0, 1.0):
+        raise ConfigError(
+            f"Validation slices {config.data.validation_slices} of '{config.data.url}' are membrane in {share:.0%} of their "
+            "voxels; ROC AUC and Dice need both classes. Choose other validation_slices."
+        )
+
+
 def _fit(model: UNet, pair: Pair, config: TrainConfig, on_step: Callable[[int, float], None]) -> None:
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, config.steps, pct_start=0.1)
+    rise = 0.1 if config.steps > 10 else 0.3  # a tenth of ten steps is a rise of no length, which torch divides by
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, config.steps, pct_start=rise)
     patches = random_patches(pair, config.patch, np.random.default_rng(config.seed))
     model.train()
     for step in range(1, config.steps + 1):
@@ -83,12 +96,12 @@ def _stacked(patches: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tens
 def evaluate(model: UNet, pair: Pair) -> dict[str, float]:
     """Figures on slices held back, one pass over all of them: ROC AUC, and the best Dice over thresholds."""
     model.eval()
-    image = torch.from_numpy(pair.image.astype(np.float32) / 255)[None, None]
-    z, y, x = (-(-n // s) * s for n, s in zip(pair.image.shape, model.architecture.stride, strict=True))
-    missing = (0, x - pair.image.shape[2], 0, y - pair.image.shape[1], 0, z - pair.image.shape[0])
+    missing = [(0, -n % s) for n, s in zip(pair.image.shape, model.architecture.stride, strict=True)]
+    # numpy's mirror bounces where a volume is thinner than the pad; torch's fails.
+    padded = np.pad(pair.image.astype(np.float32) / 255, missing, mode="reflect")
+    image_BCZYX = torch.from_numpy(padded)[None, None].to(memory_format=torch.channels_last_3d)
     with torch.inference_mode():
-        padded = torch.nn.functional.pad(image, missing, mode="reflect").to(memory_format=torch.channels_last_3d)
-        probability = torch.sigmoid(model(padded))[0, 0]
+        probability = torch.sigmoid(model(image_BCZYX))[0, 0]
     probability = probability[tuple(slice(0, n) for n in pair.image.shape)].numpy()
     return scores(probability, pair.membrane)
 

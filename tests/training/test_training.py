@@ -69,6 +69,44 @@ def test_training_and_validation_that_share_slices_are_refused(recipe: TrainConf
         validated(TrainConfig, content, source="test")
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "match"),
+    [
+        ("data", "train_slices", [-24, -8], "greater than or equal to 0"),  # HDF5 would count from the end
+        (None, "patch", [7, 16, 16], "multiples of 2"),
+    ],
+)
+def test_a_recipe_that_cannot_train_is_refused_when_it_is_read(recipe, section, key, value, match) -> None:
+    """What fails in the first step, or trains on other slices than it says, is told before."""
+    content = recipe.model_dump()
+    (content[section] if section else content)[key] = value
+    with pytest.raises(ConfigError, match=match):
+        validated(TrainConfig, content, source="test")
+
+
+def test_an_image_of_other_than_eight_bits_is_refused(recipe: TrainConfig) -> None:
+    """Training divides by 255, and the checkpoint's rule would divide a wider type by its own range."""
+    with h5py.File(recipe.data.url, "a") as file:
+        file["wide"] = file["raw"][:].astype(np.uint16)
+    with pytest.raises(ConfigError, match="uint16"):
+        read_pair(recipe.data.model_copy(update={"image": "wide"}), (0, 16))
+
+
+def test_validation_slices_without_membrane_are_refused_before_the_training(recipe: TrainConfig) -> None:
+    """Found afterwards, it would cost the training."""
+    with h5py.File(recipe.data.url, "a") as file:
+        file["neuron_ids"][16:24] = 1
+    with pytest.raises(ConfigError, match="both classes"):
+        train(recipe, lambda _step, _loss: pytest.fail("it trained"))
+
+
+def test_few_steps_and_thin_validation_slices_train(recipe: TrainConfig) -> None:
+    """Ten steps once divided by zero in the schedule, and one slice was too thin to be mirrored."""
+    data = recipe.data.model_copy(update={"validation_slices": (16, 17)})
+    for steps in (1, 10):
+        assert train(recipe.model_copy(update={"data": data, "steps": steps})).is_file()
+
+
 def test_patches_follow_from_the_seed() -> None:
     """A checkpoint can be made again only if its patches can."""
     rng = np.random.default_rng(2)

@@ -1,0 +1,211 @@
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core.architecture import Architecture
+from pipeline.core.normalization import Normalization
+from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
+from pipeline.core.volume import Description, Space
+
+ARCHITECTURE = Architecture(ndim=3, depth=1, width=4, in_channels=2)
+SPACE = Space((40.0, 4.0, 4.0), (20.0, 0.0, 0.0), ("nanometer", "nanometer", None))
+PLAN = Plan(
+    source=Description("/data/in.zarr", 1, "czyx", 2, (50, 60, 70), "uint16", (16, 32, 32), SPACE, "ab" * 32),
+    nonfinite="fail",
+    output=Output("/data/out.zarr", "zyx", "uint8", "sigmoid", (8, 16, 16), (16, 32, 32)),
+    model=Model("/models/em.safetensors", "cd" * 32, ARCHITECTURE, 12345),
+    normalization=Normalization("percentile", 10.25, 1.0 / 3.0, 0.5, 99.5),
+    core=(16, 32, 32),
+    halo=(8, 8, 8),
+    slab=(8, 32, 32),
+    compute=Compute("cpu", "float32", 4),
+    cost=Cost(10**15, 9 * 10**14, 10**9, 10**9, 10**9),
+    environment={"torch": "2.13.0", "processor": "fast"},
+    warnings=("Voxels are large.",),
+)
+
+
+def having(plan, name, value):
+    """The plan with another value at a path such as `source.shape`."""
+    first, _, rest = name.partition(".")
+    return replace(plan, **{first: having(getattr(plan, first), rest, value) if rest else value})
+
+
+CHANGES = {
+    "algorithm": ("version", 2),
+    "input.metadata": ("source.metadata_sha256", "ef" * 32),
+    "input.shape": ("source.shape", (50, 60, 71)),
+    "input.dtype": ("source.dtype", "int16"),
+    "input.level": ("source.level", 0),
+    "input.axes": ("source.axes", "zyx"),
+    "input.nonfinite": ("nonfinite", "zero"),
+    "model.weights": ("model.sha256", "ef" * 32),
+    "model.architecture": ("model.architecture.padding", "valid"),
+    "normalize": ("normalization.offset", 10.25000000001),
+    "output.dtype": ("output.dtype", "float32"),
+    "output.activation": ("output.activation", "softmax"),
+    "output.chunks": ("output.chunks", (8, 16, 32)),
+    "output.shards": ("output.shards", None),
+    "output.codecs": ("output.codecs", "raw"),
+    "tiles.core": ("core", (16, 32, 64)),
+    "tiles.halo": ("halo", (8, 8, 10)),
+    "tiles.slab": ("slab", (16, 32, 32)),
+    "compute.device": ("compute.device", "cuda"),
+    "compute.dtype": ("compute.dtype", "bfloat16"),
+    "compute.threads": ("compute.threads", 5),
+}
+"""A change of each part of the identity, by its name."""
+
+NEUTRAL = {
+    "source.url": "/elsewhere/in.zarr",
+    "source.space": Space.unknown(3),
+    "output.url": "/elsewhere/out.zarr",
+    "model.checkpoint": "/elsewhere/em.pt",
+    "cost": Cost(1, 1, 1, 1, 1),
+    "environment": {"torch": "2.14.0"},
+    "warnings": (),
+}
+"""Changes that leave the output's bytes as they are."""
+
+
+# --- as JSON ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_round_trips_through_json():
+    """Workers read the plan that the driver wrote: a value that changed on the way would change the output."""
+    assert Plan.from_json(PLAN.to_json()) == PLAN
+
+
+def test_a_plan_without_shards_round_trips():
+    """None is not an empty list."""
+    plan = having(PLAN, "output.shards", None)
+    assert Plan.from_json(plan.to_json()) == plan
+    assert plan.output.write_unit == plan.output.chunks
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.floats(allow_nan=False, allow_infinity=False))
+def test_statistics_round_trip_exactly(offset, scale):
+    """The last bit of a statistic is part of the output's bytes."""
+    plan = replace(PLAN, normalization=Normalization("zscore", offset, scale))
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_a_reader_of_the_json_finds_its_tiles_counted():
+    """People and scripts read plan.json too."""
+    content = json.loads(PLAN.to_json())
+    assert (content["tiles"], content["counts"]) == (len(PLAN.grid), [4, 2, 3])
+    assert content["fingerprint"] == PLAN.fingerprint
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_plan_that_was_changed_by_hand_is_refused(key):
+    """Its fingerprint would vouch for bytes that another plan wrote."""
+    changed = json.loads(having(PLAN, *CHANGES[key]).to_json())
+    changed["fingerprint"] = PLAN.fingerprint
+    with pytest.raises(ValueError, match="fingerprint"):
+        Plan.from_json(json.dumps(changed))
+
+
+@given(st.integers(0, len(PLAN.to_json()) - 1), st.characters(codec="ascii"))
+def test_a_changed_character_is_an_error_wherever_it_matters(place, character):
+    """A damaged plan must not run as another plan; what it may still be is the same plan under other paths or notes."""
+    text = PLAN.to_json()
+    try:
+        found = Plan.from_json(text[:place] + character + text[place + 1 :])
+    except (ValueError, KeyError, TypeError):
+        return
+    assert found.identity() == PLAN.identity()
+
+
+def leaves(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths of all that a JSON document holds, branches included."""
+    yield path
+    if isinstance(content, dict | list):
+        for key, child in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from leaves(child, (*path, key))
+
+
+def damaged(path, value):
+    """The plan's JSON with another value at a path."""
+    content = whole = {"plan": json.loads(PLAN.to_json())}
+    *parents, last = ("plan", *path)
+    for key in parents:
+        content = content[key]
+    content[last] = value
+    return json.dumps(whole["plan"])
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", [], {}, [1, 2], True], ids=str)
+def test_a_plan_of_wrong_types_is_one_of_three_errors(value):
+    """A run directory that was written by another version is reported as such, not as a defect of this one."""
+    for path in leaves(json.loads(PLAN.to_json())):
+        try:
+            found = Plan.from_json(damaged(path, value))
+        except (ValueError, KeyError, TypeError):
+            continue
+        assert found.identity() == PLAN.identity(), path
+
+
+# --- identity -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_changes_covers_the_identity():
+    """A field that is added to the identity must be added to these tests."""
+    assert list(CHANGES) == list(PLAN.identity())
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_fingerprint_changes_with_each_part_of_the_identity(key):
+    """Each of them changes the output's bytes, so tiles of the two plans must not be mixed."""
+    changed = having(PLAN, *CHANGES[key])
+    assert changed.fingerprint != PLAN.fingerprint
+    (line,) = PLAN.differences(changed)
+    assert line.startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_a_fingerprint_does_not_change_with_what_leaves_the_bytes_alone(name):
+    """A data set that was moved, or a new version of torch, must not cost a day of work."""
+    changed = having(PLAN, name, NEUTRAL[name])
+    assert changed != PLAN
+    assert changed.fingerprint == PLAN.fingerprint
+    assert PLAN.differences(changed) == []
+
+
+def test_workers_are_no_part_of_a_plan():
+    """The same bytes come of any number of workers, so a plan does not even know it."""
+    assert "workers" not in PLAN.to_json()
+    assert "retries" not in PLAN.to_json()
+
+
+def test_differences_name_both_values():
+    """A refused store is told with what it was made for, and what is asked for now."""
+    changed = replace(PLAN, core=(32, 32, 32))
+    assert PLAN.differences(changed) == ["tiles.core: [16, 32, 32] here, [32, 32, 32] there"]
+
+
+# --- what a plan knows --------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_gives_its_grid():
+    """Grids are never stored: they follow from a dozen numbers."""
+    grid = PLAN.grid
+    assert (grid.architecture, grid.volume) == (ARCHITECTURE, (50, 60, 70))
+    assert (grid.core, grid.halo, grid.slab) == (PLAN.core, PLAN.halo, PLAN.slab)
+
+
+def test_amplification_is_work_done_by_work_needed():
+    """The report's two figures of efficiency."""
+    assert PLAN.amplification == pytest.approx(10 / 9)
+    assert PLAN.read_amplification == 10**9 / (50 * 60 * 70)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("uint8", 1)])
+def test_output_bytes_count_channels_and_type(dtype, size):
+    """A disk that is too small is refused before anything is written."""
+    assert output_bytes(3, (10, 20, 30), dtype) == 3 * 6000 * size

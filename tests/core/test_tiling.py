@@ -1,0 +1,276 @@
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, event, given, settings
+from hypothesis import strategies as st
+
+from pipeline.core.architecture import Architecture
+from pipeline.core.receptive import receptive_radius
+from pipeline.core.tiling import TileRequest, choose_tiling, worker_bytes
+from pipeline.errors import PlanError
+from tests.core.core_cases import architectures, triples
+
+GB = 10**9
+
+
+def request(**known):
+    """A 3D network of depth 2 (stride 4, radius 22) over a volume that fits into memory."""
+    usual = {
+        "architecture": Architecture(ndim=3, depth=2, width=4),
+        "volume": (100, 200, 300),
+        "in_chunks": (64, 64, 64),
+        "in_bytes": 1,
+        "out_bytes": 4,
+        "value_bytes": 4,
+        "memory_bytes": 8 * GB,
+        "workers": 2,
+    }
+    return TileRequest(**{**usual, **known})
+
+
+def refusal(**known):
+    """The text of the refusal of a request."""
+    with pytest.raises(PlanError) as refused:
+        choose_tiling(request(**known))
+    return str(refused.value)
+
+
+def answer(asked):
+    """The tiling of a request and None, or None and the text of its refusal."""
+    try:
+        return choose_tiling(asked), None
+    except PlanError as error:
+        return None, str(error)
+
+
+def divides(part, whole):
+    """Whether extents are multiples of others, axis by axis."""
+    return all(w % p == 0 for p, w in zip(part, whole, strict=True))
+
+
+def planar(depth=4):
+    """A 2D network."""
+    return Architecture(ndim=2, depth=depth, width=4)
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------------
+
+UNPADDED = Architecture(ndim=3, depth=2, width=4, padding="valid")
+
+REFUSALS = {
+    "a halo off the stride": (
+        {"halo": (24, 24, 26)},
+        ["tiles.halo [24, 24, 26] is no multiple of the stride [4, 4, 4]", "to at least [24, 24, 24]", "'auto'"],
+    ),
+    "a negative halo": (
+        {"halo": (-24, 24, 24)},
+        ["tiles.halo [-24, 24, 24] is no multiple", "smaller than the receptive radius", "to at least [24, 24, 24]"],
+    ),
+    "a short halo": (
+        {"halo": (24, 20, 24)},
+        [
+            "tiles.halo [24, 20, 24] is smaller than the receptive radius [22, 22, 22]: tiles would show seams",
+            "to at least [24, 24, 24], the next multiples of the stride [4, 4, 4]",
+        ],
+    ),
+    "a short halo of a 2D network": (
+        {"architecture": planar(), "halo": (0, 96, 80)},
+        ["[0, 96, 80] is smaller than the receptive radius [0, 94, 94]", "to at least [0, 96, 96]"],
+    ),
+    "a halo for an unpadded network": (
+        {"architecture": UNPADDED, "halo": (24, 24, 24)},
+        ["tiles.halo [24, 24, 24] was given for an unpadded network", "margins [20, 20, 20]", "'auto'"],
+    ),
+    "a core off the lattice": (
+        {"core": (64, 63, 66)},
+        ["tiles.core [64, 63, 66] is no multiple of the stride [4, 4, 4]", "nearest good one is [64, 64, 64]"],
+    ),
+    "a core smaller than the stride": (
+        {"core": (1, 64, 64)},
+        ["tiles.core [1, 64, 64] is no multiple of the stride", "nearest good one is [4, 64, 64]"],
+    ),
+    "a core off the lattice and off the shards": (
+        {"core": (64, 63, 64), "shards": (32, 48, 32)},
+        ["tiles.core [64, 63, 64] is no multiple of the stride", "nearest good one is [64, 48, 64]"],
+    ),
+    "a core of broken shards": (
+        {"core": (64, 64, 64), "shards": (32, 48, 32)},
+        ["tiles.core [64, 64, 64] is no multiple of output.shards [32, 48, 32]", "nearest good core is [64, 48, 64]"],
+    ),
+    "a core of broken chunks": (
+        {"core": (64, 64, 64), "shards": (), "chunks": (64, 64, 24)},
+        ["tiles.core [64, 64, 64] is no multiple of output.chunks [64, 64, 24]", "nearest good core is [64, 64, 72]"],
+    ),
+    "shards of broken chunks": (
+        {"shards": (64, 64, 60), "chunks": (32, 32, 32)},
+        ["output.shards [64, 64, 60] is no multiple of output.chunks [32, 32, 32]", "to [64, 64, 64]"],
+    ),
+    "too little memory": (
+        {"memory_bytes": GB},
+        ["A worker has 1.0 GB, of which 0.9 may be planned", "3D network of depth 2, width 4", "cluster.memory_gb"],
+    ),
+    "too little memory for the core": (
+        {"core": (1024, 1024, 1024), "volume": (4096, 4096, 4096)},
+        ["core [1024, 1024, 1024] and halo [24, 24, 24] needs up to", "smaller tiles.core"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("known", "told"), REFUSALS.values(), ids=REFUSALS)
+def test_what_cannot_be_exact_is_refused_with_numbers(known, told):
+    """Refused before a worker starts: what was asked, what is needed, and what to set."""
+    text = refusal(**known)
+    for part in told:
+        assert part in text
+
+
+def test_all_violations_are_told_at_once():
+    """Nobody should mend a configuration one error at a time."""
+    text = refusal(halo=(24, 18, 20), core=(64, 63, 64), shards=(64, 64, 60), chunks=(32, 32, 32))
+    for part in (
+        "output.shards",
+        "no multiple of the stride",
+        "smaller than the receptive radius",
+        "tiles.core [64, 63",
+    ):
+        assert part in text
+    assert len(text.splitlines()) == 5
+
+
+@given(triples(1, 200), triples(1, 40))
+def test_a_core_that_is_proposed_is_accepted_and_no_other_is_nearer(core, chunks):
+    """Advice that is refused in its turn is worse than none."""
+    asked = request(core=core, chunks=chunks, shards=())
+    _, refused = answer(asked)
+    good = tuple(map(int, re.search(r"is \[(.*?)\]\.$", refused)[1].split(", "))) if refused else core
+    assert choose_tiling(replace(asked, core=good)).grid.core == good
+    for wanted, proposed, unit in zip(core, good, asked.unit, strict=True):
+        assert abs(proposed - wanted) <= unit / 2 or proposed == unit
+
+
+@given(triples(-10, 60))
+def test_a_halo_that_is_proposed_is_accepted(halo):
+    """The same for halos, whatever was asked for."""
+    found, refused = answer(request(halo=halo))
+    if refused:
+        good = choose_tiling(request(halo=(24, 24, 24))).grid.halo
+        assert f"at least {list(good)}" in refused
+        assert any(h < g or h % 4 for h, g in zip(halo, good, strict=True))
+    else:
+        assert found.grid.halo == halo
+
+
+# --- what auto chooses --------------------------------------------------------------------------------------------------
+
+
+def keeps_every_rule(asked, tiling):
+    """Every rule of tiles, halos, slabs, shards, chunks and memory."""
+    grid, stride = tiling.grid, asked.architecture.stride
+    padded = asked.architecture.padding == "same"
+    assert divides(stride, grid.core)
+    assert divides(stride, grid.slab)
+    assert all(s <= max(c, 1) for s, c in zip(grid.slab, grid.core, strict=True))
+    assert divides(stride, grid.halo) if padded else grid.halo == (0, 0, 0)
+    assert not padded or all(h >= r for h, r in zip(grid.halo, receptive_radius(asked.architecture), strict=True))
+    assert divides(tiling.chunks, tiling.shards or tiling.chunks)
+    assert divides(tiling.shards or tiling.chunks, grid.core)
+    assert tiling.worker_bytes == worker_bytes(asked, grid) <= asked.usable_bytes
+    assert (grid.architecture, grid.volume) == (asked.architecture, asked.volume)
+
+
+@st.composite
+def requests(draw):
+    """Volumes of every extent, networks of every kind, and storage layouts asked for or not."""
+    chunk = st.none() | triples(1, 40)
+    chunks, factor = draw(chunk), draw(triples(1, 3))
+    shards = draw(st.sampled_from((None, (), tuple(c * f for c, f in zip(chunks or (8, 8, 8), factor, strict=True)))))
+    return request(
+        architecture=replace(draw(architectures(depths=(1, 4))), width=draw(st.sampled_from((1, 8, 64)))),
+        volume=draw(triples(1, 700)),
+        in_chunks=draw(triples(1, 128)),
+        in_bytes=draw(st.sampled_from((1, 2, 4, 8))),
+        memory_bytes=draw(st.integers(GB // 2, 64 * GB)),
+        workers=draw(st.integers(1, 40)),
+        chunks=chunks,
+        shards=shards,
+    )
+
+
+@given(requests())
+def test_automatic_tiles_keep_every_rule(asked):
+    """`auto` is what nearly every run uses: it must be right for any volume, network, layout and machine."""
+    tiling, refused = answer(asked)
+    event("refused" if refused else f"{len(tiling.grid).bit_length()} bits of tiles")
+    if refused:
+        assert "A worker has" in refused
+        return
+    keeps_every_rule(asked, tiling)
+    assert (asked.chunks or tiling.chunks) == tiling.chunks
+    assert asked.shards is None or (asked.shards or None) == tiling.shards
+
+
+@given(requests(), triples(1, 6))
+def test_a_refusal_for_memory_is_not_hasty(asked, factor):
+    """What is refused must not have fitted with some other core: the search may stop at the smallest."""
+    asked = replace(asked, architecture=replace(asked.architecture, ndim=3), memory_bytes=asked.memory_bytes // 4)
+    assume(answer(asked)[1])
+    assert answer(replace(asked, core=tuple(u * f for u, f in zip(asked.unit, factor, strict=True))))[1]
+
+
+@settings(max_examples=20)
+@given(requests(), st.integers(2, 8))
+def test_more_workers_never_break_a_rule(asked, workers):
+    """Tiles are made smaller so that no worker idles, and still lie on the lattice."""
+    asked = replace(asked, workers=workers, memory_bytes=64 * GB, architecture=replace(asked.architecture, width=1))
+    keeps_every_rule(asked, choose_tiling(asked))
+
+
+def test_tiles_are_many_enough_for_the_workers():
+    """One large tile would be the cheapest, and leave seven of eight workers idle."""
+    assert len(choose_tiling(request(workers=8, volume=(512, 512, 512), memory_bytes=64 * GB)).grid) >= 8
+
+
+def test_a_slab_is_made_smaller_until_it_fits():
+    """The slab bounds device memory; the tile bounds writing and retry: a given core keeps its extents."""
+    asked = {"core": (256, 256, 256), "volume": (1024, 1024, 1024)}
+    roomy, tight = (choose_tiling(request(**asked, memory_bytes=m * GB)) for m in (64, 4))
+    assert roomy.grid.core == tight.grid.core == roomy.grid.slab == (256, 256, 256)
+    assert tight.grid.slab < roomy.grid.slab
+    assert tight.worker_bytes <= 0.9 * 4 * GB < roomy.worker_bytes
+
+
+def test_a_known_slab_is_kept_or_refused():
+    """An earlier plan governs: another slab may give other bytes, so it is never changed in silence."""
+    known = {"core": (64, 64, 64), "slab": (16, 32, 64)}
+    assert choose_tiling(request(**known)).grid.slab == (16, 32, 64)
+    assert "slab [16, 32, 64]" in refusal(**known, memory_bytes=GB)
+
+
+def test_tiny_volumes_get_one_tile():
+    """A picture smaller than the stride is one tile of one stride."""
+    for volume in [(1, 1, 1), (3, 2, 1), (1, 17, 5)]:
+        tiling = choose_tiling(request(volume=volume, workers=1))
+        keeps_every_rule(request(volume=volume, workers=1), tiling)
+        assert len(tiling.grid) == 1
+
+
+# --- 2D networks --------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 300), st.integers(1, 100))
+def test_a_2d_network_takes_any_core_in_z(depth_of_stack, core_z):
+    """Slices are independent: in z there is no stride, no halo, and no wrong place to cut."""
+    asked = request(architecture=planar(), volume=(depth_of_stack, 200, 300), core=(core_z, 64, 64))
+    tiling = choose_tiling(asked)
+    keeps_every_rule(asked, tiling)
+    assert tiling.grid.halo == (0, 96, 96)
+    assert tiling.grid.core == (core_z, 64, 64)
+
+
+@given(st.integers(1, 300), st.integers(1, 200))
+def test_automatic_2d_tiles_take_whole_input_chunks_in_z(depth_of_stack, in_chunk):
+    """Slices that are decoded together are predicted together, where chunks are not unreasonably deep."""
+    asked = request(architecture=planar(2), volume=(depth_of_stack, 200, 300), in_chunks=(in_chunk, 64, 64))
+    core_z = choose_tiling(asked).grid.core[0]
+    assert core_z == min(depth_of_stack, 32 if in_chunk > 64 else in_chunk * max(32 // in_chunk, 1))

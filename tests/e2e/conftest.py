@@ -1,0 +1,48 @@
+"""What runs share: one pool of workers for stages in this process, and one Prefect home for commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipeline import stages
+from pipeline.cluster import worker
+from pipeline.cluster.pool import Pool, local_pool
+from tests.e2e.commands import Command
+
+
+@pytest.fixture(scope="session")
+def workers() -> Iterator[Pool]:
+    """Two real workers, started once: a start costs more than a small volume does."""
+    with local_pool(2, threads=1, memory_bytes=4 * 10**9) as pool:
+        yield pool
+
+
+@pytest.fixture
+def pooled(workers: Pool, monkeypatch: pytest.MonkeyPatch) -> Pool:
+    """The infer stage takes the session's workers; afterwards they let go of the run, as if they had ended."""
+
+    @contextmanager
+    def shared(*_: object, **__: object) -> Iterator[Pool]:
+        try:
+            yield workers
+        finally:
+            workers.client.run(worker._bench.cache_clear)
+
+    monkeypatch.setattr(stages, "local_pool", shared)
+    return workers
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home for Prefect's database: its first start migrates, and no test touches the user's own."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture(scope="session")
+def halotile(prefect_home: Path) -> Callable[..., Command]:
+    """Start the command as a user would, in a process of its own."""
+    return lambda *arguments: Command(arguments, prefect_home)

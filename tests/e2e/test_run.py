@@ -1,0 +1,252 @@
+"""Whole runs: the command through Prefect and Dask, and what becomes of an output that is damaged, moved or resumed."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaozarrs
+from PIL import Image
+
+from flows import cli
+from pipeline import stages
+from pipeline.cluster.pool import local_pool
+from pipeline.core.architecture import Architecture
+from pipeline.core.ledger import TileRecord
+from pipeline.errors import InferenceError, StorageError, VerificationError
+from tests.e2e.test_exact import as_volume, assert_equal
+from tests.pipeline_cases import Run, done_entries, make_run, one_pass, random_network, sessions, stored_objects
+
+NETWORK = Architecture(3, 2, 4)
+
+
+def small(folder: Path, **sections) -> Run:
+    """Eight tiles of a small network."""
+    tiles = {"core": [16, 16, 32]}
+    return make_run(folder, architecture=NETWORK, shape=(21, 29, 37), **{"tiles": tiles, **sections})
+
+
+def command(*arguments: object) -> int:
+    """`halotile ARGUMENTS` in this process; for what ends before Prefect is needed."""
+    called = [str(argument) for argument in arguments]
+    return cli.status(lambda: cli.app(called, exit_on_error=False, print_error=True, result_action="return_value"))
+
+
+def snapshot(run: Run) -> dict[str, bytes]:
+    """Every file of the output and of its run directory, logs and locks left out."""
+    roots = (run.output, run.directory.path)
+    files = [path for root in roots for path in root.rglob("*") if path.is_file()]
+    return {str(p): p.read_bytes() for p in files if p.suffix not in (".log", ".lock")}
+
+
+@pytest.fixture(scope="module")
+def finished(halotile, tmp_path_factory) -> Run:
+    """A run that the command did, whole, in a process of its own."""
+    run = small(tmp_path_factory.mktemp("finished"))
+    done = halotile("run", run.yaml)
+    assert done.wait() == 0, done.error
+    assert "done: 8 tiles computed; 8 of 8 verified" in done.out
+    return run
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Run:
+    """The finished run at another place, to be spoilt: stores may be moved between two sittings."""
+    shutil.copytree(finished.folder, tmp_path / "moved")
+    run = Run(tmp_path / "moved", finished.content, finished.network, finished.volume)
+    folder = str(run.folder)
+    return run.having(
+        input={"url": f"{folder}/input.zarr"},
+        output={"url": f"{folder}/output.zarr"},
+        model={"checkpoint": f"{folder}/weights.pt"},
+    )
+
+
+# --- the whole command --------------------------------------------------------------------------------------------------
+
+
+def test_the_command_gives_the_answer_of_one_pass(finished):
+    """From the YAML to the OME-Zarr through Prefect and Dask, and still equal."""
+    assert_equal(finished.array()[np.newaxis], one_pass(finished.network, as_volume(finished) / np.float32(255)))
+
+
+def test_the_command_does_so_for_an_unpadded_network_of_two_channels(halotile, tmp_path):
+    """The other half of the geometry, through the same door, with a key overridden on the way."""
+    run = make_run(
+        tmp_path,
+        architecture=Architecture(2, 2, 4, out_channels=2, padding="valid"),
+        shape=(3, 37, 30),
+        tiles={"core": [2, 16, 16]},
+        output={"activation": "softmax"},
+    )
+    done = halotile("run", run.yaml, "--set", "output.activation=none")
+    assert done.wait() == 0, done.error
+    assert_equal(run.array(), one_pass(run.network, as_volume(run) / np.float32(255)))
+    yaozarrs.validate_zarr_store(str(run.output))
+
+
+def test_the_report_holds_the_figures_and_a_picture(finished):
+    """What programs read (`stages.infer.seconds`), and what people look at."""
+    directory = finished.directory.path
+    content = json.loads((directory / "report.json").read_text())
+    infer = content["stages"]["infer"]
+    (session,) = sessions(finished.directory)
+    assert infer["seconds"] == session.seconds > 0
+    assert (infer["tiles"], infer["sessions"], infer["failed_attempts"]) == (8, 1, 0)
+    assert content["tiles"] == {"total": 8, "done": 8}
+    assert content["stages"]["verify"]["complete"]
+    assert 0 < infer["worker_peak_bytes"] <= infer["worker_bound_bytes"]
+    page = (directory / "report.html").read_text()
+    assert "every stored byte verified" in page
+    assert 'src="slices.png"' in page
+    picture = np.asarray(Image.open(directory / "slices.png"))
+    left, right = picture[:, :37], picture[:, -37:]
+    assert picture.shape == (29, 37 + 8 + 37)
+    assert left.std() > 20
+    assert right.std() > 20
+
+
+def test_the_run_directory_holds_no_leftovers(finished):
+    """What a finished run leaves is what the README lists."""
+    names = {path.name for path in finished.directory.path.iterdir()}
+    artifacts = {"plan.json", "ledger.jsonl", "run.log", "verification.json", "report.json", "report.html", "slices.png"}
+    assert names == artifacts | {"driver.lock", "workers.lock", "prefect.log"}
+    assert not list(finished.output.rglob("*.partial"))
+    assert Counter(done_entries(finished.directory)) == Counter(range(8))
+
+
+def test_running_a_finished_job_again_computes_nothing_and_says_so(finished, halotile):
+    """A scheduled flow that runs again must cost seconds, not hours."""
+    before, entries = stored_objects(finished.output), len(list(finished.directory.records()))
+    again = halotile("run", finished.yaml)
+    assert again.wait() == 0, again.error
+    assert "nothing to compute: all tiles were done already; 8 of 8 verified" in again.out
+    assert stored_objects(finished.output) == before
+    assert len(list(finished.directory.records())) == entries
+
+
+# --- another plan for the same output -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["tiles.halo=[24, 24, 28]"], ["tiles.halo: [24, 24, 28] here, [24, 24, 24] there"]),
+        (["compute.dtype=bfloat16"], ["compute.dtype: bfloat16 here, float32 there"]),
+        (["output.dtype=uint8", "output.activation=sigmoid"], ["output.dtype: uint8", "output.activation: sigmoid"]),
+        (["tiles.core=[16, 16, 16]"], ["tiles.core: [16, 16, 16] here, [16, 16, 32] there"]),
+        (["normalize.mode=none"], ["normalize:"]),
+        (["input.nonfinite=zero"], ["input.nonfinite: zero"]),
+        (["compute.threads=2"], ["compute.threads: 2 here, 1 there"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_another_plan_for_the_same_output_is_refused(finished, capsys, overrides, named):
+    """Half of one prediction and half of another in one store: nobody would ever notice."""
+    before = snapshot(finished)
+    assert command("run", finished.yaml, *(part for key in overrides for part in ("--set", key))) == 2
+    error = capsys.readouterr().err
+    assert "was begun with another plan" in error
+    assert all(name in error for name in named)
+    assert "choose another output.url" in error
+    assert snapshot(finished) == before
+
+
+def test_another_checkpoint_for_the_same_output_is_refused(finished, tmp_path, capsys):
+    """A retrained network of the same name is another network: its weights are hashed, not its path."""
+    import torch  # noqa: PLC0415 - only here
+
+    before = snapshot(finished)
+    torch.save(random_network(NETWORK, seed=5).state_dict(), tmp_path / "weights.pt")
+    assert command("run", finished.yaml, "--set", f"model.checkpoint={tmp_path / 'weights.pt'}") == 2
+    assert "model.weights: " in capsys.readouterr().err
+    assert snapshot(finished) == before
+
+
+def test_what_does_not_touch_the_bytes_may_change(copied, pooled):
+    """Paths, workers and retries are no part of a plan's identity."""
+    changed = copied.having(cluster={"workers": 1, "retries": 5, "memory_gb": 3})
+    stages.plan(changed.config)
+    assert stages.infer(changed.config).tiles == 0
+    assert stages.verify(changed.config).complete
+
+
+# --- damage and repair --------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def exchange(path: Path) -> None:
+    """Let an object and its neighbour change places: both stay intact, and both are wrong."""
+    other = path.with_name("0" if path.name != "0" else "1")
+    here, there = path.read_bytes(), other.read_bytes()
+    path.write_bytes(there)
+    other.write_bytes(here)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], int]] = {
+    "a flipped byte": (flip, 1),
+    "a truncated object": (lambda path: path.write_bytes(path.read_bytes()[:100]), 1),
+    "a deleted object": (Path.unlink, 1),
+    "two objects exchanged": (exchange, 2),
+}
+
+
+@pytest.mark.parametrize(("damage", "tiles"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_damage_is_found_by_name_and_mended_by_running_again(copied, pooled, capsys, damage, tiles):
+    """Disks rot, and copies break off: what the ledger vouches for must be what lies there."""
+    before = stored_objects(copied.output)
+    damage(copied.output / "0/c/1/0/1")  # tile 5: z 16:21, y 0:16, x 32:37
+    assert command("verify", copied.yaml) == 3
+    error = capsys.readouterr().err
+    assert "tile 5 (core z 16:21, y 0:16, x 32:37): object '0/c/1/0/1'" in error
+    assert f"of 8 tiles {tiles} are not as written and 0 were never finished" in error
+    assert copied.directory.progress(copied.plan).count("invalid") == tiles
+
+    assert stages.plan(copied.config) == copied.plan
+    assert stages.infer(copied.config).tiles == tiles
+    assert stages.verify(copied.config).complete
+    assert stored_objects(copied.output) == before
+
+
+def test_an_output_that_is_gone_is_not_taken_for_done(copied, pooled):
+    """The ledger says done, the store is not there: computing nothing would give nothing."""
+    shutil.rmtree(copied.output)
+    stages.plan(copied.config)
+    with pytest.raises(StorageError, match="is gone, but .* says that 8 of its tiles are done"):
+        stages.infer(copied.config)
+    assert not copied.output.exists()
+
+
+def test_an_output_without_its_run_directory_is_not_overwritten(copied, capsys):
+    """Without a ledger nothing is known of it."""
+    shutil.rmtree(copied.directory.path)
+    before = stored_objects(copied.output)
+    status = command("run", copied.yaml, "--set", "tiles.core=[16, 16, 16]")
+    assert status == 2
+    assert "exists and is not of this plan" in capsys.readouterr().err
+    assert stored_objects(copied.output) == before
+
+
+# --- tiles that fail ----------------------------------------------------------------------------------------------------
+
+
+def with_a_nan(folder: Path, **sections) -> Run:
+    """A run whose input has one NaN in its last corner."""
+    run = small(folder, normalize={"mode": "none"}, **sections)
+    shutil.rmtree(folder / "input.zarr")
+    volume = run.volume.astype(np.float32)
+    volume[20, 28, 36] = np.nan
+    stages_input = folder / "input.zarr"
+    from tests.pipeline_cases import save_array  # noqa: PLC0415
+
+    save_array(stages_input, volume, (8, 8, 8))
+    return Run(folder, run.content, run.network, volume)
