@@ -28,6 +28,7 @@ app = App(
     version=__version__,
     help="Exact UNet inference over microscopy volumes that are larger than any machine.",
     help_epilogue="Exit status: 0 done, 1 failed, 2 refused, 3 verification failed, 130 interrupted.",
+    suppress_keyboard_interrupt=False,  # `status` tells it
 )
 
 Config = Annotated[Path, Parameter(help="The run's YAML; configs/example.yaml explains every key.")]

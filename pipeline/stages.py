@@ -64,17 +64,18 @@ def plan(config: RunConfig) -> Plan:
         ConfigError, PlanError, ModelError, StorageError: It cannot be a run, or the output is another run's.
     """
     directory = RunDirectory(config.output.url)
-    earlier = directory.load_plan()
+    stored = directory.load_plan()
+    earlier = None if stored is None else _placed(stored, config)
     begun = earlier is not None and _begun(earlier, directory)
-    resolved = _resolved(config, earlier, begun=begun)
+    resolved = _resolved(config, stored, begun=begun)
     if begun and earlier is not None:
         _refuse_other_plan(earlier, resolved, directory)
     else:
         _refuse_foreign_output(resolved)
     if earlier is not None and earlier.fingerprint == resolved.fingerprint:
-        resolved = _moved(earlier, resolved)
+        resolved = earlier
     check_room(config.output.url, _bytes_to_write(resolved, directory))
-    _write_plan(directory, resolved, keep=resolved == earlier)
+    _write_plan(directory, resolved, keep=resolved == stored)
     return resolved
 
 
@@ -93,17 +94,16 @@ def _resolved(config: RunConfig, earlier: Plan | None, *, begun: bool) -> Plan:
 
 
 def _begun(earlier: Plan, directory: RunDirectory) -> bool:
-    here = replace(earlier, output=replace(earlier.output, url=str(directory.output)))
-    return Output(here).state() == "ours" or earlier_tiles(directory, earlier) > 0
+    return Output(earlier).state() == "ours" or earlier_tiles(directory, earlier) > 0
 
 
-def _moved(earlier: Plan, resolved: Plan) -> Plan:
-    """The plan that governs, with paths as they are now: stores may be moved between two sittings."""
+def _placed(stored: Plan, config: RunConfig) -> Plan:
+    """A plan with paths as they are now: stores may be moved, or copied, between two sittings."""
     return replace(
-        earlier,
-        source=replace(earlier.source, url=resolved.source.url),
-        output=replace(earlier.output, url=resolved.output.url),
-        model=replace(earlier.model, checkpoint=resolved.model.checkpoint),
+        stored,
+        source=replace(stored.source, url=config.input.url),
+        output=replace(stored.output, url=config.output.url),
+        model=replace(stored.model, checkpoint=config.model.checkpoint),
     )
 
 
@@ -167,7 +167,7 @@ def driving(config: RunConfig) -> AbstractContextManager[str]:
 
 
 def load_plan(config: RunConfig) -> Plan:
-    """The plan that the plan stage wrote.
+    """The plan that the plan stage wrote, with the paths of `config`.
 
     Raises:
         PlanError: There is none.
@@ -176,7 +176,7 @@ def load_plan(config: RunConfig) -> Plan:
     found = directory.load_plan()
     if found is None:
         raise PlanError(f"There is no plan in '{directory.path}'. Run `halotile plan` or `halotile run` first.")
-    return found
+    return _placed(found, config)
 
 
 # --- infer ------------------------------------------------------------------------------------------------------------
@@ -253,23 +253,23 @@ def _infer_missing(
             run=token,
         )
         before = progress.count("done")
-        failures = _record_all(outcomes, plan, progress, ledger, started, on_advance)
-        seconds = time.perf_counter() - started
-        tiles = progress.count("done") - before
-        session = Session(
-            plan.fingerprint,
-            tiles,
-            round(seconds, 3),
-            round(pool.start_seconds, 3),
-            round(started - loading, 3),
-            workers,
-            _now(),
-        )
-        ledger.append(session)
+        try:
+            failures = _record_all(outcomes, plan, progress, ledger, started, on_advance)
+        finally:  # a sitting that was interrupted counts as well
+            session = Session(
+                plan.fingerprint,
+                progress.count("done") - before,
+                round(time.perf_counter() - started, 3),
+                round(pool.start_seconds, 3),
+                round(started - loading, 3),
+                workers,
+                _now(),
+            )
+            ledger.append(session)
     if failures:
         raise InferenceError(_told(failures, progress))
     Output(plan).publish()
-    log.info("%d tiles done in %.1f s", tiles, seconds)
+    log.info("%d tiles done in %.1f s", session.tiles, session.seconds)
     return session
 
 

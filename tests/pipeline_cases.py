@@ -153,10 +153,12 @@ def make_run(
     shape: Triple | tuple[int, ...],
     dtype: str = "uint8",
     seed: int = 0,
+    volume: np.ndarray | None = None,
     **sections: Mapping[str, Any],
 ) -> Run:
     """A run of a random network over noise, ready to be planned: `input.zarr`, `weights.pt` and `run.yaml`."""
-    network, volume = random_network(architecture, seed), random_volume(shape, dtype, seed)
+    network = random_network(architecture, seed)
+    volume = random_volume(shape, dtype, seed) if volume is None else volume
     chunks = tuple(min(n, 16) for n in shape)
     save_array(folder / "input.zarr", volume, chunks)
     torch.save(network.state_dict(), folder / "weights.pt")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Worker, WorkerPlugin
 from distributed.scheduler import DEFAULT_EXTENSIONS
 from distributed.spans import SpansSchedulerExtension
 from distributed.system import MEMORY_LIMIT
@@ -49,6 +51,16 @@ class Pool:
     start_seconds: float
 
 
+class _Uninterrupted(WorkerPlugin):
+    """Workers end with their driver. Ctrl-C, which a terminal sends to them too, would have each print a traceback."""
+
+    name = "uninterrupted"
+
+    def setup(self, worker: Worker) -> None:  # noqa: ARG002 - the plugin's signature
+        with contextlib.suppress(ValueError):  # not in a main thread: no process of its own
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class _NoSpans(SpansSchedulerExtension):
     """Stands in for the scheduler's record of all submissions, which would grow with the volume."""
 
@@ -78,6 +90,7 @@ def local_pool(workers: int, *, threads: int, memory_bytes: int) -> Iterator[Poo
         _cluster(workers, memory_bytes) as cluster,
         Client(cluster) as client,
     ):
+        client.register_plugin(_Uninterrupted())
         try:
             client.wait_for_workers(workers, timeout=START_SECONDS)
         except TimeoutError as error:

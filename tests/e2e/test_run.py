@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaozarrs
+import zarr
 from PIL import Image
 
 from flows import cli
 from pipeline import stages
-from pipeline.cluster.pool import local_pool
 from pipeline.core.architecture import Architecture
 from pipeline.core.ledger import TileRecord
 from pipeline.errors import InferenceError, StorageError, VerificationError
@@ -112,7 +113,15 @@ def test_the_report_holds_the_figures_and_a_picture(finished):
 def test_the_run_directory_holds_no_leftovers(finished):
     """What a finished run leaves is what the README lists."""
     names = {path.name for path in finished.directory.path.iterdir()}
-    artifacts = {"plan.json", "ledger.jsonl", "run.log", "verification.json", "report.json", "report.html", "slices.png"}
+    artifacts = {
+        "plan.json",
+        "ledger.jsonl",
+        "run.log",
+        "verification.json",
+        "report.json",
+        "report.html",
+        "slices.png",
+    }
     assert names == artifacts | {"driver.lock", "workers.lock", "prefect.log"}
     assert not list(finished.output.rglob("*.partial"))
     assert Counter(done_entries(finished.directory)) == Counter(range(8))
@@ -157,8 +166,6 @@ def test_another_plan_for_the_same_output_is_refused(finished, capsys, overrides
 
 def test_another_checkpoint_for_the_same_output_is_refused(finished, tmp_path, capsys):
     """A retrained network of the same name is another network: its weights are hashed, not its path."""
-    import torch  # noqa: PLC0415 - only here
-
     before = snapshot(finished)
     torch.save(random_network(NETWORK, seed=5).state_dict(), tmp_path / "weights.pt")
     assert command("run", finished.yaml, "--set", f"model.checkpoint={tmp_path / 'weights.pt'}") == 2
@@ -221,7 +228,7 @@ def test_an_output_that_is_gone_is_not_taken_for_done(copied, pooled):
     """The ledger says done, the store is not there: computing nothing would give nothing."""
     shutil.rmtree(copied.output)
     stages.plan(copied.config)
-    with pytest.raises(StorageError, match="is gone, but .* says that 8 of its tiles are done"):
+    with pytest.raises(StorageError, match=r"is gone, but .* says that 8 of its tiles are done"):
         stages.infer(copied.config)
     assert not copied.output.exists()
 
@@ -240,13 +247,110 @@ def test_an_output_without_its_run_directory_is_not_overwritten(copied, capsys):
 
 
 def with_a_nan(folder: Path, **sections) -> Run:
-    """A run whose input has one NaN in its last corner."""
-    run = small(folder, normalize={"mode": "none"}, **sections)
-    shutil.rmtree(folder / "input.zarr")
-    volume = run.volume.astype(np.float32)
-    volume[20, 28, 36] = np.nan
-    stages_input = folder / "input.zarr"
-    from tests.pipeline_cases import save_array  # noqa: PLC0415
+    """Five tiles in a row, and one NaN in the last, which the fourth reads as well."""
+    shape = (8, 16, 40)
+    volume = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    volume[3, 4, 39] = np.nan
+    keys = {"tiles": {"core": [8, 16, 8]}, "normalize": {"mode": "none"}, **sections}
+    return make_run(folder, architecture=Architecture(3, 1, 4), shape=shape, volume=volume, **keys)
 
-    save_array(stages_input, volume, (8, 8, 8))
-    return Run(folder, run.content, run.network, volume)
+
+def test_input_that_is_not_finite_fails_its_tiles_by_name_and_keeps_the_others(halotile, tmp_path):
+    """One bad voxel in a terabyte: the message says where, and all else is done."""
+    run = with_a_nan(tmp_path)
+    failed = halotile("run", run.yaml)
+    assert failed.wait() == 1
+    assert "halotile: failed: 2 tile(s) failed:" in failed.error
+    assert "tile 3 (core z 0:8, y 0:16, x 24:32) read input that is not finite: 1 values in the box" in failed.error
+    assert "tile 4 (core z 0:8, y 0:16, x 32:40)" in failed.error
+    assert "z, y, x = (3, 4, 39)" in failed.error
+    assert "3 of 5 tiles are done and kept" in failed.error
+    assert "Traceback" not in failed.error
+    assert len(failed.error.splitlines()) < 40
+    assert sorted(done_entries(run.directory)) == [0, 1, 2]
+    assert "ome" not in json.loads((run.output / "zarr.json").read_text())["attributes"]
+
+
+def test_after_the_repair_only_the_failed_tiles_are_computed(pooled, tmp_path):
+    """Whoever mends one voxel must not wait for the whole volume again."""
+    run = with_a_nan(tmp_path, cluster={"retries": 0})
+    stages.plan(run.config)
+    with pytest.raises(InferenceError, match="2 tile"):
+        stages.infer(run.config)
+    with pytest.raises(VerificationError, match="0 are not as written and 2 were never finished"):
+        stages.verify(run.config)
+    repaired = np.nan_to_num(run.volume)
+    zarr.open_array(str(tmp_path / "input.zarr"), mode="r+")[...] = repaired
+    stages.plan(run.config)
+    assert stages.infer(run.config).tiles == 2
+    assert stages.verify(run.config).complete
+    assert_equal(run.array()[np.newaxis], one_pass(run.network, repaired[np.newaxis]))
+
+
+def test_where_the_run_says_so_values_that_are_not_finite_count_as_zero(pooled, tmp_path):
+    """`nonfinite: zero` passes, and means zero before normalisation."""
+    run = with_a_nan(tmp_path, input={"nonfinite": "zero"})
+    stages.plan(run.config)
+    assert stages.infer(run.config).tiles == 5
+    assert_equal(run.array()[np.newaxis], one_pass(run.network, np.nan_to_num(run.volume)[np.newaxis]))
+
+
+def test_a_chunk_of_the_input_that_cannot_be_decoded_fails_its_tiles_by_name(pooled, tmp_path):
+    """A damaged input is the input's owner's to repair; the box says which part."""
+    run = small(tmp_path, cluster={"retries": 0}, tiles={"core": [4, 16, 32]})
+    (chunk,) = (tmp_path / "input.zarr/c/1/1").glob("2")
+    chunk.write_bytes(b"damaged")
+    stages.plan(run.config)
+    with pytest.raises(InferenceError, match=r"tile \d+ \(core .*\) could not be read: the input box z .* gave \w+"):
+        stages.infer(run.config)
+
+
+def test_a_volume_of_fill_is_done_without_an_object(pooled, tmp_path):
+    """Nothing is stored, all is done, and verification knows the difference to nothing done."""
+    architecture = Architecture(3, 1, 4, norm="none", bias=False)
+    shape = (8, 16, 40)
+    keys = {"tiles": {"core": [8, 16, 8]}}
+    run = make_run(tmp_path, architecture=architecture, shape=shape, volume=np.zeros(shape, np.uint8), **keys)
+    stages.plan(run.config)
+    stages.infer(run.config)
+    assert stages.verify(run.config).complete
+    assert set(stored_objects(run.output)) == {"zarr.json"}
+    assert not run.array().any()
+    records = [r for r in run.directory.records() if isinstance(r, TileRecord)]
+    assert [value for record in records for value in record.units.values()] == [None] * 5
+    stages.report(run.config)
+
+
+# --- the same plan ------------------------------------------------------------------------------------------------------
+
+
+def test_one_worker_and_four_write_the_same_bytes(tmp_path):
+    """A plan that is there governs: the number of workers changes who computes a tile and when, and nothing else."""
+    (tmp_path / "one").mkdir()
+    one = small(tmp_path / "one", compute={"threads": "auto"}, cluster={"workers": 1})
+    stages.plan(one.config)
+    stages.infer(one.config)
+
+    (tmp_path / "four").mkdir()
+    four = Run(tmp_path / "four", one.content, one.network, one.volume)
+    four = four.having(output={"url": str(tmp_path / "four/output.zarr")}, cluster={"workers": 4})
+    four.directory.path.mkdir()
+    shutil.copy(one.directory.plan_path, four.directory.plan_path)
+    assert stages.plan(four.config).fingerprint == one.plan.fingerprint
+    stages.infer(four.config)
+    assert len({r.worker for r in four.directory.records() if isinstance(r, TileRecord)}) > 1
+    assert stored_objects(four.output) == stored_objects(one.output)
+
+
+def test_a_run_begun_by_one_number_of_workers_goes_on_with_another(pooled, tmp_path):
+    """A night on the cluster, the rest on a workstation: `auto` is resolved once, for a new output."""
+    run = small(tmp_path, tiles={"core": "auto"}, compute={"threads": "auto"})
+    first = stages.plan(run.config)
+    stages.infer(run.config)
+    flip(next(path for path in (run.output / "0/c").rglob("*") if path.is_file()))
+    with pytest.raises(VerificationError):
+        stages.verify(run.config)
+    later = run.having(cluster={"workers": 1, "memory_gb": 9})
+    assert stages.plan(later.config) == first
+    assert stages.infer(later.config).tiles >= 1
+    assert stages.verify(later.config).complete

@@ -21,7 +21,7 @@ SMALL = Architecture(ndim=2, depth=2, width=2, in_channels=3, out_channels=2)
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 def state_of(architecture, seed=0):

@@ -1,0 +1,157 @@
+"""Runs that are interrupted, killed and started again: the same bytes, nothing twice, and nothing left behind."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from pipeline import stages
+from pipeline.cluster.dispatch import TILES_AHEAD
+from pipeline.core.architecture import Architecture
+from pipeline.core.ledger import TileRecord
+from tests.e2e.commands import Command, alive, wait_until
+from tests.pipeline_cases import Run, done_entries, make_run, sessions, stored_objects
+
+WORKERS = 2
+TILES = 48
+IN_FLIGHT = WORKERS * TILES_AHEAD
+
+
+def slow(folder) -> Run:
+    """Enough tiles of enough work to be hit in mid-tile."""
+    tiles = {"core": [16, 16, 16]}
+    return make_run(folder, architecture=Architecture(3, 2, 8), shape=(45, 59, 63), tiles=tiles)
+
+
+@pytest.fixture
+def started(halotile):
+    """Start commands that end with the test, whatever becomes of it."""
+    commands: list[Command] = []
+
+    def start(*arguments: object) -> Command:
+        commands.append(halotile(*arguments))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        if command.is_running():
+            command.kill_all()
+
+
+def computing(command: Command, run: Run, tiles: int) -> None:
+    """Wait until so many tiles are done."""
+    wait_until(lambda: len(done_entries(run.directory)) >= tiles or not command.is_running())
+    assert command.is_running(), command.wait() or command.error
+
+
+def test_a_second_run_is_refused_and_an_interrupted_one_resumes(started, tmp_path, pooled):
+    """Two drivers at once, then Ctrl-C, then the same command: what everybody does sooner or later."""
+    run = slow(tmp_path)
+    first = started("run", run.yaml)
+    computing(first, run, tiles=2)
+
+    second = started("run", run.yaml)
+    assert second.wait() == 2
+    assert f"is being written by another run (process {first.process.pid}" in second.error
+    assert "Traceback" not in second.error
+    assert first.is_running()
+
+    ends_in_order(first, first.interrupt)
+    kept = len(done_entries(run.directory))
+    assert 2 <= kept < TILES
+
+    third = started("run", run.yaml)
+    computing(third, run, tiles=kept + 2)
+    ends_in_order(third, third.process.terminate)  # what a batch system does first
+    more = len(done_entries(run.directory)) - kept
+    assert 2 <= more < TILES - kept
+
+    stages.plan(run.config)
+    assert stages.infer(run.config).tiles == TILES - kept - more
+    assert Counter(done_entries(run.directory)) == Counter(range(TILES))
+    assert stages.verify(run.config).complete
+    assert [s.tiles for s in sessions(run.directory)] == [kept, more, TILES - kept - more]
+
+
+def ends_in_order(command: Command, signalled: Callable[[], object]) -> None:
+    """A signal ends a run with status 130, a word, no traceback, and no process left."""
+    family = command.family()
+    signalled()
+    assert command.wait(30) == 130
+    assert command.error.rstrip().endswith("interrupted; finished tiles are kept, run again to resume")
+    assert "Traceback" not in command.error
+    wait_until(lambda: not alive(family), 10)
+
+
+def the_workers(command: Command) -> list[psutil.Process]:
+    """The processes that compute: those that hold the workers' lock."""
+    return [
+        process for process in command.family()[1:] if any(path.endswith("workers.lock") for path in opened(process))
+    ]
+
+
+def opened(process: psutil.Process) -> list[str]:
+    """The files that a process has open; none where it has just ended."""
+    try:
+        return [file.path for file in process.open_files()]
+    except psutil.Error:
+        return []
+
+
+def strike(command: Command, victim: str, choose: random.Random) -> list[psutil.Process]:
+    """`kill -9`, without a word of warning; gives the processes that the run had."""
+    family, workers = command.family(), the_workers(command)
+    if "worker" in victim and workers:
+        choose.choice(workers).kill()
+    if "driver" in victim:
+        command.kill()
+    return family
+
+
+def recorded_and_stored(run: Run) -> tuple[set[str], set[str]]:
+    """The objects that the ledger vouches for, and those that lie in the store."""
+    ledger = {
+        key for r in run.directory.records() if isinstance(r, TileRecord) and r.state == "done" for key in r.units
+    }
+    stored = {f"0/{name}" for name in stored_objects(run.output) if name != "zarr.json" and ".partial" not in name}
+    return ledger, stored
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_restarted_it_writes_the_same_bytes(started, tmp_path, pooled):
+    """Preemption, the out-of-memory killer, a lost machine: whoever starts the same command again gets the same answer.
+
+    A death of the driver costs at most the tiles in flight, and leaves no process behind.
+    """
+    (tmp_path / "calm").mkdir()
+    (tmp_path / "killed").mkdir()
+    calm, run = slow(tmp_path / "calm"), slow(tmp_path / "killed")
+    stages.plan(calm.config)
+    stages.infer(calm.config)
+
+    choose = random.Random(20261122)
+    for victim in ("driver at its start", "driver", "worker, then driver", "worker and driver"):
+        command = started("run", run.yaml)
+        if victim == "driver at its start":
+            time.sleep(choose.uniform(0, 8))
+        else:
+            computing(command, run, tiles=len(done_entries(run.directory)) + choose.randrange(1, 8))
+            time.sleep(choose.uniform(0, 0.5))
+        if victim == "worker, then driver":
+            strike(command, "worker", choose)
+            time.sleep(choose.uniform(0, 3))
+        family = strike(command, victim.removeprefix("worker, then "), choose)
+        command.wait()
+        wait_until(lambda family=family: not alive(family), 10)
+        recorded, stored = recorded_and_stored(run)
+        assert recorded <= stored
+        assert len(stored - recorded) <= IN_FLIGHT
+
+    last = started("run", run.yaml)
+    assert last.wait() == 0, last.error
+    assert run.plan.fingerprint == calm.plan.fingerprint
+    assert Counter(done_entries(run.directory)) == Counter(range(TILES))
+    assert stored_objects(run.output) == stored_objects(calm.output)

@@ -1,0 +1,383 @@
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from pipeline.config import RunConfig, read_config, validated
+from pipeline.errors import ConfigError
+
+LEAST = """
+input: {url: /data/in.zarr}
+output: {url: /data/out.zarr}
+model: {checkpoint: /models/em.pt}
+"""
+
+
+def yaml(text):
+    """What a YAML holds."""
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def config_of(folder, text=LEAST, *overrides):
+    """A YAML, written and read."""
+    (folder / "run.yaml").write_text(text, encoding="utf-8")
+    return read_config(RunConfig, folder / "run.yaml", overrides)
+
+
+def refusal(folder, text=LEAST, *overrides):
+    """The text of the refusal of a YAML."""
+    with pytest.raises(ConfigError) as refused:
+        config_of(folder, text, *overrides)
+    assert len(str(refused.value).splitlines()) < 40
+    return str(refused.value)
+
+
+# --- what a run needs ---------------------------------------------------------------------------------------------------
+
+
+def test_three_paths_are_a_run(tmp_path):
+    """Everything else has a default, and each default is a promise: another value would be another output."""
+    assert config_of(tmp_path).model_dump() == {
+        "input": {"url": "/data/in.zarr", "level": 0, "axes": "auto", "nonfinite": "fail"},
+        "output": {
+            "url": "/data/out.zarr",
+            "dtype": "float32",
+            "activation": "none",
+            "chunks": "auto",
+            "shards": "auto",
+        },
+        "model": {"checkpoint": "/models/em.pt", "padding": None},
+        "normalize": None,
+        "tiles": {"core": "auto", "halo": "auto"},
+        "compute": {"device": "auto", "dtype": "float32", "threads": "auto"},
+        "cluster": {"kind": "local", "workers": 2, "memory_gb": "auto", "retries": 2},
+    }
+
+
+@pytest.mark.parametrize("key", ["input.url", "output.url", "model.checkpoint"])
+def test_each_of_the_three_paths_is_required(tmp_path, key):
+    """A default for a path would be a guess at someone's data."""
+    section = key.partition(".")[0]
+    assert f"{key}: required, but not there" in refusal(tmp_path, re.sub(f"{section}: .*", f"{section}: {{}}", LEAST))
+    assert f"{section}: required, but not there" in refusal(tmp_path, re.sub(f"{section}: .*", "", LEAST))
+
+
+def test_every_key_can_be_given(tmp_path):
+    """One YAML with nothing left to chance."""
+    found = config_of(
+        tmp_path,
+        """
+        input: {url: /data/in.zarr, level: 1, axes: czyx, nonfinite: zero}
+        output: {url: /data/out.zarr, dtype: uint8, activation: sigmoid, chunks: [32, 64, 64], shards: none}
+        model: {checkpoint: /models/em.pt, padding: valid}
+        normalize: {mode: percentile, low: 0.5, high: 99.5}
+        tiles: {core: [64, 128, 128], halo: [48, 48, 48]}
+        compute: {device: cpu, dtype: bfloat16, threads: 8}
+        cluster: {kind: local, workers: 4, memory_gb: 7.5, retries: 0}
+        """,
+    )
+    assert found.output.chunks == (32, 64, 64)
+    assert found.output.shards == "none"
+    assert (found.tiles.core, found.tiles.halo) == ((64, 128, 128), (48, 48, 48))
+    assert found.normalize.model_dump() == {"mode": "percentile", "low": 0.5, "high": 99.5}
+    assert (found.cluster.memory_gb, found.compute.threads) == (7.5, 8)
+
+
+def test_a_run_is_frozen(tmp_path):
+    """What was validated is what runs."""
+    with pytest.raises(ValidationError):
+        config_of(tmp_path).cluster.workers = 3
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------------
+
+REFUSALS = {
+    "an unknown key": ("inptu: {}", ["inptu: unknown key; did you mean 'input'?"]),
+    "an unknown key of a section": ("tiles: {cores: auto}", ["tiles.cores: unknown key; did you mean 'core'?"]),
+    "an unknown key like no other": ("zzz: 1", ["zzz: unknown key; known are input, output, model"]),
+    "a key that is no word": ("1: 2", ["1: Keys should be strings"]),
+    "two numbers": (
+        "tiles: {core: [64, 64]}",
+        ["tiles.core: should be 'auto', or three numbers, z, y, x (found [64, 64])"],
+    ),
+    "four numbers": ("tiles: {core: [1, 64, 64, 64]}", ["three numbers, z, y, x"]),
+    "one number": ("tiles: {core: 64}", ["tiles.core: should be 'auto', or three numbers, z, y, x (found 64)"]),
+    "no voxels": ("tiles: {core: [0, 64, 64]}", ["tiles.core", "greater than or equal to 1 (found 0)"]),
+    "part of a voxel": ("tiles: {halo: [1.5, 64, 64]}", ["tiles.halo", "integer"]),
+    "another word than auto": (
+        "output: {url: /o, shards: some}",
+        ["output.shards", "'auto' or 'none'", "found 'some'"],
+    ),
+    "an empty section": ("tiles:", ["tiles: should be", "(found None)"]),
+    "no workers": ("cluster: {workers: 0}", ["cluster.workers: should be greater than or equal to 1 (found 0)"]),
+    "a cluster of another kind": ("cluster: {kind: sulrm}", ["cluster.kind: should be 'local'", "(found 'sulrm')"]),
+    "no memory": ("cluster: {memory_gb: 0}", ["cluster.memory_gb: should be 'auto', or should be greater than 0"]),
+    "endless memory": ("cluster: {memory_gb: .inf}", ["cluster.memory_gb: should be 'auto', or should be a finite"]),
+    "fewer than no retries": ("cluster: {retries: -1}", ["cluster.retries: should be greater than or equal to 0"]),
+    "a type that is none": ("compute: {dtype: float8}", ["compute.dtype: should be 'float32'", "(found 'float8')"]),
+    "a negative level": ("input: {url: /i, level: -1}", ["input.level: should be greater than or equal to 0"]),
+    "no path": ("input: {url: ''}", ["input.url: a path is needed"]),
+    "a path that is a number": ("input: {url: 3}", ["input.url: a path is needed"]),
+    "percentiles in the wrong order": (
+        "normalize: {mode: percentile, low: 99, high: 1}",
+        ["normalize: low (99.0 %) must be below high (1.0 %)"],
+    ),
+    "eight bits of raw logits": (
+        "output: {url: /o, dtype: uint8}",
+        ["output: dtype uint8 stores rint(255 * clip(v, 0, 1))", "Set output.activation to sigmoid or softmax"],
+    ),
+    "an output in the cloud": (
+        "output: {url: 's3://bucket/out.zarr'}",
+        ["output.url 's3://bucket/out.zarr' is not a local"],
+    ),
+    "what looks like a date": ("tiles: {core: 2026-13-45}", ["is not YAML"]),
+    "duplicate keys": ("tiles: {core: auto}\ntiles: {halo: auto}", ["is not YAML", 'duplicate key "tiles"']),
+    "duplicate keys of a section": ("tiles: {core: auto, core: auto}", ["is not YAML", 'duplicate key "core"']),
+    "a brace that is not closed": ("tiles: {", ["is not YAML"]),
+    "a tab": ("\ttiles: {}", ["is not YAML"]),
+    "code": ("x: !!python/object/apply:os.system [ls]", ["is not YAML", "could not determine a constructor"]),
+    "a zero byte": ("x: \0", ["is not YAML"]),
+}
+
+
+@pytest.mark.parametrize(("section", "told"), REFUSALS.values(), ids=REFUSALS)
+def test_what_cannot_be_a_run_is_refused_with_what_was_found(tmp_path, section, told):
+    """The key by its whole name, what it may be, and what it is."""
+    name = section.partition(":")[0]
+    text = refusal(tmp_path, re.sub(f"(?m)^{re.escape(name)}: .*$", "", LEAST) + section)
+    for part in told:
+        assert part in text
+
+
+@pytest.mark.parametrize("text", ["", "3", "[1, 2]", "just words", "null"])
+def test_a_file_without_keys_is_refused(tmp_path, text):
+    """The wrong file was named."""
+    assert "not keys. See configs/example.yaml" in refusal(tmp_path, text)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    """The commonest mistake of all."""
+    with pytest.raises(ConfigError, match=r"none.yaml' cannot be read.*Check the path"):
+        read_config(RunConfig, tmp_path / "none.yaml")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    """A checkpoint named by mistake."""
+    (tmp_path / "weights.pt").write_bytes(b"PK\x03\x04\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_config(RunConfig, tmp_path / "weights.pt")
+
+
+def test_all_violations_are_told_at_once(tmp_path):
+    """Nobody should mend a configuration one error at a time."""
+    text = refusal(
+        tmp_path,
+        """
+        input: {level: -1}
+        output: {url: /data/out.zarr, dtype: uint8}
+        tiles: {core: [1, 2], hallo: 3}
+        cluster: {workers: none}
+        """,
+    )
+    keys = [
+        "input.url",
+        "input.level",
+        "output: dtype uint8",
+        "model: required",
+        "tiles.core",
+        "tiles.hallo",
+        "cluster.workers",
+    ]
+    assert "cannot be a run (7 problems)" in text
+    assert len(text.splitlines()) == 8
+    for key in keys:
+        assert f"\n  {key}" in text
+
+
+def test_a_key_of_several_types_is_told_once(tmp_path):
+    """`auto` or a number: both expectations on one line, not the library's inner names on two."""
+    text = refusal(tmp_path, LEAST + "compute: {threads: many}")
+    assert len(text.splitlines()) == 2
+    assert "compute.threads: should be 'auto', or should be a valid integer" in text
+
+
+def test_a_file_full_of_problems_is_told_in_short(tmp_path):
+    """Another program's YAML must not scroll the cause off the screen."""
+    text = refusal(tmp_path, LEAST + "\n".join(f"key{i}: 1" for i in range(200)))
+    assert "(200 problems)" in text
+    assert text.endswith("and 170 more")
+
+
+def test_a_long_value_is_told_in_short(tmp_path):
+    """A pasted array in the place of three numbers."""
+    assert len(refusal(tmp_path, LEAST + f"tiles: {{core: {list(range(5000))}}}")) < 400
+
+
+# --- input and output stay apart ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("/data/in.zarr", "/data/in.zarr"),
+        ("/data/in.zarr", "/data/in.zarr/prediction"),
+        ("/data/all.zarr/raw", "/data/all.zarr"),
+        ("/data/in.zarr", "/data/x/../in.zarr/0"),
+        ("file:///data/in.zarr", "/data/in.zarr/0"),
+    ],
+)
+def test_an_output_inside_its_input_is_refused_and_the_reverse(tmp_path, source, target):
+    """The input store is never written to, however its path is written."""
+    text = refusal(tmp_path, LEAST, f"input.url={source}", f"output.url={target}")
+    assert "lie inside one another" in text
+    assert "Set output.url to a path of its own" in text
+
+
+def test_an_output_inside_its_input_is_refused_behind_a_link(tmp_path):
+    """Links to data are usual on clusters."""
+    (tmp_path / "in.zarr").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "in.zarr")
+    text = refusal(tmp_path, LEAST, f"input.url={tmp_path}/link", f"output.url={tmp_path}/in.zarr/out")
+    assert "lie inside one another" in text
+
+
+def test_neighbours_of_like_names_are_fine(tmp_path):
+    """`in.zarr` is not inside `in`, whatever their letters say."""
+    found = config_of(tmp_path, LEAST, "input.url=/data/in", "output.url=/data/in.zarr")
+    assert (found.input.url, found.output.url) == ("/data/in", "/data/in.zarr")
+
+
+# --- paths and the environment ------------------------------------------------------------------------------------------
+
+
+def test_paths_are_relative_to_the_working_directory(tmp_path, monkeypatch):
+    """And absolute in the plan: workers have another one."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = config_of(tmp_path, LEAST, "input.url=in.zarr", "model.checkpoint=../em.pt")
+    assert found.input.url == str(tmp_path / "elsewhere" / "in.zarr")
+    assert found.model.checkpoint == str(tmp_path / "em.pt")
+
+
+def test_links_are_kept_as_they_are_written(tmp_path):
+    """A link to the newest data names what its owner meant; where it leads today is not for us to write down."""
+    (tmp_path / "today").mkdir()
+    (tmp_path / "newest").symlink_to(tmp_path / "today")
+    assert config_of(tmp_path, LEAST, f"input.url={tmp_path}/newest").input.url == str(tmp_path / "newest")
+
+
+def test_home_is_expanded_and_a_stranger_is_no_crash(tmp_path, monkeypatch):
+    """`~` as shells have it; a user that is not there is left for the store to refuse."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert config_of(tmp_path, LEAST, "input.url=~/in.zarr").input.url == "/home/me/in.zarr"
+    assert config_of(tmp_path, LEAST, "input.url=~nobody-at-all/in.zarr").input.url.endswith("/~nobody-at-all/in.zarr")
+
+
+def test_other_urls_are_left_alone(tmp_path):
+    """They are not paths."""
+    assert config_of(tmp_path, LEAST, "input.url=s3://bucket/in.zarr").input.url == "s3://bucket/in.zarr"
+
+
+def test_the_environment_is_expanded_everywhere(tmp_path, monkeypatch):
+    """Batch jobs name their scratch directory this way; also inside lists and overrides."""
+    monkeypatch.setenv("SCRATCH", "/scratch/7")
+    monkeypatch.setenv("WIDTH", "128")
+    found = config_of(
+        tmp_path, LEAST + 'tiles: {core: [64, "${WIDTH}", 128]}', "output.url=${SCRATCH}/${WIDTH}/out.zarr"
+    )
+    assert found.output.url == "/scratch/7/128/out.zarr"
+    assert found.tiles.core == (64, 128, 128)
+
+
+def test_a_variable_that_is_not_set_is_an_error(tmp_path, monkeypatch):
+    """As an empty string it would be a path from the root."""
+    monkeypatch.delenv("SCRATCH", raising=False)
+    text = refusal(tmp_path, LEAST, "output.url=${SCRATCH}/out.zarr")
+    assert "names the environment variable SCRATCH, which is not set" in text
+
+
+# --- overrides ----------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_are_yaml_and_the_last_one_counts(tmp_path):
+    """`--set` takes what the file takes, numbers, lists and null included."""
+    found = config_of(
+        tmp_path,
+        LEAST + "normalize: {mode: zscore}",
+        "cluster.workers=3",
+        "cluster.workers=5",
+        "tiles.core=[64, 128, 128]",
+        "output={url: /other.zarr, dtype: uint8}",
+        "output.activation=sigmoid",
+        "normalize=null",
+        "cluster.memory_gb=2.5",
+        "model.checkpoint=/models/a=b.pt",
+    )
+    assert found.cluster.workers == 5
+    assert found.tiles.core == (64, 128, 128)
+    assert (found.output.url, found.output.dtype, found.output.activation) == ("/other.zarr", "uint8", "sigmoid")
+    assert found.normalize is None
+    assert found.cluster.memory_gb == 2.5
+    assert found.model.checkpoint == "/models/a=b.pt"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("cluster.workers", "is not key=value"),
+        ("=3", "is not key=value"),
+        ("tiles.core=[1, 2", "is not YAML"),
+        ("tiles.core=2026-13-45", "is not YAML"),
+        ("tiles={core: auto, core: auto}", "is not YAML"),
+        ("input.url.deep=3", "'url' holds a value, not keys"),
+        ("cluster.worker=3", "cluster.worker: unknown key; did you mean 'workers'?"),
+        ("clusters.workers=3", "clusters: unknown key; did you mean 'cluster'?"),
+        ("cluster.workers=many", "cluster.workers: should be a valid integer"),
+    ],
+)
+def test_an_override_that_cannot_be_is_refused(tmp_path, override, told):
+    """A typing mistake on the command line must not run with the file's value."""
+    assert told in refusal(tmp_path, LEAST, override)
+
+
+# --- anything at all ----------------------------------------------------------------------------------------------------
+
+KEYS = sorted(
+    {key for field in validated(RunConfig, yaml(LEAST), source="least").model_dump().values() for key in field or {}}
+)
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.dates() | st.just("auto"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9) | st.integers(), inner, max_size=4),
+    max_leaves=12,
+)
+sections = st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=9), anything, max_size=6) | anything
+contents = st.fixed_dictionaries({}, optional=dict.fromkeys([*RunConfig.model_fields, "extra"], sections))
+
+
+@given(contents)
+def test_any_content_is_a_run_or_one_short_refusal(content):
+    """Whatever YAML holds, the answer is a ConfigError that names keys, and never a traceback."""
+    try:
+        validated(RunConfig, content, source="any.yaml")
+    except ConfigError as error:
+        text = str(error)
+    else:
+        return
+    assert text.startswith("Configuration 'any.yaml' cannot be a run (") or "environment variable" in text
+    assert len(text) < 6000
+
+
+def test_the_example_is_a_run_of_defaults():
+    """The file that people copy shows every key, and each at its default."""
+    example = Path(__file__).parents[1] / "configs" / "example.yaml"
+    found = read_config(RunConfig, example).model_dump()
+    least = validated(RunConfig, yaml(LEAST), source="least").model_dump()
+    for section, keys in least.items():
+        for key, value in (keys or {}).items():
+            if key not in ("url", "checkpoint"):
+                assert found[section][key] == value, f"{section}.{key}"
