@@ -9,7 +9,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -383,13 +383,15 @@ def report(config: RunConfig) -> dict[str, Any]:
 def _logged(directory: RunDirectory) -> Iterator[None]:
     """Send what the pipeline logs to `run.log` too."""
     handler = logging.FileHandler(directory.log_path, encoding="utf-8")
+    handler.handleError = lambda _: None  # type: ignore[method-assign] - a full disk must not bury what it causes
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:
         yield
     finally:
         log.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
 
 
 def _now() -> str:

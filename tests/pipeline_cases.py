@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import zarr
 
@@ -216,3 +220,28 @@ def output_plan(
         compute=Compute("cpu", "float32", 1),
         cost=Cost(1, 1, 1, 1, 1),
     )
+
+
+# --- disks --------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def mounted(folder: Path, *options: str) -> Iterator[None]:
+    """A file system of its own at `folder`; skips where this process may not mount one."""
+    folder.mkdir()
+    found = subprocess.run(
+        ["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if found.returncode:
+        pytest.skip(f"NOT TESTED: this process may not mount a file system ({found.stderr.strip()})")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a worker may still look at it
+
+
+def fill_up(folder: Path, *, but: int = 0) -> Path:
+    """Fill the file system of `folder` to the last byte, or to so many before; gives the file to delete."""
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    (folder / "filler").write_bytes(bytes(max(free - but, 0)))
+    return folder / "filler"

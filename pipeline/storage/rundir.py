@@ -7,6 +7,7 @@ orphan writer is gone, and a worker that finds another token than its own driver
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -14,12 +15,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.core.ledger import Progress, Session, TileRecord, parse_lines
 from pipeline.core.plan import Plan
-from pipeline.errors import StorageError
+from pipeline.errors import PipelineError, StorageError
 
 ORPHAN_WAIT_SECONDS = 60.0
 SYNC_SECONDS = 1.0
@@ -108,7 +110,7 @@ class RunDirectory:
     @contextmanager
     def ledger(self) -> Iterator[LedgerWriter]:
         """The ledger, open for the driver to append to. A last line torn by a kill is cut off first."""
-        with self.ledger_path.open("a+", encoding="utf-8") as file:
+        with self.ledger_path.open("ab+", buffering=0) as file:
             _cut_torn_line(file)
             writer = LedgerWriter(file)
             try:
@@ -195,27 +197,39 @@ class RunDirectory:
 class LedgerWriter:
     """Appends records. Every line reaches the system at once, and the disk at most a second later."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: FileIO) -> None:
         self._file = file
         self._synced = time.monotonic()
 
     def append(self, record: TileRecord | Session) -> None:
-        self._file.write(record.to_line())
-        self._file.flush()
-        if time.monotonic() - self._synced > SYNC_SECONDS:
-            self.sync()
+        """Append a record.
+
+        Raises:
+            PipelineError: It cannot be written; no part of it is left.
+        """
+        line = record.to_line().encode()
+        size = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                self.sync()
+        except OSError as error:
+            self._file.truncate(size)
+            raise PipelineError(
+                f"Ledger '{self._file.name}' cannot be written ({error}): what is done is not recorded any more. Make room "
+                "or repair the file system, then run again: tiles recorded so far are kept."
+            ) from error
 
     def sync(self) -> None:
-        self._file.flush()
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
 
-def _cut_torn_line(file: TextIO) -> None:
+def _cut_torn_line(file: FileIO) -> None:
     size, reach, tail = file.seek(0, os.SEEK_END), 2**20, b""
-    with open(file.name, "rb") as raw:  # noqa: PTH123 - the same name as the open file
-        while b"\n" not in tail and len(tail) < size:
-            raw.seek(max(size - reach, 0))
-            tail, reach = raw.read(), 2 * reach
+    while b"\n" not in tail and len(tail) < size:
+        file.seek(max(size - reach, 0))
+        tail, reach = file.read(), 2 * reach
     if tail and not tail.endswith(b"\n"):
         file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)

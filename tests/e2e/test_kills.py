@@ -4,6 +4,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,14 +17,13 @@ from tests.e2e.commands import Command, alive, wait_until
 from tests.pipeline_cases import Run, done_entries, make_run, sessions, stored_objects
 
 WORKERS = 2
-TILES = 48
 IN_FLIGHT = WORKERS * TILES_AHEAD
 
 
-def slow(folder) -> Run:
-    """Enough tiles of enough work to be hit in mid-tile."""
-    tiles = {"core": [16, 16, 16]}
-    return make_run(folder, architecture=Architecture(3, 2, 8), shape=(45, 59, 63), tiles=tiles)
+def slow(folder: Path, *, tiles: int) -> Run:
+    """So many tiles, in sixteens, of enough work to be hit in mid-tile."""
+    keys = {"tiles": {"core": [16, 16, 16]}}
+    return make_run(folder, architecture=Architecture(3, 2, 8), shape=(tiles - 3, 59, 63), **keys)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def computing(command: Command, run: Run, tiles: int) -> None:
 
 def test_a_second_run_is_refused_and_an_interrupted_one_resumes(started, tmp_path, pooled):
     """Two drivers at once, then Ctrl-C, then the same command: what everybody does sooner or later."""
-    run = slow(tmp_path)
+    run = slow(tmp_path, tiles=32)
     first = started("run", run.yaml)
     computing(first, run, tiles=2)
 
@@ -61,19 +61,19 @@ def test_a_second_run_is_refused_and_an_interrupted_one_resumes(started, tmp_pat
 
     ends_in_order(first, first.interrupt)
     kept = len(done_entries(run.directory))
-    assert 2 <= kept < TILES
+    assert 2 <= kept < 32
 
     third = started("run", run.yaml)
     computing(third, run, tiles=kept + 2)
     ends_in_order(third, third.process.terminate)  # what a batch system does first
     more = len(done_entries(run.directory)) - kept
-    assert 2 <= more < TILES - kept
+    assert 2 <= more < 32 - kept
 
     stages.plan(run.config)
-    assert stages.infer(run.config).tiles == TILES - kept - more
-    assert Counter(done_entries(run.directory)) == Counter(range(TILES))
+    assert stages.infer(run.config).tiles == 32 - kept - more
+    assert Counter(done_entries(run.directory)) == Counter(range(32))
     assert stages.verify(run.config).complete
-    assert [s.tiles for s in sessions(run.directory)] == [kept, more, TILES - kept - more]
+    assert [s.tiles for s in sessions(run.directory)] == [kept, more, 32 - kept - more]
 
 
 def ends_in_order(command: Command, signalled: Callable[[], object]) -> None:
@@ -128,7 +128,7 @@ def test_killed_at_random_moments_and_restarted_it_writes_the_same_bytes(started
     """
     (tmp_path / "calm").mkdir()
     (tmp_path / "killed").mkdir()
-    calm, run = slow(tmp_path / "calm"), slow(tmp_path / "killed")
+    calm, run = slow(tmp_path / "calm", tiles=48), slow(tmp_path / "killed", tiles=48)
     stages.plan(calm.config)
     stages.infer(calm.config)
 
@@ -153,5 +153,5 @@ def test_killed_at_random_moments_and_restarted_it_writes_the_same_bytes(started
     last = started("run", run.yaml)
     assert last.wait() == 0, last.error
     assert run.plan.fingerprint == calm.plan.fingerprint
-    assert Counter(done_entries(run.directory)) == Counter(range(TILES))
+    assert Counter(done_entries(run.directory)) == Counter(range(48))
     assert stored_objects(run.output) == stored_objects(calm.output)

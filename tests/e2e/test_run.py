@@ -19,7 +19,17 @@ from pipeline.core.architecture import Architecture
 from pipeline.core.ledger import TileRecord
 from pipeline.errors import InferenceError, StorageError, VerificationError
 from tests.e2e.test_exact import as_volume, assert_equal
-from tests.pipeline_cases import Run, done_entries, make_run, one_pass, random_network, sessions, stored_objects
+from tests.pipeline_cases import (
+    Run,
+    done_entries,
+    fill_up,
+    make_run,
+    mounted,
+    one_pass,
+    random_network,
+    sessions,
+    stored_objects,
+)
 
 NETWORK = Architecture(3, 2, 4)
 
@@ -303,6 +313,23 @@ def test_a_chunk_of_the_input_that_cannot_be_decoded_fails_its_tiles_by_name(poo
     stages.plan(run.config)
     with pytest.raises(InferenceError, match=r"tile \d+ \(core .*\) could not be read: the input box z .* gave \w+"):
         stages.infer(run.config)
+
+
+def test_a_disk_that_fills_up_fails_the_tiles_by_name_and_room_mends_it(pooled, tmp_path):
+    """Somebody else's files may fill what the plan found free; what was written before is kept."""
+    run = small(tmp_path, cluster={"retries": 0})
+    with mounted(tmp_path / "disk", "-o", "size=1m"):
+        run = run.having(output={"url": str(tmp_path / "disk/output.zarr")})
+        stages.plan(run.config)
+        filler = fill_up(tmp_path / "disk", but=100_000)
+        with pytest.raises(InferenceError, match=r"tile \d \(core .*\) could not be written .*No space left"):
+            stages.infer(run.config)
+        kept = done_entries(run.directory)
+        assert 0 < len(kept) < 8
+        filler.unlink()
+        assert stages.infer(run.config).tiles == 8 - len(kept)
+        assert stages.verify(run.config).complete
+        assert not list(run.output.rglob("*.partial"))
 
 
 def test_a_volume_of_fill_is_done_without_an_object(pooled, tmp_path):

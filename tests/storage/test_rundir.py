@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.ledger import Session, TileRecord
-from pipeline.errors import StorageError
-from pipeline.storage.rundir import RunDirectory
-from tests.pipeline_cases import output_plan
+from pipeline.errors import PipelineError, StorageError
+from pipeline.storage.rundir import LedgerWriter, RunDirectory
+from tests.pipeline_cases import fill_up, mounted, output_plan
 
 HOLD = """
 import sys, time
@@ -197,6 +197,30 @@ def test_damage_before_the_end_is_told_with_its_line(directory):
     directory.ledger_path.write_text("".join(lines))
     with pytest.raises(StorageError, match=r"is damaged: line 2 is no record"):
         list(directory.records())
+
+
+def test_a_full_disk_is_told_and_leaves_no_part_of_a_line(tmp_path):
+    """The output fills the disk that the ledger lies on: the commonest way for a driver to fail in mid-run."""
+    with mounted(tmp_path / "disk", "-o", "size=64k"):
+        directory = RunDirectory(tmp_path / "disk/o.zarr")
+        directory.path.mkdir()
+        with directory.ledger() as ledger:
+            ledger.append(record(0))
+            filler = fill_up(tmp_path / "disk")
+            with pytest.raises(PipelineError, match=r"Ledger '.*ledger\.jsonl' cannot be written .*No space left"):
+                append_many(ledger)
+            kept = list(directory.records())
+            assert kept[0] == record(0)
+            assert directory.ledger_path.read_bytes().endswith(b"\n")
+            filler.unlink()
+            ledger.append(record(1000))
+        assert list(directory.records()) == [*kept, record(1000)]
+
+
+def append_many(ledger: LedgerWriter) -> None:
+    """More lines than a page of the file system takes."""
+    for tile in range(1, 1000):
+        ledger.append(record(tile))
 
 
 def test_progress_is_that_of_one_plan(directory, tmp_path):

@@ -1,0 +1,58 @@
+"""The plan's memory bound, against what a worker really takes."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from pipeline import stages
+from pipeline.cluster.pool import local_pool
+from pipeline.core.architecture import Architecture
+from pipeline.core.cost import PROCESS_BYTES
+from pipeline.core.ledger import TileRecord
+from tests.pipeline_cases import make_run
+
+LOOSEST = 4
+"""A bound many times too large would make tiles needlessly small, or refuse what fits."""
+
+CASES = {
+    "3D, width 16, depth 2": (Architecture(3, 2, 16), (96, 96, 96), "uint8", {"core": [96, 96, 96]}),
+    "3D, width 8, depth 3, float64 input": (Architecture(3, 3, 8), (64, 96, 96), "float64", {"core": [64, 96, 96]}),
+    "3D, unpadded": (Architecture(3, 2, 16, padding="valid"), (48, 64, 64), "uint16", {"core": [48, 64, 64]}),
+    "2D, width 32, depth 3": (Architecture(2, 3, 32), (20, 256, 256), "uint8", {"core": [20, 256, 256]}),
+    "2D, few weights, eight channels in": (
+        Architecture(2, 1, 4, in_channels=8),
+        (8, 1, 1000, 1000),
+        "float32",
+        {"core": "auto"},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "shape", "dtype", "tiles"), CASES.values(), ids=CASES.keys())
+def test_projected_bytes_bound_the_measured_peak(tmp_path, monkeypatch, architecture, shape, dtype, tiles):
+    """A worker that takes more than was planned is ended by the machine; one that was promised far more sits idle."""
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "large").mkdir()
+    keys = {"cluster": {"workers": 1, "memory_gb": 8}, "compute": {"threads": 2}}
+    thin = (*shape[:-3], 8, 8, 8)
+    tiny = make_run(tmp_path / "tiny", architecture=architecture, shape=thin, dtype=dtype, **keys)
+    large = make_run(tmp_path / "large", architecture=architecture, shape=shape, dtype=dtype, tiles=tiles, **keys)
+    with local_pool(1, threads=2, memory_bytes=8 * 10**9) as pool:
+
+        @contextmanager
+        def shared(*_, **__):
+            yield pool
+
+        monkeypatch.setattr(stages, "local_pool", shared)
+        peaks = []
+        for run in (tiny, large):
+            stages.plan(run.config)
+            stages.infer(run.config)
+            peaks.append(max(r.peak_bytes for r in run.directory.records() if isinstance(r, TileRecord)))
+    idle, peak = peaks
+    bound = large.plan.cost.worker_bytes
+    assert idle < PROCESS_BYTES
+    assert peak <= bound
+    assert peak - idle <= bound - PROCESS_BYTES  # the process's share of the bound is generous, and must hide nothing
+    assert bound - PROCESS_BYTES <= LOOSEST * (peak - idle)
