@@ -161,6 +161,12 @@ def test_a_halo_that_is_proposed_is_accepted(halo):
         assert found.grid.halo == halo
 
 
+def test_a_halo_that_equals_the_radius_is_enough():
+    """At depth 1 the radius lies on the lattice: 8 voxels are exact, and asking for ten would be a waste."""
+    shallow = Architecture(ndim=3, depth=1, width=4)
+    assert choose_tiling(request(architecture=shallow, halo=(8, 8, 8))).grid.halo == (8, 8, 8)
+
+
 # --- what auto chooses --------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +235,17 @@ def test_more_workers_never_break_a_rule(asked, workers):
 def test_tiles_are_many_enough_for_the_workers():
     """One large tile would be the cheapest, and leave seven of eight workers idle."""
     assert len(choose_tiling(request(workers=8, volume=(512, 512, 512), memory_bytes=64 * GB)).grid) >= 8
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("memory", [4, 12, 64])
+def test_tiles_of_a_whole_brain_are_chosen_while_one_waits(memory):
+    """The search does not grow with the volume, nor does it try every core where memory is short."""
+    deep = Architecture(ndim=3, depth=4, width=16)
+    asked = request(architecture=deep, volume=(10**5, 10**5, 10**5), memory_bytes=memory * GB, workers=64)
+    tiling, refused = answer(asked)
+    assert refused or tiling.worker_bytes <= asked.usable_bytes
+    assert bool(refused) is (memory == 4)
 
 
 def test_a_slab_is_made_smaller_until_it_fits():

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import stages
-from pipeline.cluster import worker
 from pipeline.cluster.pool import Pool, local_pool
 from tests.e2e.commands import Command
+from tests.e2e.letting_go import let_go
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def pooled(workers: Pool, monkeypatch: pytest.MonkeyPatch) -> Pool:
         try:
             yield workers
         finally:
-            workers.client.run(worker._bench.cache_clear)
+            workers.client.run(let_go)
 
     monkeypatch.setattr(stages, "local_pool", shared)
     return workers

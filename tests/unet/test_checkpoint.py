@@ -237,6 +237,13 @@ def test_the_digest_is_of_the_tensors_not_of_the_file(tmp_path):
     assert load_checkpoint(tmp_path / "ours.safetensors").sha256 == plain.sha256 == OURS.sha256
 
 
+def test_the_order_of_names_is_no_part_of_the_digest():
+    """Files list tensors in orders of their own."""
+    backwards = dict(reversed(OURS.state.items()))
+    assert list(backwards) != list(OURS.state)
+    assert replace(OURS, state=backwards).sha256 == OURS.sha256
+
+
 @pytest.mark.parametrize("name", ["encoder1_1.0.weight", "decoder1_1.1.running_var", "unpool2.bias", "fc.weight"])
 def test_one_changed_value_is_another_digest(name):
     """A fine-tuned model must never add tiles to another's output."""
