@@ -57,6 +57,7 @@ def run(config: Config, *, set_: Overrides = None) -> int:
     found = _read(config, set_)
     _print_plan(stages.plan(found))
     with stages.driving(found):
+        print("starting Prefect's side and the workers: seconds, half a minute the first time ever", file=sys.stderr)
         content = _through_prefect(found)
     directory = f"{found.output.url}.run"
     infer = content["stages"]["infer"]

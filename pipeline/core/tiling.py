@@ -188,7 +188,7 @@ def _candidates(request: TileRequest, axis: int) -> list[int]:
     """Extents worth a look: the volume cut into 1, 2, 3 ... equal parts, rounded up to the unit."""
     extent, unit = request.volume[axis], request.unit[axis]
     if request.architecture.stride[axis] == 1:
-        return [_slices(request.in_chunks[axis], extent, unit)]
+        return sorted({unit, _slices(request.in_chunks[axis], extent, unit)})
     parts = {round_up(-(-extent // n), unit) for n in range(1, 17)}
     fixed = {n for n in (64, 96, 128, 192, 256, 384, 512, 768, 1024) if n % unit == 0 and n < extent}
     parts |= {round_up(n, lcm(unit, LARGEST_CHUNK_EXTENT)) for n in parts}

@@ -40,7 +40,9 @@ class UNetPredictor:
         self._device = torch.device(plan.compute.device)
         self._dtype = DTYPES[plan.compute.dtype]
         self._planar = plan.model.architecture.ndim == 2
-        layout = torch.channels_last if self._planar else torch.channels_last_3d  # faster: tests/benchmarks/test_layout.py
+        layout = (
+            torch.channels_last if self._planar else torch.channels_last_3d
+        )  # faster: tests/benchmarks/test_layout.py
         self._model = checkpoint.build().to(self._device, self._dtype, memory_format=layout)
 
     def predict(self, tile: Tile, array: np.ndarray) -> Iterator[tuple[Box, np.ndarray]]:

@@ -45,6 +45,8 @@ def outcomes(pool: Pool, function, indices, run: str, *, retries: int = 2) -> li
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # a minute on a quiet machine
 def test_twenty_thousand_tiles_grow_neither_driver_nor_scheduler(pool, run):
     """A volume of ten thousand times the size must not need a driver of ten thousand times the memory."""
     scheduler, process = pool.client.cluster.scheduler, psutil.Process()
