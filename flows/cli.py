@@ -132,7 +132,8 @@ def _print_rows(rows: list[tuple[str, str]]) -> None:
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value)
-    Console(markup=False, highlight=False).print(table)
+    width = None if sys.stdout.isatty() else 200  # a log need not fold rows
+    Console(markup=False, highlight=False, width=width).print(table)
 
 
 def main() -> None:

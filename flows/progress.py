@@ -97,7 +97,5 @@ def _rate(advance: Advance) -> str:
 
 
 def _line(name: str, advance: Advance) -> str:
-    left = advance.total - advance.done
-    done_now = max(advance.voxels, 1)
-    seconds = advance.seconds * left * (done_now / max(advance.done, 1)) / done_now
+    seconds = advance.seconds * (advance.total - advance.done) / max(advance.computed, 1)
     return f"{name}: {advance.done} of {advance.total} tiles, {_rate(advance)}, about {seconds:.0f} s left"

@@ -129,12 +129,18 @@ class RunConfig(Section):
     compute: ComputeConfig = ComputeConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections_are_absent(cls, content: Any) -> Any:
+        return {k: v for k, v in content.items() if v is not None} if isinstance(content, dict) else content
+
     @model_validator(mode="after")
     def _output_apart_from_input(self) -> RunConfig:
         source, target = Path(self.input.url), Path(self.output.url)
-        if "://" not in self.input.url and (_inside(target, source) or _inside(source, target)):
+        places = (target, target.with_name(f"{target.name}.run"))
+        if "://" not in self.input.url and any(_inside(a, b) for p in places for a, b in ((p, source), (source, p))):
             raise ValueError(
-                f"output.url '{target}' and input.url '{source}' lie inside one another: the input store is never "
+                f"output.url '{target}' and input.url '{source}' (or its run directory OUTPUT.run) lie inside one another: the input store is never "
                 "written to. Set output.url to a path of its own"
             )
         if "://" in self.output.url:
@@ -201,7 +207,7 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise ConfigError(f"The value in --set '{override}' is not YAML ({str(error).splitlines()[0]}).") from error
     *parents, leaf = name.strip().split(".")
     for parent in parents:
-        child = content.setdefault(parent, {})
+        child = content[parent] = {} if content.get(parent) is None else content[parent]
         if not isinstance(child, dict):
             raise ConfigError(f"--set '{override}': '{parent}' holds a value, not keys.")
         content = child

@@ -113,11 +113,18 @@ def _tile_request(
         in_chunks=volume.description.chunks,
         in_bytes=volume.array.dtype.itemsize,
         out_bytes=np.dtype(config.output.dtype).itemsize,
-        value_bytes=4,  # a half type is computed with scratch in float32 where the hardware lacks it
+        value_bytes=_value_bytes(config, checkpoint),
         memory_bytes=memory_bytes_a_worker(config, machine),
         workers=config.cluster.workers,
         **tiles,
     )
+
+
+def _value_bytes(config: RunConfig, checkpoint: Checkpoint) -> int:
+    """Of a value inside the network: a half type has scratch in float32, and float16 on a CPU a copy for every tap."""
+    taps = 3**checkpoint.architecture.ndim
+    slow = config.compute.dtype == "float16" and resolved_device(config.compute.device) == "cpu"
+    return 4 * taps if slow else 4
 
 
 def _asked_tiles(config: RunConfig) -> dict[str, Any]:

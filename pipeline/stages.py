@@ -30,7 +30,7 @@ from pipeline.verify import Verification, verify_output
 
 log = logging.getLogger("pipeline")
 
-HOPELESS = 8
+HOPELESS = 64
 """Tiles that fail in a row, with none done between, after which no more are tried."""
 
 
@@ -41,12 +41,14 @@ class Advance:
     Args:
         done: Tiles done, those of earlier sessions included.
         total: Tiles of the plan.
-        voxels: Of the cores done in this session.
+        computed: Tiles done in this session.
+        voxels: Of their cores.
         seconds: Since its first submission.
     """
 
     done: int
     total: int
+    computed: int
     voxels: int
     seconds: float
 
@@ -283,8 +285,8 @@ def _record_all(
 ) -> list[TileRecord]:
     """Write every outcome into the ledger; gives the failures. Ends early where nothing succeeds any more."""
     failures: list[TileRecord] = []
-    voxels = in_a_row = 0
-    done = progress.count("done")
+    voxels = computed = in_a_row = 0
+    before = progress.count("done")
     for outcome in outcomes:
         record = _record(outcome, plan)
         ledger.append(record)
@@ -298,9 +300,9 @@ def _record_all(
                 break
             continue
         in_a_row = 0
-        done += 1
+        computed += 1
         voxels += plan.grid.tile(record.tile).core.voxels
-        on_advance(Advance(done, progress.total, voxels, time.perf_counter() - started))
+        on_advance(Advance(before + computed, progress.total, computed, voxels, time.perf_counter() - started))
     return failures
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -13,10 +14,16 @@ from pipeline.errors import PlanError
 from pipeline.storage.volume import Volume
 
 READ_BYTES = 2**27
-"""About how much is read at once."""
+"""About how much is read at once, as float64."""
 
 BINS = 2**16
-"""Bins of a histogram over values of more than 16 bits; percentiles of those are exact to the range / BINS."""
+"""Bins of a histogram."""
+
+PASSES = 3
+"""Histograms a percentile, each within a bin of the one before."""
+
+Bracket = tuple[float, float, int]
+"""Where a rank lies: least and largest value, and how many values are below."""
 
 
 def measured(rule: Normalization, volume: Volume, *, nonfinite: str) -> Normalization:
@@ -53,7 +60,7 @@ class _Values:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         description = self.volume.description
-        step = _step(description.chunks, description.channels * self.volume.array.dtype.itemsize)
+        step = _step(description.chunks, description.shape, description.channels * 8)
         for box in Box.of_shape(description.shape).split(step):
             yield self._finite(self.volume.read(box), box)
 
@@ -87,30 +94,58 @@ class _Values:
         return mean, float(np.sqrt(squares / count))
 
     def percentiles(self, *wanted: float) -> list[float]:
-        """Percentiles by linear interpolation between ranks, as `numpy.percentile` does."""
-        dtype = self.volume.array.dtype
-        exact = dtype.kind in "bui" and dtype.itemsize <= 2
-        low, high = (0.0, 1.0) if exact else self.limits()
-        if exact and dtype.kind != "b":
-            low, high = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
-        bins = int(high - low) + 1 if exact else BINS
-        width = 1.0 if exact else (high - low) / (BINS - 1) or 1.0
-        counts = np.zeros(bins, dtype=np.int64)
+        """Percentiles by linear interpolation between ranks, as `numpy.percentile` does.
+
+        Histograms around each rank, each pass `BINS` times finer than the one before: after three passes a bin is
+        narrower than the values' own precision, whatever outliers span.
+        """
+        low, high = self.limits()
+        description = self.volume.description
+        count = description.channels * description.voxels
+        ranks = [percent / 100 * (count - 1) for percent in wanted]
+        whole = {int(end(rank)) for rank in ranks for end in (np.floor, np.ceil)}
+        brackets = dict.fromkeys(whole, (low, high, 0))
+        for _ in range(PASSES):
+            brackets = self._narrowed(brackets)
+        found = {rank: bracket[0] for rank, bracket in brackets.items()}
+        below, above = ([found[int(end(rank))] for rank in ranks] for end in (np.floor, np.ceil))
+        return [b + (a - b) * (rank - np.floor(rank)) for b, a, rank in zip(below, above, ranks, strict=True)]
+
+    def _narrowed(self, brackets: dict[int, Bracket]) -> dict[int, Bracket]:
+        """Each rank's bracket cut down to the bin that holds it; the bin's own least and largest value bound it."""
+        distinct = sorted(set(brackets.values()))
+        counts = {b: np.zeros(BINS, dtype=np.int64) for b in distinct}
+        least = {b: np.full(BINS, np.inf) for b in distinct}
+        most = {b: np.full(BINS, -np.inf) for b in distinct}
         for values in self:
-            places = np.rint((values.astype(np.float64) - low) / width).astype(np.int64)
-            counts += np.bincount(places.ravel(), minlength=bins)
-        return [low + width * _ranked(counts, p) for p in wanted]
+            flat = values.ravel().astype(np.float64)
+            for bracket in distinct:
+                low, high, _ = bracket
+                inside = flat[(flat >= low) & (flat <= high)]
+                places = _binned(inside, low, high)
+                counts[bracket] += np.bincount(places, minlength=BINS)
+                np.minimum.at(least[bracket], places, inside)
+                np.maximum.at(most[bracket], places, inside)
+        narrowed = {}
+        for rank, bracket in brackets.items():
+            cumulated = np.cumsum(counts[bracket])
+            place = int(np.searchsorted(cumulated, rank - bracket[2], side="right"))
+            before = bracket[2] + int(cumulated[place] - counts[bracket][place])
+            narrowed[rank] = (float(least[bracket][place]), float(most[bracket][place]), before)
+        return narrowed
 
 
-def _ranked(counts: np.ndarray, percent: float) -> float:
-    """The bin at a percentile, between two bins where the rank is."""
-    cumulated = np.cumsum(counts)
-    rank = percent / 100 * (cumulated[-1] - 1)
-    below, above = (int(np.searchsorted(cumulated, r, side="right")) for r in (np.floor(rank), np.ceil(rank)))
-    return below + (above - below) * (rank - np.floor(rank))
+def _binned(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    if high <= low:
+        return np.zeros(values.size, dtype=np.int64)
+    share = (values / 2 - low / 2) / (high / 2 - low / 2)  # halves: limits of float64 do not overflow
+    return np.minimum((share * BINS).astype(np.int64), BINS - 1)
 
 
-def _step(chunks: Triple, voxel_bytes: int) -> Triple:
-    """Whole chunks, as cubic as they come, of about `READ_BYTES`."""
-    edge = max(int((READ_BYTES / voxel_bytes) ** (1 / 3)), 1)
-    return tuple(max(round_up(edge, c) - c, c) for c in chunks)  # type: ignore[return-value]
+def _step(chunks: Triple, shape: Triple, voxel_bytes: int) -> Triple:
+    """Whole chunks, more along x, then y, then z, up to about `READ_BYTES` counting float64 temporaries."""
+    step = [min(c, n) for c, n in zip(chunks, shape, strict=True)]
+    for axis in (2, 1, 0):
+        room = READ_BYTES // (voxel_bytes * prod(step))
+        step[axis] = min(step[axis] * max(room, 1), round_up(shape[axis], chunks[axis]))
+    return tuple(step)  # type: ignore[return-value]

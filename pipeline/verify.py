@@ -82,7 +82,9 @@ def _last_records(
         if isinstance(record, TileRecord) and record.state == "done" and record.fingerprint == fingerprint:
             latest[record.tile] = number
     for number, record in enumerate(directory.records()):
-        if isinstance(record, TileRecord) and latest[record.tile] == number and is_done(record.tile):
+        if not isinstance(record, TileRecord) or record.fingerprint != fingerprint:
+            continue
+        if latest[record.tile] == number and is_done(record.tile):
             yield record
 
 

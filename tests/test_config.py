@@ -112,7 +112,6 @@ REFUSALS = {
         "output: {url: /o, shards: some}",
         ["output.shards", "'auto' or 'none'", "found 'some'"],
     ),
-    "an empty section": ("tiles:", ["tiles: should be", "(found None)"]),
     "no workers": ("cluster: {workers: 0}", ["cluster.workers: should be greater than or equal to 1 (found 0)"]),
     "a cluster of another kind": ("cluster: {kind: sulrm}", ["cluster.kind: should be 'local'", "(found 'sulrm')"]),
     "no memory": ("cluster: {memory_gb: 0}", ["cluster.memory_gb: should be 'auto', or should be greater than 0"]),
@@ -381,3 +380,17 @@ def test_the_example_is_a_run_of_defaults():
         for key, value in (keys or {}).items():
             if key not in ("url", "checkpoint"):
                 assert found[section][key] == value, f"{section}.{key}"
+
+
+def test_a_section_whose_keys_are_all_commented_out_is_absent(tmp_path):
+    """What `configs/example.yaml` becomes when a user comments out what he leaves at its default."""
+    path = tmp_path / "run.yaml"
+    path.write_text(f"{LEAST}\ntiles:\n")
+    assert read_config(RunConfig, path).tiles == RunConfig.model_fields["tiles"].default
+    assert read_config(RunConfig, path, ["tiles.core=[8, 8, 8]"]).tiles.core == (8, 8, 8)
+
+
+def test_a_run_directory_in_the_place_of_the_input_is_refused(tmp_path):
+    """The plan and the locks would be written into the input store."""
+    text = "input: {url: /data/w.run}\noutput: {url: /data/w}\nmodel: {checkpoint: /models/em.pt}\n"
+    assert "inside one another" in refusal(tmp_path, text)

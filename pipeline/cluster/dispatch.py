@@ -10,11 +10,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distributed import Client, Future, KilledWorker, as_completed
+from distributed.scheduler import NoWorkerError
 
 from pipeline.errors import InferenceError
 
 TILES_AHEAD = 2
 """Tiles in flight a worker: one that runs, one that waits so that the worker never does."""
+
+
+_NOBODY = (
+    "No worker process is left, and none came back in time. Likely the memory is too small (see cluster.memory_gb, and the "
+    "limits of the machine), or something outside ends the processes. Run again to resume: finished tiles are kept."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,9 @@ def dispatch(
         workers: Sets how many are in flight.
         retries: Further attempts of a tile that failed.
         run: Makes keys unique: a key that once failed would fail at once when submitted again.
+
+    Raises:
+        InferenceError: No worker is left, and none comes back.
     """
     flight = _Flight(client, function, run)
     source = iter(indices)
@@ -84,7 +94,7 @@ def on_every_worker(client: Client, function: Callable[[], Any]) -> None:
     """Run `function()` once on each worker, in its task thread, and wait; what it raises is raised here.
 
     Raises:
-        InferenceError: Workers died of it, more than once.
+        InferenceError: Workers died of it, more than once, or none is left.
     """
     addresses = client.scheduler_info(n_workers=-1)["workers"]
     futures = [  # a worker that dies is replaced under another address
@@ -92,6 +102,8 @@ def on_every_worker(client: Client, function: Callable[[], Any]) -> None:
     ]
     try:
         client.gather(futures)
+    except NoWorkerError as error:
+        raise InferenceError(_NOBODY) from error
     except KilledWorker as error:
         raise InferenceError(
             "Worker processes died while they loaded the network. Likely the memory is too small (see cluster.memory_gb, "
@@ -124,6 +136,8 @@ class _Flight:
     def _land(self, future: Future) -> Outcome:
         index, attempt = self._tries.pop(future.key)
         error = future.exception() if future.status != "finished" else None
+        if isinstance(error, NoWorkerError):
+            raise InferenceError(_NOBODY) from error
         result = future.result() if error is None else None
         future.release()
         return Outcome(index, attempt, result, error)

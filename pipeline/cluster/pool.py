@@ -32,6 +32,10 @@ _SETTINGS = {
     "distributed.worker.memory.terminate": 0.98,
     "distributed.comm.timeouts.connect": "60s",
     "distributed.scheduler.allowed-failures": 1,  # then the dispatch tries a tile alone
+    "distributed.scheduler.no-workers-timeout": f"{START_SECONDS}s",  # then a tile fails, and the dispatch gives up
+    # After this the cluster ends the nanny whose worker is gone, even while it starts another: a worker that dies twice
+    # within 15 s, or is slow to start, would never come back.
+    "distributed.deploy.lost-worker-timeout": "1000h",
     "distributed.admin.tick.limit": "1h",  # loading a network may hold the loop for a while; no warning is due
 }
 

@@ -11,7 +11,7 @@ from pipeline.core.architecture import Architecture, layers
 from pipeline.core.box import Triple
 from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import mirrored_index
-from pipeline.core.receptive import receptive_radius
+from pipeline.core.receptive import receptive_radius, whole_window
 
 PROCESS_BYTES = 900 * 2**20
 """Resident memory of an idle worker that has imported torch, dask and zarr and loaded a small network, generously."""
@@ -31,6 +31,13 @@ def activation_values(architecture: Architecture, extent: Triple) -> int:
     return max(layer.skips + 2 * (layer.in_values + layer.out_values) for layer in layers(architecture, extent))
 
 
+def weights(architecture: Architecture) -> int:
+    """Values of all convolutions' kernels."""
+    taps = {"conv": 3, "up": 2, "point": 1}
+    walked = layers(architecture, whole_window(architecture, architecture.stride))
+    return sum(layer.in_channels * layer.out_channels * taps[layer.kind] ** architecture.ndim for layer in walked)
+
+
 def slab_bytes(architecture: Architecture, window: Triple, value_bytes: int) -> int:
     """Memory of one pass over a window: activations, and its input and output as float32."""
     edges = (architecture.in_channels + architecture.out_channels) * prod(window) * 4
@@ -42,7 +49,8 @@ def tile_bytes(grid: TileGrid, in_bytes: int, out_bytes: int) -> int:
     largest = largest_window(grid)
     architecture = grid.architecture
     read = architecture.in_channels * prod(largest) * in_bytes
-    written = architecture.out_channels * prod(grid.core) * out_bytes
+    core = (min(c, n) for c, n in zip(grid.core, grid.volume, strict=True))
+    written = architecture.out_channels * prod(core) * out_bytes
     return 3 * read + 3 * written
 
 

@@ -107,8 +107,9 @@ class Progress:
         return len(self._codes)
 
     def to_do(self) -> np.ndarray:
-        """Indices of the tiles without a valid entry, in order."""
-        return np.flatnonzero(self._codes != _CODES["done"])
+        """Indices of the tiles without a valid entry, in order; those that failed before come last."""
+        failed = self._codes == _CODES["failed"]
+        return np.concatenate([np.flatnonzero((self._codes != _CODES["done"]) & ~failed), np.flatnonzero(failed)])
 
 
 def parse_lines(lines: Iterable[str]) -> Iterator[TileRecord | Session]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from math import lcm, prod
+from math import lcm, log, prod
 
 from pipeline.core.architecture import Architecture
 from pipeline.core.box import Triple, round_up
-from pipeline.core.cost import PROCESS_BYTES, largest_slab_window, slab_bytes, tile_bytes
+from pipeline.core.cost import PROCESS_BYTES, largest_slab_window, slab_bytes, tile_bytes, weights
 from pipeline.core.grid import TileGrid
 from pipeline.core.receptive import least_halo, receptive_radius
 from pipeline.errors import PlanError
@@ -108,7 +108,8 @@ def choose_tiling(request: TileRequest) -> Tiling:
 def worker_bytes(request: TileRequest, grid: TileGrid) -> int:
     """Upper bound of a worker's resident memory, bytes."""
     slab = slab_bytes(request.architecture, largest_slab_window(grid), request.value_bytes)
-    return PROCESS_BYTES + slab + tile_bytes(grid, request.in_bytes, request.out_bytes)
+    loading = 4 * 4 * weights(request.architecture)  # the file, its tensors and the network, while it loads
+    return PROCESS_BYTES + loading + slab + tile_bytes(grid, request.in_bytes, request.out_bytes)
 
 
 def _layout_problems(request: TileRequest) -> Iterator[str]:
@@ -188,7 +189,7 @@ def _candidates(request: TileRequest, axis: int) -> list[int]:
     """Extents worth a look: the volume cut into 1, 2, 3 ... equal parts, rounded up to the unit."""
     extent, unit = request.volume[axis], request.unit[axis]
     if request.architecture.stride[axis] == 1:
-        return sorted({unit, _slices(request.in_chunks[axis], extent, unit)})
+        return [_slices(request.in_chunks[axis], extent, unit)]
     parts = {round_up(-(-extent // n), unit) for n in range(1, 17)}
     fixed = {n for n in (64, 96, 128, 192, 256, 384, 512, 768, 1024) if n % unit == 0 and n < extent}
     parts |= {round_up(n, lcm(unit, LARGEST_CHUNK_EXTENT)) for n in parts}
@@ -197,7 +198,8 @@ def _candidates(request: TileRequest, axis: int) -> list[int]:
 
 def _slices(in_chunk: int, extent: int, unit: int) -> int:
     """Slices of a stack that a 2D tile takes: whole input chunks, some 32, since z costs no halo."""
-    wanted = in_chunk * max(32 // in_chunk, 1) if in_chunk <= LARGEST_CHUNK_EXTENT else 32
+    chunk = in_chunk if in_chunk <= LARGEST_CHUNK_EXTENT else _largest_part(in_chunk, LARGEST_CHUNK_EXTENT, 1)
+    wanted = chunk * max(32 // chunk, 1)
     return round_up(min(wanted, extent), unit)
 
 
@@ -310,4 +312,4 @@ def _largest_part(whole: int, limit: int, grain: int) -> int:
     """The largest whole fraction of `whole` up to `limit` that is a multiple of `grain`; `whole` if all are slivers."""
     parts = [whole // n for n in range(1, whole // grain + 1) if whole % n == 0 and (whole // n) % grain == 0]
     fitting = [part for part in parts if part <= limit]
-    return fitting[0] if fitting and fitting[0] >= limit // 4 else min(parts, key=lambda p: abs(p - limit))
+    return fitting[0] if fitting and fitting[0] >= limit // 4 else min(parts, key=lambda p: abs(log(p / limit)))

@@ -35,9 +35,9 @@ class Multiscale:
     scales: tuple[tuple[float, ...], ...]
     translations: tuple[tuple[float, ...], ...]
 
-    def space(self, level: int) -> Space:
-        """Placement of a level's voxels along the axes other than c."""
-        keep = [i for i, name in enumerate(self.axes) if name != "c"]
+    def space(self, level: int, axes: str) -> Space:
+        """Placement of a level's voxels, read as `axes`, along those other than c."""
+        keep = [i for i, name in enumerate(axes) if name != "c"]
         scale, translation = self.scales[level], self.translations[level]
         return Space(
             tuple(scale[i] for i in keep), tuple(translation[i] for i in keep), tuple(self.units[i] for i in keep)

@@ -82,7 +82,7 @@ class Output:
             zarr.create_group(str(self.root), zarr_format=3, attributes=said)
         for stale in (*self.root.glob("*.partial"), *self.root.glob(f"{ARRAY}/*.partial")):
             stale.unlink()
-        if ARRAY not in zarr.open_group(str(self.root), mode="r", zarr_format=3):
+        if not (self.root / ARRAY / "zarr.json").is_file():
             self._create_array()
 
     def publish(self) -> None:

@@ -38,7 +38,7 @@ class RunDirectory:
     """
 
     def __init__(self, output: str | Path) -> None:
-        self.output = Path(output)
+        self.output = Path(output).resolve()  # one directory, and one lock, whatever links lead to the output
         self.path = self.output.with_name(self.output.name + ".run")
         self.plan_path = self.path / "plan.json"
         self.ledger_path = self.path / "ledger.jsonl"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from zarr.core.sync import sync
 
 from pipeline.core.box import Box, Triple
 from pipeline.core.volume import KNOWN_AXES, Description, Space
-from pipeline.errors import StorageError
+from pipeline.errors import PipelineError, StorageError
 from pipeline.storage.ngff import Multiscale, read_multiscale
 
 
@@ -59,11 +61,12 @@ def open_volume(url: str, *, level: int = 0, axes: str = "auto") -> Volume:
     Raises:
         StorageError: There is no such store, level or axes, or its type is not numeric.
     """
-    node = _open(url)
-    multiscale = read_multiscale(dict(node.attrs), url) if isinstance(node, zarr.Group) else None
-    array = _level(node, multiscale, url, level)
+    with _understood(url):
+        node = _open(url)
+        multiscale = read_multiscale(dict(node.attrs), url) if isinstance(node, zarr.Group) else None
+        array = _level(node, multiscale, url, level)
     names = _axes(array, multiscale, axes, url)
-    space = multiscale.space(level) if multiscale and len(multiscale.axes) == len(names) else None
+    space = multiscale.space(level, names) if multiscale and len(multiscale.axes) == len(names) else None
     if array.dtype.kind not in "buif":
         raise StorageError(f"Volume '{url}' has dtype {array.dtype}; expected integers or floats. Convert it first.")
     if 0 in array.shape:
@@ -77,22 +80,31 @@ def store_levels(url: str) -> int:
     Raises:
         StorageError: It is no store, or a group that is no image.
     """
-    node = _open(url)
-    multiscale = read_multiscale(dict(node.attrs), url) if isinstance(node, zarr.Group) else None
-    _level(node, multiscale, url, 0)
+    with _understood(url):
+        node = _open(url)
+        multiscale = read_multiscale(dict(node.attrs), url) if isinstance(node, zarr.Group) else None
+        _level(node, multiscale, url, 0)
     return len(multiscale.paths) if multiscale else 1
 
 
 def _open(url: str) -> zarr.Array | zarr.Group:
     if "://" not in url and not Path(url).exists():
         raise StorageError(f"Input '{url}' was asked for, but there is nothing there. Check input.url.")
+    return zarr.open(url, mode="r")
+
+
+@contextmanager
+def _understood(url: str) -> Iterator[None]:
+    """Tell what zarr and file systems raise about a store that is none, or is damaged."""
     try:
-        return zarr.open(url, mode="r")
-    except (FileNotFoundError, KeyError, ValueError, TypeError, OSError, ImportError) as error:
-        detail = (str(error).splitlines() or [type(error).__name__])[0]
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:  # damaged metadata and remote stores raise whatever they happen to meet
+        detail = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise StorageError(
-            f"Input '{url}' is not a Zarr array or group ({detail}). Expected zarr.json, or .zarray or .zgroup, in it: "
-            "check input.url, or convert the volume to OME-Zarr."
+            f"Input '{url}' is not a Zarr array or group ({detail}). Expected a whole zarr.json, or .zarray or .zgroup, in "
+            "it: check input.url, repair the store, or convert the volume to OME-Zarr."
         ) from error
 
 

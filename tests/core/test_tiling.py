@@ -290,4 +290,7 @@ def test_automatic_2d_tiles_take_whole_input_chunks_in_z(depth_of_stack, in_chun
     """Slices that are decoded together are predicted together, where chunks are not unreasonably deep."""
     asked = request(architecture=planar(2), volume=(depth_of_stack, 200, 300), in_chunks=(in_chunk, 64, 64))
     core_z = choose_tiling(asked).grid.core[0]
-    assert core_z == min(depth_of_stack, 32 if in_chunk > 64 else in_chunk * max(32 // in_chunk, 1))
+    if in_chunk > 64:
+        assert core_z == depth_of_stack or in_chunk % core_z == 0
+    else:
+        assert core_z == min(depth_of_stack, in_chunk * max(32 // in_chunk, 1))

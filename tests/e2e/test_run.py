@@ -147,6 +147,36 @@ def test_running_a_finished_job_again_computes_nothing_and_says_so(finished, hal
     assert len(list(finished.directory.records())) == entries
 
 
+def test_a_dry_run_writes_a_plan_and_makes_no_output(tmp_path, capsys):
+    """What a run will cost is known, and can be argued about, before a machine is touched."""
+    run = small(tmp_path)
+    assert command("plan", run.yaml) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for fact in (
+        "8 (2 x 2 x 2), core 16 x 16 x 32, halo 24 x 24 x 24",
+        f"{run.plan.amplification:.2f} x one pass",
+        f"{run.plan.read_amplification:.2f} x the volume",
+        f"up to {run.plan.cost.worker_bytes / 1e9:.2f} GB",
+        "plan written to",
+    ):
+        assert fact in told
+    assert {path.name for path in run.directory.path.iterdir()} == {"plan.json", "driver.lock"}
+    assert not run.output.exists()
+    other = run.having(tiles={"core": [16, 16, 16]})
+    assert command("plan", other.yaml) == 0
+    assert run.plan.core == (16, 16, 16)
+
+
+def test_inspecting_tells_what_a_store_and_a_checkpoint_are(finished, capsys):
+    """Before a run: does this network fit that volume?"""
+    assert command("inspect", finished.output) == 0
+    assert "axes zyx, shape 21 x 29 x 37, float32, Zarr v3" in " ".join(capsys.readouterr().out.split())
+    assert command("inspect", finished.folder / "weights.pt") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "3D UNet, depth 2, width 4, batch norm, bias, padding not told" in told
+    assert "receptive radius 22 x 22 x 22" in told
+
+
 # --- another plan for the same output -----------------------------------------------------------------------------------
 
 
@@ -183,12 +213,13 @@ def test_another_checkpoint_for_the_same_output_is_refused(finished, tmp_path, c
     assert snapshot(finished) == before
 
 
-def test_what_does_not_touch_the_bytes_may_change(copied, pooled):
+def test_what_does_not_touch_the_bytes_may_change(copied, capsys):
     """Paths, workers and retries are no part of a plan's identity."""
     changed = copied.having(cluster={"workers": 1, "retries": 5, "memory_gb": 3})
     stages.plan(changed.config)
     assert stages.infer(changed.config).tiles == 0
-    assert stages.verify(changed.config).complete
+    assert command("verify", changed.yaml) == 0
+    assert "verified: 8 of 8 tiles, 8 objects" in capsys.readouterr().out
 
 
 # --- damage and repair --------------------------------------------------------------------------------------------------
