@@ -73,13 +73,23 @@ def _through_prefect(config: RunConfig) -> dict:
     """Run the flow; the server starts while Prefect is imported."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # errors are told here, once
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
+    from httpx import HTTPError  # noqa: PLC0415 - see above
+
     from flows.server import prefect_api, start_unless_configured  # noqa: PLC0415 - see above
 
     server = start_unless_configured(Path(f"{config.output.url}.run") / "prefect.log")
     from flows.inference import infer_volume  # noqa: PLC0415 - see above
 
-    with prefect_api(server=server):
-        return infer_volume(config)
+    with prefect_api(server=server) as url:
+        try:
+            return infer_volume(config)
+        except RuntimeError as error:  # what Prefect makes of a connection that is refused
+            if not isinstance(error.__cause__, HTTPError):
+                raise
+            raise PipelineError(
+                f"Prefect's server at '{url}' cannot be reached ({error.__cause__}). Start it or correct PREFECT_API_URL; "
+                "where none is configured, a run brings its own. Nothing was computed."
+            ) from error
 
 
 @app.command

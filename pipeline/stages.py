@@ -65,6 +65,16 @@ def plan(config: RunConfig) -> Plan:
     Raises:
         ConfigError, PlanError, ModelError, StorageError: It cannot be a run, or the output is another run's.
     """
+    try:
+        return _planned(config)
+    except PermissionError as error:
+        raise StorageError(
+            f"'{error.filename}' may not be read by this user ({error.strerror}). Change its permissions or those of its "
+            "folders, or choose another path."
+        ) from error
+
+
+def _planned(config: RunConfig) -> Plan:
     directory = RunDirectory(config.output.url)
     stored = directory.load_plan()
     earlier = None if stored is None else _placed(stored, config)

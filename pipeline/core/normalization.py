@@ -38,11 +38,11 @@ class Normalization:
         return self.mode != "percentile" or (self.low, self.high) == (other.low, other.high)
 
     def apply(self, array: np.ndarray) -> np.ndarray:
-        """`array` normalised, float32, a new array. Types wider than 16 bits are reduced in float64 first."""
-        wide = array.dtype.itemsize > 2 and array.dtype != np.float32
+        """`array` normalised, float32, a new array. Reduced in float64 where an offset would cost low bits."""
+        wide = self.offset != 0.0 or (array.dtype.itemsize > 2 and array.dtype != np.float32)
         values = array.astype(np.float64 if wide else np.float32)
         if self.offset != 0.0:
-            values -= values.dtype.type(self.offset)
+            values -= self.offset
         if self.scale != 1.0:
             values *= values.dtype.type(self.scale)
         return values.astype(np.float32, copy=False)
