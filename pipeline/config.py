@@ -105,7 +105,8 @@ class ComputeConfig(Section):
     """How a worker computes."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    tolerance: Auto | Annotated[float, Field(ge=0)] = "auto"
     threads: Auto | Positive = "auto"
 
 
@@ -113,7 +114,7 @@ class ClusterConfig(Section):
     """Who computes. `retries` is how often a failed tile is tried again before the run fails by its name."""
 
     kind: Literal["local"] = "local"
-    workers: Positive = 2
+    workers: Auto | Positive = "auto"
     memory_gb: Auto | Annotated[float, Field(gt=0)] = "auto"
     retries: Annotated[int, Field(ge=0)] = 2
 

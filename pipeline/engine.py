@@ -1,24 +1,38 @@
-"""One tile: read with its halo, predict slab by slab, crop, write whole units, record.
+"""One tile: read ahead, predict slab by slab, write behind, record.
 
-    source --window--> mirror beyond the ends --> predictor --(box, array), z order--> sink --> record
+    source --blocks of whole chunks--> mirror beyond the ends --slabs--> predictor --(box, array)--> sink --> record
+      reader thread                                          compute threads                     writer thread
 
+A block is read while the one before it is computed, and a result is written while the next is: both a bounded number
+ahead or behind, so memory does not grow with the tile's length, and the network waits for nobody but the slowest.
 The engine knows no zarr and no torch: it is given a source, a predictor and a sink.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from pipeline.core.box import Box, Triple
+from pipeline.core.cost import read_spans
 from pipeline.core.grid import Tile
 from pipeline.core.ledger import TileRecord, Units
 from pipeline.core.mirror import shown, spread
+from pipeline.core.need import Span
 from pipeline.errors import InferenceError, StorageError
+
+BEHIND = 2
+"""Results that wait for the writer, at most."""
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 class Source(Protocol):
@@ -33,10 +47,10 @@ class Source(Protocol):
 
 
 class Predictor(Protocol):
-    """Owns normalisation, network, activation, crop and quantisation."""
+    """Owns normalisation, network, activation and quantisation."""
 
-    def predict(self, tile: Tile, array: np.ndarray) -> Iterator[tuple[Box, np.ndarray]]:
-        """Predicted parts of the core in z order; `array` shows the tile's window, (C, Z, Y, X)."""
+    def predict(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, np.ndarray]]:
+        """Predicted parts of the core in z order; `slabs` show the tile's window in the turns of its schedule."""
 
 
 class Sink(Protocol):
@@ -49,8 +63,30 @@ class Sink(Protocol):
         """Checksums of what was written."""
 
 
+class _Clock:
+    """Adds up the seconds of one activity; each is used by one thread."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
 def infer_tile(
-    tile: Tile, *, source: Source, predictor: Predictor, sink: Sink, nonfinite: str, fingerprint: str
+    tile: Tile,
+    *,
+    source: Source,
+    predictor: Predictor,
+    sink: Sink,
+    nonfinite: str,
+    fingerprint: str,
+    read_slices: int,
 ) -> TileRecord:
     """Predict the core of `tile` and write it.
 
@@ -63,6 +99,7 @@ def infer_tile(
         sink: Output of this tile.
         nonfinite: What to do with input that is not finite: `fail`, or `zero` to put 0 in its place.
         fingerprint: Of the plan; goes into the record.
+        read_slices: Slices that are read at once; see `core.cost.read_slices`.
 
     Returns:
         The record for the ledger; seconds are wall time, `peak_bytes` is resident host memory.
@@ -71,29 +108,113 @@ def infer_tile(
         InferenceError: The input cannot be read or is not finite, or the prediction is not.
         StorageError: The output cannot be written.
     """
-    started = time.perf_counter()
-    array = _finite(_read(source, tile), tile, nonfinite)
-    read_seconds = time.perf_counter() - started
-    write_seconds = 0.0
-    for box, part in predictor.predict(tile, array):
-        began = time.perf_counter()
-        _add(sink, tile, box, part)
-        write_seconds += time.perf_counter() - began
+    whole, reading, writing, waiting = (_Clock() for _ in range(4))
+
+    def read(span: Span) -> np.ndarray:
+        with reading.running():
+            return _read(source, tile, span, nonfinite)
+
+    def write(part: tuple[Box, np.ndarray]) -> None:
+        with writing.running():
+            _add(sink, tile, *part)
+
+    with whole.running(), _one_thread("read") as reader, _one_thread("write") as writer:
+        spans = read_spans(tile.schedule.needs.input, source.shape[0], read_slices)
+        slabs = _slabs(tile, _ahead(reader, read, spans, waiting))
+        _behind(writer, write, predictor.predict(tile, slabs), waiting)
     return TileRecord(
         tile=tile.index,
         state="done",
         fingerprint=fingerprint,
         units=sink.finish(),
-        seconds=round(time.perf_counter() - started, 4),
-        read_seconds=round(read_seconds, 4),
-        write_seconds=round(write_seconds, 4),
+        seconds=round(whole.seconds, 4),
+        read_seconds=round(reading.seconds, 4),
+        write_seconds=round(writing.seconds, 4),
+        wait_seconds=round(waiting.seconds, 4),
         peak_bytes=peak_bytes(),
     )
 
 
-def _read(source: Source, tile: Tile) -> np.ndarray:
-    """The tile's window, mirrored where it lies beyond the volume."""
-    inside, indices = shown(tile.window, source.shape)
+# --- ahead and behind ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _one_thread(name: str) -> Iterator[ThreadPoolExecutor]:
+    """A thread of its own; what it was not yet at when something failed is dropped."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _ahead(
+    executor: ThreadPoolExecutor, make: Callable[[Given], Made], items: Iterable[Given], waiting: _Clock
+) -> Iterator[Made]:
+    """`make` of each item, in order; the next is under way while one is in use."""
+    under_way: Future[Made] | None = None
+    for item in items:
+        following = executor.submit(make, item)
+        if under_way is not None:
+            with waiting.running():
+                made = under_way.result()
+            yield made
+            del made  # else it would be held while the one after it is waited for
+        under_way = following
+    if under_way is not None:
+        with waiting.running():
+            made = under_way.result()
+        yield made
+
+
+def _behind(
+    executor: ThreadPoolExecutor, take: Callable[[Given], None], items: Iterable[Given], waiting: _Clock
+) -> None:
+    """`take` each item, in order, while the next ones are made; at most `BEHIND` wait."""
+    under_way: deque[Future[None]] = deque()
+    for item in items:
+        under_way.append(executor.submit(take, item))
+        while len(under_way) > BEHIND or (under_way and under_way[0].done()):
+            with waiting.running():
+                under_way.popleft().result()
+    with waiting.running():
+        for future in under_way:
+            future.result()
+
+
+# --- reading ------------------------------------------------------------------------------------------------------------
+
+
+def _slabs(tile: Tile, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The input of each turn, (C, Z, Y, X), cut from blocks of other lengths."""
+    schedule = tile.schedule
+    left: list[np.ndarray] = []
+    for turn in range(schedule.turns):
+        wanted = schedule.reads(turn).extent
+        if not wanted:
+            return
+        while sum(part.shape[1] for part in left) < wanted:
+            left.append(next(blocks))
+        yield _taken(left, wanted)
+
+
+def _taken(left: list[np.ndarray], wanted: int) -> np.ndarray:
+    """The first slices of what is left, which is shortened by them; no copy where one part has them all."""
+    parts = []
+    while wanted:
+        parts.append(left[0][:, :wanted])
+        wanted -= parts[-1].shape[1]
+        left[0] = left[0][:, parts[-1].shape[1] :]
+        if not left[0].shape[1]:
+            del left[0]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def _read(source: Source, tile: Tile, span: Span, nonfinite: str) -> np.ndarray:
+    """Slices of the tile's window, mirrored where it lies beyond the volume."""
+    window = tile.window
+    part = Box((span.start, *window.start[1:]), (span.stop, *window.stop[1:]))
+    inside, indices = shown(part, source.shape)
     try:
         array = source.read(inside)
     except Exception as error:  # file systems and codecs raise anything, zlib.error and EOFError too
@@ -101,10 +222,10 @@ def _read(source: Source, tile: Tile) -> np.ndarray:
             f"{tile} could not be read: the input box {inside} gave {type(error).__name__}: {error}. "
             "The input is damaged or out of reach there; repair it, then run again: finished tiles are kept."
         ) from error
-    return spread(array, indices)
+    return spread(_finite(array, tile, inside, nonfinite), indices)
 
 
-def _finite(array: np.ndarray, tile: Tile, nonfinite: str) -> np.ndarray:
+def _finite(array: np.ndarray, tile: Tile, inside: Box, nonfinite: str) -> np.ndarray:
     if array.dtype.kind != "f":
         return array
     good = np.isfinite(array)
@@ -113,11 +234,14 @@ def _finite(array: np.ndarray, tile: Tile, nonfinite: str) -> np.ndarray:
     if nonfinite == "zero":
         return np.where(good, array, array.dtype.type(0))
     first = tuple(int(i) for i in np.argwhere(~good)[0][1:])
-    place = tuple(a + i for a, i in zip(tile.window.start, first, strict=True))
+    place = tuple(a + i for a, i in zip(inside.start, first, strict=True))
     raise InferenceError(
-        f"{tile} read input that is not finite: {int((~good).sum())} values in the box {tile.window}, the first at "
+        f"{tile} read input that is not finite: {int((~good).sum())} values in the box {inside}, the first at "
         f"z, y, x = {place}. Repair the volume, or set input.nonfinite to 'zero'."
     )
+
+
+# --- writing ------------------------------------------------------------------------------------------------------------
 
 
 def _add(sink: Sink, tile: Tile, box: Box, part: np.ndarray) -> None:

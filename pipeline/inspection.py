@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 
 from pipeline.core.box import Triple
-from pipeline.core.cost import multiply_adds
+from pipeline.core.cost import one_pass_multiply_adds
 from pipeline.core.receptive import least_halo, receptive_radius
 from pipeline.errors import StorageError
 from pipeline.storage.volume import open_volume, store_levels
@@ -75,7 +75,7 @@ def _checkpoint_rows(path: str) -> Rows:
 def _multiply_adds_a_voxel(checkpoint: Checkpoint) -> float:
     """Of same-padded layers, where it does not depend on the extent: what one large pass comes to."""
     padded = replace(checkpoint.architecture, padding="same")
-    return multiply_adds(padded, padded.stride) / prod(padded.stride)
+    return one_pass_multiply_adds(padded, padded.stride) / prod(padded.stride)
 
 
 def _told_rows(checkpoint: Checkpoint) -> Rows:

@@ -5,23 +5,41 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.config import RunConfig
-from pipeline.core.cost import multiply_adds, total_multiply_adds, total_voxels_read
+from pipeline.core.box import Box
+from pipeline.core.cost import (
+    one_pass_multiply_adds,
+    read_slices,
+    total_multiply_adds,
+    total_voxels_decoded,
+    total_voxels_read,
+)
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
-from pipeline.core.receptive import whole_window
-from pipeline.core.tiling import TileRequest, Tiling, choose_tiling
+from pipeline.core.tiling import MEMORY_SHARE, TileRequest, Tiling, choose_tiling
 from pipeline.errors import ConfigError, PlanError, StorageError
 from pipeline.statistics import measured
 from pipeline.storage.volume import Volume, open_volume
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
-from pipeline.unet.predictor import environment, resolved_device
+from pipeline.unet.device import (
+    computes_bfloat16,
+    cpuinfo,
+    cudnn_warnings,
+    device_count,
+    environment,
+    free_device_bytes,
+    resolved_device,
+)
+from pipeline.unet.probe import predicted, region
+
+THREAD_EFFICIENCY = 0.96
+"""What a doubling of a worker's compute threads leaves of each: a little is lost where a layer is done by one alone."""
 
 NANOMETERS = {"nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "angstrom": 0.1}
 
@@ -46,8 +64,8 @@ def make_plan(config: RunConfig, machine: Machine, *, earlier: Plan | None = Non
         config: What is asked for.
         machine: Where workers will run.
         earlier: A plan made before for the same output; its statistics are taken over where they still hold.
-        governs: Whether the tiles, shards, threads and device of `earlier` are taken wherever the configuration says
-            `auto`, whatever the number of workers now.
+        governs: Whether the tiles, shards, threads, dtype and device of `earlier` are taken wherever the configuration
+            says `auto`, whatever the number of workers now.
 
     Raises:
         StorageError, ModelError, ConfigError, PlanError: It cannot be a run; says what to do.
@@ -58,21 +76,28 @@ def make_plan(config: RunConfig, machine: Machine, *, earlier: Plan | None = Non
     pinned = earlier if governs else None
     device = config.compute.device
     device = resolved_device(pinned.compute.device if pinned and device == "auto" else device)
-    tiling = choose_tiling(_tile_request(config, volume, checkpoint, machine, pinned))
     rule, warnings = _rule(config, checkpoint)
+    normalization = _statistics(rule, volume, config, earlier)
+    dtype, reason = _dtype(config, volume, checkpoint, normalization, device, pinned)
+    request = _tile_request(config, volume, checkpoint, machine, device, dtype, pinned)
+    tiling, threads = _best_crew(request, crews(config, machine, device, pinned), config, machine, governed=governs)
     return Plan(
         source=volume.description,
         nonfinite=config.input.nonfinite,
         output=_output(config, volume, checkpoint, tiling),
         model=_model(config, checkpoint),
-        normalization=_statistics(rule, volume, config, earlier),
+        normalization=normalization,
         core=tiling.grid.core,
         halo=tiling.grid.halo,
         slab=tiling.grid.slab,
-        compute=Compute(device, _dtype(config), _threads(config, machine, pinned)),
-        cost=_cost(config, tiling),
-        environment={**environment(), "processor": _processor()},
-        warnings=(*warnings, *_voxel_size_warnings(volume, checkpoint)),
+        compute=Compute(device, dtype, threads, reason),
+        cost=_cost(config, volume, tiling),
+        environment={**environment(), "processor": cpuinfo("model name") or platform.machine()},
+        warnings=(
+            *warnings,
+            *_voxel_size_warnings(volume, checkpoint),
+            *cudnn_warnings(checkpoint.architecture.ndim, device, dtype),
+        ),
     )
 
 
@@ -102,8 +127,15 @@ def _check_fit(config: RunConfig, volume: Volume, checkpoint: Checkpoint) -> Non
 
 
 def _tile_request(
-    config: RunConfig, volume: Volume, checkpoint: Checkpoint, machine: Machine, pinned: Plan | None
+    config: RunConfig,
+    volume: Volume,
+    checkpoint: Checkpoint,
+    machine: Machine,
+    device: str,
+    dtype: str,
+    pinned: Plan | None,
 ) -> TileRequest:
+    """What tiles are chosen for, but for the crew that will compute them."""
     tiles = _asked_tiles(config)
     if pinned and (pinned.model.architecture, pinned.source.shape) == (checkpoint.architecture, volume.shape):
         tiles = _pinned_tiles(tiles, pinned)
@@ -113,18 +145,69 @@ def _tile_request(
         in_chunks=volume.description.chunks,
         in_bytes=volume.array.dtype.itemsize,
         out_bytes=np.dtype(config.output.dtype).itemsize,
-        value_bytes=_value_bytes(config, checkpoint),
-        memory_bytes=memory_bytes_a_worker(config, machine),
-        workers=config.cluster.workers,
+        value_bytes=_value_bytes(checkpoint, device, dtype),
+        memory_bytes=machine.memory_bytes,
+        workers=1,
+        device=device,
+        device_memory_bytes=free_device_bytes(device),
         **tiles,
     )
 
 
-def _value_bytes(config: RunConfig, checkpoint: Checkpoint) -> int:
-    """Of a value inside the network: a half type has scratch in float32, and float16 on a CPU a copy for every tap."""
-    taps = 3**checkpoint.architecture.ndim
-    slow = config.compute.dtype == "float16" and resolved_device(config.compute.device) == "cpu"
-    return 4 * taps if slow else 4
+def _value_bytes(checkpoint: Checkpoint, device: str, dtype: str) -> int:
+    """Of a value inside the network: where a half type is emulated it is float32, in float16 on a CPU once for each tap."""
+    if dtype == "float16" and device == "cpu":
+        return 4 * 3**checkpoint.architecture.ndim
+    return 2 if dtype != "float32" and (device == "cuda" or computes_bfloat16(device)) else 4
+
+
+def crews(config: RunConfig, machine: Machine, device: str, pinned: Plan | None = None) -> list[tuple[int, int]]:
+    """Numbers of workers, and compute threads of each, that may share this machine."""
+    asked, threads = config.cluster.workers, config.compute.threads
+    if threads == "auto" and pinned:
+        threads = pinned.compute.threads
+    if asked != "auto":
+        counts = [asked]
+    elif device == "cuda":
+        counts = [device_count(device)]
+    elif threads != "auto":
+        counts = [max(machine.cores // threads, 1)]
+    else:
+        counts = [n for n in range(1, machine.cores + 1) if machine.cores % n == 0]
+    return [(n, max(machine.cores // n, 1) if threads == "auto" else threads) for n in counts]
+
+
+def _best_crew(
+    request: TileRequest, options: list[tuple[int, int]], config: RunConfig, machine: Machine, *, governed: bool
+) -> tuple[Tiling, int]:
+    """Tiles, and threads a worker, of the least predicted time. Few wide workers need less halo, many idle less.
+
+    Raises:
+        PlanError: No crew's tiles are possible; told of the one that has the most memory a worker.
+    """
+    found: list[tuple[float, Tiling, int]] = []
+    refusal: PlanError | None = None
+    for workers, threads in options:
+        memory = memory_bytes_a_worker(config, machine, 1 if governed else workers)
+        try:
+            tiling = choose_tiling(replace(request, workers=workers, memory_bytes=memory))
+        except PlanError as error:
+            refusal = refusal or error
+            continue
+        efficiency = THREAD_EFFICIENCY ** np.log2(threads)
+        found.append((tiling.price / (workers * threads * efficiency), tiling, threads))
+    if not found and refusal:
+        raise refusal
+    _, tiling, threads = min(found, key=lambda option: option[0])
+    return tiling, threads
+
+
+def workers_that_fit(config: RunConfig, machine: Machine, plan: Plan) -> int:
+    """Processes that a run of a plan may start: those asked for, or fewer where the memory does not hold as many."""
+    asked = crews(config, machine, plan.compute.device, plan)[0][0]
+    if config.cluster.memory_gb != "auto":
+        return asked
+    return max(min(asked, int(machine.memory_bytes * MEMORY_SHARE // plan.cost.worker_bytes)), 1)
 
 
 def _asked_tiles(config: RunConfig) -> dict[str, Any]:
@@ -151,20 +234,44 @@ def _pinned_tiles(asked: dict[str, Any], plan: Plan) -> dict[str, Any]:
     return {**earlier, "slab": plan.slab} if agrees else asked
 
 
-def memory_bytes_a_worker(config: RunConfig, machine: Machine) -> int:
+def memory_bytes_a_worker(config: RunConfig, machine: Machine, workers: int) -> int:
     """What a worker may fill, bytes: as given, or its share of the machine."""
     given = config.cluster.memory_gb
-    return int(machine.memory_bytes / config.cluster.workers) if given == "auto" else int(given * 1e9)
+    return machine.memory_bytes // workers if given == "auto" else int(given * 1e9)
 
 
-def _threads(config: RunConfig, machine: Machine, pinned: Plan | None) -> int:
-    if config.compute.threads != "auto":
-        return config.compute.threads
-    return pinned.compute.threads if pinned else max(machine.cores // config.cluster.workers, 1)
-
-
-def _dtype(config: RunConfig) -> str:
-    return "float32" if config.compute.dtype == "auto" else config.compute.dtype
+def _dtype(
+    config: RunConfig,
+    volume: Volume,
+    checkpoint: Checkpoint,
+    normalization: Normalization,
+    device: str,
+    pinned: Plan | None,
+) -> tuple[str, str]:
+    """Type of values inside the network, and why: bfloat16 where hardware has it and nobody could see the difference."""
+    asked, tolerance = config.compute.dtype, config.compute.tolerance
+    if asked != "auto":
+        return asked, "as asked for"
+    if pinned:
+        return pinned.compute.dtype, pinned.compute.reason
+    if not computes_bfloat16(device):
+        return "float32", "the hardware has no bfloat16"
+    if tolerance == "auto":
+        if config.output.dtype != "uint8":
+            return "float32", "a float32 output shows every difference; compute.tolerance would allow some"
+        tolerance = 1 / 255
+    box = region(checkpoint.architecture, volume.shape)
+    array = volume.read(Box(*zip(*((part.start, part.stop) for part in box), strict=True)))  # type: ignore[arg-type]
+    array = np.nan_to_num(array, posinf=0.0, neginf=0.0) if array.dtype.kind == "f" else array
+    exact, found = (
+        predicted(checkpoint, array, normalization, config.output.activation, device, dtype)
+        for dtype in ("float32", "bfloat16")
+    )
+    difference = float(np.abs(exact - found).max())
+    said = f"over {exact[0].size} voxels in the middle bfloat16 is at most {difference:.2g} off float32"
+    if difference <= tolerance:
+        return "bfloat16", f"{said}, within {tolerance:.2g}"
+    return "float32", f"{said}, more than {tolerance:.2g}; a larger compute.tolerance would allow it"
 
 
 def _rule(config: RunConfig, checkpoint: Checkpoint) -> tuple[Normalization, list[str]]:
@@ -222,22 +329,17 @@ def _model(config: RunConfig, checkpoint: Checkpoint) -> Model:
     return Model(config.model.checkpoint, checkpoint.sha256, checkpoint.architecture, parameters)
 
 
-def _cost(config: RunConfig, tiling: Tiling) -> Cost:
-    grid = tiling.grid
-    architecture = grid.architecture
+def _cost(config: RunConfig, volume: Volume, tiling: Tiling) -> Cost:
+    grid, stored = tiling.grid, volume.description
+    slices = read_slices(grid, stored.chunks[0], volume.array.dtype.itemsize)
     return Cost(
         multiply_adds=total_multiply_adds(grid),
-        one_pass_multiply_adds=multiply_adds(architecture, whole_window(architecture, grid.volume)),
+        one_pass_multiply_adds=one_pass_multiply_adds(grid.architecture, grid.volume),
         voxels_read=total_voxels_read(grid),
+        voxels_decoded=total_voxels_decoded(grid, stored.chunks, slices),
         worker_bytes=tiling.worker_bytes,
-        output_bytes=output_bytes(architecture.out_channels, grid.volume, config.output.dtype),
+        output_bytes=output_bytes(grid.architecture.out_channels, grid.volume, config.output.dtype),
     )
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def check_room(output: str, needed_bytes: int) -> None:

@@ -21,7 +21,7 @@ PICTURE_EXTENT = 1024
 
 def figures(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
     """What the ledger and the verification add up to."""
-    sessions, tile_seconds, read_seconds, write_seconds, peak, failed = [], 0.0, 0.0, 0.0, 0, 0
+    sessions, tile_seconds, read_seconds, write_seconds, wait_seconds, peak, failed = [], 0.0, 0.0, 0.0, 0.0, 0, 0
     for record in directory.records():
         if record.fingerprint != plan.fingerprint:
             continue
@@ -31,6 +31,7 @@ def figures(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
         tile_seconds += record.seconds
         read_seconds += record.read_seconds
         write_seconds += record.write_seconds
+        wait_seconds += record.wait_seconds
         peak = max(peak, record.peak_bytes)
         failed += record.state == "failed"
     infer = {
@@ -43,6 +44,7 @@ def figures(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
         "tile_seconds": round(tile_seconds, 3),
         "read_seconds": round(read_seconds, 3),
         "write_seconds": round(write_seconds, 3),
+        "wait_seconds": round(wait_seconds, 3),
         "worker_peak_bytes": peak,
         "worker_bound_bytes": plan.cost.worker_bytes,
     }
@@ -60,6 +62,7 @@ def summary(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
         "tiles": {"total": progress.total, "done": progress.count("done")},
         "amplification": round(plan.amplification, 3),
         "read_amplification": round(plan.read_amplification, 3),
+        "decoding_amplification": round(plan.decoding_amplification, 3),
         "environment": plan.environment,
         "warnings": list(plan.warnings),
         "stages": figures(plan, directory),
@@ -117,14 +120,26 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("normalisation", _normalization(plan)),
         (
             "tiles",
-            f"{len(grid):,} ({_by(grid.counts)}), core {_by(plan.core)}, halo {_by(plan.halo)}, slab {_by(plan.slab)}",
+            f"{len(grid):,} ({_by(grid.counts)}), core {_by(plan.core)}, halo {_by(plan.halo)}, slab {plan.slab}",
         ),
         ("arithmetic", f"{cost.multiply_adds / 1e12:.3f} T multiply-adds, {plan.amplification:.2f} x one pass"),
-        ("reads", f"{cost.voxels_read:,} voxels, {plan.read_amplification:.2f} x the volume"),
+        (
+            "reads",
+            (
+                f"{cost.voxels_read:,} voxels, {plan.read_amplification:.2f} x the volume; "
+                f"decodes {plan.decoding_amplification:.2f} x"
+            ),
+        ),
         ("memory a worker", f"up to {cost.worker_bytes / 1e9:.2f} GB"),
         ("output", f"{output.url}, {output.dtype} {output.activation}, up to {cost.output_bytes / 1e9:.3f} GB"),
         ("write units", f"{_by(output.write_unit)}, chunks {_by(output.chunks)}, {output.codecs}"),
-        ("compute", f"{plan.compute.device}, {plan.compute.dtype}, {plan.compute.threads} thread(s) a worker"),
+        (
+            "compute",
+            (
+                f"{plan.compute.device}, {plan.compute.dtype} ({plan.compute.reason}), "
+                f"{plan.compute.threads} thread(s) a worker"
+            ),
+        ),
         ("fingerprint", plan.fingerprint[:12]),
     ]
     return [*rows, *(("warning", warning) for warning in plan.warnings)]
@@ -186,8 +201,8 @@ def _ledger_rows(plan: Plan, infer: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "tile time",
             (
-                f"{infer['tile_seconds']:.1f} s, of it reading {infer['read_seconds']:.1f}, "
-                f"writing {infer['write_seconds']:.1f}"
+                f"{infer['tile_seconds']:.1f} s, of it waiting for data {infer['wait_seconds']:.1f}; beside it reading "
+                f"{infer['read_seconds']:.1f}, writing {infer['write_seconds']:.1f}"
             ),
         ),
         (

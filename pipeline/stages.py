@@ -21,7 +21,7 @@ from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, Session, TileRecord
 from pipeline.core.plan import Plan
 from pipeline.errors import InferenceError, PipelineError, PlanError, StorageError, VerificationError
-from pipeline.planning import check_room, make_plan, memory_bytes_a_worker
+from pipeline.planning import check_room, make_plan, memory_bytes_a_worker, workers_that_fit
 from pipeline.report import write_report
 from pipeline.storage.output import Output
 from pipeline.storage.rundir import LedgerWriter, RunDirectory
@@ -248,9 +248,9 @@ def _infer_missing(
     on_advance: Callable[[Advance], None],
 ) -> Session:
     cluster = config.cluster
-    memory = memory_bytes_a_worker(config, machine())
+    workers = min(workers_that_fit(config, machine(), plan), progress.total - progress.count("done"))
+    memory = memory_bytes_a_worker(config, machine(), workers)
     job = worker.Job(config.output.url, plan.fingerprint, token)
-    workers = min(cluster.workers, progress.total - progress.count("done"))
     with local_pool(workers, threads=plan.compute.threads, memory_bytes=memory) as pool, directory.ledger() as ledger:
         log.info("%d workers ready, %d tiles to do", workers, progress.total - progress.count("done"))
         loading = time.perf_counter()

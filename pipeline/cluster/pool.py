@@ -39,6 +39,15 @@ _SETTINGS = {
     "distributed.admin.tick.limit": "1h",  # loading a network may hold the loop for a while; no warning is due
 }
 
+_ALLOCATOR = {
+    # Every slab makes and drops the same large arrays. By default each is mapped and unmapped anew, and the page faults
+    # cost as much as the arithmetic that they are for; kept, and on huge pages, they are touched once.
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+    "MALLOC_TOP_PAD_": str(2**26),
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -89,7 +98,7 @@ def local_pool(workers: int, *, threads: int, memory_bytes: int) -> Iterator[Poo
     """
     started = time.perf_counter()
     with (
-        _thread_variables(threads),
+        _worker_environment(threads),
         dask.config.set(_SETTINGS),
         _cluster(workers, memory_bytes) as cluster,
         Client(cluster) as client,
@@ -107,11 +116,11 @@ def local_pool(workers: int, *, threads: int, memory_bytes: int) -> Iterator[Poo
 
 
 @contextmanager
-def _thread_variables(threads: int) -> Iterator[None]:
+def _worker_environment(threads: int) -> Iterator[None]:
     """Set what worker processes inherit, and put it back: a nanny takes the environment before its configuration."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.pop(name, None) for name in names}
-    os.environ.update(dict.fromkeys(names, str(threads)))
+    wanted = _ALLOCATOR | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    before = {name: os.environ.pop(name, None) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:

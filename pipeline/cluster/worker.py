@@ -67,6 +67,7 @@ def infer(job: Job, index: int) -> TileRecord:
         sink=UnitSink(bench.output, tile.core),
         nonfinite=bench.plan.nonfinite,
         fingerprint=bench.plan.fingerprint,
+        read_slices=bench.plan.read_slices,
     )
     return replace(record, worker=str(get_worker().name))
 

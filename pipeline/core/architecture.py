@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from math import prod
 from typing import Any, Literal
 
 from pipeline.core.box import Triple
@@ -56,89 +55,47 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One parametric layer at work.
+    """One layer with weights, or one pooling.
 
     Args:
-        name: Name of the module that owns its weights.
-        kind: `conv` (3 taps an axis), `up` (transposed, 2 taps, stride 2) or `point` (1 tap).
+        name: Name of the module that owns its weights; a pooling's is `pool` and the level that it reads, from 1.
+        kind: `conv` (3 taps an axis), `pool` (2 taps, stride 2), `up` (transposed, 2 taps, stride 2) or `point` (1 tap).
+        level: Of what it writes; a pooling and an `up` read one level finer and one coarser.
         in_channels: Channels read.
         out_channels: Channels written.
-        in_extent: Voxels read along z, y, x.
-        out_extent: Voxels written along z, y, x.
-        skips: Values (channels x voxels) of skips that wait in memory while it runs.
     """
 
     name: str
-    kind: Literal["conv", "up", "point"]
+    kind: Literal["conv", "pool", "up", "point"]
+    level: int
     in_channels: int
     out_channels: int
-    in_extent: Triple
-    out_extent: Triple
-    skips: int
 
-    @property
-    def in_values(self) -> int:
-        return self.in_channels * prod(self.in_extent)
-
-    @property
-    def out_values(self) -> int:
-        return self.out_channels * prod(self.out_extent)
+    def weights(self, ndim: int) -> int:
+        """Values of its kernel."""
+        taps = {"conv": 3, "up": 2, "point": 1}.get(self.kind, 0)
+        return self.in_channels * self.out_channels * taps**ndim
 
     def multiply_adds(self, ndim: int) -> int:
-        """Multiplications with addition; a transposed convolution of stride 2 has one tap an output voxel."""
-        taps = 3**ndim if self.kind == "conv" else 1
-        return self.out_values * self.in_channels * taps
+        """Multiplications with addition a voxel that is written; a transposed convolution has one tap for each."""
+        taps = {"conv": 3**ndim, "up": 1, "point": 1}.get(self.kind, 0)
+        return self.in_channels * self.out_channels * taps
 
 
-def layers(architecture: Architecture, extent: Triple) -> Iterator[Layer]:
-    """The layers in the order in which one forward pass over `extent` voxels runs them.
-
-    `extent` must be legal: pooled extents even, and nothing consumed to zero.
-    """
-    walk = _Walk(architecture, extent)
-    depth = architecture.depth
+def layers(architecture: Architecture) -> Iterator[Layer]:
+    """The layers in the order in which one forward pass runs them."""
+    a, depth = architecture, architecture.depth
+    channels = a.in_channels
     for k in range(depth):
-        yield walk.conv(f"encoder{k + 1}_1", architecture.channels(k))
-        yield walk.conv(f"encoder{k + 1}_2", architecture.channels(k))
-        walk.pool()
-    yield walk.conv(f"encoder{depth + 1}_1", architecture.channels(depth))
-    yield walk.conv(f"decoder{depth + 1}_1", architecture.channels(depth - 1))
+        yield Layer(f"encoder{k + 1}_1", "conv", k, channels, a.channels(k))
+        yield Layer(f"encoder{k + 1}_2", "conv", k, a.channels(k), a.channels(k))
+        channels = a.channels(k)
+        yield Layer(f"pool{k + 1}", "pool", k + 1, channels, channels)
+    yield Layer(f"encoder{depth + 1}_1", "conv", depth, channels, a.channels(depth))
+    yield Layer(f"decoder{depth + 1}_1", "conv", depth, a.channels(depth), a.channels(depth - 1))
     for k in reversed(range(depth)):
-        yield walk.up(f"unpool{k + 1}")
-        walk.concatenate()
-        yield walk.conv(f"decoder{k + 1}_2", architecture.channels(k))
-        yield walk.conv(f"decoder{k + 1}_1", architecture.channels(max(k - 1, 0)))
-    yield walk.layer("fc", "point", architecture.out_channels, walk.extent)
-
-
-class _Walk:
-    """The state of a forward pass: channels and extent now, and the skips that wait."""
-
-    def __init__(self, architecture: Architecture, extent: Triple) -> None:
-        self.spatial = (architecture.ndim == 3, True, True)
-        self.loss = 2 if architecture.padding == "valid" else 0
-        self.channels = architecture.in_channels
-        self.extent = extent
-        self.skips: list[tuple[int, Triple]] = []
-
-    def _scaled(self, change: Any) -> Triple:
-        return tuple(change(n) if on else n for n, on in zip(self.extent, self.spatial, strict=True))  # type: ignore[return-value]
-
-    def layer(self, name: str, kind: Any, channels: int, extent: Triple) -> Layer:
-        waiting = sum(c * prod(e) for c, e in self.skips)
-        layer = Layer(name, kind, self.channels, channels, self.extent, extent, waiting)
-        self.channels, self.extent = channels, extent
-        return layer
-
-    def conv(self, name: str, channels: int) -> Layer:
-        return self.layer(name, "conv", channels, self._scaled(lambda n: n - self.loss))
-
-    def pool(self) -> None:
-        self.skips.append((self.channels, self.extent))
-        self.extent = self._scaled(lambda n: n // 2)
-
-    def up(self, name: str) -> Layer:
-        return self.layer(name, "up", self.channels, self._scaled(lambda n: n * 2))
-
-    def concatenate(self) -> None:
-        self.channels += self.skips.pop()[0]
+        channels = a.channels(k)
+        yield Layer(f"unpool{k + 1}", "up", k, channels, channels)
+        yield Layer(f"decoder{k + 1}_2", "conv", k, 2 * channels, channels)
+        yield Layer(f"decoder{k + 1}_1", "conv", k, channels, a.channels(max(k - 1, 0)))
+    yield Layer("fc", "point", 0, a.width, a.out_channels)

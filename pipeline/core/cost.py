@@ -1,113 +1,227 @@
-"""What a run costs, as integers known before it starts: arithmetic, voxels read, bytes of memory and of output."""
+"""What a run costs, as integers known before it starts: arithmetic, voxels read, bytes of memory and of output.
+
+All counts are sums over layers of products over the axes, so each axis is counted alone, and each kind of core along it
+once: away from the volume's ends all are alike. Ten billion tiles are counted as fast as ten.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from itertools import product
+from itertools import pairwise
 from math import prod
 
+import numpy as np
+
 from pipeline.core.architecture import Architecture, layers
-from pipeline.core.box import Triple
+from pipeline.core.box import Triple, round_up
 from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import mirrored_index
+from pipeline.core.need import Needs, Span
 from pipeline.core.receptive import receptive_radius, whole_window
+from pipeline.core.schedule import Schedule
 
 PROCESS_BYTES = 900 * 2**20
 """Resident memory of an idle worker that has imported torch, dask and zarr and loaded a small network, generously."""
 
-
-def multiply_adds(architecture: Architecture, extent: Triple) -> int:
-    """Multiplications with addition of one forward pass over `extent` voxels: half of what a FLOP counter shows."""
-    return sum(layer.multiply_adds(architecture.ndim) for layer in layers(architecture, extent))
+READ_BLOCK_BYTES = 2**28
+"""Input that a tile reads at once, at most, where whole chunks along z would be more."""
 
 
-def activation_values(architecture: Architecture, extent: Triple) -> int:
-    """An upper bound of the values that one forward pass holds at once, library scratch included.
+# --- arithmetic ---------------------------------------------------------------------------------------------------------
 
-    While a layer runs, its input, its output and the waiting skips are alive. A convolution library may hold both
-    once more in a layout of its own, and a concatenation holds its parts beside the whole.
-    """
-    return max(layer.skips + 2 * (layer.in_values + layer.out_values) for layer in layers(architecture, extent))
+
+def multiply_adds(schedule: Schedule) -> int:
+    """Multiplications with addition of one tile: half of what a FLOP counter shows."""
+    architecture = schedule.architecture
+    return sum(
+        layer.multiply_adds(architecture.ndim) * prod(axis.computes(layer) for axis in schedule.axes)
+        for layer in layers(architecture)
+    )
+
+
+def one_pass_multiply_adds(architecture: Architecture, volume: Triple) -> int:
+    """Of one forward pass over the whole volume, extended as the promise defines it."""
+    margin = receptive_radius(architecture) if architecture.padding == "valid" else (0, 0, 0)
+    core = tuple(n - 2 * m for n, m in zip(whole_window(architecture, volume), margin, strict=True))
+    return multiply_adds(TileGrid(architecture, core, core, (0, 0, 0), core[0]).tile(0).schedule)  # type: ignore[arg-type]
+
+
+def total_multiply_adds(grid: TileGrid) -> int:
+    """Multiply-adds of all tiles."""
+    sums = [layer_sums(grid, axis) for axis in range(3)]
+    return sum(
+        each * int(z) * int(y) * int(x)
+        for each, z, y, x in zip(layer_multiply_adds(grid.architecture), *sums, strict=True)
+    )
+
+
+def layer_multiply_adds(architecture: Architecture) -> list[int]:
+    """By layer, multiply-adds a voxel that it computes."""
+    return [layer.multiply_adds(architecture.ndim) for layer in layers(architecture)]
+
+
+def layer_sums(grid: TileGrid, axis: int) -> np.ndarray:
+    """By layer, the voxels that it computes along an axis, over all tiles in a row."""
+    found = list(layers(grid.architecture))
+    total = np.zeros(len(found), dtype=np.int64)
+    for needs, times in _kinds(grid, axis):
+        total += times * np.array([needs.computes(layer) for layer in found])
+    return total
 
 
 def weights(architecture: Architecture) -> int:
     """Values of all convolutions' kernels."""
-    taps = {"conv": 3, "up": 2, "point": 1}
-    walked = layers(architecture, whole_window(architecture, architecture.stride))
-    return sum(layer.in_channels * layer.out_channels * taps[layer.kind] ** architecture.ndim for layer in walked)
+    return sum(layer.weights(architecture.ndim) for layer in layers(architecture))
 
 
-def slab_bytes(architecture: Architecture, window: Triple, value_bytes: int) -> int:
-    """Memory of one pass over a window: activations, and its input and output as float32."""
-    edges = (architecture.in_channels + architecture.out_channels) * prod(window) * 4
-    return activation_values(architecture, window) * value_bytes + 2 * edges
-
-
-def tile_bytes(grid: TileGrid, in_bytes: int, out_bytes: int) -> int:
-    """Memory of a tile around its passes: its input as read, decoded chunks, and its output before and after coding."""
-    largest = largest_window(grid)
-    architecture = grid.architecture
-    read = architecture.in_channels * prod(largest) * in_bytes
-    core = (min(c, n) for c, n in zip(grid.core, grid.volume, strict=True))
-    written = architecture.out_channels * prod(core) * out_bytes
-    return 3 * read + 3 * written
-
-
-def largest_window(grid: TileGrid) -> Triple:
-    """Extent of the largest window of any tile, voxels along z, y, x."""
-    return tuple(max(_window_extents(grid, axis, grid.core[axis])) for axis in range(3))  # type: ignore[return-value]
-
-
-def largest_slab_window(grid: TileGrid) -> Triple:
-    """Extent of the largest window of any slab, voxels along z, y, x."""
-    return tuple(max(_window_extents(grid, axis, grid.slab[axis])) for axis in range(3))  # type: ignore[return-value]
-
-
-def total_multiply_adds(grid: TileGrid) -> int:
-    """Multiply-adds of all tiles, each kind of slab counted once: the count takes as long for ten tiles as for 10^10."""
-    axes = [_window_extents(grid, axis, grid.slab[axis]).items() for axis in range(3)]
-    return sum(
-        multiply_adds(grid.architecture, (z, y, x)) * in_z * in_y * in_x
-        for (z, in_z), (y, in_y), (x, in_x) in product(*axes)
-    )
+# --- reading ------------------------------------------------------------------------------------------------------------
 
 
 def total_voxels_read(grid: TileGrid) -> int:
     """Voxels of the volume that all tiles ask for, halos included."""
-    return prod(sum(read * times for read, times in _read_extents(grid, axis).items()) for axis in range(3))
+    return prod(axis_voxels_read(grid, axis) for axis in range(3))
 
 
-def _window_extents(grid: TileGrid, axis: int, step: int) -> Counter[int]:
-    """How often each extent of a window occurs along an axis, for cores cut every `step` voxels."""
-    found: Counter[int] = Counter()
-    for first, last, times in _kinds(grid, axis):
-        for start in range(first, last, step):
-            a, b = grid.span(axis, start, min(start + step, last))
-            found[b - a] += times
-    return found
+def total_voxels_decoded(grid: TileGrid, chunks: Triple, slices: int) -> int:
+    """Voxels of the chunks that tiles touch, counted as often as they are decoded.
 
-
-def _read_extents(grid: TileGrid, axis: int) -> Counter[int]:
-    """How often each extent is read along an axis, the mirrored part left out."""
-    found: Counter[int] = Counter()
-    for first, last, times in _kinds(grid, axis):
-        index = mirrored_index(*grid.span(axis, first, last), grid.volume[axis])
-        found[int(index.max() - index.min()) + 1] += times
-    return found
-
-
-def _kinds(grid: TileGrid, axis: int) -> Iterator[tuple[int, int, int]]:
-    """Cores along an axis as first voxel, stop and number of their like: away from the ends all are alike."""
-    core, extent, count = grid.core[axis], grid.volume[axis], grid.counts[axis]
-    near = (
-        -(-(max(grid.halo[axis], receptive_radius(grid.architecture)[axis]) + grid.architecture.stride[axis]) // core)
-        + 1
+    Args:
+        grid: The tiles.
+        chunks: Voxels of an input chunk along z, y, x.
+        slices: That a tile reads at once; see `read_slices`.
+    """
+    plane = prod(axis_voxels_decoded(grid, axis, chunks[axis]) for axis in (1, 2))
+    return plane * sum(
+        times * _rounded_out(grid, 0, chunks[0], part)
+        for needs, times in _kinds(grid, 0)
+        for part in read_spans(needs.input, grid.volume[0], slices)
     )
+
+
+def axis_voxels_read(grid: TileGrid, axis: int) -> int:
+    """Voxels along an axis that all tiles in a row ask for; what is mirrored is not read."""
+    spans = ((_inside(needs.input, grid.volume[axis]), times) for needs, times in _kinds(grid, axis))
+    return sum(times * (stop - first) for (first, stop), times in spans)
+
+
+def axis_voxels_decoded(grid: TileGrid, axis: int, chunk: int) -> int:
+    """The same, rounded out to whole chunks."""
+    return sum(times * _rounded_out(grid, axis, chunk, needs.input) for needs, times in _kinds(grid, axis))
+
+
+def _rounded_out(grid: TileGrid, axis: int, chunk: int, span: Span) -> int:
+    first, stop = _inside(span, grid.volume[axis])
+    return min(round_up(stop, chunk), grid.volume[axis]) - first // chunk * chunk
+
+
+def read_slices(grid: TileGrid, chunk: int, value_bytes: int) -> int:
+    """Slices that a tile reads at once: whole chunks along z where these are not too many bytes.
+
+    Args:
+        grid: The tiles.
+        chunk: Slices of an input chunk.
+        value_bytes: Of a stored input value.
+    """
+    slice_bytes = grid.architecture.in_channels * widest_plane(grid) * value_bytes
+    most = max(READ_BLOCK_BYTES // slice_bytes, grid.slab)
+    return min(round_up(grid.slab, chunk), most, max(grid.volume[0], 1))
+
+
+def widest_plane(grid: TileGrid) -> int:
+    """Voxels of a slice of the widest window."""
+    return prod(max(needs.input.extent for needs, _ in _kinds(grid, axis)) for axis in (1, 2))
+
+
+def read_spans(whole: Span, extent: int, slices: int) -> Iterator[Span]:
+    """A window's slices in parts that are read at once, cut at multiples of `slices`, so that no chunk is cut."""
+    cuts = range(max(whole.start, 0) // slices * slices + slices, min(whole.stop, extent), slices)
+    for a, b in pairwise([whole.start, *cuts, whole.stop]):
+        yield Span(a, b)
+
+
+def _inside(span: Span, extent: int) -> tuple[int, int]:
+    """First voxel and stop of what is read of the volume to show `span`, mirrored beyond the ends."""
+    index = mirrored_index(span.start, span.stop, extent)
+    return int(index.min()), int(index.max()) + 1
+
+
+# --- memory -------------------------------------------------------------------------------------------------------------
+
+
+def sweep_values(grid: TileGrid) -> int:
+    """An upper bound of the values that the network holds at once, library scratch included.
+
+    Buffers and skips are there all the time; while a layer runs, so is what it writes, and a convolution library may
+    hold what is read and written once more in a layout of its own.
+    """
+    extents = [held_extents(grid, axis) for axis in range(3)]
+    held, passing = (z * y * x for z, y, x in zip(*extents, strict=True))
+    channels, written = held_channels(grid.architecture)
+    return int((held * channels).sum() + 2 * (passing * written).max())
+
+
+def held_channels(architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
+    """Channels of each thing that is held, and of what each layer writes; in the order of `held_extents`."""
+    order = list(layers(architecture))
+    buffers = [layer.in_channels for layer in order if layer.kind == "conv"]
+    skips = [architecture.channels(level) for level in range(architecture.depth)]
+    written = [layer.in_channels + layer.out_channels for layer in order]
+    return np.array(buffers + skips), np.array(written)
+
+
+def held_extents(grid: TileGrid, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Extents along an axis, of the widest tile: of buffers and skips, and of what each layer writes in a turn."""
+    found = [_held(Schedule(grid.architecture, (n, n, n), grid.slab), axis) for n, _ in _kinds(grid, axis)]
+    held, written = (np.max(np.array(values), axis=0) for values in zip(*found, strict=True))
+    return held, written
+
+
+def _held(schedule: Schedule, axis: int) -> tuple[list[int], list[int]]:
+    architecture, needs = schedule.architecture, schedule.needs
+    order = list(layers(architecture))
+    skips = [f"encoder{level + 1}_2" for level in range(architecture.depth)]
+    frames = [needs.writes[layer.name].extent + 2 * needs.reach for layer in order if layer.kind == "conv"]
+    wide = [needs.writes[name].extent for name in skips]
+    written = [needs.computes(layer) for layer in order]
+    if axis > 0:
+        return frames + wide, written
+    slices = [schedule.held(layer.name) + schedule.slices(layer.level) for layer in order if layer.kind == "conv"]
+    waiting = [schedule.waiting(level) + schedule.slices(level) for level in range(architecture.depth)]
+    held = [*map(min, slices, frames), *map(min, waiting, wide)]
+    return held, [min(schedule.slices(layer.level), n) for layer, n in zip(order, written, strict=True)]
+
+
+def tile_bytes(grid: TileGrid, in_bytes: int, out_bytes: int, in_chunk: int, unit_slices: int) -> int:
+    """Memory around the network: blocks of input read ahead, a slab on its way in and out, write units under way.
+
+    Args:
+        grid: The tiles.
+        in_bytes: Of a stored input value.
+        out_bytes: Of an output value.
+        in_chunk: Slices of an input chunk.
+        unit_slices: Slices of a write unit.
+    """
+    architecture, plane_in = grid.architecture, widest_plane(grid)
+    plane_out = prod(min(c, n) for c, n in zip(grid.core[1:], grid.volume[1:], strict=True))
+    block = read_slices(grid, in_chunk, in_bytes) * architecture.in_channels * plane_in * in_bytes
+    slab = min(grid.slab, grid.volume[0])
+    passing = slab * (plane_in * architecture.in_channels * 24 + plane_out * architecture.out_channels * 20)
+    units = (min(unit_slices, grid.volume[0]) + slab) * plane_out * architecture.out_channels * out_bytes
+    return 4 * block + passing + 3 * units
+
+
+# --- the kinds of cores along an axis -----------------------------------------------------------------------------------
+
+
+def _kinds(grid: TileGrid, axis: int) -> Iterator[tuple[Needs, int]]:
+    """Needs of the cores along an axis, and the number of their like: away from the ends all are alike."""
+    core, extent, count = grid.core[axis], grid.volume[axis], grid.counts[axis]
+    margin = max(grid.halo[axis], receptive_radius(grid.architecture)[axis]) + grid.architecture.stride[axis]
+    near = -(-margin // core) + 1
     middle = count - 2 * near
     if middle > 1:
         kinds = [*((i, 1) for i in range(near)), (near, middle), *((i, 1) for i in range(count - near, count))]
     else:
         kinds = [(i, 1) for i in range(count)]
     for index, times in kinds:
-        yield index * core, min((index + 1) * core, extent), times
+        yield grid.needs(axis, index * core, min((index + 1) * core, extent)), times

@@ -5,16 +5,15 @@
     +-----------------+-----------------+-----------------+-----+
     |     core 0      |     core 1      |     core 2      |  3  |   cores partition the volume
     +-----------------+-----------------+-----------------+-----+
-              |<-halo->|<---- core ---->|<-halo->|                  window of tile 1
+              |<-halo->|<---- core ---->|<-halo->|                  context of tile 1
 
-Four facts make the crop of a window's prediction equal to one pass over the whole volume:
+Four facts make what a tile computes equal to one pass over the whole volume:
 
-phase   every core origin and every halo is a multiple of the stride, the last tile included, so a window's poolings
-        pair the same voxels as the whole pass does;
-reach   the halo covers the receptive radius, so what a window's own border spoils is cropped away;
-edges   same padding: the volume is mirrored at its far end to a multiple of the stride, and a window is clipped
-        there and at the origin, where each layer pads itself exactly as in the whole pass. Unpadded: a window starts
-        one margin before its core and has the least legal extent; what lies outside shows the mirrored volume;
+phase   every core origin and every halo is a multiple of the stride, the last tile included, and all layers count in
+        the volume's own coordinates, so poolings pair the same voxels as the whole pass does;
+reach   the halo covers the receptive radius: every layer finds all that it needs for the core inside it;
+edges   same padding: the volume is mirrored at its far end to a multiple of the stride, and there and at the origin
+        each layer pads itself, exactly as in the whole pass. Unpadded: what lies outside shows the mirrored volume;
 local   the network looks at nothing else (refused when the model is loaded).
 
 Tiles are never listed: one is computed from its index, so ten and ten billion cost the same.
@@ -30,22 +29,8 @@ import numpy as np
 
 from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box, Triple, round_up
-from pipeline.core.receptive import legal_extent, receptive_radius
-
-
-@dataclass(frozen=True, slots=True)
-class Slab:
-    """The part of a tile that one forward pass computes.
-
-    Args:
-        core: Voxels that are kept, global coordinates.
-        window: Voxels that the network reads, global coordinates; may lie beyond the volume.
-        crop: Where the core lies in the network's output, along z, y, x.
-    """
-
-    core: Box
-    window: Box
-    crop: tuple[slice, slice, slice]
+from pipeline.core.need import Needs, Span, needs
+from pipeline.core.schedule import Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +40,18 @@ class Tile:
     Args:
         index: Linear index in the grid, z slowest.
         core: Voxels that this tile alone owns and writes.
-        window: Voxels that it reads, global coordinates; may lie beyond the volume.
-        slabs: The forward passes that compute its core, in z order.
+        schedule: How the network streams over it, slab by slab along z.
     """
 
     index: int
     core: Box
-    window: Box
-    slabs: tuple[Slab, ...]
+    schedule: Schedule
+
+    @property
+    def window(self) -> Box:
+        """Voxels that it reads, global coordinates; may lie beyond the volume."""
+        axes = self.schedule.axes
+        return Box(tuple(a.input.start for a in axes), tuple(a.input.stop for a in axes))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         return f"tile {self.index} (core {self.core})"
@@ -76,15 +65,16 @@ class TileGrid:
         architecture: The network; it gives stride, padding and margins.
         volume: Extent along z, y, x.
         core: Extent of a whole tile's core; a multiple of the stride.
-        halo: Context a side; a multiple of the stride, at least the receptive radius. Unused where unpadded.
-        slab: Extent of the part of a core that one pass computes; a multiple of the stride.
+        halo: Context a side; a multiple of the stride, at least the receptive radius, of which no more than needed is
+            read. Unused where unpadded.
+        slab: Slices that the network takes in at once as it streams along z; a multiple of the stride.
     """
 
     architecture: Architecture
     volume: Triple
     core: Triple
     halo: Triple
-    slab: Triple
+    slab: int
 
     @property
     def counts(self) -> Triple:
@@ -109,25 +99,14 @@ class TileGrid:
         start = tuple(int(p) * c for p, c in zip(place, self.core, strict=True))
         stop = tuple(a + c for a, c in zip(start, self.core, strict=True))
         core = Box(start, stop).clipped(Box.of_shape(self.volume))  # type: ignore[arg-type]
-        return Tile(index, core, self.window(core), tuple(self._slab(part) for part in core.split(self.slab)))
+        axes = tuple(self.needs(axis, *span) for axis, span in enumerate(zip(core.start, core.stop, strict=True)))
+        return Tile(index, core, Schedule(self.architecture, axes, self.slab))  # type: ignore[arg-type]
 
-    def window(self, core: Box) -> Box:
-        """What a core on the stride lattice reads. Slabs' windows lie inside their tile's."""
-        spans = [self.span(axis, a, b) for axis, (a, b) in enumerate(zip(core.start, core.stop, strict=True))]
-        return Box(tuple(a for a, _ in spans), tuple(b for _, b in spans))  # type: ignore[arg-type]
-
-    def span(self, axis: int, start: int, stop: int) -> tuple[int, int]:
-        """What a core from `start` to `stop` reads along one axis; windows are products of these."""
-        stride, extent = self.architecture.stride[axis], self.volume[axis]
-        if self.architecture.padding == "same":
-            halo = self.halo[axis]
-            return max(start - halo, 0), min(round_up(stop, stride) + halo, round_up(extent, stride))
-        margin = receptive_radius(self.architecture)[axis]
-        first = start - margin
-        return first, first + legal_extent(self.architecture, axis, stop - start + 2 * margin)
-
-    def _slab(self, core: Box) -> Slab:
-        window = self.window(core)
-        lost = receptive_radius(self.architecture) if self.architecture.padding == "valid" else (0, 0, 0)
-        origin = Box(tuple(a + m for a, m in zip(window.start, lost, strict=True)), window.stop)  # type: ignore[arg-type]
-        return Slab(core, window, core.within(origin))
+    def needs(self, axis: int, start: int, stop: int) -> Needs:
+        """What a core from `start`, on the stride lattice, to `stop` needs along one axis."""
+        stride, halo = self.architecture.stride[axis], self.halo[axis]
+        if self.architecture.padding == "valid":
+            return needs(self.architecture, axis, Span(start, stop), None)
+        whole = Span(0, round_up(self.volume[axis], stride))
+        ends = Span(start - halo, round_up(stop, stride) + halo).clipped(whole)
+        return needs(self.architecture, axis, Span(start, stop), ends)

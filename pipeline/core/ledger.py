@@ -34,8 +34,9 @@ class TileRecord:
         fingerprint: Of the plan that it belongs to.
         units: Checksums of what was written.
         seconds: Wall time of the tile on its worker.
-        read_seconds: Of that, waiting for input.
-        write_seconds: Of that, encoding and writing.
+        read_seconds: Reading and decoding, beside the computation.
+        write_seconds: Encoding and writing, beside the computation.
+        wait_seconds: That the computation waited for either.
         peak_bytes: Peak resident memory of the worker process so far.
         worker: Which worker.
         attempt: 1 the first.
@@ -49,6 +50,7 @@ class TileRecord:
     seconds: float = 0.0
     read_seconds: float = 0.0
     write_seconds: float = 0.0
+    wait_seconds: float = 0.0
     peak_bytes: int = 0
     worker: str = ""
     attempt: int = 1

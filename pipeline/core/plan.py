@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from pipeline.core.architecture import Architecture
 from pipeline.core.box import Triple
+from pipeline.core.cost import read_slices
 from pipeline.core.grid import TileGrid
 from pipeline.core.normalization import Normalization
 from pipeline.core.volume import Description
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Raised whenever the same plan would give other bytes."""
 
 CODECS = "zstd(level=1), crc32c"
@@ -60,11 +63,19 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """How a worker computes; `threads` are of one worker."""
+    """How a worker computes.
+
+    Args:
+        device: `cpu` or `cuda`.
+        dtype: Of values inside the network.
+        threads: Compute threads of one worker.
+        reason: Why this dtype, where it was left to the plan.
+    """
 
     device: str
     dtype: str
     threads: int
+    reason: str = "as asked for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,7 @@ class Cost:
         multiply_adds: Of all tiles.
         one_pass_multiply_adds: Of one forward pass over the whole volume.
         voxels_read: That tiles ask for, halos included.
+        voxels_decoded: Of the chunks that hold them, as often as they are decoded.
         worker_bytes: Upper bound of a worker's resident memory.
         output_bytes: Of the output before compression.
     """
@@ -82,6 +94,7 @@ class Cost:
     multiply_adds: int
     one_pass_multiply_adds: int
     voxels_read: int
+    voxels_decoded: int
     worker_bytes: int
     output_bytes: int
 
@@ -97,7 +110,7 @@ class Plan:
     normalization: Normalization
     core: Triple
     halo: Triple
-    slab: Triple
+    slab: int
     compute: Compute
     cost: Cost
     environment: dict[str, str] = field(default_factory=dict)
@@ -117,6 +130,16 @@ class Plan:
     def read_amplification(self) -> float:
         """Voxels asked for / voxels of the volume."""
         return self.cost.voxels_read / self.source.voxels
+
+    @property
+    def decoding_amplification(self) -> float:
+        """Voxels decoded / voxels of the volume."""
+        return self.cost.voxels_decoded / self.source.voxels
+
+    @property
+    def read_slices(self) -> int:
+        """Slices that a tile reads at once."""
+        return read_slices(self.grid, self.source.chunks[0], np.dtype(self.source.dtype).itemsize)
 
     def identity(self) -> dict[str, Any]:
         """All that determines the output's bytes, by the names that a user knows; no paths, no workers."""
@@ -139,7 +162,7 @@ class Plan:
             "output.codecs": output.codecs,
             "tiles.core": list(self.core),
             "tiles.halo": list(self.halo),
-            "tiles.slab": list(self.slab),
+            "tiles.slab": self.slab,
             "compute.device": compute.device,
             "compute.dtype": compute.dtype,
             "compute.threads": compute.threads,
@@ -187,7 +210,7 @@ def _parts(content: dict[str, Any]) -> dict[str, Any]:
         "compute": Compute(**content["compute"]),
         "cost": Cost(**content["cost"]),
         "warnings": tuple(content["warnings"]),
-        **{key: tuple(content[key]) for key in ("core", "halo", "slab")},
+        **{key: tuple(content[key]) for key in ("core", "halo")},
     }
 
 

@@ -1,44 +1,21 @@
-"""How far an output block reaches, from the network's own layers.
-
-Margins are walked backwards from the output: two 3-convolutions add 2; up-sampling by two needs ceil(m / 2); pooling
-by two needs 2m; where a skip joins, the larger of the two counts. The result is what a block *on the stride lattice*
-needs on each side; a single voxel at its worst phase reaches further, which no tile ever asks for.
-"""
+"""How far an output block reaches, from the network's own layers."""
 
 from __future__ import annotations
 
 from pipeline.core.architecture import Architecture
 from pipeline.core.box import Triple, round_up
-
-CONVOLUTIONS_A_LEVEL = 2
-"""3-convolutions in a row at every level, each reaching one voxel."""
+from pipeline.core.need import Span, needs
 
 
 def receptive_radius(architecture: Architecture) -> Triple:
     """Margin a side, voxels along z, y, x, that an output block on the stride lattice needs.
 
     Same padding: 8, 22, 46, 94 at depth 1 to 4. Unpadded: 3 * 2**(d+1) - 4, that is 8, 20, 44, 92, which is what each
-    side loses in the pass. A 2D network reaches nothing along z.
+    side loses in the pass. A 2D network reaches nothing along z. A single voxel at its worst phase reaches further,
+    which no tile ever asks for.
     """
-    radius = _lost(architecture.depth) if architecture.padding == "valid" else _walked(architecture.depth)
-    return (radius if architecture.ndim == 3 else 0, radius, radius)
-
-
-def _walked(depth: int) -> int:
-    margin = 0
-    skips = []
-    for _ in range(depth):
-        margin += CONVOLUTIONS_A_LEVEL
-        skips.append(margin)
-        margin = -(-margin // 2)
-    margin += CONVOLUTIONS_A_LEVEL
-    for skip in reversed(skips):
-        margin = max(2 * margin, skip) + CONVOLUTIONS_A_LEVEL
-    return margin
-
-
-def _lost(depth: int) -> int:
-    return 3 * 2 ** (depth + 1) - 4
+    margins = (-needs(architecture, axis, Span(0, s), None).input.start for axis, s in enumerate(architecture.stride))
+    return tuple(margins)  # type: ignore[return-value]
 
 
 def least_halo(architecture: Architecture) -> Triple:

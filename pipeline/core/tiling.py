@@ -1,25 +1,38 @@
 """How tiles are chosen: the rules that a given tile must keep, and the search for a good one.
 
-The arithmetic of all tiles is a product over axes of the sum of their windows' extents, so a candidate core is priced
-in microseconds and the search does not grow with the volume.
+Every cost is a sum over layers of products over the axes, so all candidates are priced at once, as a product of one table
+an axis; the search takes milliseconds and does not grow with the volume.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 from math import lcm, log, prod
+from typing import Any
+
+import numpy as np
 
 from pipeline.core.architecture import Architecture
 from pipeline.core.box import Triple, round_up
-from pipeline.core.cost import PROCESS_BYTES, largest_slab_window, slab_bytes, tile_bytes, weights
+from pipeline.core.cost import (
+    PROCESS_BYTES,
+    axis_voxels_decoded,
+    held_channels,
+    held_extents,
+    layer_multiply_adds,
+    layer_sums,
+    one_pass_multiply_adds,
+    sweep_values,
+    tile_bytes,
+    weights,
+)
 from pipeline.core.grid import TileGrid
 from pipeline.core.receptive import least_halo, receptive_radius
 from pipeline.errors import PlanError
 
-LARGEST_SHARD_EXTENT = 256
-"""Voxels an axis above which an automatic shard is a fraction of the core."""
+LARGEST_SHARD = (128, 256, 256)
+"""Voxels an axis above which an automatic shard is a fraction of the core; less along z, where units complete in turn."""
 
 LARGEST_CHUNK_EXTENT = 64
 """Voxels an axis of an automatic chunk."""
@@ -30,8 +43,26 @@ LARGEST_PLANE_CHUNK_EXTENT = 256
 MEMORY_SHARE = 0.9
 """Part of a worker's memory that a plan may fill."""
 
+DEVICE_MEMORY_SHARE = 0.6
+"""Part of a GPU's free memory that buffers and activations may fill; the rest is for its libraries' scratch."""
+
 FEWEST_TILES_A_WORKER = 4
-"""Below this the last tiles leave workers idle, and a killed run loses much."""
+"""Below this the last tiles leave workers idle, and a killed run loses much, where tiles are large."""
+
+SMALL_TILE = 2**42
+"""Multiply-adds of a tile that is lost without regret: some ten seconds of a processor."""
+
+LARGE_TILE = 2**46
+"""Multiply-adds above which a tile is a long time to lose: some minutes of a processor."""
+
+SLAB_VOXELS = {"cpu": 2**19, "cuda": 2**23}
+"""Voxels of a slab that keep a device busy: a few megabytes a layer stay in a processor's cache; a GPU wants many."""
+
+LARGEST_SLAB = 64
+"""Slices of an automatic slab, at most."""
+
+READING = {"cpu": 0.02, "cuda": 0.3}
+"""Time to read and decode the whole volume / time to compute it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +82,9 @@ class TileRequest:
         halo: Asked for, voxels.
         chunks: Of the output, asked for, voxels.
         shards: Of the output, asked for, voxels; `()` asks for none.
-        slab: Known from an earlier plan, voxels.
+        slab: Known from an earlier plan, slices.
+        device: `cpu` or `cuda`.
+        device_memory_bytes: Free memory of a worker's GPU; None where there is none.
     """
 
     architecture: Architecture
@@ -66,7 +99,9 @@ class TileRequest:
     halo: Triple | None = None
     chunks: Triple | None = None
     shards: Triple | tuple[()] | None = None
-    slab: Triple | None = None
+    slab: int | None = None
+    device: str = "cpu"
+    device_memory_bytes: int | None = None
 
     @property
     def unit(self) -> Triple:
@@ -81,12 +116,21 @@ class TileRequest:
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Tiles as chosen: the grid, the output's chunks and shards, and the bound of a worker's memory in bytes."""
+    """Tiles as chosen.
+
+    Args:
+        grid: The tiles.
+        chunks: Of the output, voxels.
+        shards: Of the output, voxels; None for none.
+        worker_bytes: Upper bound of a worker's resident memory.
+        price: Predicted time with the workers of the request / that of one pass by as many, idle ones included.
+    """
 
     grid: TileGrid
     chunks: Triple
     shards: Triple | None
     worker_bytes: int
+    price: float
 
 
 def choose_tiling(request: TileRequest) -> Tiling:
@@ -99,17 +143,32 @@ def choose_tiling(request: TileRequest) -> Tiling:
     if problems:
         raise PlanError("\n".join(["The tiles asked for cannot be exact:", *(f"  {p}" for p in problems)]))
     halo = _halo(request)
-    core = request.core or _best_core(request, halo)
-    grid = _fitting_grid(request, core, halo)
-    shards = _shards(request, core)
-    return Tiling(grid, _chunks(request, shards or core), shards, worker_bytes(request, grid))
+    cores = [request.core] if request.core else _cores(request, halo)
+    grid = _first_that_fits(request, cores, halo)
+    shards = _shards(request, grid.core)
+    price = _Prices(request, halo, [[c] for c in grid.core]).all()[0]
+    return Tiling(grid, _chunks(request, shards or grid.core), shards, worker_bytes(request, grid), float(price))
 
 
 def worker_bytes(request: TileRequest, grid: TileGrid) -> int:
     """Upper bound of a worker's resident memory, bytes."""
-    slab = slab_bytes(request.architecture, largest_slab_window(grid), request.value_bytes)
-    loading = 4 * 4 * weights(request.architecture)  # the file, its tensors and the network, while it loads
-    return PROCESS_BYTES + loading + slab + tile_bytes(grid, request.in_bytes, request.out_bytes)
+    shards = _shards(request, grid.core)
+    unit = (shards or _chunks(request, grid.core))[0]
+    around = tile_bytes(grid, request.in_bytes, request.out_bytes, request.in_chunks[0], unit)
+    network = sweep_values(grid) * request.value_bytes if request.device_memory_bytes is None else 0
+    return _standing_bytes(request) + network + around
+
+
+def _network_room(request: TileRequest) -> int:
+    """Bytes that the network's values may take at most."""
+    if request.device_memory_bytes is not None:
+        return int(request.device_memory_bytes * DEVICE_MEMORY_SHARE)
+    return request.usable_bytes - _standing_bytes(request)
+
+
+def _standing_bytes(request: TileRequest) -> int:
+    """Of a process that has loaded the network: the file, its tensors and the kernels made of them."""
+    return PROCESS_BYTES + 4 * 4 * weights(request.architecture)
 
 
 def _layout_problems(request: TileRequest) -> Iterator[str]:
@@ -174,26 +233,26 @@ def _halo(request: TileRequest) -> Triple:
 # --- the search ---------------------------------------------------------------------------------------------------
 
 
-def _best_core(request: TileRequest, halo: Triple) -> Triple:
-    """The core of least predicted time among those that fit the memory; the smallest one where none fits."""
+def _cores(request: TileRequest, halo: Triple) -> list[Triple]:
+    """Cores worth a try, the one of least predicted time first; the smallest last, which fits where any does."""
     axes = [_candidates(request, axis) for axis in range(3)]
-    prices = [{c: _axis_price(request, halo, axis, c) for c in axes[axis]} for axis in range(3)]
+    prices = _Prices(request, halo, axes)
+    fits = prices.network_bytes() <= _network_room(request)
+    order = np.argsort(np.where(fits, prices.all(), np.inf), kind="stable")[: int(fits.sum())]
     smallest = tuple(min(axis) for axis in axes)
-    if not _fits(request, smallest, halo):  # type: ignore[arg-type] - no core has smaller windows
-        return smallest  # type: ignore[return-value]
-    by_price = sorted(product(*axes), key=lambda core: _price(request, core, prices))  # type: ignore[arg-type]
-    return next(core for core in by_price if _fits(request, core, halo))  # type: ignore[arg-type,return-value]
+    return [*map(prices.core, order), smallest]  # type: ignore[list-item]
 
 
 def _candidates(request: TileRequest, axis: int) -> list[int]:
-    """Extents worth a look: the volume cut into 1, 2, 3 ... equal parts, rounded up to the unit."""
+    """Extents worth a look: the volume cut into 1, 2, 3 ... equal parts, rounded up to the unit, and small ones."""
     extent, unit = request.volume[axis], request.unit[axis]
     if request.architecture.stride[axis] == 1:
         return [_slices(request.in_chunks[axis], extent, unit)]
     parts = {round_up(-(-extent // n), unit) for n in range(1, 17)}
-    fixed = {n for n in (64, 96, 128, 192, 256, 384, 512, 768, 1024) if n % unit == 0 and n < extent}
     parts |= {round_up(n, lcm(unit, LARGEST_CHUNK_EXTENT)) for n in parts}
-    return sorted({n for n in parts if n <= 1024} | fixed | {unit})
+    fixed = {n for n in (192, 256, 384, 512, 768, 1024) if n % unit == 0 and n < extent}
+    small = set(range(unit, min(extent, 128) + 1, unit))
+    return sorted(parts | fixed | small | {unit})
 
 
 def _slices(in_chunk: int, extent: int, unit: int) -> int:
@@ -203,85 +262,100 @@ def _slices(in_chunk: int, extent: int, unit: int) -> int:
     return round_up(min(wanted, extent), unit)
 
 
-def _axis_price(request: TileRequest, halo: Triple, axis: int, core: int) -> tuple[int, float, float]:
-    """Tiles along an axis, their windows' extents / the volume's, and the same rounded out to input chunks."""
-    extent, chunk = request.volume[axis], request.in_chunks[axis]
-    stride = request.architecture.stride[axis]
-    margin = halo[axis] or receptive_radius(request.architecture)[axis]
-    count, whole = -(-extent // core), round_up(extent, stride)
-    inner = max(count - 2, 0)
-    last = whole - max((count - 1) * core - margin, 0)
-    windows = last + (count > 1) * min(core + margin, whole) + inner * min(core + 2 * margin, whole)
-    decoded = windows + (count * chunk if core % chunk or margin else 0)
-    return count, windows / whole, decoded / extent
+class _Prices:
+    """Prices and sizes of all combinations of candidates, flat, x fastest."""
+
+    def __init__(self, request: TileRequest, halo: Triple, axes: list[list[int]]) -> None:
+        self._request, self._axes = request, axes
+        stride = request.architecture.stride[0]
+        self._grids = [[self._grid(axis, n, halo, request.slab or stride) for n in axes[axis]] for axis in range(3)]
+
+    def _grid(self, axis: int, extent: int, halo: Triple, slab: int) -> TileGrid:
+        core = tuple(extent if a == axis else s for a, s in enumerate(self._request.architecture.stride))
+        return TileGrid(self._request.architecture, self._request.volume, core, halo, slab)  # type: ignore[arg-type]
+
+    def core(self, number: int) -> Triple:
+        place = np.unravel_index(number, [len(axis) for axis in self._axes])
+        return tuple(axis[int(i)] for axis, i in zip(self._axes, place, strict=True))  # type: ignore[return-value]
+
+    def _table(self, count: Any) -> list[np.ndarray]:
+        """By axis, `count(grid, axis)` of each candidate."""
+        return [np.array([count(grid, axis) for grid in self._grids[axis]], float) for axis in range(3)]
+
+    def all(self) -> np.ndarray:
+        """Predicted times, one pass by all workers as the unit: arithmetic, some reading, workers that wait at the end."""
+        request = self._request
+        one_pass = float(one_pass_multiply_adds(request.architecture, request.volume))
+        each = np.array(layer_multiply_adds(request.architecture), float)
+        arithmetic = np.einsum("zl,yl,xl,l->zyx", *self._table(layer_sums), each).ravel()
+        decoded = _outer(self._table(lambda grid, axis: axis_voxels_decoded(grid, axis, request.in_chunks[axis])))
+        tiles = _outer(self._table(lambda grid, axis: grid.counts[axis]))
+        untidy = _outer([np.array([1.03 if n % 32 and n > 32 else 1.0 for n in axis]) for axis in self._axes])
+        idle = np.ceil(tiles / request.workers) * request.workers / tiles
+        size = arithmetic / tiles
+        few = np.where((size > SMALL_TILE) & (tiles < FEWEST_TILES_A_WORKER * request.workers), 1.02, 1.0)
+        large = 1 + 0.05 * np.log2(np.maximum(size / LARGE_TILE, 1.0))
+        reading = READING[request.device] * decoded / prod(request.volume)
+        return (arithmetic / one_pass + reading) * idle * few * large * untidy
+
+    def network_bytes(self) -> np.ndarray:
+        """Of what the network holds, with the least slab: a lower bound of what a worker needs."""
+        channels, _ = held_channels(self._request.architecture)
+        held = self._table(lambda grid, axis: held_extents(grid, axis)[0])
+        return np.einsum("zl,yl,xl,l->zyx", *held, channels.astype(float)).ravel() * self._request.value_bytes
 
 
-def _price(request: TileRequest, core: Triple, prices: list[dict[int, tuple[int, float, float]]]) -> float:
-    """Predicted time, in arbitrary units: arithmetic, a little for reading, and workers that wait at the end."""
-    found = [table[c] for table, c in zip(prices, core, strict=True)]
-    tiles = prod(count for count, _, _ in found)
-    arithmetic, decoded = prod(a for _, a, _ in found), prod(d for _, _, d in found)
-    rounds = -(-tiles // request.workers)
-    idle = rounds * request.workers / tiles
-    few = 1.0 if tiles >= FEWEST_TILES_A_WORKER * request.workers or tiles == 1 else 1.02
-    untidy = sum(c % 32 > 0 and c > 32 for c in core)  # chunks of 64 or 32 compress and align better than of 63
-    return (arithmetic + 0.02 * decoded) * idle * few * 1.01**untidy
+def _outer(axes: list[np.ndarray]) -> np.ndarray:
+    return np.einsum("z,y,x->zyx", *axes).ravel()
 
 
-def _fits(request: TileRequest, core: Triple, halo: Triple) -> bool:
-    grid = TileGrid(request.architecture, request.volume, core, halo, _finest_z(request, core))
-    return worker_bytes(request, grid) <= request.usable_bytes
-
-
-def _finest_z(request: TileRequest, core: Triple) -> Triple:
-    """A 2D network's slabs may be single slices at no cost, so only its y and x extents must fit."""
-    return (1, core[1], core[2]) if request.architecture.ndim == 2 else core
-
-
-def _fitting_grid(request: TileRequest, core: Triple, halo: Triple) -> TileGrid:
-    """The grid with the largest slab that fits the memory: the core, halved along its longest axis until it does.
+def _first_that_fits(request: TileRequest, cores: list[Triple], halo: Triple) -> TileGrid:
+    """The first core that fits the memory, with the largest slab that does.
 
     Raises:
-        PlanError: Not even the smallest slab fits.
+        PlanError: None does.
     """
-    slab = request.slab or _clamped(core, request)
-    while True:
-        grid = TileGrid(request.architecture, request.volume, core, halo, slab)
-        needed = worker_bytes(request, grid)
-        if needed <= request.usable_bytes:
-            return grid
-        smaller = None if request.slab else _halved(request, slab)
-        if smaller is None:
-            raise PlanError(_too_large(request, grid, needed))
-        slab = smaller
+    for core in cores:
+        grid = TileGrid(request.architecture, request.volume, core, halo, request.architecture.stride[0])
+        for slab in [request.slab] if request.slab else _slabs(request, core):
+            grid = replace(grid, slab=slab)
+            needed = worker_bytes(request, grid)
+            if needed <= request.usable_bytes and _fits_device(request, grid):
+                return grid
+    raise PlanError(_too_large(request, grid, needed))
 
 
-def _clamped(core: Triple, request: TileRequest) -> Triple:
-    """A core may be larger than the volume; its slab need not be. A 2D network takes at most 16 slices at once."""
-    strides = request.architecture.stride
-    slab = [min(c, round_up(n, s)) for c, n, s in zip(core, request.volume, strides, strict=True)]
-    if request.architecture.ndim == 2:
-        slab[0] = min(slab[0], 16)
-    return tuple(slab)  # type: ignore[return-value]
+def _fits_device(request: TileRequest, grid: TileGrid) -> bool:
+    """Whether a GPU holds the network's values; the rest of its memory is for what its libraries need."""
+    free = request.device_memory_bytes
+    return free is None or sweep_values(grid) * request.value_bytes <= free * DEVICE_MEMORY_SHARE
 
 
-def _halved(request: TileRequest, slab: Triple) -> Triple | None:
-    strides = request.architecture.stride
-    free = [axis for axis in range(3) if slab[axis] > strides[axis]]
-    if not free:
-        return None
-    costless = [axis for axis in free if strides[axis] == 1]
-    axis = costless[0] if costless else max(free, key=lambda a: slab[a])
-    halved = round_up(-(-slab[axis] // 2), strides[axis])
-    return tuple(halved if a == axis else n for a, n in enumerate(slab))  # type: ignore[return-value]
+def _slabs(request: TileRequest, core: Triple) -> list[int]:
+    """Slabs worth a try, the largest first: enough voxels to keep the device busy, down to one stride."""
+    stride, (z, y, x) = request.architecture.stride[0], request.volume
+    plane = min(core[1], y) * min(core[2], x)
+    wanted = round_up(-(-SLAB_VOXELS[request.device] // plane), stride)
+    most = min(wanted, round_up(LARGEST_SLAB, stride), round_up(min(core[0], z), stride))
+    return sorted({max(round_up(most >> n, stride), stride) for n in range(8)}, reverse=True)
 
 
 def _too_large(request: TileRequest, grid: TileGrid, needed: int) -> str:
+    a = grid.architecture
+    tile = (
+        f"a tile of core {list(grid.core)} and halo {list(grid.halo)} (slab {grid.slab}, {a.ndim}D network of depth "
+        f"{a.depth}, width {a.width})"
+    )
+    if not _fits_device(request, grid) and request.device_memory_bytes is not None:
+        network = sweep_values(grid) * request.value_bytes
+        return (
+            f"A GPU has {_gb(request.device_memory_bytes)} GB free, of which {_gb(_network_room(request))} may be planned, but "
+            f"{tile} needs up to {_gb(network)} GB. Take a smaller tiles.core, or a card with more memory."
+        )
     return (
-        f"A worker has {_gb(request.memory_bytes)} GB, of which {_gb(request.usable_bytes)} may be planned, but a tile of "
-        f"core {list(grid.core)} and halo {list(grid.halo)} needs up to {_gb(needed)} GB (slab {list(grid.slab)}, "
-        f"{grid.architecture.ndim}D network of depth {grid.architecture.depth}, width {grid.architecture.width}). "
-        "Take a smaller tiles.core, fewer cluster.workers, or set cluster.memory_gb to what a worker really has."
+        f"A worker has {_gb(request.memory_bytes)} GB, of which {_gb(request.usable_bytes)} may be planned, but {tile} needs "
+        f"up to {_gb(needed)} GB. Take a smaller tiles.core, fewer cluster.workers, or set cluster.memory_gb to what a "
+        "worker really has."
     )
 
 
@@ -297,7 +371,7 @@ def _shards(request: TileRequest, core: Triple) -> Triple | None:
         return request.shards or None
     grain = request.chunks or (1, 1, 1)
     return tuple(  # type: ignore[return-value]
-        _largest_part(c, LARGEST_SHARD_EXTENT, g) for c, g in zip(core, grain, strict=True)
+        _largest_part(c, most, g) for c, most, g in zip(core, LARGEST_SHARD, grain, strict=True)
     )
 
 

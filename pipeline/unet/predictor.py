@@ -1,18 +1,24 @@
-"""Numpy in, numpy out: normalisation, network, crop, activation and quantisation of a tile, a slab at a time."""
+"""Numpy in, numpy out: normalisation, network, activation and quantisation of a tile, a slab at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.core.box import Box
-from pipeline.core.grid import Slab, Tile
+from pipeline.core.grid import Tile
+from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
+from pipeline.core.schedule import Schedule
 from pipeline.errors import InferenceError, ModelError
 from pipeline.unet.checkpoint import Checkpoint
+from pipeline.unet.device import check_device, make_deterministic
+from pipeline.unet.lane import lane
+from pipeline.unet.sweep import Sweep, kernels
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,107 +29,115 @@ class UNetPredictor:
     Args:
         checkpoint: The weights that the plan names.
         plan: What to do with them.
+        device_index: Which GPU, where there are several.
 
     Raises:
         ModelError: The weights are not the plan's, or its device is not there.
     """
 
-    def __init__(self, checkpoint: Checkpoint, plan: Plan) -> None:
+    def __init__(self, checkpoint: Checkpoint, plan: Plan, device_index: int = 0) -> None:
         if checkpoint.sha256 != plan.model.sha256:
             raise ModelError(
                 f"Checkpoint '{plan.model.checkpoint}' changed after the plan was made (weights {checkpoint.sha256[:12]}, "
                 f"planned {plan.model.sha256[:12]}). Put the planned one back, or plan again with another output.url."
             )
         check_device(plan.compute.device)
-        _make_deterministic()
+        make_deterministic()
         self._plan = plan
-        self._device = torch.device(plan.compute.device)
+        self._device = torch.device(plan.compute.device, device_index if plan.compute.device == "cuda" else None)
         self._dtype = DTYPES[plan.compute.dtype]
-        self._planar = plan.model.architecture.ndim == 2
-        layout = (
-            torch.channels_last if self._planar else torch.channels_last_3d
-        )  # faster: tests/benchmarks/test_layout.py
-        self._model = checkpoint.build().to(self._device, self._dtype, memory_format=layout)
+        self._kernels = kernels(checkpoint.build(), device=self._device, dtype=self._dtype)
+        self._lane = lane(self._device)
+        self._sweep: Sweep | None = None
 
-    def predict(self, tile: Tile, array: np.ndarray) -> Iterator[tuple[Box, np.ndarray]]:
+    def predict(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, np.ndarray]]:
         """Predicted parts of the tile's core, in z order.
 
         Args:
             tile: What to predict.
-            array: The tile's window as stored, (C, Z, Y, X).
+            slabs: The tile's window in the turns of its schedule, as stored, (C, Z, Y, X).
 
         Yields:
-            The box of a slab's core, and its values (C, Z, Y, X) in the output's dtype.
+            A box of the core, and its values (C, Z, Y, X) in the output's dtype.
 
         Raises:
-            InferenceError: The prediction is not finite.
+            InferenceError: The prediction is not finite, or the device's memory is too small for it.
         """
         torch.set_num_threads(self._plan.compute.threads)  # Dask's nanny sets one; part of the plan, for equal bytes
-        for slab in tile.slabs:
-            window = array[(slice(None), *slab.window.within(tile.window))]
-            yield slab.core, self._predict_slab(tile, slab, self._plan.normalization.apply(window))
-
-    @torch.inference_mode()
-    def _predict_slab(self, tile: Tile, slab: Slab, window: np.ndarray) -> np.ndarray:
-        x_CZYX = torch.from_numpy(np.ascontiguousarray(window)).to(self._device, self._dtype)
-        logits_CZYX = self._logits(x_CZYX)[(slice(None), *slab.crop)].to(torch.float32)
-        if not torch.isfinite(logits_CZYX).all():
+        try:
+            for box, (values, finite) in self._lane.drain(self._parts(tile, slabs)):
+                if not finite.all():
+                    raise InferenceError(self._overflow(tile, box))
+                yield box, values
+        except torch.OutOfMemoryError as error:
+            self._sweep = None
             raise InferenceError(
-                f"{tile}: the network's output is not finite in {slab.core}. Its values overflow {self._plan.compute.dtype}, "
-                "or the input is far from what it was trained on: check normalize, or set compute.dtype to float32."
-            )
-        return _quantised(_activated(logits_CZYX, self._plan.output.activation), self._plan.output.dtype)
+                f"{tile}: the memory of device '{self._device}' is too small ({_first_line(error)}). Something else uses it, "
+                "or the plan was made for a larger one: free it, or plan with a smaller tiles.core."
+            ) from error
 
-    def _logits(self, x_CZYX: Tensor) -> Tensor:
-        if self._planar:  # slices are the batch
-            return self._model(x_CZYX.transpose(0, 1)).transpose(0, 1)
-        return self._model(x_CZYX[None])[0]
+    def _parts(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, tuple[Tensor, Tensor]]]:
+        self._sweep = Sweep(self._plan.model.architecture, self._kernels, tile.schedule, self._sweep)
+        inputs = (normalised(x_CZYX, self._plan.normalization) for x_CZYX in self._lane.feed(slabs))
+        output = self._plan.output
+        for span, logits_ZYXC in self._sweep.run(inputs):
+            box = Box((span.start, *tile.core.start[1:]), (span.stop, *tile.core.stop[1:]))
+            logits_CZYX = logits_ZYXC.permute(3, 0, 1, 2).to(torch.float32)
+            values_CZYX = quantised(activated(logits_CZYX, output.activation), output.dtype)
+            yield box, (values_CZYX.contiguous(), torch.isfinite(logits_CZYX).all())
+
+    def _overflow(self, tile: Tile, box: Box) -> str:
+        return (
+            f"{tile}: the network's output is not finite in {box}. Its values overflow {self._plan.compute.dtype}, "
+            "or the input is far from what it was trained on: check normalize, or set compute.dtype to float32."
+        )
+
+    def rehearse(self, tile: Tile) -> float:
+        """Run the first turns of a tile on zeros, so that memory and kernels are there before the first tile is.
+
+        Returns:
+            Seconds of one turn, once all layers take part.
+
+        Raises:
+            InferenceError: The device's memory is too small.
+        """
+        seconds = []
+        for _ in self.predict(tile, _zeros(tile.schedule)):
+            seconds.append(time.perf_counter())
+            if len(seconds) > 2:
+                break
+        return seconds[-1] - seconds[-2] if len(seconds) > 1 else 0.0
 
 
-def _activated(logits_CZYX: Tensor, activation: str) -> Tensor:
+def _zeros(schedule: Schedule) -> Iterator[np.ndarray]:
+    plane = [axis.input.extent for axis in schedule.axes[1:]]
+    for turn in range(schedule.turns):
+        if slices := schedule.reads(turn).extent:
+            yield np.zeros((schedule.architecture.in_channels, slices, *plane), np.uint8)
+
+
+def normalised(x_CZYX: Tensor, rule: Normalization) -> Tensor:
+    """(value - offset) * scale, Z Y X C, as `Normalization.apply` computes it."""
+    wide = rule.offset != 0.0 or (x_CZYX.element_size() > 2 and x_CZYX.dtype != torch.float32)
+    values = x_CZYX.to(torch.float64 if wide else torch.float32)
+    if rule.offset != 0.0:
+        values = values - rule.offset
+    if rule.scale != 1.0:
+        values = values * torch.tensor(rule.scale, dtype=values.dtype)
+    return values.to(torch.float32).permute(1, 2, 3, 0)
+
+
+def activated(logits_CZYX: Tensor, activation: str) -> Tensor:
+    """Logits through the output's activation, float32."""
     if activation == "sigmoid":
         return torch.sigmoid(logits_CZYX)
     return torch.softmax(logits_CZYX, dim=0) if activation == "softmax" else logits_CZYX
 
 
-def _quantised(values_CZYX: Tensor, dtype: str) -> np.ndarray:
-    if dtype == "uint8":
-        values_CZYX = values_CZYX.clamp(0, 1).mul(255).round().to(torch.uint8)
-    return values_CZYX.contiguous().cpu().numpy()
+def quantised(values_CZYX: Tensor, dtype: str) -> Tensor:
+    """Values in the output's dtype; uint8 is rint(255 v)."""
+    return values_CZYX.clamp(0, 1).mul(255).round().to(torch.uint8) if dtype == "uint8" else values_CZYX
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that this machine lacks.
-
-    Raises:
-        ModelError: It is not there.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError(
-            f"compute.device is 'cuda', but torch {torch.__version__} finds no CUDA device here. "
-            "Set compute.device to 'cpu' or 'auto', or run where there is a GPU and a CUDA build of torch."
-        )
-
-
-def resolved_device(device: str) -> str:
-    """`auto` resolved: the GPU where there is one."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    check_device(device)
-    return device
-
-
-def environment() -> dict[str, str]:
-    """What is recorded beside a plan: versions that may change low bits."""
-    found = {"torch": torch.__version__}
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def _make_deterministic() -> None:
-    """The same plan gives the same bytes: no autotuned kernels, and float32 means float32."""
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,72 @@
+"""A small region through the network, to compare one precision or device with another before a run depends on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pipeline.core.architecture import Architecture
+from pipeline.core.box import Triple, round_up
+from pipeline.core.grid import TileGrid
+from pipeline.core.normalization import Normalization
+from pipeline.core.plan import Plan
+from pipeline.core.receptive import least_halo
+from pipeline.errors import ModelError
+from pipeline.unet.checkpoint import Checkpoint
+from pipeline.unet.predictor import DTYPES, activated, normalised
+from pipeline.unet.sweep import Sweep, kernels
+
+SELF_TEST_LIMITS = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
+"""Largest difference between a device and float32 on the processor, of the logits' range: far above round-off, far
+below what a wrong kernel gives."""
+
+
+def region(architecture: Architecture, volume: Triple) -> tuple[slice, slice, slice]:
+    """The middle of a volume, large enough that most of it is not edge."""
+    wanted = (48, 96, 96) if architecture.ndim == 3 else (2, 256, 256)
+    starts = [max((n - w) // 2, 0) for n, w in zip(volume, wanted, strict=True)]
+    return tuple(slice(a, min(a + w, n)) for a, w, n in zip(starts, wanted, volume, strict=True))  # type: ignore[return-value]
+
+
+def predicted(
+    checkpoint: Checkpoint, array: np.ndarray, rule: Normalization, activation: str, device: str, dtype: str
+) -> np.ndarray:
+    """The prediction for a small volume of its own, (C, Z, Y, X), float32."""
+    architecture, place = checkpoint.architecture, torch.device(device)
+    shape: Triple = array.shape[1:]  # type: ignore[assignment]
+    core = tuple(round_up(n, s) for n, s in zip(shape, architecture.stride, strict=True))
+    grid = TileGrid(architecture, shape, core, least_halo(architecture), round_up(8, architecture.stride[0]))  # type: ignore[arg-type]
+    tile = grid.tile(0)
+    indices = [np.arange(*axis.input) for axis in tile.schedule.axes]
+    pads = [(0, 0), *((int(-i[0]), int(i[-1]) + 1 - n) for i, n in zip(indices, shape, strict=True))]
+    window = np.pad(array, pads, mode="reflect")
+    x_ZYXC = normalised(torch.from_numpy(np.ascontiguousarray(window, dtype=np.float64)).to(place), rule)
+    first = tile.window.start[0]
+    spans = (tile.schedule.reads(turn) for turn in range(tile.schedule.turns))
+    slabs = (x_ZYXC[a - first : b - first] for a, b in spans if b > a)
+    sweep = Sweep(architecture, kernels(checkpoint.build(), device=place, dtype=DTYPES[dtype]), tile.schedule)
+    logits_ZYXC = torch.cat([logits.to(torch.float32) for _, logits in sweep.run(slabs)])
+    return activated(logits_ZYXC.permute(3, 0, 1, 2), activation).cpu().numpy()
+
+
+def self_test(checkpoint: Checkpoint, plan: Plan) -> None:
+    """Compare the plan's device and dtype with float32 on the processor, over noise.
+
+    Raises:
+        ModelError: They differ by more than rounding can.
+    """
+    a = checkpoint.architecture
+    shape = (24, 40, 40) if a.ndim == 3 else (2, 64, 64)
+    noise = np.random.default_rng(0).normal(size=(a.in_channels, *shape)).astype(np.float32)
+    compute, rule = plan.compute, Normalization()
+    found = predicted(checkpoint, noise, rule, "none", compute.device, compute.dtype)
+    expected = predicted(checkpoint, noise, rule, "none", "cpu", "float32")
+    difference = float(np.abs(found - expected).max() / max(np.ptp(expected), np.finfo(np.float32).tiny))
+    limit = SELF_TEST_LIMITS[compute.dtype]
+    if not difference <= limit:
+        raise ModelError(
+            f"Device '{compute.device}' computes this network wrongly in {compute.dtype}: over a small region of noise it is "
+            f"{difference:.2g} of the output's range away from float32 on the processor, and rounding explains {limit:g} at "
+            f"most (torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}). Set compute.dtype to float32, or "
+            "install another torch."
+        )

@@ -1,0 +1,283 @@
+"""The UNet as a stream along z: one slab in, one slab out, nothing computed twice, and only what is kept.
+
+Every convolution reads a buffer that holds the slices it still needs of its input, with the network's own zeros around
+them where the volume ends. What it computes goes straight into the next layer's buffer, cropped to what that needs; the
+two halves of a concatenation meet in the buffer of the layer that reads it; skips wait in line as they were computed.
+
+Shape suffixes: Z Y X C, channels last in memory, which is `channels_last_3d` for a 3D network, and a batch of slices in
+`channels_last` for a 2D one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its customary name
+from torch import Tensor
+
+from pipeline.core.architecture import Architecture, Layer, layers
+from pipeline.core.need import Span
+from pipeline.core.schedule import Schedule
+from pipeline.unet.model import UNet
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Weights of a layer as the sweep uses them: batch norm folded in, in the dtype and layout of the computation."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+def kernels(model: UNet, *, device: torch.device, dtype: torch.dtype) -> dict[str, Kernel]:
+    """Kernels by layer name. Folding is done in float64."""
+    ndim = model.architecture.ndim
+    found = {}
+    for layer in layers(model.architecture):
+        if layer.kind == "pool":
+            continue
+        module = model.get_submodule(layer.name)
+        if layer.kind == "conv":
+            weight, bias = _folded(module)
+            layout = torch.channels_last_3d if ndim == 3 else torch.channels_last
+            weight = weight.to(device, dtype).contiguous(memory_format=layout)
+        elif layer.kind == "up":  # a matrix: each voxel makes 2**ndim, channels last
+            weight, bias = module.weight.double(), module.bias
+            weight = weight.flatten(2).permute(2, 1, 0).reshape(-1, layer.in_channels).to(device, dtype).contiguous()
+            bias = bias if bias is None else bias.double().repeat(2**ndim)
+        else:
+            weight, bias = module.weight.flatten(1).to(device, dtype).contiguous(), module.bias
+        found[layer.name] = Kernel(weight, bias if bias is None else bias.to(device, dtype))
+    return found
+
+
+def _folded(block: torch.nn.Module) -> tuple[Tensor, Tensor | None]:
+    conv, *rest = block.children()
+    weight, bias = conv.weight.double(), None if conv.bias is None else conv.bias.double()
+    norm = next((m for m in rest if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)), None)  # noqa: SLF001
+    if norm is None:
+        return weight, bias
+    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    bias = norm.bias.double() + scale * ((bias if bias is not None else 0.0) - norm.running_mean.double())
+    return weight * scale.view(-1, *(1,) * (weight.ndim - 1)), bias
+
+
+class Sweep:
+    """A network ready to stream columns of one shape; what it allocates is used again for the next such column.
+
+    Args:
+        architecture: The network.
+        kernels: Its weights.
+        schedule: What each layer computes in each turn.
+        earlier: A sweep that is over, whose buffers are taken where they fit.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        kernels: dict[str, Kernel],
+        schedule: Schedule,
+        earlier: Sweep | None = None,
+    ) -> None:
+        self._ndim = architecture.ndim
+        self._kernels, self.schedule = kernels, schedule
+        self._layers = list(layers(architecture))
+        like = kernels["fc"].weight
+        before = earlier._inputs if earlier else {}  # noqa: SLF001 - of the same class
+        self._inputs = {
+            layer.name: _Input(layer, schedule, like, before.pop(layer.name, None))
+            for layer in self._layers
+            if layer.kind == "conv"
+        }
+        self._skips: list[_Skips] = [_Skips(schedule, level) for level in range(architecture.depth)]
+
+    @torch.inference_mode()
+    def run(self, slabs: Iterable[Tensor]) -> Iterator[tuple[Span, Tensor]]:
+        """Logits of the core's y and x, as z advances.
+
+        Args:
+            slabs: The input, `Schedule.reads(turn)` by turn while there is any; Z Y X C, normalised.
+
+        Yields:
+            Slices of the volume, and their logits, Z Y X C.
+        """
+        for state in (*self._inputs.values(), *self._skips):
+            state.reset()
+        source = iter(slabs)
+        for turn in range(self.schedule.turns):
+            slab_ZYXC = next(source) if self.schedule.reads(turn).extent else None
+            logits_ZYXC = self._turn(turn, slab_ZYXC)
+            if logits_ZYXC is not None:
+                yield self.schedule.writes("fc", turn), logits_ZYXC
+
+    def _turn(self, turn: int, x_ZYXC: Tensor | None) -> Tensor | None:
+        """One slab through all layers; None stands for what a layer cannot compute yet, or has no more of.
+
+        A convolution's output is rectified as it is taken up, in the same pass over memory that crops it.
+        """
+        for layer in self._layers:
+            span = self.schedule.writes(layer.name, turn)
+            if layer.kind == "conv":
+                held = self._inputs[layer.name]
+                if x_ZYXC is not None:
+                    held.take(x_ZYXC)
+                x_ZYXC = self._convolved(layer, held, span) if span.extent else None
+            elif x_ZYXC is None:
+                continue
+            elif layer.kind == "pool":
+                skips = self._skips[layer.level - 1]
+                skips.append(x_ZYXC.relu_())
+                x_ZYXC = _pooled(x_ZYXC, self._ndim)
+            elif layer.kind == "up":
+                pairs_ZYXC = self._linear(layer, x_ZYXC.relu_())
+                self._inputs[f"decoder{layer.level + 1}_2"].join(pairs_ZYXC, self._skips[layer.level], span)
+                x_ZYXC = None
+            else:
+                x_ZYXC = self._linear(layer, x_ZYXC.relu_())
+        return x_ZYXC
+
+    def _convolved(self, layer: Layer, held: _Input, span: Span) -> Tensor:
+        kernel = self._kernels[layer.name]
+        x_ZYXC = held.window(span)
+        if self._ndim == 3:
+            found_ZYXC = F.conv3d(x_ZYXC.permute(3, 0, 1, 2)[None], kernel.weight, kernel.bias)[0].permute(1, 2, 3, 0)
+        else:
+            found_ZYXC = F.conv2d(x_ZYXC.permute(0, 3, 1, 2), kernel.weight, kernel.bias).permute(0, 2, 3, 1)
+        held.advance(span)
+        return found_ZYXC
+
+    def _linear(self, layer: Layer, x_ZYXC: Tensor) -> Tensor:
+        kernel = self._kernels[layer.name]
+        return F.linear(x_ZYXC, kernel.weight, kernel.bias)
+
+
+class _Input:
+    """What a convolution reads: a window on its input that slides along z, framed by zeros where the volume ends."""
+
+    def __init__(self, layer: Layer, schedule: Schedule, like: Tensor, earlier: _Input | None) -> None:
+        axes = schedule.axes
+        self._reach, self._z = axes[0].reach, axes[0].writes[layer.name]
+        self._frame = [axis.writes[layer.name].grown(axis.reach) for axis in axes]
+        self._given = [axis.reads[layer.name] for axis in axes]
+        self._rectify = layer.name != "encoder1_1"
+        self._inner = tuple(_within(g, f) for g, f in zip(self._given[1:], self._frame[1:], strict=True))
+        slices = schedule.held(layer.name) + schedule.slices(layer.level)
+        shape = (slices, *(frame.extent for frame in self._frame[1:]), layer.in_channels)
+        if earlier and (earlier._buffer.shape, earlier._inner) == (shape, self._inner):  # its frame of zeros is ours
+            self._buffer = earlier._buffer
+        else:
+            del earlier
+            self._buffer = torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+    def reset(self) -> None:
+        """Begin a column: slices before the first are the network's own zeros."""
+        self._first, self._filled = self._frame[0].start, self._given[0].start
+        self._buffer[: self._filled - self._first].zero_()
+
+    def _next(self, slices: int) -> Tensor:
+        at = self._filled - self._first
+        self._filled += slices
+        return self._buffer[(slice(at, at + slices), *self._inner)]
+
+    def take(self, x_ZYXC: Tensor) -> None:
+        """Take up the next slices of the input, rectified unless they are the volume's."""
+        target = self._next(x_ZYXC.shape[0])
+        if self._rectify:
+            torch.clamp_min(x_ZYXC, 0, out=target)
+        else:
+            target.copy_(x_ZYXC)
+
+    def join(self, pairs_ZYXC: Tensor, skips: _Skips, span: Span) -> None:
+        """Take up the next slices of a concatenation: the up-sampled map first, then its skip, both cropped.
+
+        Args:
+            pairs_ZYXC: For each coarse voxel, the channels of the 2 x 2 x 2 (or 1 x 2 x 2) voxels that it makes.
+            skips: What the encoder wrote.
+            span: The slices.
+        """
+        target_ZYXC = self._next(span.extent)
+        half = target_ZYXC.shape[-1] // 2
+        skips.unfold(pairs_ZYXC, target_ZYXC[..., :half], span)
+        skips.take(target_ZYXC[..., half:], span)
+
+    def window(self, span: Span) -> Tensor:
+        """What the convolution reads to write `span`, the network's own zeros behind the volume's end included."""
+        stop = span.stop + self._reach - self._first
+        self._buffer[self._filled - self._first : stop].zero_()
+        return self._buffer[:stop]
+
+    def advance(self, span: Span) -> None:
+        """Forget what nothing after `span` needs."""
+        by, kept = span.stop - self._reach - self._first, self._filled - span.stop + self._reach
+        if kept > 0:
+            still = self._buffer[by : by + kept]
+            self._buffer[:kept].copy_(still if by >= kept else still.clone())
+        self._first += by
+
+
+class _Skips:
+    """What waits between an encoder and its decoder, first in, first out, as it was computed."""
+
+    def __init__(self, schedule: Schedule, level: int) -> None:
+        self._axes, self._level = schedule.axes, level
+        self._waiting: deque[Tensor] = deque()
+        wide, kept = f"encoder{level + 1}_2", f"unpool{level + 1}"
+        self._begin = schedule.needs.writes[wide].start
+        self._inner = tuple(_within(axis.writes[kept], axis.writes[wide]) for axis in schedule.axes[1:])
+        self._kept = kept
+
+    def reset(self) -> None:
+        self._first = self._begin
+        self._waiting.clear()
+
+    def append(self, x_ZYXC: Tensor) -> None:
+        self._waiting.append(x_ZYXC)
+
+    def take(self, target_ZYXC: Tensor, span: Span) -> None:
+        """Fill `target_ZYXC` with the slices of `span`, and forget what lies before its end."""
+        done = 0
+        while done < span.extent:
+            oldest, at = self._waiting[0], span.start + done - self._first
+            part = oldest[(slice(at, at + span.extent - done), *self._inner)]
+            target_ZYXC[done : done + part.shape[0]].copy_(part)
+            done += part.shape[0]
+            if span.start + done >= self._first + oldest.shape[0]:
+                self._first += oldest.shape[0]
+                self._waiting.popleft()
+
+    def unfold(self, pairs_ZYXC: Tensor, target_ZYXC: Tensor, span: Span) -> None:
+        """Put the voxels of each coarse voxel in their places; what they make beyond the target is cropped."""
+        spans = (span, *(axis.writes[self._kept] for axis in self._axes[1:]))
+        spatial = [axis.spatial for axis in self._axes]
+        skipped = [
+            s.start - axis.unpooled(self._level, axis.covering(self._level, s)).start
+            for s, axis in zip(spans, self._axes, strict=True)
+        ]
+        for number, parity in enumerate(product(*((0, 1) if on else (0,) for on in spatial))):
+            target = target_ZYXC
+            found = pairs_ZYXC[..., number * target.shape[-1] : (number + 1) * target.shape[-1]]
+            for axis, (one, skip) in enumerate(zip(parity, skipped, strict=True)):
+                if spatial[axis]:
+                    index = [slice(None)] * 3
+                    index[axis] = slice((one - skip) % 2, None, 2)
+                    target = target[tuple(index)]
+                    found = found.narrow(axis, int(one < skip), target.shape[axis])
+            target.copy_(found)
+
+
+def _within(inner: Span, outer: Span) -> slice:
+    return slice(inner.start - outer.start, inner.stop - outer.start)
+
+
+def _pooled(x_ZYXC: Tensor, ndim: int) -> Tensor:
+    """The larger of each pair, along y and x, and z where the network is 3D."""
+    for axis in range(3 - ndim, 3):
+        first = [slice(None)] * 3
+        second = list(first)
+        first[axis], second[axis] = slice(0, None, 2), slice(1, None, 2)
+        x_ZYXC = torch.maximum(x_ZYXC[tuple(first)], x_ZYXC[tuple(second)])
+    return x_ZYXC
