@@ -216,9 +216,9 @@ def output_plan(
         normalization=Normalization(),
         core=core,
         halo=(8, 8, 8),
-        slab=(2, 8, 8),
+        slab=2,
         compute=Compute("cpu", "float32", 1),
-        cost=Cost(1, 1, 1, 1, 1),
+        cost=Cost(1, 1, 1, 1, 1, 1),
     )
 
 

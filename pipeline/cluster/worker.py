@@ -17,8 +17,10 @@ from pipeline.storage.output import Output
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.sink import UnitSink
 from pipeline.storage.volume import Volume, open_volume
-from pipeline.unet.checkpoint import load_checkpoint
+from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
+from pipeline.unet.device import device_count
 from pipeline.unet.predictor import UNetPredictor
+from pipeline.unet.probe import self_test
 
 _opening = threading.Lock()
 
@@ -43,6 +45,7 @@ class _Bench:
     """What a worker holds open for a job."""
 
     plan: Plan
+    checkpoint: Checkpoint
     source: Volume
     predictor: UNetPredictor
     output: Output
@@ -50,9 +53,15 @@ class _Bench:
 
 
 def prepare(job: Job) -> None:
-    """Open all that the tiles of a job need, so that the first one need not wait, and one error is told once."""
+    """Open all that the tiles of a job need, so that the first one need not wait, and one error is told once.
+
+    A GPU also shows that it computes the network rightly, and holds the largest tile: later it would cost a tile.
+    """
     with _opening:  # one model a process, also where a worker has several threads
-        _bench(job)
+        bench = _bench(job)
+        if bench.plan.compute.device == "cuda":
+            self_test(bench.checkpoint, bench.plan)
+            bench.predictor.rehearse(bench.plan.grid.widest())
 
 
 def infer(job: Job, index: int) -> TileRecord:
@@ -85,8 +94,14 @@ def _bench(job: Job) -> _Bench:
     checkpoint = load_checkpoint(plan.model.checkpoint, padding=architecture.padding)
     return _Bench(
         plan=plan,
+        checkpoint=checkpoint,
         source=open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes),
-        predictor=UNetPredictor(checkpoint, plan),
+        predictor=UNetPredictor(checkpoint, plan, _device_index(plan)),
         output=Output(plan),
         lock=lock,
     )
+
+
+def _device_index(plan: Plan) -> int:
+    """One GPU a process: workers are numbered, and take them in turn."""
+    return int(get_worker().name) % max(device_count(plan.compute.device), 1)

@@ -102,6 +102,11 @@ class TileGrid:
         axes = tuple(self.needs(axis, *span) for axis, span in enumerate(zip(core.start, core.stop, strict=True)))
         return Tile(index, core, Schedule(self.architecture, axes, self.slab))  # type: ignore[arg-type]
 
+    def widest(self) -> Tile:
+        """A tile with the largest window, near the middle."""
+        middle = tuple(n // 2 if n > 2 else 0 for n in self.counts)
+        return self.tile(int(np.ravel_multi_index(middle, self.counts)))
+
     def needs(self, axis: int, start: int, stop: int) -> Needs:
         """What a core from `start`, on the stride lattice, to `stop` needs along one axis."""
         stride, halo = self.architecture.stride[axis], self.halo[axis]

@@ -43,8 +43,8 @@ def kernels(model: UNet, *, device: torch.device, dtype: torch.dtype) -> dict[st
         module = model.get_submodule(layer.name)
         if layer.kind == "conv":
             weight, bias = _folded(module)
-            layout = torch.channels_last_3d if ndim == 3 else torch.channels_last
-            weight = weight.to(device, dtype).contiguous(memory_format=layout)
+            # not `contiguous(memory_format=...)`, which leaves a single channel as it is, and its output channels first
+            weight = weight.to(device, dtype).movedim(1, -1).contiguous().movedim(-1, 1)
         elif layer.kind == "up":  # a matrix: each voxel makes 2**ndim, channels last
             weight, bias = module.weight.double(), module.bias
             weight = weight.flatten(2).permute(2, 1, 0).reshape(-1, layer.in_channels).to(device, dtype).contiguous()

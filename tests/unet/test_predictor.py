@@ -8,12 +8,13 @@ from pipeline.core.architecture import Architecture
 from pipeline.core.mirror import shown, spread
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Compute, Cost, Model, Output, Plan
-from pipeline.core.receptive import least_halo
+from pipeline.core.receptive import least_halo, legal_extent, receptive_radius
 from pipeline.core.volume import Description, Space
 from pipeline.errors import InferenceError, ModelError
 from pipeline.unet.checkpoint import Checkpoint
+from pipeline.unet.device import environment, resolved_device
 from pipeline.unet.model import UNet
-from pipeline.unet.predictor import UNetPredictor, environment, resolved_device
+from pipeline.unet.predictor import UNetPredictor
 from tests.unet.notes_unet import logits_by_names, randomise
 
 SOLID = Architecture(ndim=3, depth=1, width=2, in_channels=2, out_channels=3)
@@ -28,7 +29,7 @@ def checkpoint_of(architecture):
 
 
 def plan_of(checkpoint, *, volume=(29, 21, 13), dtype="float32", activation="none", half=None, threads=1, **known):
-    """A plan of two slabs a tile and several tiles, with a rule of its own."""
+    """A plan of several tiles, whose cores are two slabs long, with a rule of its own."""
     architecture = checkpoint.architecture
     core = tuple(4 * s for s in architecture.stride)
     usual = {
@@ -39,9 +40,9 @@ def plan_of(checkpoint, *, volume=(29, 21, 13), dtype="float32", activation="non
         "normalization": Normalization("zscore", 100.0, 1 / 64),
         "core": core,
         "halo": least_halo(architecture) if architecture.padding == "same" else (0, 0, 0),
-        "slab": (max(core[0] // 2, 1), *core[1:]),
+        "slab": core[0] // 2,
         "compute": Compute("cpu", half or "float32", threads),
-        "cost": Cost(1, 1, 1, 1, 1),
+        "cost": Cost(1, 1, 1, 1, 1, 1),
     }
     return Plan(**{**usual, **known})
 
@@ -59,46 +60,86 @@ def noise(plan, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (2, *plan.source.shape), dtype=np.uint8)
 
 
+def slabs_of(tile, window):
+    """A window in the turns of its tile's schedule."""
+    first, schedule = tile.window.start[0], tile.schedule
+    spans = (schedule.reads(turn) for turn in range(schedule.turns))
+    return (window[:, a - first : b - first] for a, b in spans if b > a)
+
+
 def predicted(plan, checkpoint, tile=None):
     """Boxes and arrays of one tile, the middle one by default."""
     tile = tile or plan.grid.tile(len(plan.grid) // 2)
-    return list(UNetPredictor(checkpoint, plan).predict(tile, window_of(plan, tile, noise(plan))))
+    slabs = slabs_of(tile, window_of(plan, tile, noise(plan)))
+    return list(UNetPredictor(checkpoint, plan).predict(tile, slabs))
 
 
-def expected_logits(plan, checkpoint, slab):
-    """The same by the notes' names: normalised, one pass, cropped."""
-    tile = replace(plan.grid.tile(0), window=slab.window)
-    x_CZYX = torch.from_numpy((window_of(plan, tile, noise(plan)).astype(np.float32) - 100) / 64)
+def whole(plan, checkpoint, tile=None):
+    """The parts of one tile put together, (C, Z, Y, X)."""
+    return np.concatenate([array for _, array in predicted(plan, checkpoint, tile)], axis=1)
+
+
+def expected_logits(plan, checkpoint, tile):
+    """The same by the notes' names: normalised, one pass over the volume from the origin to far beyond, cropped."""
     a = checkpoint.architecture
+    margin = [m if a.padding == "valid" else 0 for m in receptive_radius(a)]
+    window = replace(tile.core, start=tuple(-m for m in margin))
+    stop = tuple(
+        legal_extent(a, axis, n + 2 * m) - m for axis, (n, m) in enumerate(zip(plan.source.shape, margin, strict=True))
+    )
+    inside, indices = shown(replace(window, stop=stop), plan.source.shape)
+    volume = noise(plan)[(slice(None), *(slice(p, q) for p, q in zip(inside.start, inside.stop, strict=True)))]
+    x_CZYX = torch.from_numpy((spread(volume, indices).astype(np.float32) - 100) / 64)
     x = x_CZYX.transpose(0, 1) if a.ndim == 2 else x_CZYX[None]
     out = logits_by_names(checkpoint.state, x, depth=a.depth, padding=a.padding)
-    return (out.transpose(0, 1) if a.ndim == 2 else out[0])[(slice(None), *slab.crop)]
+    out = out.transpose(0, 1) if a.ndim == 2 else out[0]
+    return out[(slice(None), *(slice(p, q) for p, q in zip(tile.core.start, tile.core.stop, strict=True)))]
 
 
 # --- values -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", EVERY.values(), ids=EVERY)
-def test_each_slab_is_one_cropped_pass_in_z_order(architecture):
+def test_parts_are_one_pass_over_the_volume_in_z_order(architecture):
     """The sink writes units as slabs complete; each must hold the network's own answer for its box."""
     checkpoint = checkpoint_of(architecture)
     plan = plan_of(checkpoint)
     tile = plan.grid.tile(len(plan.grid) // 2)
     found = predicted(plan, checkpoint, tile)
-    assert len(found) == len(tile.slabs) > 1
-    for (box, array), slab in zip(found, tile.slabs, strict=True):
-        assert box == slab.core
+    assert len(found) > 1
+    assert [box.start[0] for box, _ in found[1:]] == [box.stop[0] for box, _ in found[:-1]]
+    assert (found[0][0].start, found[-1][0].stop) == (tile.core.start, tile.core.stop)
+    for box, array in found:
         assert array.shape == (3, *box.shape)
         assert array.dtype == np.float32
         assert array.flags.c_contiguous
-        np.testing.assert_allclose(array, expected_logits(plan, checkpoint, slab), rtol=1e-4, atol=1e-4)
+    expected = expected_logits(plan, checkpoint, tile)
+    np.testing.assert_allclose(whole(plan, checkpoint, tile), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["bool", "int8", "uint16", ">u2", "int32", "uint32", "uint64", "float16", ">f4", "float64"]
+)
+def test_every_stored_type_is_understood(dtype):
+    """Microscopes and simulators store all of them; torch computes with few."""
+    checkpoint = checkpoint_of(SOLID)
+    plan = plan_of(checkpoint, normalization=Normalization("minmax", 0.0, 1.0))
+    tile = plan.grid.tile(0)
+    values = noise(plan) % 2
+    found, expected = (
+        np.concatenate(
+            [part for _, part in UNetPredictor(checkpoint, plan).predict(tile, slabs_of(tile, shows))], axis=1
+        )
+        for shows in (window_of(plan, tile, values.astype(dtype)), window_of(plan, tile, values))
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_slices_of_a_stack_do_not_see_each_other():
     """A 2D network takes slices as its batch: a slice alone gives what it gives in the stack."""
     checkpoint = checkpoint_of(PLANAR)
-    stack, single = (plan_of(checkpoint, core=(z, 16, 16), slab=(z, 16, 16)) for z in (6, 1))
-    (box, together), *_ = predicted(stack, checkpoint, stack.grid.tile(0))
+    stack, single = (plan_of(checkpoint, core=(z, 16, 16), slab=z) for z in (6, 1))
+    ((box, together),) = predicted(stack, checkpoint, stack.grid.tile(0))
     for z in range(6):
         tile = single.grid.tile(z * single.grid.counts[1] * single.grid.counts[2])
         ((alone_box, alone),) = predicted(single, checkpoint, tile)
@@ -111,7 +152,7 @@ def test_slices_of_a_stack_do_not_see_each_other():
 def test_activations_are_those_of_their_names(activation):
     """Softmax goes over channels, and nothing else does."""
     checkpoint = checkpoint_of(SOLID)
-    logits, found = (predicted(plan_of(checkpoint, activation=a), checkpoint)[0][1] for a in ("none", activation))
+    logits, found = (whole(plan_of(checkpoint, activation=a), checkpoint) for a in ("none", activation))
     wide = logits.astype(np.float64)
     by_name = {"none": wide, "sigmoid": 1 / (1 + np.exp(-wide)), "softmax": np.exp(wide) / np.exp(wide).sum(0)}
     np.testing.assert_allclose(found, by_name[activation], rtol=1e-5, atol=1e-6)
@@ -122,8 +163,7 @@ def test_eight_bits_are_the_rounded_probability(activation):
     """uint8 = rint(255 * clip(v, 0, 1)): what readers divide by 255."""
     checkpoint = checkpoint_of(SOLID)
     real, bytes_ = (
-        predicted(plan_of(checkpoint, activation=activation, dtype=dtype), checkpoint)[0][1]
-        for dtype in ("float32", "uint8")
+        whole(plan_of(checkpoint, activation=activation, dtype=dtype), checkpoint) for dtype in ("float32", "uint8")
     )
     assert bytes_.dtype == np.uint8
     np.testing.assert_array_equal(bytes_, np.rint(np.float32(255) * np.clip(real, 0, 1)).astype(np.uint8))
@@ -133,7 +173,7 @@ def test_eight_bits_are_the_rounded_probability(activation):
 def test_bfloat16_is_near_and_not_equal():
     """compute.dtype is what is computed with; the output's type is its own."""
     checkpoint = checkpoint_of(SOLID)
-    full, half = (predicted(plan_of(checkpoint, half=dtype), checkpoint)[0][1] for dtype in (None, "bfloat16"))
+    full, half = (whole(plan_of(checkpoint, half=dtype), checkpoint) for dtype in (None, "bfloat16"))
     assert half.dtype == np.float32
     error = np.abs(full - half).max() / np.ptp(full)
     assert 1e-5 < error < 0.1
@@ -162,13 +202,13 @@ def test_the_plans_threads_govern_whatever_the_process_was_set_to():
 
 
 def test_the_window_as_read_is_left_alone():
-    """Slabs of a tile share one array."""
+    """Slabs of a tile are views of what was read ahead."""
     checkpoint = checkpoint_of(SOLID)
     plan = plan_of(checkpoint, normalization=Normalization())
     tile = plan.grid.tile(0)
     window = window_of(plan, tile, noise(plan)).astype(np.float32)
     before = window.copy()
-    list(UNetPredictor(checkpoint, plan).predict(tile, window))
+    list(UNetPredictor(checkpoint, plan).predict(tile, slabs_of(tile, window)))
     np.testing.assert_array_equal(window, before)
 
 
