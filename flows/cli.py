@@ -19,6 +19,7 @@ from pipeline import __version__
 from pipeline.errors import REFUSALS, PipelineError, VerificationError
 
 if TYPE_CHECKING:
+    from flows.server import EmbeddedServer
     from pipeline.config import RunConfig
 
 DONE, FAILED, REFUSED, UNVERIFIED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -39,12 +40,20 @@ Overrides = Annotated[
 
 
 @app.command
-def plan(config: Config, *, set_: Overrides = None) -> int:
+def plan(
+    config: Config,
+    *,
+    measure: Annotated[
+        bool, Parameter(help="Compute a few slabs, and print how long the run will take.", negative=())
+    ] = False,
+    set_: Overrides = None,
+) -> int:
     """Dry run: print tiles, halo, amplification, memory and bytes to write; write plan.json."""
     from pipeline import stages  # noqa: PLC0415 - see above
 
-    found = stages.plan(_read(config, set_))
-    _print_plan(found)
+    asked = _read(config, set_)
+    found = stages.plan(asked)
+    _print_plan(found, stages.measure(asked) if measure else None)
     print(f"plan written to {found.output.url}.run/plan.json; `halotile run {config}` does it")
     return DONE
 
@@ -52,34 +61,47 @@ def plan(config: Config, *, set_: Overrides = None) -> int:
 @app.command
 def run(config: Config, *, set_: Overrides = None) -> int:
     """Segment a volume: plan, infer, verify, report. Run it again to resume."""
-    from pipeline import stages  # noqa: PLC0415 - see above
+    from flows.server import start_unless_configured  # noqa: PLC0415 - see above
 
     found = _read(config, set_)
-    _print_plan(stages.plan(found))
-    with stages.driving(found):
-        print("starting Prefect's side and the workers: seconds, half a minute the first time ever", file=sys.stderr)
-        content = _through_prefect(found)
+    server = start_unless_configured()  # it takes seconds, and so does what follows
+    try:
+        from pipeline import stages  # noqa: PLC0415 - see above
+
+        _print_plan(stages.plan(found))
+        with stages.driving(found), stages.workers_starting(found):
+            print(
+                "starting Prefect's side and the workers: seconds, half a minute the first time ever", file=sys.stderr
+            )
+            content = _through_prefect(found, server)
+    finally:
+        if server:
+            server.abandon()
     directory = f"{found.output.url}.run"
     infer = content["stages"]["infer"]
     verified = content["stages"]["verify"]
     computed = content["computed"]
-    told = f"{computed} tiles computed" if computed else "nothing to compute: all tiles were done already"
+    told = (
+        f"{computed} tile{'s'[: computed != 1]} computed"
+        if computed
+        else "nothing to compute: all tiles were done already"
+    )
     print(f"done: {told}; {verified['valid']} of {verified['tiles']} verified; infer {infer['seconds']:.1f} s in all")
     print(f"output  {found.output.url}\nreport  {directory}/report.html")
     return DONE
 
 
-def _through_prefect(config: RunConfig) -> dict:
+def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict:
     """Run the flow; the server starts while Prefect is imported."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # errors are told here, once
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
     from httpx import HTTPError  # noqa: PLC0415 - see above
 
-    from flows.server import prefect_api, start_unless_configured  # noqa: PLC0415 - see above
-
-    server = start_unless_configured(Path(f"{config.output.url}.run") / "prefect.log")
     from flows.inference import infer_volume  # noqa: PLC0415 - see above
+    from flows.server import prefect_api  # noqa: PLC0415 - see above
 
+    if server:
+        server.keep_log(Path(f"{config.output.url}.run") / "prefect.log")
     with prefect_api(server=server) as url:
         try:
             return infer_volume(config)
@@ -127,10 +149,10 @@ def _read(path: Path, overrides: list[str] | None) -> RunConfig:
     return read_config(RunConfig, path, overrides or ())
 
 
-def _print_plan(found) -> None:  # noqa: ANN001 - a Plan, not imported here
-    from pipeline.report import plan_rows  # noqa: PLC0415 - see above
+def _print_plan(found, expectation=None) -> None:  # noqa: ANN001 - a Plan and an Expectation, not imported here
+    from pipeline.report import expectation_rows, plan_rows  # noqa: PLC0415 - see above
 
-    _print_rows(plan_rows(found))
+    _print_rows([*plan_rows(found), *(expectation_rows(expectation) if expectation else [])])
 
 
 def _print_rows(rows: list[tuple[str, str]]) -> None:

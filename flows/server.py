@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -185,6 +186,7 @@ class EmbeddedServer:
     def __init__(self, log_path: Path | None = None) -> None:
         self._began = time.monotonic()
         self._url = ""
+        self._kept: Path | None = None
         self._log = log_path.open("a+b") if log_path else tempfile.TemporaryFile("a+b")  # noqa: SIM115  until stop()
         self._logged_before = os.fstat(self._log.fileno()).st_size
         self._channel, theirs = socket.socketpair()
@@ -218,6 +220,23 @@ class EmbeddedServer:
             self._url = f"http://127.0.0.1:{number}/api"
         return self._url
 
+    def keep_log(self, path: Path) -> None:
+        """Append its output to `path` when it ends: it may start before there is a folder for it."""
+        self._kept = path
+
+    def abandon(self) -> None:
+        """End it at once, whatever it has not recorded; nothing if it has ended."""
+        self._channel.close()
+        self._supervisor.wait()
+        self._close_log()
+
+    def _close_log(self) -> None:
+        if self._kept and not self._log.closed:
+            self._log.seek(0)
+            with self._kept.open("ab") as kept:
+                shutil.copyfileobj(self._log, kept)
+        self._log.close()
+
     def stop(self) -> None:
         """End it after it has recorded what it was told; nothing if it has ended."""
         with contextlib.suppress(OSError):
@@ -229,7 +248,7 @@ class EmbeddedServer:
             self._supervisor.wait()
         finally:
             self._channel.close()
-            self._log.close()
+            self._close_log()
 
     def _receive(self, deadline: float) -> str:
         """The supervisor's first message; empty when there was none in time."""

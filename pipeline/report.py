@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from pipeline.core.box import Box
 from pipeline.core.ledger import Session
 from pipeline.core.plan import Plan
+from pipeline.measure import Expectation
 from pipeline.storage.output import Output
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.volume import Volume
@@ -143,6 +145,30 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("fingerprint", plan.fingerprint[:12]),
     ]
     return [*rows, *(("warning", warning) for warning in plan.warnings)]
+
+
+def expectation_rows(found: Expectation) -> list[tuple[str, str]]:
+    """What a measurement says of the time to come."""
+    return [
+        (
+            "expected time",
+            (
+                f"{_duration(found.seconds)} with {found.workers} worker(s), start excluded: computing "
+                f"{_duration(found.compute_seconds)}, beside it reading {_duration(found.read_seconds)}"
+            ),
+        ),
+        (
+            "measured",
+            (
+                f"{found.voxels_a_second / 1e6:.2f} Mvoxel/s in all, {found.multiply_adds_a_second / 1e9:.0f} G "
+                "multiply-adds/s a worker that has the machine to itself"
+            ),
+        ),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
 
 
 def _by(extent: tuple[int, ...]) -> str:

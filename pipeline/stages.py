@@ -16,11 +16,12 @@ from typing import Any
 
 from pipeline.cluster import worker
 from pipeline.cluster.dispatch import Outcome, dispatch, on_every_worker
-from pipeline.cluster.pool import local_pool, machine
+from pipeline.cluster.pool import local_pool, machine, starting
 from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, Session, TileRecord
 from pipeline.core.plan import Plan
 from pipeline.errors import InferenceError, PipelineError, PlanError, StorageError, VerificationError
+from pipeline.measure import Expectation, expectation
 from pipeline.planning import check_room, make_plan, memory_bytes_a_worker, workers_that_fit
 from pipeline.report import write_report
 from pipeline.storage.output import Output
@@ -191,6 +192,30 @@ def load_plan(config: RunConfig) -> Plan:
     return _placed(found, config)
 
 
+def measure(config: RunConfig) -> Expectation:
+    """How long the plan that is there will take on this machine; see `measure.expectation`.
+
+    Raises:
+        PlanError: There is no plan.
+    """
+    plan = load_plan(config)
+    workers = min(workers_that_fit(config, machine(), plan), len(plan.grid))
+    return expectation(plan, workers)
+
+
+@contextmanager
+def workers_starting(config: RunConfig) -> Iterator[None]:
+    """Start the workers of the infer stage while this process still does other things; those that nobody takes end."""
+    plan = load_plan(config)
+    progress = RunDirectory(config.output.url).progress(plan)
+    if progress.count("done") == progress.total:
+        yield
+        return
+    workers, memory = _crew(config, plan, progress)
+    with starting(workers, threads=plan.compute.threads, memory_bytes=memory):
+        yield
+
+
 # --- infer ------------------------------------------------------------------------------------------------------------
 
 
@@ -248,8 +273,7 @@ def _infer_missing(
     on_advance: Callable[[Advance], None],
 ) -> Session:
     cluster = config.cluster
-    workers = min(workers_that_fit(config, machine(), plan), progress.total - progress.count("done"))
-    memory = memory_bytes_a_worker(config, machine(), workers)
+    workers, memory = _crew(config, plan, progress)
     job = worker.Job(config.output.url, plan.fingerprint, token)
     with local_pool(workers, threads=plan.compute.threads, memory_bytes=memory) as pool, directory.ledger() as ledger:
         log.info("%d workers ready, %d tiles to do", workers, progress.total - progress.count("done"))
@@ -283,6 +307,12 @@ def _infer_missing(
     Output(plan).publish()
     log.info("%d tiles done in %.1f s", session.tiles, session.seconds)
     return session
+
+
+def _crew(config: RunConfig, plan: Plan, progress: Progress) -> tuple[int, int]:
+    """Worker processes for what is to do, and bytes that each may fill."""
+    workers = min(workers_that_fit(config, machine(), plan), progress.total - progress.count("done"))
+    return workers, memory_bytes_a_worker(config, machine(), workers)
 
 
 def _record_all(

@@ -8,7 +8,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,8 @@ class _NoSpans(SpansSchedulerExtension):
 def local_pool(workers: int, *, threads: int, memory_bytes: int) -> Iterator[Pool]:
     """Worker processes on this machine, one task at a time each; they end when this process does.
 
+    Those of `starting` are taken, where they are the same.
+
     Args:
         workers: Processes.
         threads: Compute threads of each; set in its environment, since Dask's nanny sets one where nothing does.
@@ -96,13 +99,15 @@ def local_pool(workers: int, *, threads: int, memory_bytes: int) -> Iterator[Poo
     Raises:
         InferenceError: They did not start.
     """
-    started = time.perf_counter()
-    with (
-        _worker_environment(threads),
-        dask.config.set(_SETTINGS),
-        _cluster(workers, memory_bytes) as cluster,
-        Client(cluster) as client,
-    ):
+    begun = _starting.pop((workers, threads, memory_bytes), None)
+    with ExitStack() as stack:
+        if begun is None:
+            cluster, seconds = _started(stack, workers, threads, memory_bytes)
+        else:
+            stack.callback(begun.stack.close)
+            cluster, seconds = begun.cluster.result()
+        began = time.perf_counter()
+        client = stack.enter_context(Client(cluster))  # in this thread: it is its context's own
         client.register_plugin(_Uninterrupted())
         try:
             client.wait_for_workers(workers, timeout=START_SECONDS)
@@ -112,7 +117,42 @@ def local_pool(workers: int, *, threads: int, memory_bytes: int) -> Iterator[Poo
                 f"Of {workers} workers asked for, {found} started within {START_SECONDS} s. The machine is overloaded, or "
                 "cannot start processes: see the log, or lower cluster.workers."
             ) from error
-        yield Pool(client, workers, time.perf_counter() - started)
+        yield Pool(client, workers, seconds + time.perf_counter() - began)
+
+
+@contextmanager
+def starting(workers: int, *, threads: int, memory_bytes: int) -> Iterator[None]:
+    """Begin to start a pool, while this process does other things; the next `local_pool` of the same kind takes it."""
+    key = (workers, threads, memory_bytes)
+    stack = ExitStack()
+    with ThreadPoolExecutor(1, thread_name_prefix="pool") as thread:
+        _starting[key] = _Begun(stack, thread.submit(_started, stack, *key))
+        try:
+            yield
+        finally:
+            untaken = _starting.pop(key, None)
+    if untaken:
+        stack.close()
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A cluster that is on its way, and what ends it."""
+
+    stack: ExitStack
+    cluster: Future[tuple[LocalCluster, float]]
+
+
+_starting: dict[tuple[int, int, int], _Begun] = {}
+
+
+def _started(stack: ExitStack, workers: int, threads: int, memory_bytes: int) -> tuple[LocalCluster, float]:
+    """A cluster that ends with `stack`, and the seconds that its start took."""
+    began = time.perf_counter()
+    stack.enter_context(_worker_environment(threads))
+    stack.enter_context(dask.config.set(_SETTINGS))
+    cluster = stack.enter_context(_cluster(workers, memory_bytes))
+    return cluster, time.perf_counter() - began
 
 
 @contextmanager

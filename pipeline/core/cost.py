@@ -39,6 +39,17 @@ def multiply_adds(schedule: Schedule) -> int:
     )
 
 
+def turn_multiply_adds(schedule: Schedule) -> int:
+    """Of one turn of a sweep, away from its ends."""
+    architecture = schedule.architecture
+    return sum(
+        layer.multiply_adds(architecture.ndim)
+        * schedule.slices(layer.level)
+        * prod(axis.computes(layer) for axis in schedule.axes[1:])
+        for layer in layers(architecture)
+    )
+
+
 def one_pass_multiply_adds(architecture: Architecture, volume: Triple) -> int:
     """Of one forward pass over the whole volume, extended as the promise defines it."""
     margin = receptive_radius(architecture) if architecture.padding == "valid" else (0, 0, 0)

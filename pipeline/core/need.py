@@ -103,7 +103,9 @@ def needs(architecture: Architecture, axis: int, core: Span, ends: Span | None) 
     spatial = architecture.stride[axis] > 1
     found = Needs(core, {}, {}, phases(architecture), spatial)
     need = core
-    for layer in reversed(list(layers(architecture))):  # an encoder's need: its pooling's, which is wider than the skip's
+    for layer in reversed(
+        list(layers(architecture))
+    ):  # an encoder's need: its pooling's, which is wider than the skip's
         found.writes[layer.name] = need
         if layer.kind == "conv":
             need = need.grown(found.reach)

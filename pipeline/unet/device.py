@@ -83,10 +83,11 @@ def cudnn_warnings(ndim: int, device: str, dtype: str, version: int | None = Non
     found = torch.backends.cudnn.version() if version is None else version
     if found is None or not BROKEN_CUDNN[0] <= found < BROKEN_CUDNN[1]:
         return []
-    return [
+    told = (
         f"cuDNN {found} is known for wrong or slow 3D convolutions in {dtype} (9.8 up to 9.15). The start of each worker "
         "compares a slab with float32; install a torch with cuDNN 9.15.1 or later, or set compute.dtype to float32."
-    ]
+    )
+    return [told]
 
 
 def make_deterministic() -> None:

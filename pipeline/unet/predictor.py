@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -92,21 +92,16 @@ class UNetPredictor:
             "or the input is far from what it was trained on: check normalize, or set compute.dtype to float32."
         )
 
-    def rehearse(self, tile: Tile) -> float:
-        """Run the first turns of a tile on zeros, so that memory and kernels are there before the first tile is.
-
-        Returns:
-            Seconds of one turn, once all layers take part.
+    def rehearse(self, tile: Tile) -> None:
+        """Run a tile on zeros until all layers take part, so that memory and kernels are there before the first tile.
 
         Raises:
             InferenceError: The device's memory is too small.
         """
-        seconds = []
-        for _ in self.predict(tile, _zeros(tile.schedule)):
-            seconds.append(time.perf_counter())
-            if len(seconds) > 2:
-                break
-        return seconds[-1] - seconds[-2] if len(seconds) > 1 else 0.0
+        parts = self.predict(tile, _zeros(tile.schedule))
+        for _ in islice(parts, 3):
+            pass
+        parts.close()
 
 
 def _zeros(schedule: Schedule) -> Iterator[np.ndarray]:

@@ -11,13 +11,14 @@ Shape suffixes: Z Y X C, channels last in memory, which is `channels_last_3d` fo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its customary name
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from pipeline.core.architecture import Architecture, Layer, layers
 from pipeline.core.need import Span
@@ -43,8 +44,8 @@ def kernels(model: UNet, *, device: torch.device, dtype: torch.dtype) -> dict[st
         module = model.get_submodule(layer.name)
         if layer.kind == "conv":
             weight, bias = _folded(module)
-            # not `contiguous(memory_format=...)`, which leaves a single channel as it is, and its output channels first
-            weight = weight.to(device, dtype).movedim(1, -1).contiguous().movedim(-1, 1)
+            # a clone: `contiguous` leaves a single channel as it is, and what is computed with it would be channels first
+            weight = weight.to(device, dtype).movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
         elif layer.kind == "up":  # a matrix: each voxel makes 2**ndim, channels last
             weight, bias = module.weight.double(), module.bias
             weight = weight.flatten(2).permute(2, 1, 0).reshape(-1, layer.in_channels).to(device, dtype).contiguous()
@@ -58,7 +59,7 @@ def kernels(model: UNet, *, device: torch.device, dtype: torch.dtype) -> dict[st
 def _folded(block: torch.nn.Module) -> tuple[Tensor, Tensor | None]:
     conv, *rest = block.children()
     weight, bias = conv.weight.double(), None if conv.bias is None else conv.bias.double()
-    norm = next((m for m in rest if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)), None)  # noqa: SLF001
+    norm = next((m for m in rest if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)), None)
     if norm is None:
         return weight, bias
     scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
@@ -87,7 +88,8 @@ class Sweep:
         self._kernels, self.schedule = kernels, schedule
         self._layers = list(layers(architecture))
         like = kernels["fc"].weight
-        before = earlier._inputs if earlier else {}  # noqa: SLF001 - of the same class
+        self._convolve = _convolution(architecture.ndim, like)
+        before = earlier._inputs if earlier else {}
         self._inputs = {
             layer.name: _Input(layer, schedule, like, before.pop(layer.name, None))
             for layer in self._layers
@@ -144,15 +146,33 @@ class Sweep:
         kernel = self._kernels[layer.name]
         x_ZYXC = held.window(span)
         if self._ndim == 3:
-            found_ZYXC = F.conv3d(x_ZYXC.permute(3, 0, 1, 2)[None], kernel.weight, kernel.bias)[0].permute(1, 2, 3, 0)
+            x_BCS = x_ZYXC.permute(3, 0, 1, 2)[None]
+            found_ZYXC = self._convolve(x_BCS, kernel.weight, kernel.bias)[0].permute(1, 2, 3, 0)
         else:
-            found_ZYXC = F.conv2d(x_ZYXC.permute(0, 3, 1, 2), kernel.weight, kernel.bias).permute(0, 2, 3, 1)
+            x_BCS = x_ZYXC.permute(0, 3, 1, 2)
+            found_ZYXC = self._convolve(x_BCS, kernel.weight, kernel.bias).permute(0, 2, 3, 1)
         held.advance(span)
         return found_ZYXC
 
     def _linear(self, layer: Layer, x_ZYXC: Tensor) -> Tensor:
         kernel = self._kernels[layer.name]
         return F.linear(x_ZYXC, kernel.weight, kernel.bias)
+
+
+def _convolution(ndim: int, like: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """The convolution without padding. torch gives short float32 slabs to a slow one that copies its input 27 times."""
+    if like.device.type == "cpu" and like.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        zeros, ones = [0] * ndim, [1] * ndim
+        return lambda x, weight, bias: torch.mkldnn_convolution(x, weight, bias, zeros, ones, ones, 1)
+    return F.conv3d if ndim == 3 else F.conv2d
+
+
+@register_flop_formula(torch.ops.aten.mkldnn_convolution)
+def _mkldnn_flops(
+    x_shape: list[int], w_shape: list[int], *_: object, out_shape: list[int] | None = None, **__: object
+) -> int:
+    """So that torch's own counter, which does not know this convolution, counts what the plan says."""
+    return conv_flop_count(x_shape, w_shape, out_shape or [])
 
 
 class _Input:

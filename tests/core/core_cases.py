@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.architecture import Architecture, Padding
 from pipeline.core.box import Triple, round_up
-from pipeline.core.grid import TileGrid
+from pipeline.core.grid import Tile, TileGrid
 from pipeline.core.receptive import least_halo
 
 
@@ -39,13 +39,34 @@ def grids(draw: st.DrawFn, padding: Padding | None = None, extent: int = 40, til
     stride = architecture.stride
     volume = draw(triples(1, extent))
     core = _times(stride, draw(triples(1, 4)))
-    more = _times(stride, draw(triples(0, 2)))
-    halo = tuple(h + m for h, m in zip(least_halo(architecture), more, strict=True))
-    grid = TileGrid(architecture, volume, core, halo if architecture.padding == "same" else (0, 0, 0), core)
+    grid = TileGrid(architecture, volume, core, _halo(draw, architecture), stride[0])
     while len(grid) > tiles:
         grid = replace(grid, core=_times(grid.core, (2, 2, 2)))
-    slab = tuple(round_up(-(-c // n), s) for c, n, s in zip(grid.core, draw(triples(1, 3)), stride, strict=True))
-    return replace(grid, slab=slab)
+    return replace(grid, slab=_slab(draw, grid))
+
+
+@st.composite
+def columns(draw: st.DrawFn, padding: Padding | None = None) -> Tile:
+    """A tile of a tall, thin volume: at either end of it, in the middle, or all of it; turns by the dozen."""
+    architecture = draw(architectures(padding))
+    stride = architecture.stride
+    core = _times(stride, (draw(st.integers(1, 40)), 2, 2))
+    volume = (draw(st.integers(1, 400)), stride[1] + 1, 1)
+    grid = TileGrid(architecture, volume, core, _halo(draw, architecture), stride[0])
+    return replace(grid, slab=_slab(draw, grid)).tile(draw(st.integers(0, len(grid) - 1)))
+
+
+def _halo(draw: st.DrawFn, architecture: Architecture) -> Triple:
+    if architecture.padding == "valid":
+        return (0, 0, 0)
+    more = _times(architecture.stride, draw(triples(0, 2)))
+    return tuple(h + m for h, m in zip(least_halo(architecture), more, strict=True))
+
+
+def _slab(draw: st.DrawFn, grid: TileGrid) -> int:
+    """Up to what a core can use, as the search for tiles takes them."""
+    stride = grid.architecture.stride[0]
+    return min(stride * draw(st.integers(1, 4)), round_up(min(grid.core[0], grid.volume[0]), stride))
 
 
 def _times(unit: Triple, factor: Triple) -> Triple:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box, round_up
 from pipeline.core.grid import TileGrid
-from pipeline.core.receptive import receptive_radius
+from pipeline.core.receptive import receptive_radius, whole_window
 from tests.core.core_cases import grids
 
 SAME = Architecture(ndim=3, depth=2, width=1)
@@ -61,41 +61,41 @@ def test_cores_partition_the_volume(grid):
 
 
 @given(grids())
-def test_slabs_partition_their_core_in_z_order(grid):
-    """The sink writes units as they complete, and reports a defect where slabs leave a gap."""
+def test_cores_start_on_the_stride_lattice(grid):
+    """Off it a core would reach further than the halo; the last tile's too, whose other end lies where the volume's does."""
     for tile in grid:
-        assert (painted([slab.core for slab in tile.slabs], grid.volume)[tile.core.within(extended(grid))] == 1).all()
-        assert sum(slab.core.voxels for slab in tile.slabs) == tile.core.voxels
-        assert [slab.core.start for slab in tile.slabs] == sorted(slab.core.start for slab in tile.slabs)
+        assert all(a % s == 0 for a, _, s in axes_of(grid, tile.core))
+        assert all(b % s == 0 or b == n for (_, b, s), n in zip(axes_of(grid, tile.core), grid.volume, strict=True))
+
+
+@given(grids())
+def test_turns_write_the_whole_core_in_z_order(grid):
+    """The sink writes units as they complete, and reports a defect where slices are missing."""
+    for tile in grid:
+        written = [tile.schedule.writes("fc", turn) for turn in range(tile.schedule.turns)]
+        slices = [z for span in written for z in range(*span)]
+        assert slices == list(range(tile.core.start[0], tile.core.stop[0]))
+        for axis in (1, 2):
+            assert tile.schedule.axes[axis].writes["fc"] == (tile.core.start[axis], tile.core.stop[axis])
 
 
 # --- same padding -------------------------------------------------------------------------------------------------------
 
 
 @given(grids("same"))
-def test_everything_lies_on_the_stride_lattice(grid):
-    """Phase: off the lattice a window's poolings pair other voxels than the whole pass does; the last tile included."""
-    for part in (part for tile in grid for part in (tile, *tile.slabs)):
-        assert all(a % s == 0 for a, _, s in axes_of(grid, part.core))
-        assert all(a % s == 0 and b % s == 0 for a, b, s in axes_of(grid, part.window))
-
-
-@given(grids("same"))
 def test_windows_lie_in_the_extended_volume(grid):
     """Edges: nothing is ever put beyond it; the layers pad themselves there, as they do in the whole pass."""
-    for part in (part for tile in grid for part in (tile, *tile.slabs)):
-        assert extended(grid).contains(part.window)
+    assert all(extended(grid).contains(tile.window) for tile in grid)
 
 
 @given(grids("same"))
-def test_a_window_reaches_the_radius_beyond_its_core_or_the_end(grid):
-    """Reach: what a window's own border spoils must be cropped away, unless it is the volume's border too."""
+def test_a_window_is_the_core_and_the_radius_up_to_the_ends(grid):
+    """Reach: a voxel less is a seam. A voxel more is waste, also where a larger halo was asked for."""
     ends, radius = extended(grid), receptive_radius(grid.architecture)
     for tile in grid:
-        for axis in range(3):
-            first, last = tile.window.start[axis], tile.window.stop[axis]
-            assert first == ends.start[axis] or tile.core.start[axis] - first >= radius[axis]
-            assert last == ends.stop[axis] or last - tile.core.stop[axis] >= radius[axis]
+        for axis, (start, stop, stride) in enumerate(axes_of(grid, tile.core)):
+            assert tile.window.start[axis] == max(start - radius[axis], ends.start[axis])
+            assert tile.window.stop[axis] == min(round_up(stop, stride) + radius[axis], ends.stop[axis])
 
 
 # --- unpadded -----------------------------------------------------------------------------------------------------------
@@ -105,48 +105,34 @@ def test_a_window_reaches_the_radius_beyond_its_core_or_the_end(grid):
 def test_an_unpadded_window_starts_one_margin_before_its_core(grid):
     """The pass loses its margin on each side; starting elsewhere would shift the answer or its phase."""
     margin = receptive_radius(grid.architecture)
-    for part in (part for tile in grid for part in (tile, *tile.slabs)):
-        assert part.window.start == tuple(a - m for a, m in zip(part.core.start, margin, strict=True))
-        assert all(a % s == 0 for a, _, s in axes_of(grid, part.core))
+    for tile in grid:
+        assert tile.window.start == tuple(a - m for a, m in zip(tile.core.start, margin, strict=True))
 
 
 @given(grids("valid"))
 def test_an_unpadded_window_is_the_least_that_one_pass_can_take(grid):
-    """A legal extent that covers the core, and no smaller one does: walked layer by layer."""
-    for part in (part for tile in grid for part in (tile, *tile.slabs)):
-        for axis, (extent, needed) in enumerate(zip(part.window.shape, part.core.shape, strict=True)):
+    """A legal extent that covers a core of whole strides, and no smaller one does: walked layer by layer."""
+    for tile in grid:
+        for axis, (start, stop, stride) in enumerate(axes_of(grid, tile.core)):
+            extent = tile.window.shape[axis]
             produced = [passes(grid.architecture, axis, n) or 0 for n in range(1, extent + 1)]
-            assert produced[-1] >= needed
-            assert max(produced[:-1], default=0) < needed
+            assert max(produced[:-1], default=0) < stop - start or stop % stride
+            assert produced[-1] >= stop - start or stop % stride
+
+
+@given(grids("valid"))
+def test_unpadded_windows_lie_in_that_of_the_one_pass(grid):
+    """What a tile sees of the mirrored surroundings, the whole pass sees too."""
+    margin = receptive_radius(grid.architecture)
+    start = tuple(-m for m in margin)
+    stop = tuple(n - m for n, m in zip(whole_window(grid.architecture, grid.volume), margin, strict=True))
+    assert all(Box(start, stop).contains(tile.window) for tile in grid)
 
 
 def test_the_papers_tile_is_the_window_of_a_core_of_384():
     """572 -> 388: the classic tile, of which a core on the lattice keeps 384."""
-    grid = TileGrid(Architecture(2, 4, 64, padding="valid"), (1, 768, 768), (1, 384, 384), (0, 0, 0), (1, 384, 384))
+    grid = TileGrid(Architecture(2, 4, 64, padding="valid"), (1, 768, 768), (1, 384, 384), (0, 0, 0), 1)
     assert grid.tile(3).window == Box((0, 292, 292), (1, 864, 864))
-    assert grid.tile(3).slabs[0].crop == (slice(0, 1), slice(0, 384), slice(0, 384))
-
-
-# --- slabs --------------------------------------------------------------------------------------------------------------
-
-
-@given(grids())
-def test_windows_of_slabs_lie_inside_their_tiles(grid):
-    """The tile's window is read once, and every slab is cut from it."""
-    assert all(tile.window.contains(slab.window) for tile in grid for slab in tile.slabs)
-
-
-@given(grids())
-def test_a_crop_selects_the_core_from_the_networks_output(grid):
-    """A crop that runs over the output's end would be cut short by numpy without a word."""
-    unpadded = grid.architecture.padding == "valid"
-    lost = receptive_radius(grid.architecture) if unpadded else (0, 0, 0)
-    for slab in (slab for tile in grid for slab in tile.slabs):
-        for axis, part in enumerate(slab.crop):
-            output = slab.window.shape[axis] - 2 * lost[axis]
-            assert 0 <= part.start < part.stop <= output
-            assert part.stop - part.start == slab.core.shape[axis]
-            assert part.start + slab.window.start[axis] + lost[axis] == slab.core.start[axis]
 
 
 # --- indices ------------------------------------------------------------------------------------------------------------
@@ -174,7 +160,7 @@ def test_a_tile_outside_the_grid_is_an_index_error(grid, index):
 def test_ten_billion_tiles_cost_no_memory():
     """Grids never list their tiles, so that a plan of a whole brain is as cheap as one of a crop."""
     tracemalloc.start()
-    grid = TileGrid(SAME, (16_000_000, 16_000, 1_600), (16, 16, 160), (24, 24, 24), (16, 16, 160))
+    grid = TileGrid(SAME, (16_000_000, 16_000, 1_600), (16, 16, 160), (24, 24, 24), 16)
     last = grid.tile(len(grid) - 1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -185,5 +171,5 @@ def test_ten_billion_tiles_cost_no_memory():
 
 def test_a_tile_tells_where_it_lies():
     """Failures are reported by this name."""
-    grid = TileGrid(SAME, (20, 20, 20), (8, 8, 8), (24, 24, 24), (8, 8, 8))
+    grid = TileGrid(SAME, (20, 20, 20), (8, 8, 8), (24, 24, 24), 8)
     assert str(grid.tile(5)) == "tile 5 (core z 0:8, y 8:16, x 16:20)"

@@ -22,6 +22,7 @@ records = st.builds(
     seconds=seconds,
     read_seconds=seconds,
     write_seconds=seconds,
+    wait_seconds=seconds,
     peak_bytes=st.integers(0, 2**50),
     worker=st.text(),
     attempt=st.integers(1, 9),
@@ -86,7 +87,8 @@ def test_a_damaged_line_in_the_middle_is_refused_by_its_number(line):
 def test_a_line_leaves_out_what_is_empty():
     """A ledger of a billion tiles is as long as its lines."""
     assert set(json.loads(TileRecord(0, "done", "ours").to_line())) == {
-        *("tile", "state", "fingerprint", "seconds", "read_seconds", "write_seconds", "peak_bytes", "attempt")
+        *("tile", "state", "fingerprint", "seconds", "read_seconds", "write_seconds", "wait_seconds", "peak_bytes"),
+        "attempt",
     }
 
 

@@ -22,9 +22,9 @@ PLAN = Plan(
     normalization=Normalization("percentile", 10.25, 1.0 / 3.0, 0.5, 99.5),
     core=(16, 32, 32),
     halo=(8, 8, 8),
-    slab=(8, 32, 32),
-    compute=Compute("cpu", "float32", 4),
-    cost=Cost(10**15, 9 * 10**14, 10**9, 10**9, 10**9),
+    slab=8,
+    compute=Compute("cpu", "float32", 4, "bfloat16 is no faster here"),
+    cost=Cost(10**15, 9 * 10**14, 10**9, 2 * 10**9, 10**9, 10**9),
     environment={"torch": "2.13.0", "processor": "fast"},
     warnings=("Voxels are large.",),
 )
@@ -37,7 +37,7 @@ def having(plan, name, value):
 
 
 CHANGES = {
-    "algorithm": ("version", 2),
+    "algorithm": ("version", PLAN.version + 1),
     "input.metadata": ("source.metadata_sha256", "ef" * 32),
     "input.shape": ("source.shape", (50, 60, 71)),
     "input.dtype": ("source.dtype", "int16"),
@@ -54,7 +54,7 @@ CHANGES = {
     "output.codecs": ("output.codecs", "raw"),
     "tiles.core": ("core", (16, 32, 64)),
     "tiles.halo": ("halo", (8, 8, 10)),
-    "tiles.slab": ("slab", (16, 32, 32)),
+    "tiles.slab": ("slab", 16),
     "compute.device": ("compute.device", "cuda"),
     "compute.dtype": ("compute.dtype", "bfloat16"),
     "compute.threads": ("compute.threads", 5),
@@ -66,7 +66,8 @@ NEUTRAL = {
     "source.space": Space.unknown(3),
     "output.url": "/elsewhere/out.zarr",
     "model.checkpoint": "/elsewhere/em.pt",
-    "cost": Cost(1, 1, 1, 1, 1),
+    "compute.reason": "as asked for",
+    "cost": Cost(1, 1, 1, 1, 1, 1),
     "environment": {"torch": "2.14.0"},
     "warnings": (),
 }
@@ -200,9 +201,16 @@ def test_a_plan_gives_its_grid():
 
 
 def test_amplification_is_work_done_by_work_needed():
-    """The report's two figures of efficiency."""
+    """The report's three figures of efficiency."""
     assert PLAN.amplification == pytest.approx(10 / 9)
     assert PLAN.read_amplification == 10**9 / (50 * 60 * 70)
+    assert PLAN.decoding_amplification == 2 * 10**9 / (50 * 60 * 70)
+
+
+def test_a_plan_tells_how_many_slices_a_tile_reads_at_once():
+    """Chunks of 16 slices under slabs of 8: to read less than a chunk would be to decode it twice."""
+    assert PLAN.read_slices == 16
+    assert having(PLAN, "source.chunks", (3, 32, 32)).read_slices == 9
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("uint8", 1)])

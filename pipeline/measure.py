@@ -1,0 +1,118 @@
+"""How long a plan will take here, from a short measurement: a few turns of its own tile, and one block of its input."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil, prod
+from statistics import median
+
+import numpy as np
+
+from pipeline.core.box import Box
+from pipeline.core.cost import multiply_adds, read_spans, turn_multiply_adds
+from pipeline.core.mirror import shown
+from pipeline.core.plan import Plan
+from pipeline.core.schedule import Schedule
+from pipeline.storage.volume import open_volume
+from pipeline.unet.checkpoint import load_checkpoint
+from pipeline.unet.predictor import UNetPredictor
+
+TURNS = 4
+"""Turns that are timed, once all layers take part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What a run of a plan will take.
+
+    Args:
+        workers: That share the tiles, each as fast as one alone was.
+        compute_seconds: Until the last of them has computed its last tile.
+        read_seconds: That each reads and decodes beside it.
+        multiply_adds_a_second: Of one worker.
+        voxels_a_second: Of the volume, by all workers together.
+    """
+
+    workers: int
+    compute_seconds: float
+    read_seconds: float
+    multiply_adds_a_second: float
+    voxels_a_second: float
+
+    @property
+    def seconds(self) -> float:
+        """From the first read to the last write: reading goes on beside the computation, and the slower rules."""
+        return max(self.compute_seconds, self.read_seconds)
+
+
+def expectation(plan: Plan, workers: int) -> Expectation:
+    """Measure, on this machine and in this process, what `workers` such processes will take for a plan.
+
+    Raises:
+        ModelError, StorageError, InferenceError: The model or the volume cannot be used.
+    """
+    rate = _arithmetic_rate(plan)
+    tiles = len(plan.grid)
+    rounds = ceil(tiles / workers) / tiles  # share of all tiles that the busiest worker computes
+    compute = plan.cost.multiply_adds * rounds / rate
+    read = plan.cost.voxels_decoded * rounds * _seconds_a_voxel_decoded(plan)
+    return Expectation(workers, compute, read, rate, plan.source.voxels / max(compute, read))
+
+
+def _arithmetic_rate(plan: Plan) -> float:
+    """Multiply-adds a second of one worker, over its widest tile; the whole of it where it is short."""
+    tile = plan.grid.widest()
+    predictor = UNetPredictor(load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding), plan)
+    asked: list[float] = []
+    turns = _turns_at_full_work(tile.schedule)
+    if len(turns) <= TURNS:
+        for _ in predictor.predict(tile, _zeros(tile.schedule, asked)):  # so that memory is there
+            pass
+        started = time.perf_counter()
+        for _ in predictor.predict(tile, _zeros(tile.schedule, asked)):
+            pass
+        return multiply_adds(tile.schedule) / (time.perf_counter() - started)
+    last = turns[TURNS]
+    for _ in predictor.predict(tile, _zeros(tile.schedule, asked)):
+        if len(asked) > last:
+            break
+    seconds = median(b - a for a, b in pairwise(asked[turns[0] : last + 1]))
+    return turn_multiply_adds(tile.schedule) / seconds
+
+
+def _turns_at_full_work(schedule: Schedule) -> list[int]:
+    """Turns in which every layer writes as many slices as it ever does, and the input goes on."""
+    whole = range(schedule.turns)
+    return [
+        turn
+        for turn in whole
+        if schedule.writes("fc", turn).extent == schedule.slices(0) and schedule.reads(turn + 1).extent
+    ]
+
+
+def _zeros(schedule: Schedule, asked: list[float]) -> Iterator[np.ndarray]:
+    """Slabs of zeros, and when each was asked for."""
+    plane = [axis.input.extent for axis in schedule.axes[1:]]
+    for turn in range(schedule.turns):
+        if slices := schedule.reads(turn).extent:
+            asked.append(time.perf_counter())
+            yield np.zeros((schedule.architecture.in_channels, slices, *plane), np.uint8)
+
+
+def _seconds_a_voxel_decoded(plan: Plan) -> float:
+    """Of reading one block of the widest tile, from wherever the volume lies."""
+    volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
+    window, blocks = plan.grid.widest().window, plan.grid.widest().schedule.needs.input
+    block = next(iter(read_spans(blocks, volume.shape[0], plan.read_slices)))
+    inside, _ = shown(Box((block.start, *window.start[1:]), (block.stop, *window.stop[1:])), volume.shape)
+    started = time.perf_counter()
+    volume.read(inside)
+    seconds = time.perf_counter() - started
+    chunks = (
+        min(-(-b // c) * c, n) - a // c * c
+        for a, b, c, n in zip(inside.start, inside.stop, plan.source.chunks, volume.shape, strict=True)
+    )
+    return seconds / prod(chunks)

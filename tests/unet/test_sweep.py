@@ -1,0 +1,146 @@
+"""The streamed network beyond exactness (tests/test_exactness.py): folding, memory, shapes, and what it is built of."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.core.architecture import Architecture, layers
+from pipeline.core.grid import TileGrid
+from pipeline.core.receptive import least_halo
+from pipeline.unet.model import UNet
+from pipeline.unet.sweep import Sweep, kernels
+from tests.unet.notes_unet import randomise
+
+CPU = torch.device("cpu")
+SOLID = Architecture(ndim=3, depth=2, width=2, in_channels=2, out_channels=3)
+
+
+def column(architecture, length, slab=None, plane=(16, 16)):
+    """One tile over a whole column."""
+    stride = architecture.stride
+    grid = TileGrid(architecture, (length, *plane), (length, *plane), least_halo(architecture), slab or stride[0])
+    return grid.tile(0).schedule
+
+
+def noise(schedule, dtype=torch.float32):
+    """Slabs of noise in the turns of a schedule, Z Y X C."""
+    generator = torch.Generator().manual_seed(0)
+    plane = [axis.input.extent for axis in schedule.axes[1:]]
+    for turn in range(schedule.turns):
+        if slices := schedule.reads(turn).extent:
+            yield torch.randn((slices, *plane, schedule.architecture.in_channels), generator=generator).to(dtype)
+
+
+def streamed(network, schedule, dtype=torch.float32, earlier=None):
+    """The sweep, and its logits over the whole column."""
+    weights = kernels(network, device=CPU, dtype=dtype)
+    sweep = Sweep(network.architecture, weights, schedule, earlier)
+    return sweep, torch.cat([logits for _, logits in sweep.run(noise(schedule, dtype))])
+
+
+# --- kernels ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_folded_kernels_give_what_layer_after_layer_gives(norm, bias):
+    """A batch norm that is folded away must not be missed; nor a bias that never was."""
+    architecture = replace(SOLID, norm=norm, bias=bias)
+    network = randomise(UNet(architecture)).double().eval()
+    schedule = column(architecture, 16)
+    _, found = streamed(network, schedule, torch.float64)
+    x = torch.cat(list(noise(schedule, torch.float64))).permute(3, 0, 1, 2)[None]
+    with torch.no_grad():
+        expected = network(x)[0].permute(1, 2, 3, 0)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_folding_needs_the_running_statistics():
+    """The negative control: with the statistics of another network the answer is another."""
+    network = randomise(UNet(SOLID)).eval()
+    schedule = column(SOLID, 16)
+    _, before = streamed(network, schedule)
+    network.encoder1_1[1].running_var.mul_(2)
+    _, after = streamed(network, schedule)
+    assert (before - after).abs().max() > 1e-3
+
+
+def test_kernels_of_one_channel_lie_channels_last():
+    """torch takes a single channel for any layout, and would write the output in the slow one."""
+    weight = kernels(UNet(Architecture(3, 1, 4)), device=CPU, dtype=torch.float32)["encoder1_1"].weight
+    assert weight.stride()[1] == 1
+
+
+# --- memory and shapes --------------------------------------------------------------------------------------------------
+
+
+class Shapes(TorchDispatchMode):
+    """The shapes that convolutions read."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name == "aten::mkldnn_convolution":
+            self.seen.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def shapes_of(length):
+    """What convolutions read over a column."""
+    schedule = column(SOLID, length)
+    with Shapes() as watch:
+        streamed(randomise(UNet(SOLID)).eval(), schedule)
+    return watch.seen
+
+
+def test_shapes_are_fixed_between_the_ends():
+    """A longer column has more turns of the same shapes, so that kernels are compiled, or captured, once."""
+    short, long = shapes_of(64), shapes_of(128)
+    convolutions = sum(layer.kind == "conv" for layer in layers(SOLID))
+    assert len(long) - len(short) == convolutions * 64 // SOLID.stride[0]
+    assert set(long) == set(short)
+
+
+def test_buffers_do_not_grow_with_the_column():
+    """Memory independent of the length is what makes a column of any length one tile."""
+    sizes = []
+    for length in (64, 256):
+        sweep, _ = streamed(randomise(UNet(SOLID)).eval(), column(SOLID, length))
+        sizes.append(sum(held._buffer.numel() for held in sweep._inputs.values()))
+    assert sizes[0] == sizes[1]
+
+
+def test_skips_wait_no_longer_than_planned():
+    """A skip that is not forgotten would hold the whole column."""
+    schedule = column(SOLID, 96)
+    sweep = Sweep(SOLID, kernels(randomise(UNet(SOLID)).eval(), device=CPU, dtype=torch.float32), schedule)
+    most = [0] * SOLID.depth
+    for _ in sweep.run(noise(schedule)):
+        for level, skips in enumerate(sweep._skips):
+            most[level] = max(most[level], sum(part.shape[0] for part in skips._waiting))
+    assert all(0 < m <= schedule.waiting(level) + schedule.slices(level) for level, m in enumerate(most))
+
+
+def test_a_sweep_takes_the_buffers_of_one_that_is_over_and_nothing_of_its_column():
+    """A worker has hundreds of tiles of one shape; what the last left in its buffers must not show."""
+    network = randomise(UNet(SOLID)).eval()
+    schedule = column(SOLID, 24)
+    _, fresh = streamed(network, schedule)
+    first, _ = streamed(randomise(UNet(SOLID), seed=5).eval(), column(SOLID, 40))
+    buffers = {name: held._buffer.data_ptr() for name, held in first._inputs.items()}
+    second, again = streamed(network, schedule, earlier=first)
+    assert {name: held._buffer.data_ptr() for name, held in second._inputs.items()} == buffers
+    assert torch.equal(fresh, again)
+
+
+def test_a_sweep_of_another_shape_takes_no_buffers():
+    """Frames of zeros lie elsewhere there."""
+    network = randomise(UNet(SOLID)).eval()
+    _, fresh = streamed(network, column(SOLID, 24))
+    other, _ = streamed(network, column(SOLID, 24, plane=(16, 20)))
+    _, again = streamed(network, column(SOLID, 24), earlier=other)
+    assert torch.equal(fresh, again)
