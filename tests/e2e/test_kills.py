@@ -23,7 +23,7 @@ IN_FLIGHT = WORKERS * TILES_AHEAD
 def slow(folder: Path, *, tiles: int) -> Run:
     """So many tiles, in sixteens, of enough work to be hit in mid-tile."""
     keys = {"tiles": {"core": [16, 16, 16]}}
-    return make_run(folder, architecture=Architecture(3, 2, 8), shape=(tiles - 3, 59, 63), **keys)
+    return make_run(folder, architecture=Architecture(3, 2, 96), shape=(tiles - 3, 59, 63), **keys)
 
 
 @pytest.fixture
