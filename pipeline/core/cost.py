@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from math import prod
+from math import lcm, prod
 
 import numpy as np
 
@@ -104,7 +104,7 @@ def total_voxels_decoded(grid: TileGrid, chunks: Triple, slices: int) -> int:
     plane = prod(axis_voxels_decoded(grid, axis, chunks[axis]) for axis in (1, 2))
     return plane * sum(
         times * _rounded_out(grid, 0, chunks[0], part)
-        for needs, times in _kinds(grid, 0)
+        for needs, times in _kinds(grid, 0, lcm(chunks[0], slices))
         for part in read_spans(needs.input, grid.volume[0], slices)
     )
 
@@ -117,7 +117,7 @@ def axis_voxels_read(grid: TileGrid, axis: int) -> int:
 
 def axis_voxels_decoded(grid: TileGrid, axis: int, chunk: int) -> int:
     """The same, rounded out to whole chunks."""
-    return sum(times * _rounded_out(grid, axis, chunk, needs.input) for needs, times in _kinds(grid, axis))
+    return sum(times * _rounded_out(grid, axis, chunk, needs.input) for needs, times in _kinds(grid, axis, chunk))
 
 
 def _rounded_out(grid: TileGrid, axis: int, chunk: int, span: Span) -> int:
@@ -140,7 +140,12 @@ def read_slices(grid: TileGrid, chunk: int, value_bytes: int) -> int:
 
 def widest_plane(grid: TileGrid) -> int:
     """Voxels of a slice of the widest window."""
-    return prod(max(needs.input.extent for needs, _ in _kinds(grid, axis)) for axis in (1, 2))
+    return prod(widest_input(grid, axis) for axis in (1, 2))
+
+
+def widest_input(grid: TileGrid, axis: int) -> int:
+    """Voxels that the widest window has along an axis."""
+    return max(needs.input.extent for needs, _ in _kinds(grid, axis))
 
 
 def read_spans(whole: Span, extent: int, slices: int) -> Iterator[Span]:
@@ -214,7 +219,9 @@ def tile_bytes(grid: TileGrid, in_bytes: int, out_bytes: int, in_chunk: int, uni
     """
     architecture, plane_in = grid.architecture, widest_plane(grid)
     plane_out = prod(min(c, n) for c, n in zip(grid.core[1:], grid.volume[1:], strict=True))
-    block = read_slices(grid, in_chunk, in_bytes) * architecture.in_channels * plane_in * in_bytes
+    mirrored = max(max(-n.input.start, 0) + max(n.input.stop - grid.volume[0], 0) for n, _ in _kinds(grid, 0))
+    slices = read_slices(grid, in_chunk, in_bytes) + mirrored
+    block = slices * architecture.in_channels * plane_in * in_bytes
     slab = min(grid.slab, grid.volume[0])
     passing = slab * (plane_in * architecture.in_channels * 24 + plane_out * architecture.out_channels * 20)
     units = (min(unit_slices, grid.volume[0]) + slab) * plane_out * architecture.out_channels * out_bytes
@@ -224,14 +231,21 @@ def tile_bytes(grid: TileGrid, in_bytes: int, out_bytes: int, in_chunk: int, uni
 # --- the kinds of cores along an axis -----------------------------------------------------------------------------------
 
 
-def _kinds(grid: TileGrid, axis: int) -> Iterator[tuple[Needs, int]]:
-    """Needs of the cores along an axis, and the number of their like: away from the ends all are alike."""
+def _kinds(grid: TileGrid, axis: int, period: int = 1) -> Iterator[tuple[Needs, int]]:
+    """Needs of the cores along an axis, and the number of their like: away from the ends all are alike.
+
+    Args:
+        grid: The tiles.
+        axis: 0, 1, 2 for z, y, x.
+        period: Voxels after which a lattice repeats, such as that of chunks, where cores on it differ.
+    """
     core, extent, count = grid.core[axis], grid.volume[axis], grid.counts[axis]
     margin = max(grid.halo[axis], receptive_radius(grid.architecture)[axis]) + grid.architecture.stride[axis]
     near = -(-margin // core) + 1
-    middle = count - 2 * near
-    if middle > 1:
-        kinds = [*((i, 1) for i in range(near)), (near, middle), *((i, 1) for i in range(count - near, count))]
+    middle, alike = count - 2 * near, lcm(core, period) // core
+    if middle > alike:
+        between = ((near + i, -(-(middle - i) // alike)) for i in range(alike))
+        kinds = [*((i, 1) for i in range(near)), *between, *((i, 1) for i in range(count - near, count))]
     else:
         kinds = [(i, 1) for i in range(count)]
     for index, times in kinds:

@@ -103,9 +103,15 @@ class TileGrid:
         return Tile(index, core, Schedule(self.architecture, axes, self.slab))  # type: ignore[arg-type]
 
     def widest(self) -> Tile:
-        """A tile with the largest window, near the middle."""
-        middle = tuple(n // 2 if n > 2 else 0 for n in self.counts)
-        return self.tile(int(np.ravel_multi_index(middle, self.counts)))
+        """A tile with the largest window: its first few and its last two an axis are all kinds that there are."""
+        return self.tile(int(np.ravel_multi_index([self._widest(axis) for axis in range(3)], self.counts)))
+
+    def _widest(self, axis: int) -> int:
+        count, core = self.counts[axis], self.core[axis]
+        near = 3 + 2 * max(self.halo[axis], 92) // core
+        kinds = {*range(min(near, count)), *range(max(count - 2, 0), count)}
+        last = self.volume[axis]
+        return max(kinds, key=lambda i: self.needs(axis, i * core, min((i + 1) * core, last)).input.extent)
 
     def needs(self, axis: int, start: int, stop: int) -> Needs:
         """What a core from `start`, on the stride lattice, to `stop` needs along one axis."""

@@ -17,6 +17,7 @@ from pipeline.core.architecture import Architecture
 from pipeline.core.box import Triple, round_up
 from pipeline.core.cost import (
     PROCESS_BYTES,
+    READ_BLOCK_BYTES,
     axis_voxels_decoded,
     held_channels,
     held_extents,
@@ -26,6 +27,7 @@ from pipeline.core.cost import (
     sweep_values,
     tile_bytes,
     weights,
+    widest_input,
 )
 from pipeline.core.grid import TileGrid
 from pipeline.core.receptive import least_halo, receptive_radius
@@ -238,6 +240,7 @@ def _cores(request: TileRequest, halo: Triple) -> list[Triple]:
     axes = [_candidates(request, axis) for axis in range(3)]
     prices = _Prices(request, halo, axes)
     fits = prices.network_bytes() <= _network_room(request)
+    fits &= prices.tile_bytes() <= request.usable_bytes - _standing_bytes(request)
     order = np.argsort(np.where(fits, prices.all(), np.inf), kind="stable")[: int(fits.sum())]
     smallest = tuple(min(axis) for axis in axes)
     return [*map(prices.core, order), smallest]  # type: ignore[list-item]
@@ -299,10 +302,30 @@ class _Prices:
         return (arithmetic / one_pass + reading) * idle * few * large * untidy
 
     def network_bytes(self) -> np.ndarray:
-        """Of what the network holds, with the least slab: a lower bound of what a worker needs."""
-        channels, _ = held_channels(self._request.architecture)
+        """Of what the network holds, with the least slab: `cost.sweep_values` of all combinations."""
+        channels, written = held_channels(self._request.architecture)
         held = self._table(lambda grid, axis: held_extents(grid, axis)[0])
-        return np.einsum("zl,yl,xl,l->zyx", *held, channels.astype(float)).ravel() * self._request.value_bytes
+        passing = self._table(lambda grid, axis: held_extents(grid, axis)[1])
+        most = np.zeros([len(axis) for axis in self._axes])
+        for layer, values in enumerate(written):
+            z, y, x = (table[:, layer] for table in passing)
+            most = np.maximum(most, values * z[:, None, None] * y[None, :, None] * x)
+        standing = np.einsum("zl,yl,xl,l->zyx", *held, channels.astype(float))
+        return (standing + 2 * most).ravel() * self._request.value_bytes
+
+    def tile_bytes(self) -> np.ndarray:
+        """Of all that a worker holds, with the least slab: a lower bound, near enough that few are tried in vain."""
+        request = self._request
+        ones = np.ones(len(self._axes[0]))
+        read, kept = (
+            _outer([ones, *(np.array([count(grid, axis) for grid in self._grids[axis]]) for axis in (1, 2))])
+            for count in (widest_input, lambda grid, axis: min(grid.core[axis], grid.volume[axis]))
+        )
+        slab = self._grids[0][0].slab
+        slice_bytes = read * request.architecture.in_channels * request.in_bytes
+        blocks = np.minimum(round_up(slab, request.in_chunks[0]) * slice_bytes, READ_BLOCK_BYTES)
+        network = self.network_bytes() if request.device_memory_bytes is None else 0.0
+        return network + 4 * np.minimum(blocks, request.volume[0] * slice_bytes) + 20 * slab * (read + kept)
 
 
 def _outer(axes: list[np.ndarray]) -> np.ndarray:

@@ -185,7 +185,7 @@ class _Input:
         self._given = [axis.reads[layer.name] for axis in axes]
         self._rectify = layer.name != "encoder1_1"
         self._inner = tuple(_within(g, f) for g, f in zip(self._given[1:], self._frame[1:], strict=True))
-        slices = schedule.held(layer.name) + schedule.slices(layer.level)
+        slices = min(schedule.held(layer.name) + schedule.slices(layer.level), self._frame[0].extent)
         shape = (slices, *(frame.extent for frame in self._frame[1:]), layer.in_channels)
         if earlier and (earlier._buffer.shape, earlier._inner) == (shape, self._inner):  # its frame of zeros is ours
             self._buffer = earlier._buffer
@@ -246,7 +246,7 @@ class _Skips:
         self._axes, self._level = schedule.axes, level
         self._waiting: deque[Tensor] = deque()
         wide, kept = f"encoder{level + 1}_2", f"unpool{level + 1}"
-        self._begin = schedule.needs.writes[wide].start
+        self._begin, self._wanted = schedule.needs.writes[wide].start, schedule.needs.writes[kept].start
         self._inner = tuple(_within(axis.writes[kept], axis.writes[wide]) for axis in schedule.axes[1:])
         self._kept = kept
 
@@ -255,7 +255,11 @@ class _Skips:
         self._waiting.clear()
 
     def append(self, x_ZYXC: Tensor) -> None:
-        self._waiting.append(x_ZYXC)
+        """Line up what the encoder wrote, unless no decoder will read it: where a sweep warms up."""
+        if not self._waiting and self._first + x_ZYXC.shape[0] <= self._wanted:
+            self._first += x_ZYXC.shape[0]
+        else:
+            self._waiting.append(x_ZYXC)
 
     def take(self, target_ZYXC: Tensor, span: Span) -> None:
         """Fill `target_ZYXC` with the slices of `span`, and forget what lies before its end."""
