@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import worker
@@ -24,7 +25,7 @@ from pipeline.errors import InferenceError, PipelineError, PlanError, StorageErr
 from pipeline.measure import Expectation, expectation
 from pipeline.planning import check_room, make_plan, memory_bytes_a_worker, workers_that_fit
 from pipeline.report import write_report
-from pipeline.storage.output import Output
+from pipeline.storage.output import Output, is_occupied
 from pipeline.storage.rundir import LedgerWriter, RunDirectory
 from pipeline.storage.volume import open_volume
 from pipeline.verify import Verification, verify_output
@@ -80,6 +81,8 @@ def _planned(config: RunConfig) -> Plan:
     stored = directory.load_plan()
     earlier = None if stored is None else _placed(stored, config)
     begun = earlier is not None and _begun(earlier, directory)
+    if stored is None and is_occupied(Path(config.output.url)):  # before a volume is read for its statistics
+        raise _foreign(config.output.url)
     resolved = _resolved(config, stored, begun=begun)
     if begun and earlier is not None:
         _refuse_other_plan(earlier, resolved, directory)
@@ -147,10 +150,14 @@ def _refuse_other_plan(earlier: Plan, resolved: Plan, directory: RunDirectory) -
 
 def _refuse_foreign_output(resolved: Plan) -> None:
     if Output(resolved).state() == "foreign":
-        raise StorageError(
-            f"Output '{resolved.output.url}' exists and is not of this plan: nothing is ever overwritten. "
-            "Choose another output.url, or delete what is there."
-        )
+        raise _foreign(resolved.output.url)
+
+
+def _foreign(output: str) -> StorageError:
+    return StorageError(
+        f"Output '{output}' exists and is not of this plan: nothing is ever overwritten. "
+        "Choose another output.url, or delete what is there."
+    )
 
 
 def _bytes_to_write(resolved: Plan, directory: RunDirectory) -> int:

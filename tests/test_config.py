@@ -53,8 +53,8 @@ def test_three_paths_are_a_run(tmp_path):
         "model": {"checkpoint": "/models/em.pt", "padding": None},
         "normalize": None,
         "tiles": {"core": "auto", "halo": "auto"},
-        "compute": {"device": "auto", "dtype": "float32", "threads": "auto"},
-        "cluster": {"kind": "local", "workers": 2, "memory_gb": "auto", "retries": 2},
+        "compute": {"device": "auto", "dtype": "auto", "tolerance": "auto", "threads": "auto"},
+        "cluster": {"kind": "local", "workers": "auto", "memory_gb": "auto", "retries": 2},
     }
 
 
@@ -112,12 +112,12 @@ REFUSALS = {
         "output: {url: /o, shards: some}",
         ["output.shards", "'auto' or 'none'", "found 'some'"],
     ),
-    "no workers": ("cluster: {workers: 0}", ["cluster.workers: should be greater than or equal to 1 (found 0)"]),
+    "no workers": ("cluster: {workers: 0}", ["cluster.workers: should be 'auto', or should be greater than or equal to 1 (found 0)"]),
     "a cluster of another kind": ("cluster: {kind: sulrm}", ["cluster.kind: should be 'local'", "(found 'sulrm')"]),
     "no memory": ("cluster: {memory_gb: 0}", ["cluster.memory_gb: should be 'auto', or should be greater than 0"]),
     "endless memory": ("cluster: {memory_gb: .inf}", ["cluster.memory_gb: should be 'auto', or should be a finite"]),
     "fewer than no retries": ("cluster: {retries: -1}", ["cluster.retries: should be greater than or equal to 0"]),
-    "a type that is none": ("compute: {dtype: float8}", ["compute.dtype: should be 'float32'", "(found 'float8')"]),
+    "a type that is none": ("compute: {dtype: float8}", ["compute.dtype: should be 'auto', 'float32'", "(found 'float8')"]),
     "a negative level": ("input: {url: /i, level: -1}", ["input.level: should be greater than or equal to 0"]),
     "no path": ("input: {url: ''}", ["input.url: a path is needed"]),
     "a path that is a number": ("input: {url: 3}", ["input.url: a path is needed"]),
@@ -335,7 +335,7 @@ def test_overrides_are_yaml_and_the_last_one_counts(tmp_path):
         ("input.url.deep=3", "'url' holds a value, not keys"),
         ("cluster.worker=3", "cluster.worker: unknown key; did you mean 'workers'?"),
         ("clusters.workers=3", "clusters: unknown key; did you mean 'cluster'?"),
-        ("cluster.workers=many", "cluster.workers: should be a valid integer"),
+        ("cluster.workers=many", "cluster.workers: should be 'auto', or should be a valid integer"),
     ],
 )
 def test_an_override_that_cannot_be_is_refused(tmp_path, override, told):

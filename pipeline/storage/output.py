@@ -69,10 +69,8 @@ class Output:
 
     def state(self) -> str:
         """`absent`, `ours` (this plan's), or `foreign`: anything else that lies at its place."""
-        if not self.root.exists():
+        if not is_occupied(self.root):
             return "absent"
-        if self.root.is_dir() and all(path.suffix == ".partial" for path in self.root.iterdir()):
-            return "absent"  # nothing, or what a kill left of the first file
         return "ours" if stored_fingerprint(self.root) == self.plan.fingerprint else "foreign"
 
     def create(self) -> None:
@@ -196,6 +194,13 @@ class Output:
     def _stored_axes(self, array: np.ndarray) -> np.ndarray:
         kept = [slice(None) if axis in self.plan.output.axes else 0 for axis in "czyx"]
         return array[tuple(kept)]
+
+
+def is_occupied(root: Path) -> bool:
+    """Whether anything lies at an output's place, but an empty folder or what a kill left of the first file."""
+    if not root.is_dir():
+        return root.exists() or root.is_symlink()
+    return any(path.suffix != ".partial" for path in root.iterdir())
 
 
 def stored_fingerprint(root: Path) -> str | None:

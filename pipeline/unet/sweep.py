@@ -115,6 +115,8 @@ class Sweep:
             logits_ZYXC = self._turn(turn, slab_ZYXC)
             if logits_ZYXC is not None:
                 yield self.schedule.writes("fc", turn), logits_ZYXC
+        for skips in self._skips:
+            skips.reset()
 
     def _turn(self, turn: int, x_ZYXC: Tensor | None) -> Tensor | None:
         """One slab through all layers; None stands for what a layer cannot compute yet, or has no more of.
@@ -180,7 +182,7 @@ class _Input:
 
     def __init__(self, layer: Layer, schedule: Schedule, like: Tensor, earlier: _Input | None) -> None:
         axes = schedule.axes
-        self._reach, self._z = axes[0].reach, axes[0].writes[layer.name]
+        self._reach = axes[0].reach
         self._frame = [axis.writes[layer.name].grown(axis.reach) for axis in axes]
         self._given = [axis.reads[layer.name] for axis in axes]
         self._rectify = layer.name != "encoder1_1"

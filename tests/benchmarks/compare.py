@@ -39,8 +39,8 @@ the start; commit {commit}; {versions}.
 
 A UNet of depth {depth} and width {width} ({work:.1f} k multiply-adds a voxel), with random weights and batch-norm statistics, over
 8-bit noise; the answer is a sigmoid in 8 bits. Every contender runs in a process of its own, with the same threads and the
-same allocator settings, {repeats} times in turn. Peers begin and end in memory; ours reads a Zarr in chunks of 64³, and writes
-and checksums an OME-Zarr (`stages.infer.seconds`; memory is the worker's).
+same allocator settings; rounds in which each has its turn: {repeats}. Peers begin and end in memory; ours reads a Zarr in chunks
+of 64³, and writes and checksums an OME-Zarr (`stages.infer.seconds`; memory is the worker's).
 
 Errors are differences of the sigmoid from float64, of which rounding to 8 bits explains {step:.4f} at most and half of that on
 average. An answer is exact where no voxel is further from float64 than twice what one pass in the same dtype is. The
@@ -50,12 +50,13 @@ within {difference:.1g} of one plain float64 pass.
 {contenders}
 
 "Of the limit" is the least time of one pass in the same dtype by the least time of the contender. One pass is the better of
-two, in warm memory, batch norm folded and channels last, and holds the whole volume's features at once. The bound is the same
-arithmetic at the rate of large square matrix products, measured in the same run.
+two, in warm memory, batch norm folded and channels last, and holds the whole volume's features at once; who holds few at a time
+has them in the processor's cache, and can pass it. The bound is the same arithmetic at the rate of large square matrix
+products, measured in the same run.
 
 ## Growth
 
-Ours in bfloat16, otherwise as planned; memory is the worker's.
+Ours in bfloat16, otherwise as planned; the better of two runs; memory is the worker's.
 
 {growth}
 

@@ -323,7 +323,9 @@ CONTENDERS = (
     Contender(
         "monai-plain", "MONAI sliding window 96³, 0.25, Gaussian; network as is", "float32", monai_plain, "monai"
     ),
-    Contender("monai-tuned", "the same, our layout and dtype", "bfloat16", monai_tuned, "monai"),
+    Contender(
+        "monai-tuned", "MONAI sliding window, the same windows, our layout and dtype", "bfloat16", monai_tuned, "monai"
+    ),
     Contender("dask", "dask map_overlap 128³ + 48, our layout and dtype", "bfloat16", dask_overlap),
     Contender(
         "torchio", "TorchIO grid 176³, overlap 96, crop, our layout and dtype", "bfloat16", torchio_grid, "torchio"

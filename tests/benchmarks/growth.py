@@ -13,6 +13,7 @@ from typing import Any
 from tests.benchmarks.contenders import measured, prepare
 
 BASE = 64
+OURS = "halotile-bfloat16"
 FACTORS = {
     "1x": (1, 1, 1),
     "4x along z": (4, 1, 1),
@@ -22,13 +23,14 @@ FACTORS = {
 
 
 def growth(base: int, threads: int) -> list[dict[str, Any]]:
-    """One row a size, in bfloat16."""
+    """One row a size, in bfloat16; the better of two runs."""
     rows = []
     for name, factors in FACTORS.items():
         shape = tuple(base * factor for factor in factors)
         with tempfile.TemporaryDirectory() as scratch:
             prepare(Path(scratch), shape)
-            found = measured("contenders", "halotile-bfloat16", folder=Path(scratch), threads=threads)
+            runs = [measured("contenders", OURS, folder=Path(scratch), threads=threads) for _ in range(2)]
+        found = min(runs, key=lambda run: run["seconds"])
         voxels = shape[0] * shape[1] * shape[2]
         rows.append({"name": name, "shape": shape, "mvoxel_per_s": voxels / found["seconds"] / 1e6, **found})
     return rows

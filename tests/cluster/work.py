@@ -63,3 +63,8 @@ def enlist_or_die(folder: str) -> None:
     enlist(folder)
     if first:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def environment(name: str) -> str | None:
+    """A variable, as the worker sees it."""
+    return os.environ.get(name)
