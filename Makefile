@@ -15,7 +15,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo test bench lint clean
 .DELETE_ON_ERROR:
 
 help: ## say what there is
@@ -39,6 +39,10 @@ demo: $(READY) ## segment the membranes of a small volume, and say where to look
 
 test: lint ## lint, then all tests; ARGS="-k grid" reaches pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(READY) ## compare with one whole pass and with others; writes docs/benchmarks.md, in half an hour
+	$(BIN)/python -m pip install -qq -c deploy/constraints.txt -e '.[bench]'
+	$(BIN)/python -m tests.benchmarks.compare $(ARGS)
 
 lint: $(READY) ## ruff, and the import contracts
 	$(BIN)/ruff check .

@@ -46,6 +46,7 @@ _ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
     "MALLOC_TOP_PAD_": str(2**26),
+    "MALLOC_ARENA_MAX": "1",  # tiles run in a thread, whose own arena would map whatever is larger than 64 MiB
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 

@@ -50,8 +50,8 @@ within {difference:.1g} of one plain float64 pass.
 {contenders}
 
 "Of the limit" is the least time of one pass in the same dtype by the least time of the contender. One pass is the better of
-two, in warm memory, batch norm folded and channels last, and holds the whole volume's features at once; who holds few at a time
-has them in the processor's cache, and can pass it. The bound is the same arithmetic at the rate of large square matrix
+two, in warm memory, batch norm folded and channels last, and holds the whole volume's features at once; a contender that holds
+few at a time can pass it. The bound is the same arithmetic at the rate of large square matrix
 products, measured in the same run.
 
 ## Growth
