@@ -55,13 +55,17 @@ class _Bench:
 def prepare(job: Job) -> None:
     """Open all that the tiles of a job need, so that the first one need not wait, and one error is told once.
 
-    A GPU also shows that it computes the network rightly, and holds the largest tile: later it would cost a tile.
+    Memory is touched and code generated for the largest tile's shapes. A GPU also shows that it computes the network
+    rightly, and holds that tile: later it would cost one.
     """
     with _opening:  # one model a process, also where a worker has several threads
         bench = _bench(job)
+        widest = bench.plan.grid.widest()
         if bench.plan.compute.device == "cuda":
             self_test(bench.checkpoint, bench.plan)
-            bench.predictor.rehearse(bench.plan.grid.widest())
+            bench.predictor.rehearse(widest)
+        else:
+            bench.predictor.warm_up(widest)
 
 
 def infer(job: Job, index: int) -> TileRecord:

@@ -92,8 +92,14 @@ class UNetPredictor:
             "or the input is far from what it was trained on: check normalize, or set compute.dtype to float32."
         )
 
+    def warm_up(self, tile: Tile) -> None:
+        """Have the memory of a tile, and the code for its shapes, ready before the first tile; takes about one turn."""
+        torch.set_num_threads(self._plan.compute.threads)
+        self._sweep = Sweep(self._plan.model.architecture, self._kernels, tile.schedule, self._sweep)
+        self._sweep.warm_up()
+
     def rehearse(self, tile: Tile) -> None:
-        """Run a tile on zeros until all layers take part, so that memory and kernels are there before the first tile.
+        """Run a tile on zeros until all layers take part: a GPU that is too small for it is found before the first tile.
 
         Raises:
             InferenceError: The device's memory is too small.

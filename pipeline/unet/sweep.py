@@ -98,6 +98,13 @@ class Sweep:
         self._skips: list[_Skips] = [_Skips(schedule, level) for level in range(architecture.depth)]
 
     @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compute each convolution once, at the shape of a whole turn, so that its memory and its code are there."""
+        for layer in self._layers:
+            if layer.kind == "conv":
+                self._applied(layer, self._inputs[layer.name].turn(self.schedule.slices(layer.level)))
+
+    @torch.inference_mode()
     def run(self, slabs: Iterable[Tensor]) -> Iterator[tuple[Span, Tensor]]:
         """Logits of the core's y and x, as z advances.
 
@@ -145,16 +152,17 @@ class Sweep:
         return x_ZYXC
 
     def _convolved(self, layer: Layer, held: _Input, span: Span) -> Tensor:
-        kernel = self._kernels[layer.name]
-        x_ZYXC = held.window(span)
-        if self._ndim == 3:
-            x_BCS = x_ZYXC.permute(3, 0, 1, 2)[None]
-            found_ZYXC = self._convolve(x_BCS, kernel.weight, kernel.bias)[0].permute(1, 2, 3, 0)
-        else:
-            x_BCS = x_ZYXC.permute(0, 3, 1, 2)
-            found_ZYXC = self._convolve(x_BCS, kernel.weight, kernel.bias).permute(0, 2, 3, 1)
+        found_ZYXC = self._applied(layer, held.window(span))
         held.advance(span)
         return found_ZYXC
+
+    def _applied(self, layer: Layer, x_ZYXC: Tensor) -> Tensor:
+        kernel = self._kernels[layer.name]
+        if self._ndim == 3:
+            x_BCS = x_ZYXC.permute(3, 0, 1, 2)[None]
+            return self._convolve(x_BCS, kernel.weight, kernel.bias)[0].permute(1, 2, 3, 0)
+        x_BCS = x_ZYXC.permute(0, 3, 1, 2)
+        return self._convolve(x_BCS, kernel.weight, kernel.bias).permute(0, 2, 3, 1)
 
     def _linear(self, layer: Layer, x_ZYXC: Tensor) -> Tensor:
         kernel = self._kernels[layer.name]
@@ -231,6 +239,10 @@ class _Input:
         stop = span.stop + self._reach - self._first
         self._buffer[self._filled - self._first : stop].zero_()
         return self._buffer[:stop]
+
+    def turn(self, slices: int) -> Tensor:
+        """What the convolution reads in a whole turn, whatever it holds now."""
+        return self._buffer[: slices + 2 * self._reach]
 
     def advance(self, span: Span) -> None:
         """Forget what nothing after `span` needs."""

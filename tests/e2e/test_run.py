@@ -150,12 +150,14 @@ def test_running_a_finished_job_again_computes_nothing_and_says_so(finished, hal
 def test_a_dry_run_writes_a_plan_and_makes_no_output(tmp_path, capsys):
     """What a run will cost is known, and can be argued about, before a machine is touched."""
     run = small(tmp_path)
-    assert command("plan", run.yaml) == 0
+    assert command("plan", run.yaml, "--measure") == 0
     told = " ".join(capsys.readouterr().out.split())
     for fact in (
         "8 (2 x 2 x 2), core 16 x 16 x 32, halo 24 x 24 x 24",
         f"{run.plan.amplification:.2f} x one pass",
-        f"{run.plan.read_amplification:.2f} x the volume",
+        f"{run.plan.read_amplification:.2f} x the volume; decodes {run.plan.decoding_amplification:.2f} x",
+        "expected time",
+        "with 2 worker(s)",
         f"up to {run.plan.cost.worker_bytes / 1e9:.2f} GB",
         "plan written to",
     ):

@@ -234,6 +234,31 @@ def test_a_prediction_that_is_not_finite_is_an_error_by_the_tiles_name():
         predicted(plan, checkpoint, plan.grid.tile(0))
 
 
+def test_a_device_without_the_memory_fails_the_tile_with_advice(monkeypatch):
+    """The slab is part of the plan: a smaller one would change bytes, so the user must choose."""
+    checkpoint = checkpoint_of(SOLID)
+    plan = plan_of(checkpoint)
+
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr("pipeline.unet.sweep.Sweep.run", exhausted)
+    with pytest.raises(InferenceError, match=r"tile 0 .*too small \(CUDA out of memory.* 2 GiB\).*smaller tiles.core"):
+        predicted(plan, checkpoint, plan.grid.tile(0))
+
+
+def test_a_rehearsal_leaves_the_predictor_as_it_was():
+    """It runs on zeros, in the buffers that the first tile uses."""
+    checkpoint = checkpoint_of(SOLID)
+    plan = plan_of(checkpoint)
+    tile = plan.grid.tile(len(plan.grid) // 2)
+    predictor = UNetPredictor(checkpoint, plan)
+    predictor.rehearse(plan.grid.widest())
+    slabs = slabs_of(tile, window_of(plan, tile, noise(plan)))
+    found = np.concatenate([array for _, array in predictor.predict(tile, slabs)], axis=1)
+    np.testing.assert_array_equal(found, whole(plan, checkpoint, tile))
+
+
 def test_a_gpu_that_is_not_there_is_refused_before_any_tile(monkeypatch):
     """The message says what to set; torch's own would come from a worker."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -137,6 +137,18 @@ def test_a_sweep_takes_the_buffers_of_one_that_is_over_and_nothing_of_its_column
     assert torch.equal(fresh, again)
 
 
+@pytest.mark.parametrize("architecture", [SOLID, replace(SOLID, ndim=2)], ids=["3D", "2D"])
+def test_a_sweep_that_was_warmed_up_gives_the_same(architecture):
+    """What a worker does before its first tile must not be seen in it; a tile shorter than a turn is one too."""
+    network = randomise(UNet(architecture)).eval()
+    for length in (1, 3, 24):
+        schedule = column(architecture, length, slab=4)
+        _, fresh = streamed(network, schedule)
+        warm = Sweep(architecture, kernels(network, device=CPU, dtype=torch.float32), schedule)
+        warm.warm_up()
+        assert torch.equal(torch.cat([logits for _, logits in warm.run(noise(schedule))]), fresh)
+
+
 def test_a_sweep_of_another_shape_takes_no_buffers():
     """Frames of zeros lie elsewhere there."""
     network = randomise(UNet(SOLID)).eval()
