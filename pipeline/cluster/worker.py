@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TextIO
 
 from distributed import get_worker
@@ -85,8 +84,25 @@ def infer(job: Job, index: int) -> TileRecord:
     return replace(record, worker=str(get_worker().name))
 
 
-@lru_cache(maxsize=1)
+_benches: dict[Job, _Bench] = {}
+"""What the worker's present job needs; one entry at most."""
+
+
 def _bench(job: Job) -> _Bench:
+    if job not in _benches:
+        let_go()  # first: the network and the buffers of two jobs need not fit
+        _benches[job] = _opened(job)
+    return _benches[job]
+
+
+def let_go() -> None:
+    """Close what was opened for a job, its lock too."""
+    for bench in _benches.values():
+        bench.lock.close()
+    _benches.clear()
+
+
+def _opened(job: Job) -> _Bench:
     directory = RunDirectory(job.output)
     lock = directory.enlist_worker(job.token)
     plan = directory.load_plan()

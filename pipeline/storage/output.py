@@ -17,7 +17,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 from pipeline.core.box import Box
 from pipeline.core.ledger import Units
@@ -81,7 +81,7 @@ class Output:
         for stale in (*self.root.glob("*.partial"), *self.root.glob(f"{ARRAY}/*.partial")):
             stale.unlink()
         if not (self.root / ARRAY / "zarr.json").is_file():
-            self._create_array()
+            self._create_array(str(self.root))
 
     def publish(self) -> None:
         """Name the array in the group's metadata: from now on readers of OME-Zarr find the image."""
@@ -94,11 +94,11 @@ class Output:
         )
         _synced(self.root / "zarr.json")
 
-    def _create_array(self) -> None:
+    def _create_array(self, store: str | MemoryStore) -> zarr.Array:
         plan, output = self.plan, self.plan.output
         channels = plan.model.architecture.out_channels
-        zarr.create_array(
-            str(self.root),
+        return zarr.create_array(
+            store,
             name=ARRAY,
             shape=self._stored(channels, plan.source.shape),
             chunks=self._stored(1, output.chunks),
@@ -112,10 +112,10 @@ class Output:
         )
 
     def check_array(self) -> None:
-        """Compare the stored array with the plan.
+        """Compare the stored array's metadata, all of it, with what the plan makes: readers go by them.
 
         Raises:
-            StorageError: It is not there, or has another shape or type.
+            StorageError: It is not there, or is another array.
         """
         try:
             array = zarr.open_array(self._store, path=ARRAY, mode="r")
@@ -124,11 +124,13 @@ class Output:
                 f"Output '{self.root}' has no readable array '{ARRAY}' ({error}), though its run directory knows it. "
                 "Delete the output and its run directory to start over."
             ) from error
-        shape = self._stored(self.plan.model.architecture.out_channels, self.plan.source.shape)
-        if (array.shape, array.dtype.name) != (shape, self.plan.output.dtype):
+        stored, planned = (found.metadata.to_dict() for found in (array, self._create_array(MemoryStore())))
+        different = [key for key in planned if key != "attributes" and stored.get(key) != planned[key]]
+        if different:
+            told = "; ".join(f"{key} is {stored.get(key)}, planned {planned[key]}" for key in different)
             raise StorageError(
-                f"Output array '{self.root}/{ARRAY}' is {array.shape} {array.dtype}, but the plan says {shape} "
-                f"{self.plan.output.dtype}: its metadata was changed. Delete the output and its run directory."
+                f"The metadata of output array '{self.root}/{ARRAY}' were changed: {told}. Put '{ARRAY}/zarr.json' back, or "
+                "delete the output and its run directory."
             )
 
     # --- write units ------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Every convolution reads a buffer that holds the slices it still needs of its input, with the network's own zeros around
 them where the volume ends. What it computes goes straight into the next layer's buffer, cropped to what that needs; the
-two halves of a concatenation meet in the buffer of the layer that reads it; skips wait in line as they were computed.
+two halves of a concatenation meet in the buffer of the layer that reads it; skips wait in a ring until the decoder catches up.
 
 Shape suffixes: Z Y X C, channels last in memory, which is `channels_last_3d` for a 3D network, and a batch of slices in
 `channels_last` for a 2D one.
@@ -10,7 +10,6 @@ Shape suffixes: Z Y X C, channels last in memory, which is `channels_last_3d` fo
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from pipeline.core.architecture import Architecture, Layer, layers
+from pipeline.core.box import round_up
 from pipeline.core.need import Span
 from pipeline.core.schedule import Schedule
 from pipeline.unet.model import UNet
@@ -95,7 +95,10 @@ class Sweep:
             for layer in self._layers
             if layer.kind == "conv"
         }
-        self._skips: list[_Skips] = [_Skips(schedule, level) for level in range(architecture.depth)]
+        waited = earlier._skips if earlier else []
+        self._skips = [
+            _Skips(schedule, level, like, waited[level] if waited else None) for level in range(architecture.depth)
+        ]
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -114,16 +117,14 @@ class Sweep:
         Yields:
             Slices of the volume, and their logits, Z Y X C.
         """
-        for state in (*self._inputs.values(), *self._skips):
-            state.reset()
+        for held in self._inputs.values():
+            held.reset()
         source = iter(slabs)
         for turn in range(self.schedule.turns):
             slab_ZYXC = next(source) if self.schedule.reads(turn).extent else None
             logits_ZYXC = self._turn(turn, slab_ZYXC)
             if logits_ZYXC is not None:
                 yield self.schedule.writes("fc", turn), logits_ZYXC
-        for skips in self._skips:
-            skips.reset()
 
     def _turn(self, turn: int, x_ZYXC: Tensor | None) -> Tensor | None:
         """One slab through all layers; None stands for what a layer cannot compute yet, or has no more of.
@@ -140,9 +141,9 @@ class Sweep:
             elif x_ZYXC is None:
                 continue
             elif layer.kind == "pool":
-                skips = self._skips[layer.level - 1]
-                skips.append(x_ZYXC.relu_())
-                x_ZYXC = _pooled(x_ZYXC, self._ndim)
+                written = self.schedule.writes(f"encoder{layer.level}_2", turn)
+                parts = self._skips[layer.level - 1].append(x_ZYXC, written)
+                x_ZYXC = torch.cat([_pooled(part_ZYXC, self._ndim) for part_ZYXC in parts])
             elif layer.kind == "up":
                 pairs_ZYXC = self._linear(layer, x_ZYXC.relu_())
                 self._inputs[f"decoder{layer.level + 1}_2"].join(pairs_ZYXC, self._skips[layer.level], span)
@@ -254,38 +255,43 @@ class _Input:
 
 
 class _Skips:
-    """What waits between an encoder and its decoder, first in, first out, as it was computed."""
+    """What waits between an encoder and its decoder: a ring of slices, written over once the decoder has read them.
 
-    def __init__(self, schedule: Schedule, level: int) -> None:
+    A ring of its own, and not what the convolutions gave as they gave it: long-lived pieces between short-lived ones
+    leave holes in the heap, and a process would grow with its column's length.
+    """
+
+    def __init__(self, schedule: Schedule, level: int, like: Tensor, earlier: _Skips | None) -> None:
         self._axes, self._level = schedule.axes, level
-        self._waiting: deque[Tensor] = deque()
-        wide, kept = f"encoder{level + 1}_2", f"unpool{level + 1}"
-        self._begin, self._wanted = schedule.needs.writes[wide].start, schedule.needs.writes[kept].start
-        self._inner = tuple(_within(axis.writes[kept], axis.writes[wide]) for axis in schedule.axes[1:])
-        self._kept = kept
+        wide, self._kept = f"encoder{level + 1}_2", f"unpool{level + 1}"
+        self._inner = tuple(_within(axis.writes[self._kept], axis.writes[wide]) for axis in schedule.axes[1:])
+        slices = min(schedule.waiting(level), schedule.needs.writes[wide].extent)
+        plane = [axis.writes[wide].extent for axis in schedule.axes[1:]]
+        shape = (round_up(slices, 2), *plane, schedule.architecture.channels(level))
+        reusable = earlier is not None and earlier._ring.shape == shape
+        self._ring = earlier._ring if reusable else torch.empty(shape, dtype=like.dtype, device=like.device)
+        self._begin = schedule.needs.writes[wide].start
 
-    def reset(self) -> None:
-        self._first = self._begin
-        self._waiting.clear()
-
-    def append(self, x_ZYXC: Tensor) -> None:
-        """Line up what the encoder wrote, unless no decoder will read it: where a sweep warms up."""
-        if not self._waiting and self._first + x_ZYXC.shape[0] <= self._wanted:
-            self._first += x_ZYXC.shape[0]
-        else:
-            self._waiting.append(x_ZYXC)
+    def append(self, x_ZYXC: Tensor, span: Span) -> list[Tensor]:
+        """Rectify the slices that the encoder wrote and line them up; gives them as they lie, in whole pairs."""
+        parts = list(self._parts(span))
+        for target, part in parts:
+            torch.clamp_min(x_ZYXC[part], 0, out=target)
+        return [target for target, _ in parts]
 
     def take(self, target_ZYXC: Tensor, span: Span) -> None:
-        """Fill `target_ZYXC` with the slices of `span`, and forget what lies before its end."""
-        done = 0
+        """Fill `target_ZYXC` with slices that wait."""
+        for found, part in self._parts(span):
+            target_ZYXC[part].copy_(found[(slice(None), *self._inner)])
+
+    def _parts(self, span: Span) -> Iterator[tuple[Tensor, slice]]:
+        """Where slices lie in the ring, and which of `span` they are: one part, or two where the ring closes."""
+        done, size = 0, self._ring.shape[0]
         while done < span.extent:
-            oldest, at = self._waiting[0], span.start + done - self._first
-            part = oldest[(slice(at, at + span.extent - done), *self._inner)]
-            target_ZYXC[done : done + part.shape[0]].copy_(part)
-            done += part.shape[0]
-            if span.start + done >= self._first + oldest.shape[0]:
-                self._first += oldest.shape[0]
-                self._waiting.popleft()
+            at = (span.start + done - self._begin) % size
+            count = min(span.extent - done, size - at)
+            yield self._ring[at : at + count], slice(done, done + count)
+            done += count
 
     def unfold(self, pairs_ZYXC: Tensor, target_ZYXC: Tensor, span: Span) -> None:
         """Put the voxels of each coarse voxel in their places; what they make beyond the target is cropped."""

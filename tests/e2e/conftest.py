@@ -10,8 +10,8 @@ import pytest
 
 from pipeline import stages
 from pipeline.cluster.pool import Pool, local_pool
+from pipeline.cluster.worker import let_go
 from tests.e2e.commands import Command
-from tests.e2e.letting_go import let_go
 
 
 @pytest.fixture(scope="session")

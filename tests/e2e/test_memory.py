@@ -61,23 +61,15 @@ def test_projected_bytes_bound_the_measured_peak(tmp_path, monkeypatch, architec
 @pytest.mark.slow
 def test_memory_does_not_grow_with_a_tiles_length(tmp_path, monkeypatch):
     """A column of any length is one tile only if it takes the memory of a short one."""
-    architecture, plane = Architecture(3, 2, 16), (96, 96)
     peaks = []
-    with local_pool(1, threads=2, memory_bytes=8 * 10**9) as pool:
-
-        @contextmanager
-        def shared(*_, **__):
-            yield pool
-
-        monkeypatch.setattr(stages, "local_pool", shared)
-        for length in (96, 384):
-            folder = tmp_path / str(length)
-            folder.mkdir()
-            keys = {"cluster": {"workers": 1, "memory_gb": 8}, "compute": {"threads": 2, "dtype": "float32"}}
-            shape = (length, *plane)
-            run = make_run(folder, architecture=architecture, shape=shape, tiles={"core": list(shape)}, **keys)
-            stages.plan(run.config)
-            stages.infer(run.config)
-            assert len(run.plan.grid) == 1
-            peaks.append(max(r.peak_bytes for r in run.directory.records() if isinstance(r, TileRecord)))
+    for length in (256, 1024):
+        folder = tmp_path / str(length)
+        folder.mkdir()
+        shape = (length, 64, 64)
+        keys = {"cluster": {"workers": 1, "memory_gb": 8}, "compute": {"threads": 2, "dtype": "float32"}}
+        run = make_run(folder, architecture=Architecture(3, 2, 16), shape=shape, tiles={"core": list(shape)}, **keys)
+        stages.plan(run.config)
+        stages.infer(run.config)
+        assert len(run.plan.grid) == 1
+        peaks.append(max(r.peak_bytes for r in run.directory.records() if isinstance(r, TileRecord)))
     assert peaks[1] <= 1.1 * peaks[0]

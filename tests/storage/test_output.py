@@ -375,14 +375,32 @@ def test_the_group_is_ours_from_its_first_byte(tmp_path, monkeypatch):
     assert first["attributes"]["halotile"]["fingerprint"] == plan.fingerprint
 
 
-def test_an_array_that_was_changed_is_refused(tmp_path):
-    """Writing into another shape would put every unit in the wrong place."""
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("data_type", lambda document: document.update(data_type="float64")),
+        ("fill_value", lambda document: document.update(fill_value=1.0)),
+        ("shape", lambda document: document["shape"].reverse()),
+        ("codecs", lambda document: document["codecs"][0]["configuration"]["codecs"].pop()),
+        ("dimension_names", lambda document: document["dimension_names"].reverse()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_array_that_was_changed_is_refused(tmp_path, key, change):
+    """Another shape would put every unit in the wrong place, another fill value would fill what was never written."""
     output = made(output_plan(tmp_path / "o.zarr"))
     output.check_array()
     metadata = output.root / "0/zarr.json"
-    metadata.write_text(metadata.read_text().replace("float32", "float64"))
-    with pytest.raises(StorageError, match="its metadata was changed"):
+    document = json.loads(metadata.read_text())
+    change(document)
+    metadata.write_text(json.dumps(document))
+    with pytest.raises(StorageError, match=rf"were changed: .*{key} is .*, planned "):
         output.check_array()
-    metadata.unlink()
+
+
+def test_an_array_that_is_gone_is_refused(tmp_path):
+    """A run that made it anew would take all that is recorded as written for lost."""
+    output = made(output_plan(tmp_path / "o.zarr"))
+    (output.root / "0/zarr.json").unlink()
     with pytest.raises(StorageError, match="has no readable array '0'"):
         output.check_array()
