@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -146,13 +147,17 @@ class _Begun:
 
 _starting: dict[tuple[int, int, int], _Begun] = {}
 
+_one_start = threading.Lock()
+"""Two clusters that start at once, in two threads, trip over each other's imports."""
+
 
 def _started(stack: ExitStack, workers: int, threads: int, memory_bytes: int) -> tuple[LocalCluster, float]:
     """A cluster that ends with `stack`, and the seconds that its start took."""
     began = time.perf_counter()
     stack.enter_context(_worker_environment(threads))
     stack.enter_context(dask.config.set(_SETTINGS))
-    cluster = stack.enter_context(_cluster(workers, memory_bytes))
+    with _one_start:
+        cluster = stack.enter_context(_cluster(workers, memory_bytes))
     return cluster, time.perf_counter() - began
 
 
