@@ -187,15 +187,11 @@ def _behind(
 
 def _slabs(tile: Tile, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """The input of each turn, (C, Z, Y, X), cut from blocks of other lengths."""
-    schedule = tile.schedule
     left: list[np.ndarray] = []
-    for turn in range(schedule.turns):
-        wanted = schedule.reads(turn).extent
-        if not wanted:
-            return
-        while sum(part.shape[1] for part in left) < wanted:
+    for span in tile.schedule.inputs():
+        while sum(part.shape[1] for part in left) < span.extent:
             left.append(next(blocks))
-        yield _taken(left, wanted)
+        yield _taken(left, span.extent)
 
 
 def _taken(left: list[np.ndarray], wanted: int) -> np.ndarray:

@@ -12,13 +12,13 @@ from statistics import median
 import numpy as np
 
 from pipeline.core.box import Box
-from pipeline.core.cost import multiply_adds, read_spans, turn_multiply_adds
+from pipeline.core.cost import multiply_adds, read_spans, rounded_out, turn_multiply_adds
 from pipeline.core.mirror import shown
 from pipeline.core.plan import Plan
 from pipeline.core.schedule import Schedule
 from pipeline.storage.volume import open_volume
 from pipeline.unet.checkpoint import load_checkpoint
-from pipeline.unet.predictor import UNetPredictor
+from pipeline.unet.predictor import UNetPredictor, zeros
 
 TURNS = 4
 """Turns that are timed, once all layers take part."""
@@ -66,17 +66,17 @@ def _arithmetic_rate(plan: Plan) -> float:
     """Multiply-adds a second of one worker, over its widest tile; the whole of it where it is short."""
     tile = plan.grid.widest()
     predictor = UNetPredictor(load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding), plan)
-    asked: list[float] = []
     turns = _turns_at_full_work(tile.schedule)
     if len(turns) <= TURNS:
-        for _ in predictor.predict(tile, _zeros(tile.schedule, asked)):  # so that memory is there
+        for _ in predictor.predict(tile, zeros(tile.schedule)):  # so that memory is there
             pass
         started = time.perf_counter()
-        for _ in predictor.predict(tile, _zeros(tile.schedule, asked)):
+        for _ in predictor.predict(tile, zeros(tile.schedule)):
             pass
         return multiply_adds(tile.schedule) / (time.perf_counter() - started)
     last = turns[TURNS]
-    for _ in predictor.predict(tile, _zeros(tile.schedule, asked)):
+    asked: list[float] = []
+    for _ in predictor.predict(tile, _noting(zeros(tile.schedule), asked)):
         if len(asked) > last:
             break
     seconds = median(b - a for a, b in pairwise(asked[turns[0] : last + 1]))
@@ -93,26 +93,22 @@ def _turns_at_full_work(schedule: Schedule) -> list[int]:
     ]
 
 
-def _zeros(schedule: Schedule, asked: list[float]) -> Iterator[np.ndarray]:
-    """Slabs of zeros, and when each was asked for."""
-    plane = [axis.input.extent for axis in schedule.axes[1:]]
-    for turn in range(schedule.turns):
-        if slices := schedule.reads(turn).extent:
-            asked.append(time.perf_counter())
-            yield np.zeros((schedule.architecture.in_channels, slices, *plane), np.uint8)
+def _noting(slabs: Iterator[np.ndarray], asked: list[float]) -> Iterator[np.ndarray]:
+    """The slabs, noting when each is asked for."""
+    for slab in slabs:
+        asked.append(time.perf_counter())
+        yield slab
 
 
 def _seconds_a_voxel_decoded(plan: Plan) -> float:
     """Of reading one block of the widest tile, from wherever the volume lies."""
     volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
-    window, blocks = plan.grid.widest().window, plan.grid.widest().schedule.needs.input
-    block = next(iter(read_spans(blocks, volume.shape[0], plan.read_slices)))
+    tile = plan.grid.widest()
+    window = tile.window
+    block = next(read_spans(tile.schedule.needs.input, volume.shape[0], plan.read_slices))
     inside, _ = shown(Box((block.start, *window.start[1:]), (block.stop, *window.stop[1:])), volume.shape)
     started = time.perf_counter()
     volume.read(inside)
     seconds = time.perf_counter() - started
-    chunks = (
-        min(-(-b // c) * c, n) - a // c * c
-        for a, b, c, n in zip(inside.start, inside.stop, plan.source.chunks, volume.shape, strict=True)
-    )
+    chunks = map(rounded_out, inside.start, inside.stop, plan.source.chunks, volume.shape)
     return seconds / prod(chunks)

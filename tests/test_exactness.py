@@ -101,8 +101,7 @@ def stitched(network, volume, grid):
         window = torch.from_numpy(shown_by(volume, tile.window)).permute(1, 2, 3, 0)
         sweep = Sweep(network.architecture, weights, tile.schedule, sweep)
         first, schedule = tile.window.start[0], tile.schedule
-        spans = (schedule.reads(turn) for turn in range(schedule.turns))
-        slabs = (window[a - first : b - first] for a, b in spans if b > a)
+        slabs = (window[a - first : b - first] for a, b in schedule.inputs())
         for (start, stop), logits in sweep.run(slabs):
             box = Box((start, *tile.core.start[1:]), (stop, *tile.core.stop[1:]))
             out[(slice(None), *box.within(Box.of_shape(volume.shape[1:])))] = logits.permute(3, 0, 1, 2).numpy()

@@ -175,7 +175,7 @@ def test_the_expected_time_is_near_the_time_that_it_takes(tmp_path, shape):
     predictor = measure.UNetPredictor(measure.load_checkpoint(plan.model.checkpoint), plan)
     started = time.perf_counter()
     for tile in plan.grid:
-        for _ in predictor.predict(tile, measure._zeros(tile.schedule, [])):
+        for _ in predictor.predict(tile, measure.zeros(tile.schedule)):
             pass
     seconds = time.perf_counter() - started
     assert seconds / 10 < found.compute_seconds < seconds * 10

@@ -1,6 +1,6 @@
 """Make the demo's volume: a crop of FIB-25 that is disjoint from the slices of training and validation.
 
-    python configs/demo/make_volume.py FIB25.h5 configs/demo/fib25-medulla.ome.zarr
+python configs/demo/make_volume.py FIB25.h5 configs/demo/fib25-medulla.ome.zarr
 """
 
 from __future__ import annotations

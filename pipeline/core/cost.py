@@ -16,7 +16,7 @@ from pipeline.core.architecture import Architecture, layers
 from pipeline.core.box import Triple, round_up
 from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import mirrored_index
-from pipeline.core.need import Needs, Span
+from pipeline.core.need import Span
 from pipeline.core.receptive import receptive_radius, whole_window
 from pipeline.core.schedule import Schedule
 
@@ -75,7 +75,7 @@ def layer_sums(grid: TileGrid, axis: int) -> np.ndarray:
     """By layer, the voxels that it computes along an axis, over all tiles in a row."""
     found = list(layers(grid.architecture))
     total = np.zeros(len(found), dtype=np.int64)
-    for needs, times in _kinds(grid, axis):
+    for needs, times in grid.kinds(axis):
         total += times * np.array([needs.computes(layer) for layer in found])
     return total
 
@@ -103,26 +103,30 @@ def total_voxels_decoded(grid: TileGrid, chunks: Triple, slices: int) -> int:
     """
     plane = prod(axis_voxels_decoded(grid, axis, chunks[axis]) for axis in (1, 2))
     return plane * sum(
-        times * _rounded_out(grid, 0, chunks[0], part)
-        for needs, times in _kinds(grid, 0, lcm(chunks[0], slices))
+        times * _decoded(grid, 0, chunks[0], part)
+        for needs, times in grid.kinds(0, lcm(chunks[0], slices))
         for part in read_spans(needs.input, grid.volume[0], slices)
     )
 
 
 def axis_voxels_read(grid: TileGrid, axis: int) -> int:
     """Voxels along an axis that all tiles in a row ask for; what is mirrored is not read."""
-    spans = ((_inside(needs.input, grid.volume[axis]), times) for needs, times in _kinds(grid, axis))
+    spans = ((_inside(needs.input, grid.volume[axis]), times) for needs, times in grid.kinds(axis))
     return sum(times * (stop - first) for (first, stop), times in spans)
 
 
 def axis_voxels_decoded(grid: TileGrid, axis: int, chunk: int) -> int:
     """The same, rounded out to whole chunks."""
-    return sum(times * _rounded_out(grid, axis, chunk, needs.input) for needs, times in _kinds(grid, axis, chunk))
+    return sum(times * _decoded(grid, axis, chunk, needs.input) for needs, times in grid.kinds(axis, chunk))
 
 
-def _rounded_out(grid: TileGrid, axis: int, chunk: int, span: Span) -> int:
-    first, stop = _inside(span, grid.volume[axis])
-    return min(round_up(stop, chunk), grid.volume[axis]) - first // chunk * chunk
+def _decoded(grid: TileGrid, axis: int, chunk: int, span: Span) -> int:
+    return rounded_out(*_inside(span, grid.volume[axis]), chunk, grid.volume[axis])
+
+
+def rounded_out(first: int, stop: int, chunk: int, extent: int) -> int:
+    """Voxels of the chunks that hold those from `first` to `stop` of an axis."""
+    return min(round_up(stop, chunk), extent) - first // chunk * chunk
 
 
 def read_slices(grid: TileGrid, chunk: int, value_bytes: int) -> int:
@@ -145,7 +149,7 @@ def widest_plane(grid: TileGrid) -> int:
 
 def widest_input(grid: TileGrid, axis: int) -> int:
     """Voxels that the widest window has along an axis."""
-    return max(needs.input.extent for needs, _ in _kinds(grid, axis))
+    return max(needs.input.extent for needs, _ in grid.kinds(axis))
 
 
 def read_spans(whole: Span, extent: int, slices: int) -> Iterator[Span]:
@@ -187,7 +191,7 @@ def held_channels(architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
 
 def held_extents(grid: TileGrid, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Extents along an axis, of the widest tile: of buffers and skips, and of what each layer writes in a turn."""
-    found = [_held(Schedule(grid.architecture, (n, n, n), grid.slab), axis) for n, _ in _kinds(grid, axis)]
+    found = [_held(Schedule(grid.architecture, (n, n, n), grid.slab), axis) for n, _ in grid.kinds(axis)]
     held, written = (np.max(np.array(values), axis=0) for values in zip(*found, strict=True))
     return held, written
 
@@ -219,34 +223,10 @@ def tile_bytes(grid: TileGrid, in_bytes: int, out_bytes: int, in_chunk: int, uni
     """
     architecture, plane_in = grid.architecture, widest_plane(grid)
     plane_out = prod(min(c, n) for c, n in zip(grid.core[1:], grid.volume[1:], strict=True))
-    mirrored = max(max(-n.input.start, 0) + max(n.input.stop - grid.volume[0], 0) for n, _ in _kinds(grid, 0))
+    mirrored = max(max(-n.input.start, 0) + max(n.input.stop - grid.volume[0], 0) for n, _ in grid.kinds(0))
     slices = read_slices(grid, in_chunk, in_bytes) + mirrored
     block = slices * architecture.in_channels * plane_in * in_bytes
     slab = min(grid.slab, grid.volume[0])
     passing = slab * (plane_in * architecture.in_channels * 24 + plane_out * architecture.out_channels * 20)
     units = (min(unit_slices, grid.volume[0]) + slab) * plane_out * architecture.out_channels * out_bytes
     return 4 * block + passing + 3 * units
-
-
-# --- the kinds of cores along an axis -----------------------------------------------------------------------------------
-
-
-def _kinds(grid: TileGrid, axis: int, period: int = 1) -> Iterator[tuple[Needs, int]]:
-    """Needs of the cores along an axis, and the number of their like: away from the ends all are alike.
-
-    Args:
-        grid: The tiles.
-        axis: 0, 1, 2 for z, y, x.
-        period: Voxels after which a lattice repeats, such as that of chunks, where cores on it differ.
-    """
-    core, extent, count = grid.core[axis], grid.volume[axis], grid.counts[axis]
-    margin = max(grid.halo[axis], receptive_radius(grid.architecture)[axis]) + grid.architecture.stride[axis]
-    near = -(-margin // core) + 1
-    middle, alike = count - 2 * near, lcm(core, period) // core
-    if middle > alike:
-        between = ((near + i, -(-(middle - i) // alike)) for i in range(alike))
-        kinds = [*((i, 1) for i in range(near)), *between, *((i, 1) for i in range(count - near, count))]
-    else:
-        kinds = [(i, 1) for i in range(count)]
-    for index, times in kinds:
-        yield grid.needs(axis, index * core, min((index + 1) * core, extent)), times

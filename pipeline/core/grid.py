@@ -23,13 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import lcm, prod
 
 import numpy as np
 
 from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box, Triple, round_up
 from pipeline.core.need import Needs, Span, needs
+from pipeline.core.receptive import receptive_radius
 from pipeline.core.schedule import Schedule
 
 
@@ -103,15 +104,33 @@ class TileGrid:
         return Tile(index, core, Schedule(self.architecture, axes, self.slab))  # type: ignore[arg-type]
 
     def widest(self) -> Tile:
-        """A tile with the largest window: its first few and its last two an axis are all kinds that there are."""
-        return self.tile(int(np.ravel_multi_index([self._widest(axis) for axis in range(3)], self.counts)))
+        """A tile with the largest window."""
+        place = [self._widest(axis) // self.core[axis] for axis in range(3)]
+        return self.tile(int(np.ravel_multi_index(place, self.counts)))
 
     def _widest(self, axis: int) -> int:
-        count, core = self.counts[axis], self.core[axis]
-        near = 3 + 2 * max(self.halo[axis], 92) // core
-        kinds = {*range(min(near, count)), *range(max(count - 2, 0), count)}
-        last = self.volume[axis]
-        return max(kinds, key=lambda i: self.needs(axis, i * core, min((i + 1) * core, last)).input.extent)
+        """First voxel of a core with the largest window along an axis."""
+        kinds = (needs for needs, _ in self.kinds(axis))
+        return max(kinds, key=lambda needs: needs.input.extent).writes["fc"].start
+
+    def kinds(self, axis: int, period: int = 1) -> Iterator[tuple[Needs, int]]:
+        """Needs of the cores along an axis, and the number of their like: away from the ends all are alike.
+
+        Args:
+            axis: 0, 1, 2 for z, y, x.
+            period: Voxels after which a lattice repeats, such as that of chunks, where cores on it differ.
+        """
+        core, extent, count = self.core[axis], self.volume[axis], self.counts[axis]
+        margin = max(self.halo[axis], receptive_radius(self.architecture)[axis]) + self.architecture.stride[axis]
+        near = -(-margin // core) + 1
+        middle, alike = count - 2 * near, lcm(core, period) // core
+        if middle > alike:
+            between = ((near + i, -(-(middle - i) // alike)) for i in range(alike))
+            kinds = [*((i, 1) for i in range(near)), *between, *((i, 1) for i in range(count - near, count))]
+        else:
+            kinds = [(i, 1) for i in range(count)]
+        for index, times in kinds:
+            yield self.needs(axis, index * core, min((index + 1) * core, extent)), times
 
     def needs(self, axis: int, start: int, stop: int) -> Needs:
         """What a core from `start`, on the stride lattice, to `stop` needs along one axis."""

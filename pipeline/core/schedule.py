@@ -15,6 +15,7 @@ less, and the slices of all turns together are just those that the core needs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -75,6 +76,10 @@ class Schedule:
         """Slices of the input that a turn takes in; turns count from 0."""
         first, whole = self.needs.input.start, self.needs.input
         return _between(whole, first + turn * self.step, first + (turn + 1) * self.step)
+
+    def inputs(self) -> Iterator[Span]:
+        """Slices of the input by turn, while there are any."""
+        return (span for span in map(self.reads, range(self.turns)) if span.extent)
 
     def writes(self, name: str, turn: int) -> Span:
         """Slices that a layer writes in a turn, at its level."""

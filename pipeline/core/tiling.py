@@ -239,8 +239,9 @@ def _cores(request: TileRequest, halo: Triple) -> list[Triple]:
     """Cores worth a try, the one of least predicted time first; the smallest last, which fits where any does."""
     axes = [_candidates(request, axis) for axis in range(3)]
     prices = _Prices(request, halo, axes)
-    fits = prices.network_bytes() <= _network_room(request)
-    fits &= prices.tile_bytes() <= request.usable_bytes - _standing_bytes(request)
+    network = prices.network_bytes()
+    fits = network <= _network_room(request)
+    fits &= prices.tile_bytes(network) <= request.usable_bytes - _standing_bytes(request)
     order = np.argsort(np.where(fits, prices.all(), np.inf), kind="stable")[: int(fits.sum())]
     smallest = tuple(min(axis) for axis in axes)
     return [*map(prices.core, order), smallest]  # type: ignore[list-item]
@@ -304,8 +305,8 @@ class _Prices:
     def network_bytes(self) -> np.ndarray:
         """Of what the network holds, with the least slab: `cost.sweep_values` of all combinations."""
         channels, written = held_channels(self._request.architecture)
-        held = self._table(lambda grid, axis: held_extents(grid, axis)[0])
-        passing = self._table(lambda grid, axis: held_extents(grid, axis)[1])
+        extents = [[held_extents(grid, axis) for grid in self._grids[axis]] for axis in range(3)]
+        held, passing = ([np.array([pair[n] for pair in row], float) for row in extents] for n in (0, 1))
         most = np.zeros([len(axis) for axis in self._axes])
         for layer, values in enumerate(written):
             z, y, x = (table[:, layer] for table in passing)
@@ -313,7 +314,7 @@ class _Prices:
         standing = np.einsum("zl,yl,xl,l->zyx", *held, channels.astype(float))
         return (standing + 2 * most).ravel() * self._request.value_bytes
 
-    def tile_bytes(self) -> np.ndarray:
+    def tile_bytes(self, network: np.ndarray) -> np.ndarray:
         """Of all that a worker holds, with the least slab: a lower bound, near enough that few are tried in vain."""
         request = self._request
         ones = np.ones(len(self._axes[0]))
@@ -324,8 +325,8 @@ class _Prices:
         slab = self._grids[0][0].slab
         slice_bytes = read * request.architecture.in_channels * request.in_bytes
         blocks = np.minimum(round_up(slab, request.in_chunks[0]) * slice_bytes, READ_BLOCK_BYTES)
-        network = self.network_bytes() if request.device_memory_bytes is None else 0.0
-        return network + 4 * np.minimum(blocks, request.volume[0] * slice_bytes) + 20 * slab * (read + kept)
+        here = network if request.device_memory_bytes is None else 0.0
+        return here + 4 * np.minimum(blocks, request.volume[0] * slice_bytes) + 20 * slab * (read + kept)
 
 
 def _outer(axes: list[np.ndarray]) -> np.ndarray:

@@ -127,7 +127,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of damaged bytes the unpickler makes IndexError, struct.error, AssertionError and more
         raise ModelError(
-            f"Checkpoint '{path}' cannot be read as a state_dict ({path.stat().st_size} bytes; {_first_line(error)}). "
+            f"Checkpoint '{path}' cannot be read as a state_dict ({path.stat().st_size} bytes; {first_line(error)}). "
             "It is truncated, not a checkpoint, or holds more than tensors. Copy it again, or save "
             "`model.state_dict()` alone: nothing else is ever unpickled."
         ) from error
@@ -146,12 +146,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"Checkpoint '{path}' cannot be read as safetensors ({path.stat().st_size} bytes; {_first_line(error)}). "
+            f"Checkpoint '{path}' cannot be read as safetensors ({path.stat().st_size} bytes; {first_line(error)}). "
             "It is truncated or not a checkpoint. Copy it again from where it was made."
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says in one line; of the unpickler's many, the telling one."""
     lines = str(error).splitlines() or [type(error).__name__]
     telling = next((line for line in lines if "WeightsUnpickler error" in line), lines[0])
     return re.sub(r"\x1b\[\d*m", "", telling).strip()[:160]

@@ -15,7 +15,7 @@ from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
 from pipeline.core.schedule import Schedule
 from pipeline.errors import InferenceError, ModelError
-from pipeline.unet.checkpoint import Checkpoint
+from pipeline.unet.checkpoint import Checkpoint, first_line
 from pipeline.unet.device import check_device, make_deterministic
 from pipeline.unet.lane import lane
 from pipeline.unet.sweep import Sweep, kernels
@@ -72,7 +72,7 @@ class UNetPredictor:
         except torch.OutOfMemoryError as error:
             self._sweep = None
             raise InferenceError(
-                f"{tile}: the memory of device '{self._device}' is too small ({_first_line(error)}). Something else uses it, "
+                f"{tile}: the memory of device '{self._device}' is too small ({first_line(error)}). Something else uses it, "
                 "or the plan was made for a larger one: free it, or plan with a smaller tiles.core."
             ) from error
 
@@ -104,17 +104,16 @@ class UNetPredictor:
         Raises:
             InferenceError: The device's memory is too small.
         """
-        parts = self.predict(tile, _zeros(tile.schedule))
+        parts = self.predict(tile, zeros(tile.schedule))
         for _ in islice(parts, 3):
             pass
         parts.close()
 
 
-def _zeros(schedule: Schedule) -> Iterator[np.ndarray]:
+def zeros(schedule: Schedule) -> Iterator[np.ndarray]:
+    """An empty window in the turns of a schedule, (C, Z, Y, X)."""
     plane = [axis.input.extent for axis in schedule.axes[1:]]
-    for turn in range(schedule.turns):
-        if slices := schedule.reads(turn).extent:
-            yield np.zeros((schedule.architecture.in_channels, slices, *plane), np.uint8)
+    return (np.zeros((schedule.architecture.in_channels, s.extent, *plane), np.uint8) for s in schedule.inputs())
 
 
 def normalised(x_CZYX: Tensor, rule: Normalization) -> Tensor:
@@ -138,7 +137,3 @@ def activated(logits_CZYX: Tensor, activation: str) -> Tensor:
 def quantised(values_CZYX: Tensor, dtype: str) -> Tensor:
     """Values in the output's dtype; uint8 is rint(255 v)."""
     return values_CZYX.clamp(0, 1).mul(255).round().to(torch.uint8) if dtype == "uint8" else values_CZYX
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -42,8 +42,7 @@ def predicted(
     window = np.pad(array, pads, mode="reflect")
     x_ZYXC = normalised(torch.from_numpy(np.ascontiguousarray(window, dtype=np.float64)).to(place), rule)
     first = tile.window.start[0]
-    spans = (tile.schedule.reads(turn) for turn in range(tile.schedule.turns))
-    slabs = (x_ZYXC[a - first : b - first] for a, b in spans if b > a)
+    slabs = (x_ZYXC[a - first : b - first] for a, b in tile.schedule.inputs())
     sweep = Sweep(architecture, kernels(checkpoint.build(), device=place, dtype=DTYPES[dtype]), tile.schedule)
     logits_ZYXC = torch.cat([logits.to(torch.float32) for _, logits in sweep.run(slabs)])
     return activated(logits_ZYXC.permute(3, 0, 1, 2), activation).cpu().numpy()

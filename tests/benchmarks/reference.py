@@ -31,8 +31,7 @@ def streamed(model: UNet, volume: np.ndarray) -> np.ndarray:
     architecture, shape = model.architecture, volume.shape
     schedule = TileGrid(architecture, shape, shape, least_halo(architecture), architecture.stride[0]).tile(0).schedule
     sweep = Sweep(architecture, kernels(model, device=torch.device("cpu"), dtype=torch.float64), schedule)
-    spans = (schedule.reads(turn) for turn in range(schedule.turns))
-    slabs = (torch.from_numpy(volume[a:b, ..., None]).double() / 255 for a, b in spans if b > a)
+    slabs = (torch.from_numpy(volume[a:b, ..., None]).double() / 255 for a, b in schedule.inputs())
     output = np.empty(shape)
     for (start, stop), logits_ZYXC in sweep.run(slabs):
         output[start:stop] = torch.sigmoid(logits_ZYXC[..., 0]).numpy()

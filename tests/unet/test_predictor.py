@@ -63,8 +63,7 @@ def noise(plan, seed=0):
 def slabs_of(tile, window):
     """A window in the turns of its tile's schedule."""
     first, schedule = tile.window.start[0], tile.schedule
-    spans = (schedule.reads(turn) for turn in range(schedule.turns))
-    return (window[:, a - first : b - first] for a, b in spans if b > a)
+    return (window[:, a - first : b - first] for a, b in schedule.inputs())
 
 
 def predicted(plan, checkpoint, tile=None):

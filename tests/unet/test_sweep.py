@@ -28,9 +28,8 @@ def noise(schedule, dtype=torch.float32):
     """Slabs of noise in the turns of a schedule, Z Y X C."""
     generator = torch.Generator().manual_seed(0)
     plane = [axis.input.extent for axis in schedule.axes[1:]]
-    for turn in range(schedule.turns):
-        if slices := schedule.reads(turn).extent:
-            yield torch.randn((slices, *plane, schedule.architecture.in_channels), generator=generator).to(dtype)
+    for span in schedule.inputs():
+        yield torch.randn((span.extent, *plane, schedule.architecture.in_channels), generator=generator).to(dtype)
 
 
 def streamed(network, schedule, dtype=torch.float32, earlier=None):
