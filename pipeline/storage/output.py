@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
-from pipeline.core.box import Box
+from pipeline.core.box import Box, Triple
 from pipeline.core.ledger import Units
 from pipeline.core.plan import Plan
 from pipeline.errors import StorageError
@@ -34,7 +35,7 @@ def checksum(stored: bytes) -> str:
     return hashlib.sha256(stored).hexdigest()
 
 
-class _RecordingStore(WrapperStore[LocalStore]):
+class RecordingStore(WrapperStore[LocalStore]):
     """A local store that makes each object durable and keeps the checksum of what it stored."""
 
     def __init__(self, store: LocalStore) -> None:
@@ -43,11 +44,11 @@ class _RecordingStore(WrapperStore[LocalStore]):
 
     async def set(self, key: str, value: Buffer) -> None:
         await super().set(key, value)
-        _synced(self._store.root / key)
+        synced(self._store.root / key)
         self.checksums[key] = checksum(value.to_bytes())
 
 
-def _synced(path: Path) -> None:
+def synced(path: Path) -> None:
     """Flush a file and its folder: a full disk under the page cache tells nobody before this."""
     for target in (path, path.parent):
         handle = os.open(target, os.O_RDONLY)
@@ -63,7 +64,7 @@ class Output:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.root = Path(plan.output.url)
-        self._store = _RecordingStore(LocalStore(self.root))
+        self._store = RecordingStore(LocalStore(self.root))
 
     # --- life of the store ------------------------------------------------------------------------------------------
 
@@ -87,28 +88,22 @@ class Output:
         """Name the array in the group's metadata: from now on readers of OME-Zarr find the image."""
         group = zarr.open_group(str(self.root), mode="r+", zarr_format=3)
         output = self.plan.output
-        name = self.root.name.removesuffix(".zarr").removesuffix(".ome")
-        ome = image_attributes(name=name, axes=output.axes, space=self.plan.source.space, path=ARRAY)
+        ome = image_attributes(name=image_name(self.root), axes=output.axes, space=self.plan.source.space, path=ARRAY)
         group.update_attributes(
             {"ome": ome, FINGERPRINT_ATTRIBUTE: {"fingerprint": self.plan.fingerprint, "state": "complete"}}
         )
-        _synced(self.root / "zarr.json")
+        synced(self.root / "zarr.json")
 
     def _create_array(self, store: str | MemoryStore) -> zarr.Array:
-        plan, output = self.plan, self.plan.output
-        channels = plan.model.architecture.out_channels
-        return zarr.create_array(
+        output = self.plan.output
+        return create_array(
             store,
-            name=ARRAY,
-            shape=self._stored(channels, plan.source.shape),
-            chunks=self._stored(1, output.chunks),
-            shards=self._stored(channels, output.shards) if output.shards else None,
+            axes=output.axes,
+            channels=self.plan.model.architecture.out_channels,
+            shape=self.plan.source.shape,
             dtype=output.dtype,
-            compressors=[ZstdCodec(level=1), Crc32cCodec()],
-            fill_value=0,
-            zarr_format=3,
-            dimension_names=list(output.axes),
-            overwrite=False,
+            chunks=output.chunks,
+            shards=output.shards,
         )
 
     def check_array(self) -> None:
@@ -164,7 +159,7 @@ class Output:
             self._clear(key)
         target = zarr.open_array(self._store, path=ARRAY, mode="r+")
         region = self._stored(slice(None), tuple(slice(a, b) for a, b in zip(unit.start, unit.stop, strict=True)))
-        target[region] = self._stored_axes(array)
+        target[region] = in_stored_axes(self.plan.output.axes, array)
         return {key: self._store.checksums.pop(key, None) for key in keys}
 
     def _clear(self, key: str) -> None:
@@ -189,13 +184,49 @@ class Output:
     # --- axes -------------------------------------------------------------------------------------------------------
 
     def _stored(self, channel: Any, spatial: Any) -> tuple[Any, ...]:
-        """Values by axis, for the axes that the stored array has."""
-        by_axis = dict(zip("zyx", spatial, strict=True)) | {"c": channel}
-        return tuple(by_axis[axis] for axis in self.plan.output.axes)
+        return by_stored_axis(self.plan.output.axes, channel, spatial)
 
-    def _stored_axes(self, array: np.ndarray) -> np.ndarray:
-        kept = [slice(None) if axis in self.plan.output.axes else 0 for axis in "czyx"]
-        return array[tuple(kept)]
+
+def create_array(
+    store: str | Store,
+    *,
+    axes: str,
+    channels: int,
+    shape: Triple,
+    dtype: str,
+    chunks: Triple,
+    shards: Triple | None,
+) -> zarr.Array:
+    """The empty array `0` of an image: a chunk is of one channel, a shard of all; every object has a checksum."""
+    return zarr.create_array(
+        store,
+        name=ARRAY,
+        shape=by_stored_axis(axes, channels, shape),
+        chunks=by_stored_axis(axes, 1, chunks),
+        shards=by_stored_axis(axes, channels, shards) if shards else None,
+        dtype=dtype,
+        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        fill_value=0,
+        zarr_format=3,
+        dimension_names=list(axes),
+        overwrite=False,
+    )
+
+
+def by_stored_axis(axes: str, channel: Any, spatial: Any) -> tuple[Any, ...]:
+    """Values by axis, of the channel's and those along z, y, x, for the axes that a stored array has."""
+    by_axis = dict(zip("zyx", spatial, strict=True)) | {"c": channel}
+    return tuple(by_axis[axis] for axis in axes)
+
+
+def in_stored_axes(axes: str, array: np.ndarray) -> np.ndarray:
+    """Values (C, Z, Y, X) without the axes that a stored array lacks; those have an extent of 1."""
+    return array[tuple(slice(None) if axis in axes else 0 for axis in "czyx")]
+
+
+def image_name(root: Path) -> str:
+    """Name of the image in a store."""
+    return root.name.removesuffix(".zarr").removesuffix(".ome")
 
 
 def is_occupied(root: Path) -> bool:

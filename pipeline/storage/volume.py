@@ -1,4 +1,4 @@
-"""An input volume: a Zarr v2 or v3 array, or one level of an OME-Zarr image, read as (C, Z, Y, X) boxes.
+"""An input volume, read as (C, Z, Y, X) boxes: a Zarr v2 or v3 array, one level of an OME-Zarr image, HDF5 or TIFF.
 
 Never written to: it is opened read-only.
 """
@@ -21,6 +21,7 @@ from zarr.core.sync import sync
 from pipeline.core.box import Box, Triple
 from pipeline.core.volume import KNOWN_AXES, Description, Space
 from pipeline.errors import PipelineError, StorageError
+from pipeline.storage.foreign import ForeignArray, foreign_levels, foreign_place, open_foreign
 from pipeline.storage.ngff import Multiscale, read_multiscale
 
 
@@ -30,15 +31,27 @@ class Volume:
 
     Args:
         description: What it is.
-        array: The zarr array behind it.
+        array: What is behind it, with its axes: shape, dtype, chunks, and slices as of numpy.
     """
 
     description: Description
-    array: zarr.Array
+    array: zarr.Array | ForeignArray
 
     @property
     def shape(self) -> Triple:
         return self.description.shape
+
+    @property
+    def format(self) -> str:
+        """How it is stored: `Zarr v2`, `Zarr v3`, `HDF5` or `TIFF`."""
+        if isinstance(self.array, ForeignArray):
+            return self.array.format
+        return f"Zarr v{self.array.metadata.zarr_format}"
+
+    @property
+    def shards(self) -> tuple[int, ...] | None:
+        """Extents of a shard along the array's axes; None where there are none."""
+        return None if isinstance(self.array, ForeignArray) else self.array.shards
 
     def read(self, box: Box) -> np.ndarray:
         """Voxels of a box inside the volume, (C, Z, Y, X), the stored dtype."""
@@ -54,24 +67,38 @@ def open_volume(url: str, *, level: int = 0, axes: str = "auto") -> Volume:
     """Open a volume.
 
     Args:
-        url: A Zarr array or an OME-Zarr group.
-        level: Resolution level of an OME-Zarr group, 0 the finest.
+        url: A Zarr array, an OME-Zarr group, a dataset of an HDF5 file (`FILE.h5/inner/dataset`), or a TIFF file.
+        level: Resolution level of an OME-Zarr group or of a TIFF with a pyramid, 0 the finest.
         axes: Axes as stored (`yx`, `cyx`, `zyx`, `czyx`), or `auto`: the metadata's, else by their number.
 
     Raises:
         StorageError: There is no such store, level or axes, or its type is not numeric.
     """
-    with _understood(url):
-        node = _open(url)
-        multiscale = read_multiscale(dict(node.attrs), url) if isinstance(node, zarr.Group) else None
-        array = _level(node, multiscale, url, level)
-    names = _axes(array, multiscale, axes, url)
-    space = multiscale.space(level, names) if multiscale and len(multiscale.axes) == len(names) else None
+    place = foreign_place(url)
+    if place is not None:
+        found = open_foreign(place, url, level=level, axes=axes)
+        array, names, space = found.array, found.axes, found.space
+    else:
+        array, names, space = _open_zarr(url, level, axes)
     if array.dtype.kind not in "buif":
         raise StorageError(f"Volume '{url}' has dtype {array.dtype}; expected integers or floats. Convert it first.")
     if 0 in array.shape:
         raise StorageError(f"Volume '{url}' has shape {array.shape}: there is no voxel to predict. Check input.url.")
     return Volume(_description(url, level, array, names, space), array)
+
+
+def _open_zarr(url: str, level: int, axes: str) -> tuple[zarr.Array, str, Space | None]:
+    with _understood(url):
+        node = _open(url)
+        multiscale = read_multiscale(dict(node.attrs), url) if isinstance(node, zarr.Group) else None
+        array = _level(node, multiscale, url, level)
+    names = _axes(array, multiscale, axes, url)
+    return array, names, multiscale.space(level, names) if multiscale and len(multiscale.axes) == len(names) else None
+
+
+def is_volume_file(url: str) -> bool:
+    """Whether a location names a volume in an HDF5 or TIFF file, by its suffix; the file need not be there."""
+    return foreign_place(url) is not None
 
 
 def store_levels(url: str) -> int:
@@ -80,6 +107,9 @@ def store_levels(url: str) -> int:
     Raises:
         StorageError: It is no store, or a group that is no image.
     """
+    place = foreign_place(url)
+    if place is not None:
+        return foreign_levels(place, url)
     with _understood(url):
         node = _open(url)
         multiscale = read_multiscale(dict(node.attrs), url) if isinstance(node, zarr.Group) else None
@@ -104,7 +134,8 @@ def _understood(url: str) -> Iterator[None]:
         detail = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise StorageError(
             f"Input '{url}' is not a Zarr array or group ({detail}). Expected a whole zarr.json, or .zarray or .zgroup, in "
-            "it: check input.url, repair the store, or convert the volume to OME-Zarr."
+            "it: check input.url, repair the store, or convert the volume to OME-Zarr. HDF5 and TIFF are known by their names: "
+            "FILE.h5/dataset, FILE.tif."
         ) from error
 
 
@@ -149,7 +180,7 @@ def _axes(array: zarr.Array, multiscale: Multiscale | None, asked: str, url: str
     return names
 
 
-def _description(url: str, level: int, array: zarr.Array, axes: str, space: Space | None) -> Description:
+def _description(url: str, level: int, array: zarr.Array | ForeignArray, axes: str, space: Space | None) -> Description:
     extent, chunk = (dict(zip(axes, values, strict=True)) for values in (array.shape, array.chunks))
     return Description(
         url=url,
@@ -160,14 +191,25 @@ def _description(url: str, level: int, array: zarr.Array, axes: str, space: Spac
         dtype=array.dtype.newbyteorder("=").name,
         chunks=(chunk.get("z", 1), chunk["y"], chunk["x"]),
         space=space or Space.unknown(len(axes) - ("c" in axes)),
-        metadata_sha256=_metadata_sha256(array),
+        metadata_sha256=_metadata_sha256(array, axes),
     )
 
 
-def _metadata_sha256(array: zarr.Array) -> str:
-    """Digest of the document that says how the array is stored; attributes do not change what it holds."""
-    name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
-    found = sync((array.store_path / name).get(default_buffer_prototype()))
-    content: dict[str, Any] = json.loads(found.to_bytes())
-    content.pop("attributes", None)
+def _metadata_sha256(array: zarr.Array | ForeignArray, axes: str) -> str:
+    """Digest of the document that says how the array is stored; attributes do not change what it holds.
+
+    HDF5 and TIFF have no such document: there it is shape, dtype, chunks and axes.
+    """
+    if isinstance(array, ForeignArray):
+        content: dict[str, Any] = {
+            "shape": array.shape,
+            "dtype": array.dtype.newbyteorder("=").name,
+            "chunks": array.chunks,
+            "axes": axes,
+        }
+    else:
+        name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
+        found = sync((array.store_path / name).get(default_buffer_prototype()))
+        content = json.loads(found.to_bytes())
+        content.pop("attributes", None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.core.box import Box
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
-from pipeline.storage.volume import Volume, open_volume, store_levels
+from pipeline.storage.volume import Volume, is_volume_file, open_volume, store_levels
 from tests.pipeline_cases import random_volume, save_array
 
 
@@ -151,6 +151,42 @@ def test_metadata_is_hashed_apart_from_its_attributes(tmp_path):
     again = open_volume(str(tmp_path / "a.zarr")).description
     other = open_volume(str(save_array(tmp_path / "b.zarr", array, (2, 4, 4)))).description
     assert first.metadata_sha256 == again.metadata_sha256 != other.metadata_sha256
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_the_format_and_the_shards_are_told(tmp_path, zarr_format):
+    """What `inspect` shows, without asking what is behind a volume."""
+    options = {"shards": (4, 8, 8)} if zarr_format == 3 else {}
+    url = save_array(tmp_path / "a.zarr", random_volume((5, 9, 7)), (2, 4, 4), zarr_format=zarr_format, **options)
+    volume = open_volume(str(url))
+    assert (volume.format, volume.shards) == (f"Zarr v{zarr_format}", options.get("shards"))
+
+
+@pytest.mark.parametrize("name", ["v.h5", "v.tif", "v.hdf5"])
+def test_a_folder_is_a_store_whatever_its_name(tmp_path, name):
+    """Names tell files of HDF5 and TIFF apart from stores; a folder can be neither of the two."""
+    array = random_volume((5, 9, 7))
+    url = str(save_array(tmp_path / name / "inner.zarr", array).parent / "inner.zarr")
+    assert not is_volume_file(url)
+    np.testing.assert_array_equal(whole(open_volume(url))[0], array)
+    assert not is_volume_file(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("url", "is_file"),
+    [
+        ("a/v.h5/raw", True),
+        ("a/v.H5/deep/raw", True),
+        ("v.ome.tiff", True),
+        ("v.tif/inner", False),
+        ("v.zarr", False),
+        ("weights.pt", False),
+        ("s3://bucket/v.tif", False),
+    ],
+)
+def test_files_are_known_by_their_names(url, is_file):
+    """What is not there yet is asked for by name too; what is remote is a store."""
+    assert is_volume_file(url) is is_file
 
 
 # --- placement in space -------------------------------------------------------------------------------------------------

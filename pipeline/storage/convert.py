@@ -1,0 +1,273 @@
+"""Any volume that can be opened, written again as an OME-Zarr 0.5 image: box by box, never the whole in memory.
+
+Why an interrupted conversion is never taken for a whole one: the image is written beside its place, as `TARGET.part`, every
+object of it is made durable, and it is renamed once it is complete. Why no unit is read back: boxes are whole write units.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite, prod
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import zarr
+from zarr.storage import LocalStore
+
+from pipeline.core.box import Box, Triple, round_up
+from pipeline.core.tiling import LARGEST_CHUNK_EXTENT, LARGEST_PLANE_CHUNK_EXTENT, LARGEST_SHARD
+from pipeline.core.volume import Description, Space
+from pipeline.errors import StorageError
+from pipeline.storage.foreign import foreign_place
+from pipeline.storage.ngff import image_attributes
+from pipeline.storage.output import (
+    ARRAY,
+    RecordingStore,
+    by_stored_axis,
+    create_array,
+    image_name,
+    in_stored_axes,
+    synced,
+)
+from pipeline.storage.volume import Volume, open_volume
+
+BOX_BYTES = 2**27
+"""About how much is read at once, one write unit at least; with what is encoded, some three times as much is held."""
+
+LARGEST_PLANE_SHARD = (1, 2048, 2048)
+"""Voxels an axis of an automatic shard, where the volume is a single slice."""
+
+LOCK = "convert.lock"
+"""Held by the one process that writes an unfinished image; removed before it gets its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How an image is stored: extents along z, y, x of its chunks, and of its shards where there are any."""
+
+    chunks: Triple
+    shards: Triple | None
+
+    @property
+    def write_unit(self) -> Triple:
+        return self.shards or self.chunks
+
+
+def convert(
+    source: str,
+    target: str,
+    *,
+    axes: str = "auto",
+    chunks: Triple | None = None,
+    shards: Triple | None = None,
+    voxel_size_nm: tuple[float, float, float] | None = None,
+    on_advance: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005 - names say what is told
+) -> Description:
+    """Write a volume as an OME-Zarr 0.5 image: same voxels, dtype, axes and place.
+
+    Args:
+        source: Anything that `open_volume` opens; its level 0.
+        target: Folder to make. Nothing is ever overwritten.
+        axes: Axes of the source as stored, or `auto`.
+        chunks: Of the image, z, y, x; some 64 voxels an axis where None.
+        shards: Of the image, whole chunks; large ones where None, and none where equal to `chunks`.
+        voxel_size_nm: Size of a voxel along z, y, x; the source's size and units where None.
+        on_advance: Told voxels done and voxels in all, after each box.
+
+    Returns:
+        What was written.
+
+    Raises:
+        StorageError: The source cannot be opened or read, the target cannot be made, or something lies there already.
+    """
+    volume = open_volume(source, axes=axes)
+    layout = _layout(volume.shape, chunks, shards)
+    space = _space(volume.description, voxel_size_nm)
+    final = Path(os.path.abspath(target))  # noqa: PTH100 - `resolve` would follow a link that lies at the target
+    part = final.with_name(f"{final.name}.part")
+    _check_target(source, target, final, part)
+    try:
+        with _claimed(part):
+            _write(volume, RecordingStore(LocalStore(part)), image_name(final), layout, space, on_advance)
+            _publish(part, final, target)
+    except OSError as error:
+        raise StorageError(
+            f"Converting '{source}' to '{target}' stopped: {error}. Nothing of it is left. See that there is room and "
+            "permission, then convert again."
+        ) from error
+    return open_volume(target).description
+
+
+# --- what is written ----------------------------------------------------------------------------------------------------
+
+
+def _layout(shape: Triple, chunks: Triple | None, shards: Triple | None) -> Layout:
+    """Chunks and shards as asked for, or fitting.
+
+    Raises:
+        StorageError: They cannot be.
+    """
+    plane = shape[0] == 1
+    most = LARGEST_PLANE_CHUNK_EXTENT if plane else LARGEST_CHUNK_EXTENT
+    chunks = chunks or tuple(min(most, n) for n in shape)  # type: ignore[assignment]
+    if any(c < 1 for c in chunks):
+        raise StorageError(f"Chunks of {chunks} voxels (z, y, x) were asked for; each extent must be 1 at least.")
+    if shards is None:
+        largest = LARGEST_PLANE_SHARD if plane else LARGEST_SHARD
+        shards = tuple(  # type: ignore[assignment]
+            min(c * max(most // c, 1), round_up(n, c)) for c, most, n in zip(chunks, largest, shape, strict=True)
+        )
+    if any(s < 1 or s % c for s, c in zip(shards, chunks, strict=True)):
+        good = tuple(round_up(max(s, 1), c) for s, c in zip(shards, chunks, strict=True))
+        raise StorageError(
+            f"Shards of {shards} voxels (z, y, x) were asked for, chunks of {chunks}: a shard holds whole chunks. "
+            f"Ask for shards of {good}."
+        )
+    return Layout(chunks, None if shards == chunks else shards)
+
+
+def _space(found: Description, voxel_size_nm: tuple[float, float, float] | None) -> Space:
+    """The source's place, or one of voxels of another size, its origin shifted by as many voxels.
+
+    Raises:
+        StorageError: A size is not positive.
+    """
+    if voxel_size_nm is None:
+        return found.space
+    if any(not (isfinite(size) and size > 0) for size in voxel_size_nm):
+        raise StorageError(f"A voxel size of {voxel_size_nm} nm (z, y, x) was asked for; each must be more than 0.")
+    scale = tuple(map(float, voxel_size_nm))[-len(found.space.scale) :]
+    moved = zip(found.space.translation, found.space.scale, scale, strict=True)
+    return Space(scale, tuple(t / old * new for t, old, new in moved), ("nanometer",) * len(scale))
+
+
+def _write(
+    volume: Volume,
+    store: RecordingStore,
+    name: str,
+    layout: Layout,
+    space: Space,
+    on_advance: Callable[[int, int], None],
+) -> None:
+    found = volume.description
+    ome = image_attributes(name=name, axes=found.axes, space=space, path=ARRAY)
+    zarr.create_group(store, zarr_format=3, attributes={"ome": ome})
+    array = create_array(
+        store,
+        axes=found.axes,
+        channels=found.channels,
+        shape=found.shape,
+        dtype=found.dtype,
+        chunks=layout.chunks,
+        shards=layout.shards,
+    )
+    done = 0
+    for box in Box.of_shape(found.shape).split(_step(found, layout.write_unit)):
+        region = by_stored_axis(found.axes, slice(None), tuple(map(slice, box.start, box.stop)))
+        array[region] = in_stored_axes(found.axes, volume.read(box))
+        store.checksums.clear()  # nobody asks for them here, and they would grow with the volume
+        done += box.voxels
+        on_advance(done, found.voxels)
+
+
+def _step(found: Description, unit: Triple) -> Triple:
+    """Whole write units, more along x, then y, then z, up to about `BOX_BYTES`: pages are decoded whole, and so but once."""
+    step = [min(u, n) for u, n in zip(unit, found.shape, strict=True)]
+    voxel_bytes = found.channels * np.dtype(found.dtype).itemsize
+    for axis in (2, 1, 0):
+        room = max(BOX_BYTES // (voxel_bytes * prod(step)), 1)
+        step[axis] = min(unit[axis] * room, round_up(found.shape[axis], unit[axis]))
+    return tuple(step)  # type: ignore[return-value]
+
+
+# --- where it is written ------------------------------------------------------------------------------------------------
+
+
+def _check_target(source: str, target: str, final: Path, part: Path) -> None:
+    """Refuse a target that would overwrite anything, or lie in what is read.
+
+    Raises:
+        StorageError: It would.
+    """
+    if "://" in target:
+        raise StorageError(f"Target '{target}' is remote; conversions are written to a file system. Name a folder.")
+    if final.exists() or final.is_symlink():
+        raise StorageError(
+            f"Target '{target}' is there already, and nothing is ever overwritten. Choose another, or delete it."
+        )
+    if "://" in source:
+        return
+    root = _store_root(source)
+    if final.resolve().is_relative_to(root) or root.is_relative_to(part.resolve()):
+        raise StorageError(
+            f"Target '{target}' (written as '{part.name}' until it is whole) and source '{source}' lie in one another, and "
+            "the source is never written to. Choose a target beside it."
+        )
+
+
+def _store_root(source: str) -> Path:
+    """The file, or the outermost Zarr group, that a source is part of."""
+    place = foreign_place(source)
+    if place is not None:
+        return place.path.resolve()
+    root = Path(source).resolve()
+    while any((root.parent / name).is_file() for name in ("zarr.json", ".zgroup")):
+        root = root.parent
+    return root
+
+
+@contextmanager
+def _claimed(part: Path) -> Iterator[None]:
+    """An empty folder to write to, of this process alone; what is in it is deleted if anything goes wrong.
+
+    Raises:
+        StorageError: Another process converts to the same target, or something else lies there.
+    """
+    if part.exists() or part.is_symlink():
+        _remove_left_over(part)
+    part.mkdir(parents=True)
+    with (part / LOCK).open("a+") as lock:
+        _lock_or_refuse(lock, part)
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
+def _lock_or_refuse(lock: TextIO, part: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StorageError(
+            f"Another process is writing '{part}' now. Wait until it ends, end it, or choose another target."
+        ) from error
+
+
+def _remove_left_over(part: Path) -> None:
+    """Delete what a conversion that was killed left, and nothing else."""
+    known = part.is_dir() and not part.is_symlink()
+    names = [path.name for path in part.iterdir() if path.suffix != ".partial"] if known else []
+    strange = sorted(set(names) - {ARRAY, LOCK, "zarr.json"})
+    if not known or strange:
+        raise StorageError(
+            f"'{part}' is where an unfinished conversion is kept, but what lies there is none"
+            f"{f' (it holds {strange[0]!r})' if strange else ''}. Move it away, or choose another target."
+        )
+    with (part / LOCK).open("a+") as lock:
+        _lock_or_refuse(lock, part)
+        shutil.rmtree(part)
+
+
+def _publish(part: Path, final: Path, target: str) -> None:
+    (part / LOCK).unlink()
+    if final.exists() or final.is_symlink():
+        raise StorageError(f"Target '{target}' was made by somebody else meanwhile, and nothing is ever overwritten.")
+    part.rename(final)
+    synced(final)
