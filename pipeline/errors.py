@@ -7,6 +7,7 @@
       StorageError       a store or run directory is not what the plan says
       InferenceError     a tile could not be predicted, or the network returned what it must not
       VerificationError  the output does not cover the plan
+      TrainingError      the network does not learn
 
 Each carries one positional string and nothing else: an exception with more arguments does not survive pickling and
 would reach the driver as another error. The string says what was asked, what was found, why, and what to do.
@@ -39,6 +40,10 @@ class InferenceError(PipelineError):
 
 class VerificationError(PipelineError):
     """The output does not cover the plan."""
+
+
+class TrainingError(PipelineError):
+    """The network does not learn: its loss is no number any more."""
 
 
 REFUSALS = (ConfigError, PlanError, ModelError, StorageError)

@@ -2,65 +2,214 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Location, Positive, Section, Voxels
+from pipeline.config import Auto, Location, NormalizeConfig, Positive, Section, Voxels
+from pipeline.core.architecture import Architecture
+from pipeline.core.box import Box, Triple
+from pipeline.core.receptive import receptive_radius, whole_window
 
-Slice = Annotated[int, Field(ge=0)]
-Slices = Annotated[tuple[Slice, Slice], Field(description="first slice, and the one after the last")]
+Corner = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+Share = Annotated[float, Field(ge=0, lt=1)]
+AtLeastZero = Annotated[float, Field(ge=0)]
+MoreThanZero = Annotated[float, Field(gt=0)]
 
 
-class DataConfig(Section):
-    """Image and instance labels in one HDF5 file; slices are along z, and training and validation share none."""
+class BoxConfig(Section):
+    """A half-open box of voxels, z, y, x."""
 
-    url: Location
-    image: str = "raw"
-    labels: str = "neuron_ids"
-    train_slices: Slices
-    validation_slices: Slices
-    voxel_size_nm: tuple[float, float, float]
-    attribution: str = ""
+    start: Corner
+    stop: Corner
 
     @model_validator(mode="after")
-    def _apart(self) -> DataConfig:
-        (a, b), (c, d) = self.train_slices, self.validation_slices
-        if not (a < b and c < d and (b <= c or d <= a)):
-            raise ValueError(
-                f"train_slices {self.train_slices} and validation_slices {self.validation_slices} must be apart"
-            )
+    def _not_empty(self) -> BoxConfig:
+        if any(a >= b for a, b in zip(self.start, self.stop, strict=True)):
+            raise ValueError(f"start {self.start} must be below stop {self.stop} along every axis")
+        return self
+
+    @property
+    def box(self) -> Box:
+        return Box(self.start, self.stop)
+
+
+class PairConfig(Section):
+    """An image, its labels, and the boxes that training and validation take of them; they share no voxel.
+
+    Zarr, OME-Zarr, HDF5 (`FILE.h5/dataset`) and TIFF, read in place. No boxes for training: the whole volume.
+    """
+
+    image: Location
+    labels: Location
+    level: Annotated[int, Field(ge=0)] = 0
+    axes: str = "auto"
+    voxel_size_nm: Auto | tuple[MoreThanZero, MoreThanZero, MoreThanZero] = "auto"
+    weight: MoreThanZero = 1.0
+    train: tuple[BoxConfig, ...] = ()
+    validation: tuple[BoxConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _apart(self) -> PairConfig:
+        if self.validation and not self.train:
+            raise ValueError("validation names boxes, train none: name the boxes to train on too, apart from these")
+        for one in self.train:
+            for other in self.validation:
+                if one.box.overlaps(other.box):
+                    raise ValueError(
+                        f"train box {one.start} to {one.stop} and validation box {other.start} to {other.stop} must be apart"
+                    )
         return self
 
 
-class NetworkConfig(Section):
-    """The 3D network, same padding, batch norm."""
+class DataConfig(Section):
+    """What is learnt, and from what.
 
-    depth: Positive = 2
-    width: Positive = 16
+    Args:
+        target: `membrane` or `foreground` (pipeline/core/targets.py states the rules), or `classes`: labels are numbers
+            of classes, from 0.
+        labels_are: `instances` (ids, 0 none) or a `mask` (not 0: inside a cell; its connected parts are the instances).
+        neighbours: Axes along which two instances touch; `auto`: y, x for a 2D network or slices at least twice as far
+            apart as voxels are wide, else z, y, x.
+        ignore: Label of voxels that count for nothing.
+        volumes: Where voxels come from.
+        attribution: What the data's licence asks to say; kept in the checkpoint.
+    """
+
+    volumes: Annotated[tuple[PairConfig, ...], Field(min_length=1)]
+    target: Literal["membrane", "foreground", "classes"] = "membrane"
+    labels_are: Literal["instances", "mask"] = "instances"
+    neighbours: Literal["auto", "yx", "zyx"] = "auto"
+    ignore: int | None = None
+    attribution: str = ""
+
+
+class NetworkConfig(Section):
+    """The network; `out_channels` follows from the target."""
+
+    ndim: Literal[2, 3] = 3
+    depth: Positive = 4
+    width: Positive = 64
+    in_channels: Positive = 1
+    classes: Positive = 1
+    padding: Literal["same", "valid"] = "same"
+    bias: bool = True
+    norm: Literal["batch", "none"] = "batch"
+    dropout: Share = 0.0
+
+    @property
+    def architecture(self) -> Architecture:
+        a = self
+        return Architecture(a.ndim, a.depth, a.width, a.in_channels, a.classes, a.padding, a.bias, a.norm)
+
+
+class AugmentConfig(Section):
+    """How a patch is varied. Lengths are voxels along the finest axis; intensities are of the normalised image."""
+
+    flip: bool = True
+    rotate: bool = True
+    zoom: Share = 0.0
+    elastic_sigma: AtLeastZero = 10.0
+    elastic_points: Annotated[int, Field(ge=2)] = 3
+    contrast: Share = 0.2
+    brightness: AtLeastZero = 0.1
+    noise: AtLeastZero = 0.03
+
+
+class LossConfig(Section):
+    """Pixel-wise cross entropy with a weight map: class balance + `border_weight` where two cells nearly touch."""
+
+    balance: bool = True
+    border_weight: AtLeastZero = 10.0
+    border_sigma: MoreThanZero = 5.0
+
+
+class OptimiserConfig(Section):
+    """How weights move. `rise` is the share of steps over which the rate rises; `average` that of averaged weights."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: MoreThanZero = 0.001
+    momentum: Share = 0.99
+    weight_decay: AtLeastZero = 0.0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    rise: Share = 0.0
+    clip: AtLeastZero = 0.0
+    average: Share = 0.0
+
+
+class EveryConfig(Section):
+    """What happens every so many steps."""
+
+    validation: Positive = 500
+    checkpoint: Positive = 100
+    picture: Positive = 500
+
+
+class RegisterConfig(Section):
+    """Where the checkpoint goes when it is done: the next version of a model in a registry."""
+
+    registry: Location
+    name: str
 
 
 class TrainConfig(Section):
-    """One training run.
-
-    `steps` of `batch` patches of `patch` voxels; Adam, whose rate rises to `learning_rate` and falls to zero in one cycle.
-    """
+    """One training run: `steps` of `batch` patches of `patch` voxels that are predicted."""
 
     data: DataConfig
     output: Location
     network: NetworkConfig = NetworkConfig()
-    steps: Positive = 1000
+    normalize: NormalizeConfig = NormalizeConfig(mode="minmax")
+    patch: Voxels
     batch: Positive = 1
-    patch: Voxels = (48, 96, 96)
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    seed: int = 0
-    threads: Positive = 2
+    steps: Positive
+    augment: AugmentConfig = AugmentConfig()
+    loss: LossConfig = LossConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    every: EveryConfig = EveryConfig()
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Auto | Positive = "auto"
+    threads: Auto | Positive = "auto"
+    readers: Positive = 2
+    seed: Annotated[int, Field(ge=0)] = 0
+    register_as: RegisterConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections_are_absent(cls, content: Any) -> Any:
+        return {k: v for k, v in content.items() if v is not None} if isinstance(content, dict) else content
 
     @model_validator(mode="after")
-    def _on_the_stride(self) -> TrainConfig:
-        stride = 2**self.network.depth
-        if any(n % stride for n in self.patch):
+    def _patch_fits_the_network(self) -> TrainConfig:
+        legal = tuple(
+            window - 2 * margin
+            for window, margin in zip(self.window, receptive_margin(self.network.architecture), strict=True)
+        )
+        if self.network.ndim == 2 and self.patch[0] != 1:
+            raise ValueError(f"patch {self.patch} has {self.patch[0]} slices; a 2D network takes [1, y, x]")
+        if legal != self.patch:
             raise ValueError(
-                f"patch {self.patch} must be multiples of {stride}, the stride of a network of depth {self.network.depth}"
+                f"patch {self.patch} is not what this network can put out; the next that it can is {legal}"
             )
         return self
+
+    @property
+    def window(self) -> Triple:
+        """Extents of what the network sees to predict a patch: larger by the margin where it does not pad."""
+        return whole_window(self.network.architecture, self.patch)
+
+    @model_validator(mode="after")
+    def _target_and_classes(self) -> TrainConfig:
+        target, classes = self.data.target, self.network.classes
+        if target == "classes" and self.loss.border_weight:
+            raise ValueError("loss.border_weight is of instances; data.target 'classes' has none: set it to 0")
+        if (classes > 1) != (target == "classes"):
+            raise ValueError(
+                f"network.classes is {classes}, data.target '{target}': membrane and foreground are one class, 'classes' two or more"
+            )
+        return self
+
+
+def receptive_margin(architecture: Architecture) -> Triple:
+    """What a pass loses on each side: nothing with same padding."""
+    return receptive_radius(architecture) if architecture.padding == "valid" else (0, 0, 0)

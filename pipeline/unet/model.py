@@ -26,10 +26,13 @@ class UNet(nn.Module):
 
     Args:
         architecture: What to build. Weights start at torch's defaults; see `initialise`.
+        dropout: Share of values that training sets to 0 at the end of the contracting path: what the lowest skip and
+            the bottom pass on. It leaves no tensor, and does nothing in evaluation.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         a, depth = architecture, architecture.depth
         self.architecture = a
         channels = a.in_channels
@@ -68,10 +71,13 @@ class UNet(nn.Module):
         for k in range(1, depth + 1):
             x_BCS = self._run(f"encoder{k}_1", x_BCS)
             x_BCS = self._run(f"encoder{k}_2", x_BCS)
+            if k == depth:
+                x_BCS = self.dropout(x_BCS)
             skips.append(x_BCS)
             x_BCS = self.pool(x_BCS)
         x_BCS = self._run(f"encoder{depth + 1}_1", x_BCS)
         x_BCS = self._run(f"decoder{depth + 1}_1", x_BCS)
+        x_BCS = self.dropout(x_BCS)
         for k in range(depth, 0, -1):
             x_BCS = self._run(f"unpool{k}", x_BCS)
             x_BCS = _joined(x_BCS, skips.pop())

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from pipeline.core.architecture import Architecture
-from pipeline.core.box import Triple, round_up
+from pipeline.core.box import Box, Triple, round_up
 from pipeline.core.grid import TileGrid
+from pipeline.core.mirror import shown, spread
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
 from pipeline.core.receptive import least_halo
@@ -28,24 +29,32 @@ def region(architecture: Architecture, volume: Triple) -> tuple[slice, slice, sl
     return tuple(slice(a, min(a + w, n)) for a, w, n in zip(starts, wanted, volume, strict=True))  # type: ignore[return-value]
 
 
+COLUMN = 512
+"""Extent in y and x of the columns in which an array is predicted."""
+
+
 def predicted(
     checkpoint: Checkpoint, array: np.ndarray, rule: Normalization, activation: str, device: str, dtype: str
 ) -> np.ndarray:
-    """The prediction for a small volume of its own, (C, Z, Y, X), float32."""
+    """The prediction for an array as a volume of its own, (C, Z, Y, X), float32: what one pass over all of it gives."""
     architecture, place = checkpoint.architecture, torch.device(device)
     shape: Triple = array.shape[1:]  # type: ignore[assignment]
-    core = tuple(round_up(n, s) for n, s in zip(shape, architecture.stride, strict=True))
+    wanted = (shape[0], *(min(n, COLUMN) for n in shape[1:]))
+    core = tuple(round_up(n, s) for n, s in zip(wanted, architecture.stride, strict=True))
     grid = TileGrid(architecture, shape, core, least_halo(architecture), round_up(8, architecture.stride[0]))  # type: ignore[arg-type]
-    tile = grid.tile(0)
-    indices = [np.arange(*axis.input) for axis in tile.schedule.axes]
-    pads = [(0, 0), *((int(-i[0]), int(i[-1]) + 1 - n) for i, n in zip(indices, shape, strict=True))]
-    window = np.pad(array, pads, mode="reflect")
-    x_ZYXC = normalised(torch.from_numpy(np.ascontiguousarray(window, dtype=np.float64)).to(place), rule)
-    first = tile.window.start[0]
-    slabs = (x_ZYXC[a - first : b - first] for a, b in tile.schedule.inputs())
-    sweep = Sweep(architecture, kernels(checkpoint.build(), device=place, dtype=DTYPES[dtype]), tile.schedule)
-    logits_ZYXC = torch.cat([logits.to(torch.float32) for _, logits in sweep.run(slabs)])
-    return activated(logits_ZYXC.permute(3, 0, 1, 2), activation).cpu().numpy()
+    weights, sweep = kernels(checkpoint.build(), device=place, dtype=DTYPES[dtype]), None
+    found = np.empty((architecture.out_channels, *shape), dtype=np.float32)
+    for tile in grid:
+        inside, indices = shown(tile.window, shape)
+        window = spread(array[:, *inside.within(Box.of_shape(shape))], indices)
+        x_ZYXC = normalised(torch.from_numpy(np.ascontiguousarray(window, dtype=np.float64)).to(place), rule)
+        first = tile.window.start[0]
+        slabs = (x_ZYXC[a - first : b - first] for a, b in tile.schedule.inputs())
+        sweep = Sweep(architecture, weights, tile.schedule, sweep)
+        logits_ZYXC = torch.cat([logits.to(torch.float32) for _, logits in sweep.run(slabs)])
+        values = activated(logits_ZYXC.permute(3, 0, 1, 2), activation)
+        found[:, *tile.core.within(Box.of_shape(shape))] = values.cpu().numpy()
+    return found
 
 
 def self_test(checkpoint: Checkpoint, plan: Plan) -> None:

@@ -1,0 +1,122 @@
+"""The stages of learning, where the rooms meet: train -> evaluate -> register. Each can run again alone.
+
+train.yaml -train-> checkpoint.safetensors -evaluate-> evaluation.json -register-> REGISTRY/NAME/VERSION
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.core.architecture import Architecture
+from pipeline.core.box import Box
+from pipeline.evaluation.evaluation import Evaluation, evaluate
+from pipeline.evaluation.rule import Rule
+from pipeline.registry import Entry, register
+from pipeline.storage.volume import Volume, open_volume
+from pipeline.training.dataset import gather
+from pipeline.training.export import export
+from pipeline.training.recipe import TrainConfig
+from pipeline.training.samples import Region
+from pipeline.training.state import replace as write
+from pipeline.training.trainer import Advance, train
+from pipeline.training.validation import prediction
+from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
+from pipeline.unet.device import resolved_device
+
+__all__ = ["Advance", "evaluate_held_back", "export_package", "register_checkpoint", "train"]
+
+
+def evaluate_held_back(config: TrainConfig) -> list[Evaluation]:
+    """Score the checkpoint of a recipe on each of its validation boxes, and write `evaluation.json` beside it.
+
+    Segments are of slices where instances are told apart slice by slice, else of the volume. Nothing where no box is held
+    back, or where there are several classes.
+    """
+    data = gather(config)
+    if not data.validation or config.data.target == "classes":
+        return []
+    checkpoint = load_checkpoint(Path(config.output) / "checkpoint.safetensors")
+    found = [_scored(checkpoint, region, config) for region in data.validation]
+    content = json.dumps([result.to_dict() for result in found], indent=2)
+    write(Path(config.output) / "evaluation.json", content.encode() + b"\n")
+    return found
+
+
+def _scored(checkpoint: Checkpoint, region: Region, config: TrainConfig) -> Evaluation:
+    values = prediction(checkpoint, region, resolved_device(config.device))
+    volume = config.data.volumes[region.volume]
+    labels = open_volume(volume.labels, level=volume.level)
+    rule = Rule(
+        predicts=config.data.target,  # type: ignore[arg-type]
+        labels_are=config.data.labels_are,
+        neighbours=region.prepared.neighbours,  # type: ignore[arg-type]
+        segments="slices" if region.prepared.neighbours == "yx" else "volume",
+        ignore=config.data.ignore,
+    )
+    found = evaluate(_in_memory(values, region.image), _in_memory(labels.read(region.box), labels), rule)
+    return replace(found, box=region.box)
+
+
+def _in_memory(array_CZYX: np.ndarray, like: Volume) -> Volume:
+    """A part of a volume, as a volume of its own."""
+    channels, *shape = array_CZYX.shape
+    what = replace(
+        like.description,
+        axes="czyx",
+        channels=channels,
+        shape=tuple(shape),
+        chunks=tuple(shape),
+        dtype=array_CZYX.dtype.name,
+    )
+    return Volume(what, array_CZYX)  # type: ignore[arg-type]
+
+
+def register_checkpoint(config: TrainConfig) -> Entry | None:
+    """Put the checkpoint of a recipe, with its figures, into the registry that the recipe names, if any."""
+    if config.register_as is None:
+        return None
+    folder = Path(config.output)
+    files = [folder / name for name in ("recipe.json", "evaluation.json") if (folder / name).is_file()]
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    wanted = config.register_as
+    return register(Path(wanted.registry), wanted.name, folder / "checkpoint.safetensors", metrics=metrics, files=files)
+
+
+SAMPLE = {2: (1, 512, 512), 3: (64, 128, 128)}
+"""At most this much of a volume goes into a package as its test input, by the network's axes."""
+
+
+def export_package(
+    checkpoint: Path,
+    target: Path,
+    *,
+    sample: str | None = None,
+    name: str | None = None,
+    authors: Sequence[str] = (),
+    license_: str | None = None,
+) -> Path:
+    """Write a bioimage.io package; see `training.export.export`.
+
+    Args:
+        checkpoint: Of ours, or of the notes' class.
+        target: A `.zip`, or a folder.
+        sample: A volume, whose middle becomes the package's test input; noise, if None.
+        name: Of the model.
+        authors: Of the model.
+        license_: SPDX name.
+    """
+    values = None if sample is None else _middle(open_volume(sample), load_checkpoint(checkpoint).architecture)
+    return export(checkpoint, target, sample=values, name=name, authors=authors, license=license_)
+
+
+def _middle(volume: Volume, architecture: Architecture) -> np.ndarray:
+    wanted = [min(w, n) for w, n in zip(SAMPLE[architecture.ndim], volume.shape, strict=True)]
+    starts = [(n - w) // 2 for n, w in zip(volume.shape, wanted, strict=True)]
+    found = volume.read(Box(tuple(starts), tuple(a + w for a, w in zip(starts, wanted, strict=True))))  # type: ignore[arg-type]
+    found = found[:, 0] if architecture.ndim == 2 else found
+    return found[0] if len(found) == 1 else found

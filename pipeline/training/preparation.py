@@ -1,0 +1,202 @@
+"""Labels turned into targets and border weights, once a training run, block by block, into files that are mapped.
+
+    labels  --a block and its margin-->  target 0, 1, ... (uint8)  and  exp(-(d1 + d2)^2 / (2 sigma^2)) (float16)
+
+Both are functions of the labels alone, so they are made before training and deformed with the image; made anew for each
+patch, the weights would see no cell beyond its ends, and cost as much as the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from pipeline.core.box import Box, Triple
+from pipeline.core.targets import foreground, membranes
+from pipeline.errors import ConfigError
+from pipeline.storage.volume import Volume
+from pipeline.training.border import REACH, border_weight
+from pipeline.training.recipe import DataConfig, LossConfig
+
+IGNORED = 255
+"""Target of voxels that count for nothing."""
+
+BLOCK = {"yx": (1, 4096, 4096), "zyx": (64, 512, 512)}
+"""Voxels that are held at once, a margin apart, by the axes along which instances touch."""
+
+
+@dataclass(frozen=True)
+class TargetRule:
+    """How labels become targets and weights.
+
+    Args:
+        target: `membrane`, `foreground` or `classes`.
+        labels_are: `instances` or `mask`.
+        neighbours: `yx` or `zyx`.
+        ignore: Label of voxels that count for nothing.
+        classes: Classes of the target; 1 for membrane and foreground.
+        sigma: Of the border weights, voxels of the finest axis; None for none.
+        sampling: Voxel size along z, y, x in units of the finest axis among `neighbours`.
+    """
+
+    target: str
+    labels_are: str
+    neighbours: str
+    ignore: int | None
+    classes: int
+    sigma: float | None
+    sampling: tuple[float, float, float]
+
+    def margin(self) -> Triple:
+        """Voxels around a block that its targets and weights depend on."""
+        reach = 1.0 if self.sigma is None else REACH * self.sigma
+        wanted = (
+            int(np.ceil(reach / size)) if name in self.neighbours else 0
+            for name, size in zip("zyx", self.sampling, strict=True)
+        )
+        return tuple(wanted)  # type: ignore[return-value]
+
+    def apply(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Targets, uint8, and border weights, float32 or None, of labels (Z, Y, X)."""
+        if self.neighbours == "zyx":
+            return self._apply(labels)
+        parts = [self._apply(labels[z : z + 1]) for z in range(labels.shape[0])]
+        targets, weights = zip(*parts, strict=True)
+        return np.concatenate(targets), None if self.sigma is None else np.concatenate(weights)
+
+    def _apply(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        ignored = None if self.ignore is None else labels == self.ignore
+        if self.target == "classes":
+            target = self._checked(np.where(ignored, 0, labels) if ignored is not None else labels)
+            weights = None
+        else:
+            ids = ndimage.label(labels)[0] if self.labels_are == "mask" else labels
+            membrane = membranes(ids, self.neighbours)
+            target = membrane if self.target == "membrane" else foreground(ids, self.neighbours)
+            weights = None if self.sigma is None else self._weights(np.where(membrane, 0, ids))
+        if ignored is not None:
+            target = np.where(ignored, np.uint8(IGNORED), target)
+        return target, weights
+
+    def _weights(self, cells: np.ndarray) -> np.ndarray:
+        flat = self.neighbours == "yx"
+        found = border_weight(cells[0] if flat else cells, sigma=self.sigma or 0.0, sampling=self.sampling[flat:])
+        return found[np.newaxis] if flat else found
+
+    def _checked(self, labels: np.ndarray) -> np.ndarray:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self.classes:
+            raise ConfigError(
+                f"Labels hold the values {low} to {high}; network.classes is {self.classes}, so classes are 0 to "
+                f"{self.classes - 1}. Set network.classes, or data.ignore to the value that counts for nothing."
+            )
+        return labels.astype(np.uint8)
+
+
+def target_rule(
+    data: DataConfig, loss: LossConfig, *, classes: int, ndim: int, sizes: tuple[float, float, float]
+) -> TargetRule:
+    """The rule for one volume.
+
+    Args:
+        data: What is learnt.
+        loss: Whether there are border weights.
+        classes: Of the network.
+        ndim: Of the network.
+        sizes: Voxel sizes along z, y, x, in any one unit.
+    """
+    neighbours = data.neighbours
+    if neighbours == "auto":
+        neighbours = "yx" if ndim == 2 or sizes[0] >= 2 * min(sizes[1:]) else "zyx"
+    finest = min(sizes["zyx".index(name)] for name in neighbours)
+    z, y, x = (size / finest for size in sizes)
+    sigma = loss.border_sigma if loss.border_weight else None
+    return TargetRule(data.target, data.labels_are, neighbours, data.ignore, classes, sigma, (z, y, x))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Targets and border weights of one box of labels, on disk.
+
+    Args:
+        target_path: (Z, Y, X), uint8, of the box.
+        border_path: The same, float16; None where there are no weights.
+        counts: Voxels by class.
+        sha256: Digest of the labels that they were made of.
+        neighbours: Axes along which instances were parted.
+    """
+
+    target_path: Path
+    border_path: Path | None
+    counts: tuple[int, ...]
+    sha256: str
+    neighbours: str
+
+    def target(self) -> np.ndarray:
+        return np.load(self.target_path, mmap_mode="r")
+
+    def border(self) -> np.ndarray | None:
+        return None if self.border_path is None else np.load(self.border_path, mmap_mode="r")
+
+
+def prepare(
+    labels: Volume, box: Box, rule: TargetRule, folder: Path, on_advance: Callable[[int], None] = lambda _: None
+) -> Prepared:
+    """Make the targets and weights of a box, or take those that an earlier sitting finished.
+
+    Args:
+        labels: One channel of integers.
+        box: Inside the volume; nothing beyond it is read.
+        rule: How.
+        folder: Where the files go.
+        on_advance: Told the voxels that each block adds.
+    """
+    name = _digest({"labels": labels.description.to_dict(), "box": [box.start, box.stop], "rule": vars(rule)})[:16]
+    record = folder / f"{name}.json"
+    paths = folder / f"{name}-target.npy", None if rule.sigma is None else folder / f"{name}-border.npy"
+    if record.is_file():
+        said = json.loads(record.read_text(encoding="utf-8"))
+        on_advance(box.voxels)
+        return Prepared(*paths, tuple(said["counts"]), said["sha256"], rule.neighbours)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = np.lib.format.open_memmap(paths[0], "w+", np.uint8, box.shape)
+    border = None if paths[1] is None else np.lib.format.open_memmap(paths[1], "w+", np.float16, box.shape)
+    counts, digest = np.zeros(256, dtype=np.int64), hashlib.sha256()
+    for block, values, (found, weights) in _blocks(labels, box, rule):
+        place = block.within(box)
+        target[place] = found
+        if border is not None and weights is not None:
+            border[place] = weights
+        counts += np.bincount(found.ravel(), minlength=256)
+        digest.update(np.ascontiguousarray(values).tobytes())
+        on_advance(block.voxels)
+    for array in filter(lambda a: a is not None, (target, border)):
+        array.flush()
+    found = Prepared(*paths, tuple(int(n) for n in counts[: max(rule.classes, 2)]), digest.hexdigest(), rule.neighbours)
+    record.write_text(json.dumps({"counts": found.counts, "sha256": found.sha256}), encoding="utf-8")
+    return found
+
+
+def _blocks(
+    labels: Volume, box: Box, rule: TargetRule
+) -> Iterator[tuple[Box, np.ndarray, tuple[np.ndarray, np.ndarray | None]]]:
+    """Blocks of the box, their labels, and what the rule makes of them and their margins."""
+    for block in box.split(BLOCK[rule.neighbours]):  # type: ignore[arg-type]
+        around = zip(block.start, block.stop, rule.margin(), strict=True)
+        starts, stops = zip(*((a - m, b + m) for a, b, m in around), strict=True)
+        wide = Box(starts, stops).clipped(box)
+        values = labels.read(wide)[0]
+        inner = block.within(wide)
+        target, weights = rule.apply(values)
+        yield block, values[inner], (target[inner], None if weights is None else weights[inner])
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
