@@ -6,23 +6,28 @@ Heavy imports wait until a command needs them: `--help` imports neither torch no
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from pipeline import __version__
-from pipeline.errors import REFUSALS, PipelineError, VerificationError
+from pipeline.errors import REFUSALS, ConfigError, PipelineError, VerificationError
 
 if TYPE_CHECKING:
     from flows.server import EmbeddedServer
     from pipeline.config import RunConfig
+    from pipeline.core.box import Box
 
 DONE, FAILED, REFUSED, UNVERIFIED, INTERRUPTED = 0, 1, 2, 3, 130
+
+EXTRAS = dict.fromkeys(("edt", "lightning_fabric", "scipy", "skimage", "tensorboard"), "train")
+"""Packages that are not installed with Halotile itself, and which extra brings them."""
 
 app = App(
     name="halotile",
@@ -134,19 +139,149 @@ def inspect(path: Annotated[str, Parameter(help="A Zarr store, or a checkpoint."
 
 
 @app.command
-def train(config: Config, *, set_: Overrides = None) -> int:
-    """Train a network; writes checkpoint.safetensors and metrics.json into the recipe's output folder."""
-    from flows.training import train_network  # noqa: PLC0415 - see above
+def train(
+    config: Annotated[Path, Parameter(help="The recipe's YAML; configs/train-em-3d.yaml explains its keys.")],
+    *,
+    set_: Overrides = None,
+) -> int:
+    """Train a network, score it on what is held back, register it. Run it again to resume."""
+    from flows.training_bar import TrainingBar  # noqa: PLC0415 - see above
+    from pipeline import learning  # noqa: PLC0415 - see above
+    from pipeline.config import read_config  # noqa: PLC0415 - see above
+    from pipeline.training.recipe import TrainConfig  # noqa: PLC0415 - see above
 
-    checkpoint = train_network(config, set_ or ())
-    print(f"checkpoint  {checkpoint}\nmetrics     {checkpoint.parent / 'metrics.json'}")
+    recipe = read_config(TrainConfig, config, set_ or ())
+    bar = TrainingBar()
+    try:
+        checkpoint = learning.train(recipe, bar)
+    finally:
+        bar.stop()
+    for found in learning.evaluate_held_back(recipe):
+        _print_rows(found.rows())
+    print(
+        f"checkpoint  {checkpoint}\nmetrics     {checkpoint.parent / 'metrics.json'}\nlogs        {checkpoint.parent / 'logs'}"
+    )
+    if entry := learning.register_checkpoint(recipe):
+        print(f"registered  {entry.name}, version {entry.version}, in {entry.path.parents[2]}")
     return DONE
+
+
+@app.command
+def evaluate(
+    prediction: Annotated[str, Parameter(help="Probabilities: Zarr, OME-Zarr, HDF5 (FILE.h5/dataset) or TIFF.")],
+    labels: Annotated[str, Parameter(help="Instance ids or a mask of the same shape, in any of these formats.")],
+    *,
+    predicts: Annotated[Literal["membrane", "foreground"], Parameter(help="What a probability of 1 is.")] = "membrane",
+    labels_are: Annotated[
+        Literal["auto", "instances", "mask"],
+        Parameter(
+            help="Ids, 0 none; or not 0: inside a cell, 0: membrane. auto: a mask if they hold one value beside 0."
+        ),
+    ] = "auto",
+    neighbours: Annotated[
+        Literal["auto", "yx", "zyx"], Parameter(help="Axes along which instances touch. auto: as segments.")
+    ] = "auto",
+    segments: Annotated[
+        Literal["auto", "slices", "volume"],
+        Parameter(
+            help="Segments of each slice, or in 3D. auto: of each slice for masks and for slices twice as thick as wide."
+        ),
+    ] = "auto",
+    ignore: Annotated[int | None, Parameter(help="Label of voxels that count for nothing.")] = None,
+    thresholds: Annotated[
+        list[float] | None, Parameter(help="To make segments at; 0.1 to 0.9 by default.", negative=())
+    ] = None,
+    at: Annotated[float, Parameter(help="The threshold that you would take.")] = 0.5,
+    box: Annotated[str | None, Parameter(help="What to compare: z0:z1,y0:y1,x0:x1; the whole by default.")] = None,
+    output: Annotated[Path, Parameter(help="Where the figures go, JSON.")] = Path("evaluation.json"),
+) -> int:
+    """Compare a prediction with labels: AUC, Dice, IoU, pixel error, V_rand, variation of information."""
+    from pipeline.evaluation.evaluation import THRESHOLDS, compare  # noqa: PLC0415 - see above
+
+    options = {"predicts": predicts, "labels_are": labels_are, "neighbours": neighbours, "segments": segments}
+    tried = thresholds or THRESHOLDS
+    found = compare(prediction, labels, thresholds=tried, at=at, box=_box(box), ignore=ignore, **options)
+    output.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+    _print_rows(found.rows())
+    print(f"figures written to {output}")
+    return DONE
+
+
+@app.command
+def convert(
+    source: Annotated[str, Parameter(help="A volume: HDF5 (FILE.h5/dataset), TIFF, Zarr or OME-Zarr.")],
+    target: Annotated[str, Parameter(help="The OME-Zarr to write; must not be there.")],
+    *,
+    axes: Annotated[str, Parameter(help="Axes as stored: yx, cyx, zyx or czyx.")] = "auto",
+    chunks: Annotated[tuple[int, int, int] | None, Parameter(help="z y x", negative=())] = None,
+    shards: Annotated[tuple[int, int, int] | None, Parameter(help="z y x", negative=())] = None,
+    voxel_size_nm: Annotated[
+        tuple[float, float, float] | None, Parameter(help="z y x; the source's by default.", negative=())
+    ] = None,
+) -> int:
+    """Write a volume as an OME-Zarr, box by box; no voxel changes."""
+    from pipeline.storage.convert import convert as convert_volume  # noqa: PLC0415 - see above
+
+    found = convert_volume(source, target, axes=axes, chunks=chunks, shards=shards, voxel_size_nm=voxel_size_nm)
+    print(f"{target}: axes {found.axes}, shape (z, y, x) {found.shape}, {found.channels} channel(s), {found.dtype}")
+    return DONE
+
+
+@app.command
+def export(
+    checkpoint: Annotated[Path, Parameter(help="A checkpoint of ours, or of the notes' class.")],
+    target: Annotated[Path, Parameter(help="The package: a .zip, or a folder.")],
+    *,
+    license_: Annotated[
+        str | None,
+        Parameter(name="--license", help="SPDX name, such as CC-BY-4.0; needed where the checkpoint names none."),
+    ] = None,
+    sample: Annotated[
+        str | None, Parameter(help="A volume; a middle part of it becomes the package's test input.")
+    ] = None,
+    name: Annotated[str | None, Parameter(help="Of the model.")] = None,
+    author: Annotated[list[str] | None, Parameter(help="May be given again.", negative=())] = None,
+) -> int:
+    """Write a bioimage.io model package that other tools run; `bioimageio test` passes it."""
+    from pipeline.learning import export_package  # noqa: PLC0415 - see above
+
+    path = export_package(checkpoint, target, sample=sample, name=name, authors=author or (), license_=license_)
+    print(f"package  {path}\ntest it  bioimageio test {path}")
+    return DONE
+
+
+@app.command
+def models(registry: Annotated[Path, Parameter(help="A folder of registered models.")]) -> int:
+    """List the models of a registry, and their versions."""
+    from pipeline.registry import versions  # noqa: PLC0415 - see above
+
+    rows = [(f"{e.name} {e.version}", f"{e.registered}  {_figures(e.metrics)}") for e in versions(registry)]
+    _print_rows(rows or [("(none)", str(registry))])
+    return DONE
+
+
+def _figures(metrics: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in metrics.items() if isinstance(value, int | float))
+
+
+def _box(text: str | None) -> Box | None:
+    from pipeline.core.box import Box  # noqa: PLC0415 - see above
+
+    if text is None:
+        return None
+    try:
+        pairs = [tuple(int(number) for number in part.split(":")) for part in text.split(",")]
+        (z0, z1), (y0, y1), (x0, x1) = pairs
+    except ValueError as error:
+        raise ConfigError(f"--box '{text}' is not z0:z1,y0:y1,x0:x1, such as 0:10,0:512,0:512.") from error
+    return Box((z0, y0, x0), (z1, y1, x1))
 
 
 def _read(path: Path, overrides: list[str] | None) -> RunConfig:
     from pipeline.config import RunConfig, read_config  # noqa: PLC0415 - see above
+    from pipeline.registry import with_model  # noqa: PLC0415 - see above
 
-    return read_config(RunConfig, path, overrides or ())
+    return with_model(read_config(RunConfig, path, overrides or ()))
 
 
 def _print_plan(found, expectation=None) -> None:  # noqa: ANN001 - a Plan and an Expectation, not imported here
@@ -186,6 +321,11 @@ def status(command: Callable[[], int | None]) -> int:
         return _told("refused", error, REFUSED)
     except PipelineError as error:
         return _told("failed", error, FAILED)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        lacking = ConfigError(f"This needs the package {error.name}: pip install 'halotile[{EXTRAS[error.name]}]'.")
+        return _told("refused", lacking, REFUSED)
     except KeyboardInterrupt:
         print("halotile: interrupted; finished tiles are kept, run again to resume", file=sys.stderr)
         return INTERRUPTED

@@ -1,28 +1,86 @@
-"""Training from the command line, with its advance told. No Prefect flow yet."""
+"""Training as a Prefect flow: train -> evaluate -> register, one task a stage."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+import time
 from pathlib import Path
+from typing import Any
 
-from pipeline.config import read_config
+from prefect import flow, runtime, task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.training_bar import TrainingBar
+from pipeline import learning
+from pipeline.learning import Advance
 from pipeline.training.recipe import TrainConfig
-from pipeline.training.trainer import train
 
-TOLD_EVERY = 50
-"""Steps."""
+ARTIFACT_SECONDS = 10.0
+"""Between updates of the progress on Prefect's page."""
+
+_STAGE = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
-def train_network(path: Path, overrides: Sequence[str]) -> Path:
-    """Train by a recipe; gives the checkpoint's path."""
-    config = read_config(TrainConfig, path, overrides)
-    losses: list[float] = []
+@task(name="train", task_run_name="train", **_STAGE)
+def train_stage(config: TrainConfig) -> str:
+    """Train, or go on where an earlier run stopped; gives the checkpoint's path."""
+    artifact = create_progress_artifact(progress=0.0, key="halotile-training", description=config.output)
+    bar, said = TrainingBar(), 0.0
 
-    def tell(step: int, loss: float) -> None:
-        losses.append(loss)
-        if step % TOLD_EVERY == 0 or step == config.steps:
-            recent = losses[-TOLD_EVERY:]
-            print(f"step {step} of {config.steps}, loss {sum(recent) / len(recent):.4f}", file=sys.stderr, flush=True)
+    def tell(advance: Advance) -> None:
+        nonlocal said
+        bar(advance)
+        if advance.phase == "training" and time.monotonic() - said > ARTIFACT_SECONDS:
+            said = time.monotonic()
+            update_progress_artifact(artifact, progress=100 * advance.done / advance.total)  # type: ignore[arg-type]
 
-    return train(config, tell)
+    several = config.devices != "auto" and config.devices > 1
+    path = learning.train(config, bar if several else tell)  # what is told must reach other processes
+    update_progress_artifact(artifact, progress=100.0)  # type: ignore[arg-type]
+    return str(path)
+
+
+@task(name="evaluate", task_run_name="evaluate", **_STAGE)
+def evaluate_stage(config: TrainConfig) -> list[dict[str, Any]]:
+    """Score the checkpoint on the boxes held back."""
+    return [found.to_dict() for found in learning.evaluate_held_back(config)]
+
+
+@task(name="register", task_run_name="register", **_STAGE)
+def register_stage(config: TrainConfig) -> int | None:
+    """Put the checkpoint into its registry; gives its version."""
+    entry = learning.register_checkpoint(config)
+    return entry.version if entry else None
+
+
+def _run_name() -> str:
+    config = runtime.flow_run.parameters["config"]
+    return Path(config.output if isinstance(config, TrainConfig) else config["output"]).name
+
+
+@flow(name="halotile-training", flow_run_name=_run_name, persist_result=False)
+def train_network(config: TrainConfig) -> dict[str, Any]:
+    """Train a network: train -> evaluate -> register. Running it again resumes.
+
+    Gives the checkpoint's path, the evaluations of the boxes held back, and the version that it was registered as.
+
+    Args:
+        config: The recipe.
+    """
+    checkpoint = train_stage(config)
+    evaluations = evaluate_stage(config)
+    version = register_stage(config)
+    create_markdown_artifact(
+        _markdown(config, evaluations, version), key="halotile-training-report", description=checkpoint
+    )
+    return {"checkpoint": checkpoint, "evaluations": evaluations, "version": version}
+
+
+def _markdown(config: TrainConfig, evaluations: list[dict[str, Any]], version: int | None) -> str:
+    rows = {"folder": config.output}
+    for number, found in enumerate(evaluations, 1):
+        scores = f"AUC {found['pixels']['auc']:.4f}, V_rand {found['v_rand']['best']:.4f} at {found['v_rand']['threshold']:g}"
+        rows[f"held back, box {number}"] = scores
+    if version is not None and config.register_as:
+        rows["registered"] = f"{config.register_as.name}, version {version}"
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])

@@ -46,7 +46,7 @@ Location = Annotated[str, BeforeValidator(_absolute)]
 
 
 class InputConfig(Section):
-    """What is read: a Zarr array or an OME-Zarr group."""
+    """What is read: a Zarr array, an OME-Zarr group, HDF5 (`FILE.h5/dataset`) or TIFF."""
 
     url: Location
     level: Annotated[int, Field(ge=0)] = 0
@@ -74,10 +74,28 @@ class OutputConfig(Section):
 
 
 class ModelConfig(Section):
-    """Which network: a checkpoint of ours, or a plain state_dict of the notes' class."""
+    """Which network: a checkpoint of ours, or a plain state_dict of the notes' class; or the name of a registered one.
 
-    checkpoint: Location
+    What is named is looked up when a run is read (`registry.with_model`), which puts its file into `checkpoint`.
+    """
+
+    checkpoint: Location = ""
     padding: Literal["same", "valid"] | None = None
+    name: str | None = None
+    version: Literal["latest"] | Positive = "latest"
+    registry: Location | None = None
+
+    @model_validator(mode="after")
+    def _a_file_or_a_name(self) -> ModelConfig:
+        if self.name is None and (not self.checkpoint or self.registry or self.version != "latest"):
+            raise ValueError(
+                "checkpoint: required, but not there; or name and registry, for a model that was registered"
+            )
+        if self.name is not None and not self.registry:
+            raise ValueError(
+                f"name is '{self.name}', but no registry says where it is kept. Set model.registry to its folder"
+            )
+        return self
 
 
 class NormalizeConfig(Section):

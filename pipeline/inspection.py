@@ -10,7 +10,7 @@ from pipeline.core.box import Triple
 from pipeline.core.cost import one_pass_multiply_adds
 from pipeline.core.receptive import least_halo, receptive_radius
 from pipeline.errors import StorageError
-from pipeline.storage.volume import open_volume, store_levels
+from pipeline.storage.volume import is_volume_file, open_volume, store_levels
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
 
 Rows = list[tuple[str, str]]
@@ -23,6 +23,8 @@ def inspect_path(path: str) -> Rows:
         StorageError: There is nothing, or no readable store.
         ModelError: A file that is no checkpoint.
     """
+    if is_volume_file(path):
+        return _store_rows(path)
     if "://" not in path and not Path(path).exists():
         raise StorageError(f"'{path}' was asked for, but there is nothing there. Check the path.")
     return _checkpoint_rows(path) if Path(path).is_file() else _store_rows(path)
@@ -34,13 +36,13 @@ def _store_rows(url: str) -> Rows:
     for level in range(levels):
         volume = open_volume(url, level=level)
         found, array = volume.description, volume.array
-        shards = f", shards {_by(array.shards)}" if array.shards else ""
+        shards = f", shards {_by(volume.shards)}" if volume.shards else ""
         placed = zip(found.axes.removeprefix("c"), found.space.scale, found.space.units, strict=True)
         scale = ", ".join(f"{axis} {size:g} {unit or '(no unit)'}" for axis, size, unit in placed)
         rows += [
             (
                 f"level {level}",
-                f"axes {found.axes}, shape {_by(array.shape)}, {found.dtype}, Zarr v{array.metadata.zarr_format}",
+                f"axes {found.axes}, shape {_by(array.shape)}, {found.dtype}, {volume.format}",
             ),
             ("", f"chunks {_by(array.chunks)}{shards}"),
             ("", f"voxel {scale}"),

@@ -50,7 +50,13 @@ def test_three_paths_are_a_run(tmp_path):
             "chunks": "auto",
             "shards": "auto",
         },
-        "model": {"checkpoint": "/models/em.pt", "padding": None},
+        "model": {
+            "checkpoint": "/models/em.pt",
+            "padding": None,
+            "name": None,
+            "version": "latest",
+            "registry": None,
+        },
         "normalize": None,
         "tiles": {"core": "auto", "halo": "auto"},
         "compute": {"device": "auto", "dtype": "auto", "tolerance": "auto", "threads": "auto"},
@@ -58,12 +64,27 @@ def test_three_paths_are_a_run(tmp_path):
     }
 
 
-@pytest.mark.parametrize("key", ["input.url", "output.url", "model.checkpoint"])
+@pytest.mark.parametrize("key", ["input.url", "output.url", "model: checkpoint"])
 def test_each_of_the_three_paths_is_required(tmp_path, key):
     """A default for a path would be a guess at someone's data."""
-    section = key.partition(".")[0]
+    section = re.split(r"\W", key)[0]
     assert f"{key}: required, but not there" in refusal(tmp_path, re.sub(f"{section}: .*", f"{section}: {{}}", LEAST))
     assert f"{section}: required, but not there" in refusal(tmp_path, re.sub(f"{section}: .*", "", LEAST))
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("{name: em}", "no registry says where it is kept"),
+        ("{checkpoint: a.pt, registry: /models}", "name and registry"),
+        ("{name: em, registry: /models, version: newest}", "version: should be 'latest'"),
+    ],
+)
+def test_a_model_is_a_file_or_a_name_in_a_registry(tmp_path, model, told):
+    """Half of one and half of the other would leave open which network computes."""
+    assert told in refusal(tmp_path, re.sub("model: .*", f"model: {model}", LEAST))
+    config = config_of(tmp_path, re.sub("model: .*", "model: {name: em, registry: /models, version: 3}", LEAST))
+    assert (config.model.name, config.model.version, config.model.registry) == ("em", 3, "/models")
 
 
 def test_every_key_can_be_given(tmp_path):
