@@ -16,10 +16,10 @@ from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box
 from pipeline.evaluation.evaluation import Evaluation, evaluate
 from pipeline.evaluation.rule import Rule
+from pipeline.export.package import export
 from pipeline.registry import Entry, register
 from pipeline.storage.volume import Volume, open_volume
 from pipeline.training.dataset import gather
-from pipeline.training.export import export
 from pipeline.training.recipe import TrainConfig
 from pipeline.training.samples import Region
 from pipeline.training.state import replace as write

@@ -13,7 +13,7 @@ import tifffile
 from pipeline.core.box import Box
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
-from pipeline.storage import foreign
+from pipeline.storage import tiff, told
 from pipeline.storage.ngff import image_attributes
 from pipeline.storage.volume import Volume, is_volume_file, open_volume, store_levels
 from tests.pipeline_cases import random_volume
@@ -224,7 +224,7 @@ def test_every_kind_of_stack_is_read_voxel_by_voxel(tmp_path, options, chunks):
 
 def test_strips_of_large_pages_are_read_one_by_one(tmp_path, monkeypatch):
     """A page of gigabytes must not be decoded whole for a box of it."""
-    monkeypatch.setattr(foreign, "PAGE_BYTES", 33 * 47 - 1)
+    monkeypatch.setattr(tiff, "PAGE_BYTES", 33 * 47 - 1)
     array = random_volume(SHAPE)
     volume = open_volume(save_tiff(tmp_path / "v.tif", array, rowsperstrip=5, compression="zlib"))
     assert volume.description.chunks == (1, 5, 47)
@@ -507,7 +507,7 @@ def test_what_cannot_be_predicted_is_refused_in_hdf5_too(tmp_path, array):
         open_volume(save_hdf5(tmp_path / "v.h5", array))
 
 
-@pytest.mark.parametrize("unit", foreign.UNITS)
+@pytest.mark.parametrize("unit", told.UNITS)
 def test_every_unit_that_is_understood_can_be_written(unit):
     """The specification names the units; one that it does not know would fail when the output is made."""
     space = Space((1.0, 2.0), (0.0, 0.0), (unit, unit))

@@ -17,7 +17,8 @@ from pipeline.core.architecture import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.receptive import least_halo
 from pipeline.errors import ModelError
-from pipeline.training.export import architecture_source, export
+from pipeline.export.package import export
+from pipeline.export.source import architecture_source
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.unet.model import UNet, initialise
 

@@ -1,0 +1,105 @@
+"""A dataset of an HDF5 file, described and left where it is.
+
+Sources: attributes of Fiji's HDF5 plugin (`element_size_um`), of funlib and CREMI (`resolution`, `offset`), of ilastik
+(`axistags`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import StorageError
+from pipeline.storage.told import NAMED, Found, Place, imported, lengths_of, numbers_of, unit_of
+
+CACHE_BYTES = 2**26
+"""Of decoded chunks, kept for the next box that touches them: patches overlap."""
+
+RESOLUTIONS = {"element_size_um": "micrometer", "resolution": "nanometer", "voxel_size": "nanometer"}
+"""Attributes of HDF5 datasets that tell the size of a voxel, z, y, x, and the unit that they mean."""
+
+
+def open_hdf5(place: Place, url: str, level: int) -> Found:
+    """A dataset, described. The file is closed when the dataset is let go."""
+    h5py = imported("h5py", url)
+    if level != 0:
+        raise StorageError(f"input.level is {level}, but '{url}' is a plain array with level 0 alone. Leave it at 0.")
+    file = h5py.File(place.path, "r", rdcc_nbytes=CACHE_BYTES)
+    try:
+        dataset = file.get(place.inner) if place.inner else None
+        if not isinstance(dataset, h5py.Dataset):
+            raise _no_dataset(h5py, file, place, url, dataset)
+        _check_filters(h5py, dataset, url)
+        shape = dataset.shape or ()
+        chunks = dataset.chunks or (1,) * (len(shape) - 2) + tuple(shape[-2:])
+        return Found(dataset, chunks, _hdf5_axes(dataset.attrs, shape), *_hdf5_places(dataset.attrs))
+    except BaseException:
+        file.close()
+        raise
+
+
+def _no_dataset(h5py: ModuleType, file: Any, place: Place, url: str, found: Any) -> StorageError:
+    there: dict[str, str] = {}
+
+    def note(name: str, node: Any) -> bool | None:
+        if isinstance(node, h5py.Dataset):
+            there[name] = f"'{name}' {node.shape} {node.dtype}" if len(there) < NAMED else "and more"
+        return True if len(there) > NAMED else None  # anything but None ends the visit
+
+    file.visititems(note)
+    listed = "; ".join(there.values()) or "no dataset at all"
+    asked = f"'{place.inner}' is {'a group' if found is not None else 'not there'}" if place.inner else "none was named"
+    first = next(iter(there), "raw")
+    return StorageError(
+        f"Input '{url}' should name a dataset of the HDF5 file '{place.path}', but {asked}. It holds: {listed}. "
+        f"Append one of them to the file's name, such as '{place.path}/{first}'."
+    )
+
+
+def _check_filters(h5py: ModuleType, dataset: Any, url: str) -> None:
+    """Refuse a compression that this HDF5 library does not know, before a run meets it in the first box."""
+    created = dataset.id.get_create_plist()
+    filters = [created.get_filter(i) for i in range(created.get_nfilters())]
+    missing = [
+        f"{code} {name.decode(errors='replace')}" for code, _, _, name in filters if not h5py.h5z.filter_avail(code)
+    ]
+    if missing:
+        raise StorageError(
+            f"Input '{url}' is compressed with the HDF5 filter {', '.join(missing)}, which is not installed here. "
+            "Install hdf5plugin and set HDF5_PLUGIN_PATH to its plugins, or rewrite the dataset with gzip (h5repack)."
+        )
+
+
+def _hdf5_axes(attributes: Mapping[str, Any], shape: Sequence[int]) -> str:
+    """Names of axes as ilastik (`axistags`) or an attribute `axes` tell them; nothing where none are told that fit."""
+    try:
+        names = "".join(axis["key"] for axis in json.loads(attributes["axistags"])["axes"])
+    except (KeyError, TypeError, ValueError):
+        names = attributes.get("axes", "")
+    names = names.lower() if isinstance(names, str) else ""
+    return names if len(names) == len(shape) else ""
+
+
+def _hdf5_places(attributes: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float], dict[str, str | None]]:
+    """Size, origin and unit by axis, where attributes tell them."""
+    name = next((name for name in RESOLUTIONS if lengths_of(attributes.get(name))), None)
+    if name is None:
+        return {}, {}, {}
+    sizes = lengths_of(attributes[name])
+    if name == "element_size_um":
+        return sizes, {}, dict.fromkeys(sizes, RESOLUTIONS[name])
+    origin = numbers_of(attributes.get("offset"))
+    origins = dict(zip(sizes, origin, strict=True)) if len(origin) == len(sizes) else {}
+    return sizes, origins, _hdf5_units(attributes.get("units", attributes.get("unit")), sizes, RESOLUTIONS[name])
+
+
+def _hdf5_units(told: Any, sizes: Mapping[str, float], usual: str) -> dict[str, str | None]:
+    """Unit by axis, of one name for all or one for each, the last along x; the usual one where none is told."""
+    if told is None:
+        return dict.fromkeys(sizes, usual)
+    spelled = [told] * len(sizes) if isinstance(told, str | bytes) else np.ravel(told).tolist()[-len(sizes) :]
+    return dict(zip(sizes, map(unit_of, spelled), strict=False))

@@ -1,0 +1,169 @@
+"""A TIFF as tifffile's own view of it, a page at a time, described and left where it is.
+
+Sources: TIFF 6.0; ImageJ's TIFF metadata; the OME-XML of OME-TIFF, 2016-06.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from math import isfinite
+from typing import Any
+from xml.etree import ElementTree
+
+import zarr
+
+from pipeline.errors import StorageError
+from pipeline.storage.told import NAMED, Found, Place, imported, numbers_of, unit_of
+
+PAGE_BYTES = 2**24
+"""Pages in strips are decoded whole up to this size, strip by strip above: strips are often a few rows, and each costs a call."""
+
+
+_DAMAGE = re.compile(
+    r"invalid page offset|invalid offset to |corrupted tag list|circular|ImageJ series metadata invalid"
+)
+"""What tifffile logs of a file whose pages cannot all be found, before it goes on with those that can."""
+
+
+def open_tiff(place: Place, url: str, level: int) -> Found:
+    """A series of pages as tifffile's zarr store, described. The file is closed when the array is let go."""
+    file, series = open_series(place, url)
+    try:
+        if level >= len(series.levels):
+            raise StorageError(
+                f"input.level is {level}, but '{url}' has levels 0 to {len(series.levels) - 1}. Choose one of them."
+            )
+        chosen = series.levels[level]
+        _check_whole(file, chosen, url)
+        sizes, units = _tiff_places(file, series)
+        coarser = _coarser(series, chosen)
+        array = zarr.open_array(series.aszarr(level=level, chunkmode=_chunk_mode(chosen)), mode="r", zarr_format=2)
+    except BaseException:
+        file.close()
+        raise
+    weakref.finalize(array, file.close)
+    origins = {axis: (coarser[axis] - 1) / 2 * size for axis, size in sizes.items() if axis in coarser}
+    sizes = {axis: size * coarser.get(axis, 1) for axis, size in sizes.items()}
+    return Found(array, array.chunks, chosen.axes.lower(), sizes, origins, units)
+
+
+def open_series(place: Place, url: str) -> tuple[Any, Any]:
+    """The open file, and its image: the only series, or the one that all others are smaller than (thumbnails, labels)."""
+    tifffile = imported("tifffile", url)
+    with _complaints("tifffile") as complaints:
+        file = tifffile.TiffFile(place.path)
+        try:
+            series = sorted(file.series, key=lambda one: one.size, reverse=True)
+            damage = next((text for text in complaints if _DAMAGE.search(text)), None)
+            if damage or not series:
+                raise StorageError(
+                    f"Input '{url}' is a TIFF whose pages cannot all be found ({damage or 'it has none'}). "
+                    "The file is damaged or incomplete: copy it again."
+                )
+            if len(series) > 1 and series[1].size == series[0].size:
+                told = "; ".join(f"{one.axes} {one.shape}" for one in islice(series, NAMED))
+                raise StorageError(
+                    f"Input '{url}' holds {len(series)} images ({told}), and none is larger than all others. "
+                    "Save the one that is meant in a file of its own."
+                )
+        except BaseException:
+            file.close()
+            raise
+    return file, series[0]
+
+
+@contextmanager
+def _complaints(logger: str) -> Iterator[list[str]]:
+    """What a logger is told meanwhile: tifffile logs damage, and reads what is left."""
+    told: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    listened = logging.getLogger(logger)
+    listened.addHandler(handler)
+    try:
+        yield told
+    finally:
+        listened.removeHandler(handler)
+
+
+def _check_whole(file: Any, series: Any, url: str) -> None:
+    """Refuse what would be read as zeros, or raise in mid-run.
+
+    Raises:
+        StorageError: Pages are missing, lie behind the file's end, or are compressed in a way that cannot be read here.
+    """
+    if series.kind == "ome" and any(page is None for page in series):
+        missing = sum(page is None for page in series)
+        raise StorageError(
+            f"Input '{url}' is an OME-TIFF of {len(series)} planes, {missing} of which are in no file that is there; they "
+            "would be read as zeros. Put its other files beside it."
+        )
+    page = series.keyframe
+    behind = series.dataoffset + series.nbytes if series.dataoffset is not None else 0
+    if behind > file.filehandle.size:
+        raise StorageError(
+            f"Input '{url}' should hold {behind} bytes, but the file ends at {file.filehandle.size}. Copy it again."
+        )
+    decoders = imported("tifffile", url).TIFF.DECOMPRESSORS
+    try:
+        decoders[page.compression]
+    except KeyError as error:
+        raise StorageError(
+            f"Input '{url}' is a TIFF with the compression {page.compression!r}, which tifffile cannot read alone. "
+            "Run: pip install imagecodecs"
+        ) from error
+
+
+def _chunk_mode(series: Any) -> int:
+    """0: tiles and strips are what is decoded at once; 2: whole pages are."""
+    page = series.keyframe
+    return 0 if page.is_tiled or page.nbytes > PAGE_BYTES else 2
+
+
+def _coarser(series: Any, chosen: Any) -> dict[str, int]:
+    """How many voxels of level 0 one of the chosen level spans, by axis."""
+    pairs = zip(series.axes.lower(), series.shape, chosen.shape, strict=True)
+    return {axis: max(round(fine / coarse), 1) for axis, fine, coarse in pairs}
+
+
+def _tiff_places(file: Any, series: Any) -> tuple[dict[str, float], dict[str, str | None]]:
+    """Size and unit by axis, of ImageJ's metadata or OME-XML; plain TIFF tells dots per inch, which mean nothing here."""
+    if file.is_ome and file.ome_metadata:
+        return _ome_places(file.ome_metadata, file.series.index(series))
+    told = file.imagej_metadata
+    if not told:
+        return {}, {}
+    sizes = {
+        "z": abs((numbers_of(told.get("spacing")) or [1.0])[0]),
+        "y": _inverse(series.keyframe, "YResolution"),
+        "x": _inverse(series.keyframe, "XResolution"),
+    }
+    unit = unit_of(told.get("unit", ""))
+    if unit is None and set(sizes.values()) == {1.0}:
+        return {}, {}
+    usable = {axis: size for axis, size in sizes.items() if isfinite(size) and size > 0}
+    return usable, dict.fromkeys(usable, unit)
+
+
+def _inverse(page: Any, tag: str) -> float:
+    """Length a pixel, of a tag that tells pixels a length."""
+    found = page.tags.get(tag)
+    count, length = found.value if found is not None else (1, 1)
+    return length / count if count else 0.0
+
+
+def _ome_places(xml: str, index: int) -> tuple[dict[str, float], dict[str, str | None]]:
+    """Physical sizes of the `index`-th image of an OME-XML; micrometre where it names no unit (OME 2016-06, Pixels)."""
+    try:
+        pixels = [node for node in ElementTree.fromstring(xml).iter() if node.tag.endswith("}Pixels")]
+    except ElementTree.ParseError:
+        return {}, {}
+    told = pixels[index].attrib if index < len(pixels) else {}
+    found = {axis: numbers_of(told.get(f"PhysicalSize{axis.upper()}")) for axis in "zyx"}
+    sizes = {axis: values[0] for axis, values in found.items() if values and values[0] > 0}
+    return sizes, {axis: unit_of(told.get(f"PhysicalSize{axis.upper()}Unit", "um")) for axis in sizes}

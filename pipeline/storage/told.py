@@ -1,0 +1,99 @@
+"""What a file of another kind says of its array: axes, sizes, origins and units, before it is read as a volume."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import StorageError
+
+NAMED = 20
+"""Datasets that a refusal names at most."""
+
+
+UNITS = {
+    "nanometer": ("nm", "nanometer", "nanometers", "nanometre", "nanometres"),
+    "micrometer": ("um", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"),
+    "millimeter": ("mm", "millimeter", "millimeters", "millimetre", "millimetres"),
+    "angstrom": ("å", "angstrom", "angstroms"),
+    "centimeter": ("cm", "centimeter", "centimeters", "centimetre", "centimetres"),
+    "meter": ("m", "meter", "meters", "metre", "metres"),
+    "inch": ("in", "inch", "inches"),
+}
+"""Units as files spell them, by their UDUNITS names."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file that holds a volume.
+
+    Args:
+        kind: `HDF5` or `TIFF`.
+        path: The file.
+        inner: Dataset inside an HDF5 file.
+    """
+
+    kind: str
+    path: Path
+    inner: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file says of its array, before it is read as a volume. Sizes, origins and units by axis."""
+
+    source: Any
+    chunks: tuple[int, ...]
+    names: str
+    sizes: Mapping[str, float] = field(default_factory=dict)
+    origins: Mapping[str, float] = field(default_factory=dict)
+    units: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def unit_of(spelling: Any) -> str | None:
+    """UDUNITS' name of a unit; None for one that is no length, such as `pixel`."""
+    told = spelling.decode("utf-8", "replace") if isinstance(spelling, bytes) else str(spelling)
+    told = told.strip().lower().replace("\\u00b5", "u").replace("\u00b5", "u").replace("\u03bc", "u")
+    return next((name for name, spellings in UNITS.items() if told in spellings), None)
+
+
+def lengths_of(values: Any) -> dict[str, float]:
+    """Two or three lengths by axis, the last along x; nothing where they are none."""
+    lengths = numbers_of(values)
+    usable = len(lengths) in (2, 3) and all(length > 0 for length in lengths)
+    return dict(zip("zyx"[-len(lengths) :], lengths, strict=True)) if usable else {}
+
+
+def numbers_of(values: Any) -> list[float]:
+    """Finite numbers, of whatever somebody wrote; none where one of them is no number."""
+    try:
+        found = np.asarray(values, dtype=np.float64).ravel().tolist()
+    except (TypeError, ValueError):
+        return []
+    return found if all(map(isfinite, found)) else []
+
+
+def imported(name: str, url: str) -> ModuleType:
+    """A package of the extra `train`.
+
+    Raises:
+        StorageError: It is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise StorageError(
+            f"Input '{url}' needs the package {name}, which is not installed here. Run: pip install 'halotile[train]'"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
