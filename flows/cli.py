@@ -189,7 +189,7 @@ def evaluate(
     ] = "auto",
     ignore: Annotated[int | None, Parameter(help="Label of voxels that count for nothing.")] = None,
     thresholds: Annotated[
-        list[float] | None, Parameter(help="To make segments at; 0.1 to 0.9 by default.", negative=())
+        list[float] | None, Parameter(help="To make segments at; fifteen from 0.02 to 0.98 by default.", negative=())
     ] = None,
     at: Annotated[float, Parameter(help="The threshold that you would take.")] = 0.5,
     box: Annotated[str | None, Parameter(help="What to compare: z0:z1,y0:y1,x0:x1; the whole by default.")] = None,
@@ -327,7 +327,7 @@ def status(command: Callable[[], int | None]) -> int:
         lacking = ConfigError(f"This needs the package {error.name}: pip install 'halotile[{EXTRAS[error.name]}]'.")
         return _told("refused", lacking, REFUSED)
     except KeyboardInterrupt:
-        print("halotile: interrupted; finished tiles are kept, run again to resume", file=sys.stderr)
+        print("halotile: interrupted; what is finished is kept, run again to resume", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -17,7 +17,7 @@ from pipeline.evaluation.segments import SliceSegments, VolumeSegments
 from pipeline.evaluation.truth import Truth
 from pipeline.storage.volume import Volume, open_volume
 
-THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 
 SLAB_VOXELS = 2**22
 """About how many voxels are held at once, never less than a slice; under 100 bytes each."""

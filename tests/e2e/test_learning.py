@@ -147,3 +147,5 @@ def test_the_recipes_that_ship_are_recipes(monkeypatch):
     isbi = read_config(TrainConfig, folder / "train-isbi-2d.yaml", ["network.width=64"])
     assert isbi.network.architecture.width == 64
     read_config(TrainConfig, folder / "train-em-3d.yaml")
+    paper = read_config(TrainConfig, folder / "train-isbi-2d-paper.yaml")
+    assert (paper.optimiser.name, paper.optimiser.momentum, paper.batch) == ("sgd", 0.99, 1)
