@@ -217,10 +217,20 @@ class _Loop:
                 self._tell(on_advance, loss, (self.step - first) / (time.perf_counter() - began))
             if self.data.validation and (self.step % every.validation == 0 or last):
                 self._validate()
-            if self.step % every.checkpoint == 0 or last or stop.is_set():
+            stopping = self._agreed(stop)
+            if self.step % every.checkpoint == 0 or last or stopping:
                 self.save()
-            if stop.is_set():
+            if stopping:
                 raise KeyboardInterrupt
+
+    def _agreed(self, stop: threading.Event) -> bool:
+        """Whether any process was asked to stop. All stop after the same step, or one would wait for the others for ever."""
+        if self.fabric.world_size == 1:
+            return stop.is_set()
+        if self.step % LOOKED_AT:
+            return False
+        asked = torch.tensor(float(stop.is_set()), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(asked, reduce_op="max"))
 
     def _batches(self) -> Iterator[list[Sample]]:
         """Of the steps that are left, this process's share of each."""

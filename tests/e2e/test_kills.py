@@ -81,7 +81,7 @@ def ends_in_order(command: Command, signalled: Callable[[], object]) -> None:
     family = command.family()
     signalled()
     assert command.wait(30) == 130
-    assert command.error.rstrip().endswith("interrupted; finished tiles are kept, run again to resume")
+    assert command.error.rstrip().endswith("interrupted; what is finished is kept, run again to resume")
     assert "Traceback" not in command.error
     wait_until(lambda: not alive(family), 10)
 
