@@ -10,7 +10,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -200,7 +201,9 @@ def evaluate(
 
     options = {"predicts": predicts, "labels_are": labels_are, "neighbours": neighbours, "segments": segments}
     tried = thresholds or THRESHOLDS
-    found = compare(prediction, labels, thresholds=tried, at=at, box=_box(box), ignore=ignore, **options)
+    with _bar("comparing") as tell:
+        asked = {"thresholds": tried, "at": at, "box": _box(box), "ignore": ignore, **options}
+        found = compare(prediction, labels, on_advance=tell, **asked)
     output.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
     _print_rows(found.rows())
     print(f"figures written to {output}")
@@ -222,7 +225,9 @@ def convert(
     """Write a volume as an OME-Zarr, box by box; no voxel changes."""
     from pipeline.storage.convert import convert as convert_volume  # noqa: PLC0415 - see above
 
-    found = convert_volume(source, target, axes=axes, chunks=chunks, shards=shards, voxel_size_nm=voxel_size_nm)
+    layout = {"axes": axes, "chunks": chunks, "shards": shards, "voxel_size_nm": voxel_size_nm}
+    with _bar("converting") as tell:
+        found = convert_volume(source, target, on_advance=tell, **layout)
     print(f"{target}: axes {found.axes}, shape (z, y, x) {found.shape}, {found.channels} channel(s), {found.dtype}")
     return DONE
 
@@ -258,6 +263,17 @@ def models(registry: Annotated[Path, Parameter(help="A folder of registered mode
     rows = [(f"{e.name} {e.version}", f"{e.registered}  {_figures(e.metrics)}") for e in versions(registry)]
     _print_rows(rows or [("(none)", str(registry))])
     return DONE
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing in a log; it is moved by what is done, of all."""
+    from rich.console import Console  # noqa: PLC0415 - see above
+    from rich.progress import Progress  # noqa: PLC0415 - see above
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        row = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(row, completed=done, total=total)
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.box import Triple
 from pipeline.core.cost import one_pass_multiply_adds
@@ -88,7 +89,17 @@ def _told_rows(checkpoint: Checkpoint) -> Rows:
         rows.append(("normalisation", checkpoint.normalization.mode))
     if checkpoint.voxel_size_nm:
         rows.append(("voxel size", f"{_by(checkpoint.voxel_size_nm)} nm"))
-    return rows + [(f"  {name}", str(value)) for name, value in checkpoint.provenance.items()]
+    return rows + [(f"  {name}", _shortened(value)) for name, value in checkpoint.provenance.items() if value]
+
+
+def _shortened(value: Any) -> str:
+    """A fact of a checkpoint's making; of nested ones the plain values, a level down."""
+    if isinstance(value, list):
+        return "; ".join(_shortened(part) for part in value)
+    if not isinstance(value, dict):
+        return str(value)
+    plain = (f"{name} {part}" for name, part in value.items() if isinstance(part, int | float | str) and part != "")
+    return ", ".join(plain)
 
 
 def _by(extent: tuple[float, ...] | Triple) -> str:

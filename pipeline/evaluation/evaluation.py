@@ -189,6 +189,7 @@ def compare(
     thresholds: Sequence[float] = THRESHOLDS,
     at: float = 0.5,
     box: Box | None = None,
+    on_advance: Callable[[int, int], None] = lambda _done, _total: None,
     **options: Any,
 ) -> Evaluation:
     """`evaluate`, of what is stored: Zarr, OME-Zarr, HDF5 (`FILE.h5/dataset`) or TIFF.
@@ -199,6 +200,7 @@ def compare(
         thresholds: As `evaluate`.
         at: As `evaluate`.
         box: As `evaluate`.
+        on_advance: Told how many voxels are compared, of how many.
         **options: As `choice.chosen`.
 
     Raises:
@@ -206,7 +208,15 @@ def compare(
         ConfigError: As `evaluate`.
     """
     found, truth = open_volume(prediction), open_volume(labels)
-    return evaluate(found, truth, chosen(found, truth, **options), thresholds=thresholds, at=at, box=box)
+    total, done = (box or Box.of_shape(found.shape)).voxels, 0
+
+    def told(voxels: int) -> None:
+        nonlocal done
+        done += voxels
+        on_advance(done, total)
+
+    rule = chosen(found, truth, **options)
+    return evaluate(found, truth, rule, thresholds=thresholds, at=at, box=box, on_advance=told)
 
 
 def _frame(prediction: Volume, labels: Volume, box: Box | None) -> Box:
