@@ -157,6 +157,8 @@ def train(
         checkpoint = learning.train(recipe, bar)
     finally:
         bar.stop()
+    if not bar.told:
+        print("trained already: nothing to do; delete the folder to start over, or name another `output`")
     for found in learning.evaluate_held_back(recipe):
         _print_rows(found.rows())
     print(

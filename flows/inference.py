@@ -15,6 +15,7 @@ from flows.progress import following
 from pipeline import stages
 from pipeline.config import RunConfig
 from pipeline.errors import PipelineError
+from pipeline.registry import with_model
 
 
 def _unexpected(_task: Task[..., Any], _run: Any, state: State[Any]) -> bool:
@@ -71,6 +72,7 @@ def infer_volume(config: RunConfig) -> dict[str, Any]:
     Args:
         config: The run.
     """
+    config = with_model(config)
     plan_stage(config)
     with stages.driving(config):
         computed = infer_stage(config)

@@ -34,8 +34,8 @@ def train_stage(config: TrainConfig) -> str:
             said = time.monotonic()
             update_progress_artifact(artifact, progress=100 * advance.done / advance.total)  # type: ignore[arg-type]
 
-    several = config.devices != "auto" and config.devices > 1
-    path = learning.train(config, bar if several else tell)  # what is told must reach other processes
+    several = learning.resolved(config).devices > 1
+    path = learning.train(config, bar if several else tell)  # a closure does not reach other processes
     update_progress_artifact(artifact, progress=100.0)  # type: ignore[arg-type]
     return str(path)
 

@@ -14,15 +14,21 @@ LINE_SECONDS = 15.0
 
 
 class TrainingBar:
-    """Tells each advance. It is made empty, so that it may be sent to the process that trains."""
+    """Tells each advance. It may be sent to the process that trains."""
 
     def __init__(self) -> None:
+        self.told = False
         self._bar: Progress | None = None
         self._rows: dict[str, TaskID] = {}
         self._said = 0.0
 
+    def __getstate__(self) -> dict[str, object]:
+        """An empty one: a terminal's bar is no thing to send."""
+        return {"told": False, "_bar": None, "_rows": {}, "_said": 0.0}
+
     def __call__(self, advance: Advance) -> None:
         """Tell one."""
+        self.told = True
         last = advance.done == advance.total
         if sys.stderr.isatty():
             self._move(advance)

@@ -20,6 +20,7 @@ from pipeline.export.package import export
 from pipeline.registry import Entry, register
 from pipeline.storage.volume import Volume, open_volume
 from pipeline.training.dataset import gather
+from pipeline.training.machine import resolved
 from pipeline.training.recipe import TrainConfig
 from pipeline.training.samples import Region
 from pipeline.training.state import replace as write
@@ -28,7 +29,7 @@ from pipeline.training.validation import prediction
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
 from pipeline.unet.device import resolved_device
 
-__all__ = ["Advance", "evaluate_held_back", "export_package", "register_checkpoint", "train"]
+__all__ = ["Advance", "evaluate_held_back", "export_package", "register_checkpoint", "resolved", "train"]
 
 
 def evaluate_held_back(config: TrainConfig) -> list[Evaluation]:
@@ -37,7 +38,7 @@ def evaluate_held_back(config: TrainConfig) -> list[Evaluation]:
     Segments are of slices where instances are told apart slice by slice, else of the volume. Nothing where no box is held
     back, or where there are several classes.
     """
-    data = gather(config)
+    data = gather(config, trusted=True)
     if not data.validation or config.data.target == "classes":
         return []
     checkpoint = load_checkpoint(Path(config.output) / "checkpoint.safetensors")
@@ -100,7 +101,7 @@ def export_package(
     authors: Sequence[str] = (),
     license_: str | None = None,
 ) -> Path:
-    """Write a bioimage.io package; see `training.export.export`.
+    """Write a bioimage.io package; see `export.package.export`.
 
     Args:
         checkpoint: Of ours, or of the notes' class.

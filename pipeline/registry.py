@@ -6,8 +6,8 @@
       em-membranes/1/checkpoint.safetensors, metrics.json, ...
 
 A version is copied beside its place, synced and renamed; then the index is replaced. So a kill anywhere leaves an index
-that is whole and names only whole versions: a folder that it does not name is a torn registration, and the next one
-takes its place. Registering is exclusive, by a lock that ends with its process; reading needs none.
+that is whole and names only whole versions: a folder that it does not name was never finished, or its index was lost; it
+is left alone, and its number is not given again. Registering is exclusive, by a lock that ends with its process; reading needs none.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def register(
         same = next((said for said in known if said["sha256_file"] == digest), None)
         if same is not None:
             return _entry(registry, name, same)
-        version = max((said["version"] for said in known), default=0) + 1
+        version = max([*(said["version"] for said in known), *_folders(registry / name)], default=0) + 1
         _place(registry / name, version, sources, told, digest)
         said = {
             "version": version,
@@ -256,12 +256,16 @@ def _sources(checkpoint: Path, metrics: str | None, files: list[Path]) -> dict[s
     return sources
 
 
+def _folders(folder: Path) -> list[int]:
+    """Versions whose folders are there, named by the index or not: an index that was lost must not cost them."""
+    return [int(path.name) for path in folder.glob("*") if path.name.isdecimal()] if folder.is_dir() else []
+
+
 def _place(folder: Path, version: int, sources: dict[str, Path], metrics: str | None, digest: str) -> None:
-    """Make a version's folder, whole or not at all, in place of what a torn registration left."""
+    """Make a version's folder, whole or not at all; what torn registrations left is removed."""
     folder.mkdir(exist_ok=True)
-    for left in [*folder.glob(".part-*"), folder / str(version)]:
-        if left.exists():
-            shutil.rmtree(left)
+    for left in folder.glob(".part-*"):
+        shutil.rmtree(left)
     part = folder / f".part-{uuid.uuid4().hex}"
     part.mkdir()
     try:

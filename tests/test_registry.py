@@ -174,7 +174,7 @@ STEPS = [
 
 @pytest.mark.parametrize("step", [*STEPS, ("_sync_folder", 4)], ids=lambda step: f"{step[0]} {step[1]}")
 def test_a_kill_anywhere_leaves_the_index_whole(tmp_path, step):
-    """What was there is there, and the next registration takes the torn one's place."""
+    """What was there is there, and the next registration works; a number that was given is not given again."""
     register(tmp_path / "r", "em", made(tmp_path, b"first"))
     context = multiprocessing.get_context("fork")
     job = context.Process(target=_killed_in, args=(tmp_path, *step))
@@ -185,22 +185,19 @@ def test_a_kill_anywhere_leaves_the_index_whole(tmp_path, step):
     assert [entry.version for entry in versions(tmp_path / "r", "em")] == ([1, 2] if done else [1])
     assert resolve(tmp_path / "r", "em", 1).path.read_bytes() == b"first"
     entry = register(tmp_path / "r", "em", made(tmp_path, b"third"))
-    assert entry.version == (3 if done else 2)
+    assert entry.version in ((3,) if done else (2, 3))
     assert resolve(tmp_path / "r", "em").path.read_bytes() == b"third"
-    folders = sorted(path.name for path in (tmp_path / "r" / "em").iterdir())
-    assert folders == [str(n) for n in range(1, entry.version + 1)]
+    assert not list((tmp_path / "r" / "em").glob(".part-*"))
 
 
-def test_a_folder_that_the_index_does_not_name_is_replaced(tmp_path):
-    """A kill between the copy and the index leaves it; files of two registrations must not mix."""
+def test_versions_whose_index_was_lost_are_left_alone(tmp_path):
+    """An older index that was restored, as a damaged one asks for, must not cost what was registered since."""
     register(tmp_path / "r", "em", made(tmp_path, b"first"))
-    made(tmp_path / "r" / "em" / "2", b"torn")
-    made(tmp_path / "r" / "em" / "2", b"stray", "stray.json")
-    with pytest.raises(ModelError, match="has versions 1"):
-        resolve(tmp_path / "r", "em", 2)
-    entry = register(tmp_path / "r", "em", made(tmp_path, b"second"))
-    assert sorted(path.name for path in entry.path.parent.iterdir()) == ["checkpoint.safetensors"]
-    assert resolve(tmp_path / "r", "em").path.read_bytes() == b"second"
+    older = (tmp_path / "r" / "index.json").read_bytes()
+    second = register(tmp_path / "r", "em", made(tmp_path, b"second"))
+    (tmp_path / "r" / "index.json").write_bytes(older)
+    assert register(tmp_path / "r", "em", made(tmp_path, b"third")).version == 3
+    assert second.path.read_bytes() == b"second"
 
 
 def test_a_failed_copy_leaves_nothing(tmp_path, monkeypatch):

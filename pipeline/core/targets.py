@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def foreground(ids: np.ndarray, axes: str = "zyx") -> np.ndarray:
+def foreground(ids: np.ndarray, axes: str = "zyx", ignore: int | None = None) -> np.ndarray:
     """The inside of instances: a voxel of an instance, none of whose neighbours belongs to another instance.
 
     So two that touch are parted by a voxel on either side, and one beside empty space keeps all of its voxels.
@@ -17,27 +17,30 @@ def foreground(ids: np.ndarray, axes: str = "zyx") -> np.ndarray:
     Args:
         ids: Instance ids, (Z, Y, X), any integer type.
         axes: Along which neighbours count.
+        ignore: An id that says nothing: what lies beside it may well go on there.
 
     Returns:
         1 for the inside, else 0; uint8, (Z, Y, X).
     """
+    told = (ids != 0) if ignore is None else (ids != 0) & (ids != ignore)
     inside = ids != 0
     for axis in ("zyx".index(name) for name in axes):
-        along, kept = np.moveaxis(ids, axis, 0), np.moveaxis(inside, axis, 0)
-        meets = (along[:-1] != along[1:]) & (along[:-1] != 0) & (along[1:] != 0)
+        along, kept, cells = (np.moveaxis(array, axis, 0) for array in (ids, inside, told))
+        meets = (along[:-1] != along[1:]) & cells[:-1] & cells[1:]
         kept[:-1] &= ~meets
         kept[1:] &= ~meets
     return inside.astype(np.uint8)
 
 
-def membranes(ids: np.ndarray, axes: str = "zyx") -> np.ndarray:
+def membranes(ids: np.ndarray, axes: str = "zyx", ignore: int | None = None) -> np.ndarray:
     """What parts instances: all that is not their inside, as `foreground` states it.
 
     Args:
         ids: Instance ids, (Z, Y, X), any integer type.
         axes: Along which neighbours count.
+        ignore: An id that says nothing.
 
     Returns:
         1 for membrane, else 0; uint8, (Z, Y, X).
     """
-    return 1 - foreground(ids, axes)
+    return 1 - foreground(ids, axes, ignore)

@@ -66,5 +66,5 @@ class Truth:
         if self.rule.labels_are == "mask":
             return (labels != 0).astype(np.uint8)
         if self.rule.predicts == "membrane":
-            return np.where(membranes(labels, self.rule.neighbours), 0, labels)
-        return np.where(foreground(labels, self.rule.neighbours), labels, 0)
+            return np.where(membranes(labels, self.rule.neighbours, self.rule.ignore), 0, labels)
+        return np.where(foreground(labels, self.rule.neighbours, self.rule.ignore), labels, 0)

@@ -29,9 +29,9 @@ def border_weight(cells: np.ndarray, *, sigma: float, sampling: tuple[float, ...
     Returns:
         0 to 1, float32, the shape of `cells`; 0 everywhere where there are fewer than two cells.
     """
-    values, numbers = np.unique(cells, return_inverse=True)
-    first = int(values[0] != 0)  # so that 0 is always the space between
-    numbers = numbers.reshape(cells.shape).astype(np.int32) + first
+    values, places = np.unique(cells, return_inverse=True)
+    numbering = np.cumsum(values != 0) * (values != 0)  # 0 stays the space between, whatever the ids are
+    numbers = numbering.astype(np.int32)[places].reshape(cells.shape)
     if numbers.max(initial=0) < 2:
         return np.zeros(cells.shape, dtype=np.float32)
     nearest, second = _two_nearest(numbers, sampling, threads)

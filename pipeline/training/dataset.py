@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +16,22 @@ from pipeline.core.normalization import Normalization
 from pipeline.core.volume import Description
 from pipeline.errors import ConfigError
 from pipeline.statistics import measured
-from pipeline.storage.volume import Volume, open_volume
+from pipeline.storage.volume import Volume, is_volume_file, open_volume
+from pipeline.training.deformation import least_spacing
 from pipeline.training.preparation import prepare, target_rule
 from pipeline.training.recipe import PairConfig, TrainConfig
 from pipeline.training.samples import Region, Samples
+from pipeline.training.state import replace
 
-NANOMETRES = {"nanometer": 1.0, "micrometer": 1000.0, "angstrom": 0.1, "millimeter": 1e6}
+NANOMETRES = {
+    "angstrom": 0.1,
+    "nanometer": 1.0,
+    "micrometer": 1e3,
+    "millimeter": 1e6,
+    "centimeter": 1e7,
+    "inch": 2.54e7,
+    "meter": 1e9,
+}
 Sizes = tuple[float, float, float]
 
 
@@ -46,13 +58,14 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A volume and its labels, as opened, with voxel sizes."""
+    """A volume and its labels, as opened; voxel sizes along z, y, x in any one unit, and in nm where that is known."""
 
     number: int
     config: PairConfig
     image: Volume
     labels: Volume
-    sizes: Sizes | None
+    sizes: Sizes
+    nanometres: Sizes | None
 
     @property
     def training(self) -> list[Box]:
@@ -63,19 +76,26 @@ class _Pair:
         return [b.box for b in self.config.validation]
 
 
-def gather(config: TrainConfig, on_advance: Callable[[int, int], None] = lambda _done, _total: None) -> Dataset:
+def gather(
+    config: TrainConfig,
+    on_advance: Callable[[int, int], None] = lambda _done, _total: None,
+    *,
+    trusted: bool = False,
+) -> Dataset:
     """Open, check and prepare what a recipe names.
 
-    The image is opened, and read where its normalisation is of the whole volume. Labels are read once, in their boxes.
+    The image is opened, and read once where its normalisation is of the whole volume. Labels are read in their boxes.
 
     Args:
         config: The recipe.
         on_advance: Told how many voxels of labels are prepared, of how many.
+        trusted: Whether targets that are there are taken without reading the labels again.
 
     Raises:
         ConfigError, StorageError: The data is not what the recipe says.
     """
     pairs = [_opened(number, pair, config) for number, pair in enumerate(config.data.volumes)]
+    _refuse_shared_voxels(pairs)
     total, done = sum(box.voxels for pair in pairs for box in [*pair.training, *pair.held_back]), 0
 
     def told(voxels: int) -> None:
@@ -83,12 +103,12 @@ def gather(config: TrainConfig, on_advance: Callable[[int, int], None] = lambda 
         done += voxels
         on_advance(done, total)
 
-    training = [region for pair in pairs for region in _regions(pair, pair.training, config, told)]
-    validation = [region for pair in pairs for region in _regions(pair, pair.held_back, config, told)]
+    training = [region for pair in pairs for region in _regions(pair, pair.training, config, told, trusted)]
+    validation = [region for pair in pairs for region in _regions(pair, pair.held_back, config, told, trusted)]
     counts = tuple(int(n) for n in np.sum([region.prepared.counts for region in training], axis=0))
-    _refuse_one_class(counts, "training", config)
-    if validation:
-        _refuse_one_class(np.sum([region.prepared.counts for region in validation], axis=0), "validation", config)
+    _refuse_one_class(counts, "training boxes", config)
+    for region in validation:
+        _refuse_one_class(region.prepared.counts, f"validation box {region.box}", config)
     return Dataset(
         samples=Samples(
             regions=tuple(training),
@@ -100,7 +120,7 @@ def gather(config: TrainConfig, on_advance: Callable[[int, int], None] = lambda 
             seed=config.seed,
         ),
         validation=tuple(validation),
-        voxel_size_nm=pairs[0].sizes,
+        voxel_size_nm=pairs[0].nanometres,
         axes="czyx" if config.network.ndim == 3 else "cyx",
         counts=counts,
         fingerprints=[
@@ -130,34 +150,75 @@ def _opened(number: int, pair: PairConfig, config: TrainConfig) -> _Pair:
             raise ConfigError(
                 f"The box {found.box} of '{pair.image}' was asked for, which has {what.shape} voxels (z, y, x). Choose boxes inside it."
             )
-    return _Pair(number, pair, image, labels, _sizes(pair, what))
+    return _Pair(number, pair, image, labels, *_sizes(pair, what))
 
 
-def _sizes(pair: PairConfig, found: Description) -> Sizes | None:
-    """Voxel sizes in nm: the recipe's, else the metadata's."""
+def _refuse_shared_voxels(pairs: list[_Pair]) -> None:
+    """A figure on voxels that were trained on says nothing, also where they are named under two volumes."""
+    for one in pairs:
+        for other in pairs:
+            if (one.config.image, one.config.level) != (other.config.image, other.config.level):
+                continue
+            shared = [(a, b) for a in one.training for b in other.held_back if a.overlaps(b)]
+            if shared:
+                raise ConfigError(
+                    f"Box {shared[0][0]} of '{one.config.image}' is for training, box {shared[0][1]} of the same image for "
+                    "validation; they must be apart. Name boxes that share no voxel."
+                )
+
+
+def _sizes(pair: PairConfig, found: Description) -> tuple[Sizes, Sizes | None]:
+    """Voxel sizes: the recipe's, else the metadata's, whose proportions hold also where its unit is not known."""
     if pair.voxel_size_nm != "auto":
-        return pair.voxel_size_nm
+        return pair.voxel_size_nm, pair.voxel_size_nm
     space = found.space
-    if any(unit not in NANOMETRES for unit in space.units):
-        return None
-    sizes = tuple(scale * NANOMETRES[unit or ""] for scale, unit in zip(space.scale, space.units, strict=True))
-    return (sizes[0], *sizes[-2:]) if len(sizes) == 3 else (sizes[0], *sizes)  # type: ignore[return-value]
+    known = all(unit in NANOMETRES for unit in space.units)
+    units = [NANOMETRES[unit or ""] if known else 1.0 for unit in space.units]
+    sizes = [scale * unit for scale, unit in zip(space.scale, units, strict=True)]
+    whole: Sizes = tuple([sizes[0]] * (3 - len(sizes)) + sizes)  # type: ignore[assignment]
+    return whole, whole if known else None
 
 
-def _regions(pair: _Pair, boxes: list[Box], config: TrainConfig, on_advance: Callable[[int], None]) -> Iterator[Region]:
+def _regions(
+    pair: _Pair, boxes: list[Box], config: TrainConfig, on_advance: Callable[[int], None], trusted: bool
+) -> Iterator[Region]:
     if not boxes:
         return
-    sizes = pair.sizes or (1.0, 1.0, 1.0)
-    network = config.network
-    rule = target_rule(config.data, config.loss, classes=network.classes, ndim=network.ndim, sizes=sizes)
-    finest = min(sizes[3 - network.ndim :])
-    sampling = tuple(size / finest for size in sizes)
-    normalization = measured(Normalization(**config.normalize.model_dump()), pair.image, nonfinite="fail")
+    network, folder = config.network, Path(config.output) / "prepared"
+    rule = target_rule(config.data, config.loss, classes=network.classes, ndim=network.ndim, sizes=pair.sizes)
+    finest = min(pair.sizes[3 - network.ndim :])
+    sampling: Sizes = tuple(size / finest for size in pair.sizes)  # type: ignore[assignment]
+    _refuse_folds(config, sampling)
+    normalization = _normalization(pair.image, config, folder)
     total = sum(box.voxels for box in boxes)
     for box in boxes:
-        prepared = prepare(pair.labels, box, rule, Path(config.output) / "prepared", on_advance)
+        prepared = prepare(pair.labels, box, rule, folder, on_advance, trusted=trusted)
         share = pair.config.weight * box.voxels / total
-        yield Region(pair.image, box, prepared, normalization, sampling, share, pair.number)  # type: ignore[arg-type]
+        yield Region(pair.image, box, prepared, normalization, sampling, share, pair.number)
+
+
+def _normalization(image: Volume, config: TrainConfig, folder: Path) -> Normalization:
+    """The volume's own numbers, measured once: a whole volume may have to be read for them."""
+    rule = Normalization(**config.normalize.model_dump())
+    told = json.dumps([image.description.to_dict(), rule.to_dict()], sort_keys=True)
+    path = folder / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}-normalization.json"
+    if path.is_file():
+        return Normalization(**json.loads(path.read_text(encoding="utf-8")))
+    found = measured(rule, image, nonfinite="fail")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace(path, json.dumps(found.to_dict()).encode())
+    return found
+
+
+def _refuse_folds(config: TrainConfig, sampling: Sizes) -> None:
+    """Refuse displacements so large, beside the grid that they are drawn on, that space folds."""
+    most = least_spacing(config.window, config.augment, sampling) / 4
+    asked = config.augment.elastic_sigma
+    if asked != "auto" and asked > most:
+        raise ConfigError(
+            f"augment.elastic_sigma is {asked:g} voxels, but the {config.augment.elastic_points} points of its grid stand so "
+            f"close in a patch of {config.patch} that space would fold. Set it to at most {most:.2g}, or to auto."
+        )
 
 
 def _class_weights(counts: tuple[int, ...], *, balance: bool) -> tuple[float, ...]:
@@ -173,17 +234,23 @@ def _refuse_one_class(counts: Any, what: str, config: TrainConfig) -> None:
     if np.count_nonzero(counts) < 2:
         only = int(np.argmax(counts))
         raise ConfigError(
-            f"All labels of the {what} boxes are of one class, {only}, under the target '{config.data.target}' of "
+            f"All labels of the {what} are of one class, {only}, under the target '{config.data.target}' of "
             f"{config.data.labels_are}: there is nothing to tell apart. Choose other boxes, or check data.target and data.labels_are."
         )
 
 
 def _fingerprint(pair: _Pair, regions: list[Region]) -> dict[str, Any]:
     return {
-        "image": Path(pair.config.image).name,
+        "image": _named(pair.config.image),
         "image_metadata_sha256": pair.image.description.metadata_sha256,
         "shape": pair.image.shape,
         "dtype": pair.image.description.dtype,
-        "labels": Path(pair.config.labels).name,
+        "labels": _named(pair.config.labels),
         "labels_sha256": {str(region.box): region.prepared.sha256 for region in regions},
     }
+
+
+def _named(url: str) -> str:
+    """The last part of a place; of a dataset in a file, the file's name too."""
+    file = next((part for part in Path(url).parents if is_volume_file(str(part))), None)
+    return Path(url).name if file is None else f"{file.name}/{Path(url).relative_to(file).as_posix()}"

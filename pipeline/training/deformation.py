@@ -16,6 +16,9 @@ from torch.nn.functional import grid_sample
 from pipeline.core.box import Triple
 from pipeline.training.recipe import AugmentConfig
 
+PAPER_SIGMA = 10.0
+"""Voxels."""
+
 
 def random_places(
     window: Triple, augment: AugmentConfig, sampling: tuple[float, float, float], rng: np.random.Generator
@@ -35,12 +38,22 @@ def random_places(
     steps = [np.arange(n, dtype=np.float32) - np.float32((n - 1) / 2) for n in window]
     z, y, x = steps[0][:, None, None], steps[1][None, :, None], steps[2][None, None, :]
     places = np.stack([row[0] * z + row[1] * y + row[2] * x for row in matrix.astype(np.float32)])
-    if augment.elastic_sigma:
+    if deviation := deviation_of(window, augment, sampling):
         for axis in _free_axes(window):
-            places[axis] += random_displacement(window, augment, rng) * np.float32(
-                augment.elastic_sigma / sampling[axis]
-            )
+            places[axis] += random_displacement(window, augment, rng) * np.float32(deviation / sampling[axis])
     return places
+
+
+def deviation_of(window: Triple, augment: AugmentConfig, sampling: tuple[float, float, float]) -> float:
+    """Standard deviation of displacements, in voxels of the finest axis."""
+    if augment.elastic_sigma != "auto":
+        return augment.elastic_sigma
+    return min(PAPER_SIGMA, least_spacing(window, augment, sampling) / 8)
+
+
+def least_spacing(window: Triple, augment: AugmentConfig, sampling: tuple[float, float, float]) -> float:
+    """Distance between two points of the coarse grid, voxels of the finest axis, along the axis where they are nearest."""
+    return min((window[axis] - 1) * sampling[axis] / (augment.elastic_points - 1) for axis in _free_axes(window))
 
 
 def random_matrix(

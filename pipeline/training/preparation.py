@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +20,22 @@ import numpy as np
 from scipy import ndimage
 
 from pipeline.core.box import Box, Triple
-from pipeline.core.targets import foreground, membranes
+from pipeline.core.targets import foreground
 from pipeline.errors import ConfigError
 from pipeline.storage.volume import Volume
 from pipeline.training.border import REACH, border_weight
 from pipeline.training.recipe import DataConfig, LossConfig
+from pipeline.training.state import replace
 
 IGNORED = 255
 """Target of voxels that count for nothing."""
 
 BLOCK = {"yx": (1, 4096, 4096), "zyx": (64, 512, 512)}
-"""Voxels that are held at once, a margin apart, by the axes along which instances touch."""
+"""Voxels that are held at once, a margin apart, by the axes along which instances touch. The slices of a mask are held
+whole, so that a cell is one; in a volume, a mask's cells are told apart within a block and its margin."""
+
+THREADS = len(os.sched_getaffinity(0))
+"""Of the distance transforms."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +83,23 @@ class TargetRule:
             target = self._checked(np.where(ignored, 0, labels) if ignored is not None else labels)
             weights = None
         else:
-            ids = ndimage.label(labels)[0] if self.labels_are == "mask" else labels
-            membrane = membranes(ids, self.neighbours)
-            target = membrane if self.target == "membrane" else foreground(ids, self.neighbours)
-            weights = None if self.sigma is None else self._weights(np.where(membrane, 0, ids))
+            known = labels if ignored is None else np.where(ignored, labels.dtype.type(0), labels)
+            parts = ndimage.label(known)[0] if self.labels_are == "mask" else None
+            ids, ignore = (labels, self.ignore) if parts is None else (parts, None)
+            inside = foreground(ids, self.neighbours, ignore)
+            target = 1 - inside if self.target == "membrane" else inside
+            weights = (
+                None if self.sigma is None else self._weights(np.where(inside, known if parts is None else parts, 0))
+            )
         if ignored is not None:
             target = np.where(ignored, np.uint8(IGNORED), target)
         return target, weights
 
     def _weights(self, cells: np.ndarray) -> np.ndarray:
         flat = self.neighbours == "yx"
-        found = border_weight(cells[0] if flat else cells, sigma=self.sigma or 0.0, sampling=self.sampling[flat:])
+        found = border_weight(
+            cells[0] if flat else cells, sigma=self.sigma or 0.0, sampling=self.sampling[flat:], threads=THREADS
+        )
         return found[np.newaxis] if flat else found
 
     def _checked(self, labels: np.ndarray) -> np.ndarray:
@@ -147,7 +159,13 @@ class Prepared:
 
 
 def prepare(
-    labels: Volume, box: Box, rule: TargetRule, folder: Path, on_advance: Callable[[int], None] = lambda _: None
+    labels: Volume,
+    box: Box,
+    rule: TargetRule,
+    folder: Path,
+    on_advance: Callable[[int], None] = lambda _: None,
+    *,
+    trusted: bool = False,
 ) -> Prepared:
     """Make the targets and weights of a box, or take those that an earlier sitting finished.
 
@@ -157,14 +175,17 @@ def prepare(
         rule: How.
         folder: Where the files go.
         on_advance: Told the voxels that each block adds.
+        trusted: Whether what is there is taken without reading the labels again, to see that they are the same.
     """
     name = _digest({"labels": labels.description.to_dict(), "box": [box.start, box.stop], "rule": vars(rule)})[:16]
     record = folder / f"{name}.json"
     paths = folder / f"{name}-target.npy", None if rule.sigma is None else folder / f"{name}-border.npy"
     if record.is_file():
         said = json.loads(record.read_text(encoding="utf-8"))
-        on_advance(box.voxels)
-        return Prepared(*paths, tuple(said["counts"]), said["sha256"], rule.neighbours)
+        if trusted or said["sha256"] == _read_digest(labels, box, rule):
+            on_advance(box.voxels)
+            return Prepared(*paths, tuple(said["counts"]), said["sha256"], rule.neighbours)
+        record.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     target = np.lib.format.open_memmap(paths[0], "w+", np.uint8, box.shape)
     border = None if paths[1] is None else np.lib.format.open_memmap(paths[1], "w+", np.float16, box.shape)
@@ -180,15 +201,28 @@ def prepare(
     for array in filter(lambda a: a is not None, (target, border)):
         array.flush()
     found = Prepared(*paths, tuple(int(n) for n in counts[: max(rule.classes, 2)]), digest.hexdigest(), rule.neighbours)
-    record.write_text(json.dumps({"counts": found.counts, "sha256": found.sha256}), encoding="utf-8")
+    replace(record, json.dumps({"counts": found.counts, "sha256": found.sha256}).encode())
     return found
+
+
+def _read_digest(labels: Volume, box: Box, rule: TargetRule) -> str:
+    """Digest of the labels as they are now."""
+    digest = hashlib.sha256()
+    for block in _split(box, rule):
+        digest.update(np.ascontiguousarray(labels.read(block)[0]).tobytes())
+    return digest.hexdigest()
+
+
+def _split(box: Box, rule: TargetRule) -> Iterator[Box]:
+    whole_slices = rule.labels_are == "mask" and rule.neighbours == "yx"
+    return box.split((1, *box.shape[1:]) if whole_slices else BLOCK[rule.neighbours])  # type: ignore[arg-type]
 
 
 def _blocks(
     labels: Volume, box: Box, rule: TargetRule
 ) -> Iterator[tuple[Box, np.ndarray, tuple[np.ndarray, np.ndarray | None]]]:
     """Blocks of the box, their labels, and what the rule makes of them and their margins."""
-    for block in box.split(BLOCK[rule.neighbours]):  # type: ignore[arg-type]
+    for block in _split(box, rule):
         around = zip(block.start, block.stop, rule.margin(), strict=True)
         starts, stops = zip(*((a - m, b + m) for a, b, m in around), strict=True)
         wide = Box(starts, stops).clipped(box)

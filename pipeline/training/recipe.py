@@ -91,7 +91,7 @@ class NetworkConfig(Section):
     depth: Positive = 4
     width: Positive = 64
     in_channels: Positive = 1
-    classes: Positive = 1
+    classes: Annotated[int, Field(ge=1, le=255)] = 1
     padding: Literal["same", "valid"] = "same"
     bias: bool = True
     norm: Literal["batch", "none"] = "batch"
@@ -104,12 +104,15 @@ class NetworkConfig(Section):
 
 
 class AugmentConfig(Section):
-    """How a patch is varied. Lengths are voxels along the finest axis; intensities are of the normalised image."""
+    """How a patch is varied. Lengths are voxels along the finest axis; intensities are of the normalised image.
+
+    `elastic_sigma: auto` is the paper's 10 voxels, or an eighth of the distance between the grid's points where that is less.
+    """
 
     flip: bool = True
     rotate: bool = True
     zoom: Share = 0.0
-    elastic_sigma: AtLeastZero = 10.0
+    elastic_sigma: Auto | AtLeastZero = "auto"
     elastic_points: Annotated[int, Field(ge=2)] = 3
     contrast: Share = 0.2
     brightness: AtLeastZero = 0.1

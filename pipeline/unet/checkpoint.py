@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -116,7 +117,10 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.state.items()}
     # Not `save_file`: it makes files that only their owner may read.
     part = Path(f"{path}.part")
-    part.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(said, sort_keys=True)}))
+    with part.open("wb") as file:
+        file.write(save(tensors, metadata={METADATA_KEY: json.dumps(said, sort_keys=True)}))
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
 
 

@@ -50,3 +50,10 @@ def test_a_slice_by_itself_has_no_membrane_towards_the_next(ids):
     stack = np.stack([np.full((4, 4), 1), np.full((4, 4), 2)])
     assert membranes(stack, "yx").sum() == 0
     assert membranes(stack, "zyx").all()
+
+
+def test_an_id_that_says_nothing_makes_no_membrane_beside_it():
+    """What lies at the edge of what was labelled may well go on."""
+    ids = np.array([[[7, 7, 99, 8, 8]]])
+    assert membranes(ids, "yx", ignore=99).ravel().tolist() == [0, 0, 0, 0, 0]
+    assert membranes(ids, "yx").ravel().tolist() == [0, 1, 1, 1, 0]

@@ -105,7 +105,7 @@ def test_an_unknown_model_is_refused_by_what_there_is(trained, home, tmp_path):
 
 
 def test_a_volume_is_converted_and_a_checkpoint_exported(trained, home, tmp_path):
-    """TIFF to OME-Zarr, voxel for voxel; the package's own test is in tests/training/test_export.py."""
+    """TIFF to OME-Zarr, voxel for voxel; the package's own test is in tests/test_export.py."""
     folder, _ = trained
     tifffile.imwrite(tmp_path / "image.tif", image_of(cells()), metadata={"axes": "ZYX"})
     target = tmp_path / "image.ome.zarr"

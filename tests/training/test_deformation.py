@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from pipeline.training.deformation import between, nearest, random_displacement, random_matrix, random_places
+from pipeline.training.deformation import (
+    between,
+    deviation_of,
+    nearest,
+    random_displacement,
+    random_matrix,
+    random_places,
+)
 from pipeline.training.recipe import AugmentConfig
 
 STILL = AugmentConfig(flip=False, rotate=False, zoom=0.0, elastic_sigma=0.0)
@@ -92,3 +99,15 @@ def test_values_between_voxels_are_linear_in_a_volume():
     z, y, x = np.mgrid[:5, :6, :7].astype(np.float32)
     places = np.stack([np.full((1, 1, 1), v, np.float32) for v in (1.25, 2.5, 3.75)])
     assert between((z + 10 * y + 100 * x)[np.newaxis], places).item() == pytest.approx(1.25 + 25 + 375, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("window", "sampling", "expected"),
+    [((1, 512, 512), EVEN, 10.0), ((32, 128, 128), EVEN, 31 / 16), ((9, 64, 64), (12.5, 1.0, 1.0), 63 / 16)],
+)
+def test_the_usual_displacement_is_the_paper_s_where_its_grid_has_room(window, sampling, expected):
+    """An eighth of the distance between points at most: nothing folds."""
+    assert deviation_of(window, AugmentConfig(), sampling) == pytest.approx(expected)
+    places = random_places(window, STILL.model_copy(update={"elastic_sigma": "auto"}), sampling, rng(3))
+    along = [np.diff(places[axis], axis=axis) for axis in range(3) if window[axis] > 1]
+    assert min(steps.min() for steps in along) > 0

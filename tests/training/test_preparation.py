@@ -111,3 +111,43 @@ def test_the_digest_is_of_the_labels(labels, tmp_path):
     other = prepare(open_volume(str(tmp_path / "changed.zarr")), box, rule(), tmp_path / "other")
     assert one.sha256 != other.sha256
     assert json.loads(next((tmp_path / "one").glob("*.json")).read_text())["sha256"] == one.sha256
+
+
+def test_what_is_ignored_tells_nothing_of_what_lies_beside_it():
+    """No membrane at the edge of what was labelled, no border weight along it, and no cell joined through it."""
+    ids = np.array([[[7, 7, 7, 99, 99, 8, 8]]])
+    target, weight = rule(ignore=99, neighbours="yx").apply(ids)
+    assert target.ravel().tolist() == [0, 0, 0, 255, 255, 0, 0]
+    alone = rule(neighbours="yx").apply(np.where(ids == 99, 0, ids))[1]
+    assert np.array_equal(weight, alone)
+    mask = np.array([[[255, 255, 9, 255, 255]]], dtype=np.uint8)
+    joined = rule(labels_are="mask", neighbours="yx", ignore=9).apply(mask)[1]
+    assert joined.any()
+    negative = rule(ignore=-1, neighbours="yx").apply(np.where(ids == 99, -1, ids))
+    assert np.array_equal(negative[0], target)
+    assert np.array_equal(negative[1], weight)
+
+
+def test_a_mask_s_cell_is_one_however_large_its_slice(tmp_path, monkeypatch):
+    """A ring that closes outside a block would be two cells in it, with a border between them."""
+    monkeypatch.setitem(preparation.BLOCK, "yx", (1, 16, 16))
+    mask = np.zeros((1, 60, 60), dtype=np.uint8)
+    mask[0, 5:55, 5:55] = 255
+    mask[0, 8:52, 8:40] = 0
+    zarr.create_array(str(tmp_path / "mask.zarr"), data=mask, chunks=(1, 16, 16))
+    found = prepare(
+        open_volume(str(tmp_path / "mask.zarr")),
+        Box.of_shape(mask.shape),
+        rule(labels_are="mask", neighbours="yx"),
+        tmp_path / "prepared",
+    )
+    assert not found.border().any()
+
+
+def test_a_torn_record_never_stands(labels, tmp_path, monkeypatch):
+    """It is renamed into place, so a kill leaves none or a whole one."""
+    seen = []
+    monkeypatch.setattr(preparation, "replace", lambda path, content: seen.append((path.name, content)))
+    prepare(labels, Box((0, 0, 0), (8, 8, 8)), rule(), tmp_path / "prepared")
+    assert len(seen) == 1
+    assert not list((tmp_path / "prepared").glob("*.json"))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import zarr
 
+from pipeline.core.normalization import Normalization
 from pipeline.core.targets import membranes
 from pipeline.training.dataset import gather
 from pipeline.training.preparation import IGNORED
@@ -79,7 +80,7 @@ def test_patches_that_nothing_varies_are_cut_from_the_volume(tmp_path):
 
 def test_the_target_moves_with_its_image(tmp_path):
     """Deformed otherwise than its image, a target teaches nothing: the dark voxels must stay the membranes."""
-    augment = {"elastic_sigma": 2.0, "zoom": 0.1, "contrast": 0, "brightness": 0, "noise": 0}
+    augment = {"elastic_sigma": 0.8, "zoom": 0.1, "contrast": 0, "brightness": 0, "noise": 0}
     samples = gather(recipe(tmp_path, augment=augment, patch=[8, 32, 32])).samples
     for number in range(10):
         sample = samples[number]
@@ -126,6 +127,9 @@ def test_ignored_voxels_weigh_nothing(tmp_path):
     assert (sample.target[:, :20] == IGNORED).all()
     assert not sample.weight[:, :20].any()
     assert (sample.weight[:, 20:] > 0).all()
+    alone = cells()
+    alone[:, :20] = 0
+    assert np.array_equal(sample.target[:, 20:], membranes(alone[:16])[:, 20:])  # nor is there membrane beside them
 
 
 def test_volumes_are_chosen_by_their_weights(tmp_path):
@@ -134,8 +138,11 @@ def test_volumes_are_chosen_by_their_weights(tmp_path):
     config = recipe(tmp_path, data={"volumes": [{**one, "weight": 3}, other]})
     samples = gather(config).samples
     assert [region.share for region in samples.regions] == [3.0, 1.0]
-    rng = [np.random.default_rng((samples.seed, n)).choice(2, p=[0.75, 0.25]) for n in range(400)]
-    assert np.mean(rng) == pytest.approx(0.25, abs=0.06)
+    marked = [
+        replace(region, normalization=Normalization(offset=1000.0 * n)) for n, region in enumerate(samples.regions)
+    ]
+    still = replace(samples, regions=tuple(marked), augment=AugmentConfig(**STILL))
+    assert np.mean([still[n].image.mean() < 0 for n in range(400)]) == pytest.approx(0.25, abs=0.06)
 
 
 def test_only_the_patch_is_read(samples, monkeypatch):

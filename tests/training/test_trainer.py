@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import zarr
@@ -88,7 +89,7 @@ def test_training_lowers_the_loss_and_its_checkpoint_says_all_that_a_run_needs(t
 def test_the_checkpoint_is_that_of_the_best_validation(tmp_path, monkeypatch):
     """Later is not better where a network forgets."""
     scores = iter([0.7, 0.9, 0.8])
-    monkeypatch.setattr("pipeline.training.trainer.validated_on", lambda *_: {"dice": next(scores)})
+    monkeypatch.setattr("pipeline.training.loop.validated_on", lambda *_: {"dice": next(scores)})
     path = train(recipe(tmp_path))
     assert load_checkpoint(path).provenance["validation"]["step"] == 20
 
@@ -179,6 +180,40 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
         train(recipe(tmp_path))
 
 
+def test_labels_that_were_mended_are_prepared_anew(tmp_path):
+    """What was refused for its labels must not be refused for ever."""
+    config = recipe(tmp_path, steps=3)
+    labels = zarr.open_array(str(tmp_path / "labels.zarr"), mode="r+")
+    right = labels[:]
+    labels[:] = 1
+    with pytest.raises(ConfigError, match="one class"):
+        train(config)
+    labels[:] = right
+    assert train(config).is_file()
+
+
+def test_one_image_under_two_volumes_shares_no_voxel_between_training_and_validation(tmp_path):
+    """The check of one volume's own boxes does not see it."""
+    volume = recipe(tmp_path).data.volumes[0].model_dump()
+    whole = {**volume, "train": [], "validation": []}
+    with pytest.raises(ConfigError, match="share no voxel"):
+        train(recipe(tmp_path, data={"volumes": [whole, volume]}))
+
+
+def test_every_validation_box_needs_both_classes(tmp_path):
+    """One that has not would end the evaluation after the training."""
+    volume = recipe(tmp_path).data.volumes[0].model_dump()
+    volume["validation"] = [*volume["validation"][:1], {"start": [17, 2, 2], "stop": [18, 5, 5]}]
+    with pytest.raises(ConfigError, match="validation box z 17:18"):
+        train(recipe(tmp_path, data={"volumes": [volume]}))
+
+
+def test_displacements_that_would_fold_space_are_refused(tmp_path):
+    """Three points over eight slices stand 3.5 voxels apart."""
+    with pytest.raises(ConfigError, match=r"at most 0\.88, or to auto"):
+        train(recipe(tmp_path, augment={"elastic_sigma": 2}))
+
+
 def test_a_damaged_state_is_refused(tmp_path):
     """To train from the start without a word would cost what was done."""
     config = recipe(tmp_path)
@@ -191,10 +226,15 @@ def test_a_damaged_state_is_refused(tmp_path):
 
 def test_a_loss_that_is_no_number_ends_the_run_by_name(tmp_path):
     """It never comes back, and the last good state must not be overwritten with it."""
-    config = recipe(tmp_path, optimiser={"name": "sgd", "learning_rate": 1e30, "momentum": 0.9})
+    every = {"checkpoint": 3, "validation": 7, "picture": 5}
+    config = recipe(
+        tmp_path, every=every, optimiser={"name": "sgd", "learning_rate": 1e4, "momentum": 0.9, "rise": 0.99}
+    )
     with pytest.raises(TrainingError, match="learning_rate"):
         train(config)
     assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
+    if (state := tmp_path / "out" / "state.pt").exists():
+        assert all(torch.isfinite(t).all() for t in torch.load(state, weights_only=True)["net"].values())
 
 
 @pytest.mark.parametrize(
@@ -252,6 +292,40 @@ def test_two_devices_share_each_batch(tmp_path):
         assert np.abs(tensor - two[name]).max() < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [False, True], ids=["the first process", "all of them"])
+def test_two_devices_stop_together_and_go_on(tmp_path, to_all):
+    """A batch system tells the first process, a terminal all; one that stopped a step early would leave the other waiting."""
+    config = recipe(tmp_path, devices=2, steps=60)
+    process = started(config, tmp_path)
+    ranks = psutil.Process(process.pid)
+    for line in process.stdout:
+        if line.split()[0] == "training":
+            break
+    children = ranks.children(recursive=True)
+    for one in [*children, process] if to_all else [process]:
+        one.send_signal(signal.SIGINT if to_all else signal.SIGTERM)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in errors.splitlines()[-1]
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert 10 <= torch.load(tmp_path / "out" / "state.pt", weights_only=True)["step"] < 60
+    process = started(config, tmp_path)
+    process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert (tmp_path / "out" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_an_error_on_two_devices_keeps_its_type(tmp_path):
+    """Otherwise the command line would end with a traceback of three processes."""
+    config = recipe(tmp_path, devices=2, optimiser={"name": "sgd", "learning_rate": 1e30, "momentum": 0.9})
+    process = started(config, tmp_path)
+    errors = process.communicate(timeout=200)[1]
+    assert process.returncode != 0
+    assert errors.splitlines()[-1].startswith("pipeline.errors.TrainingError: ")
+
+
 def test_tensorboard_shows_losses_rates_metrics_and_pictures(tmp_path):
     """Also after a kill: what was logged beyond the state is not shown twice."""
     config = recipe(tmp_path)
@@ -287,7 +361,7 @@ def test_labels_that_do_not_fit_the_image_are_refused_before_training(tmp_path):
 
 def test_a_stop_in_a_step_waits_for_its_end(tmp_path):
     """Half a step is no state."""
-    config = recipe(tmp_path, steps=400)
+    config, before = recipe(tmp_path, steps=400), signal.getsignal(signal.SIGTERM)
 
     def told(advance):
         if advance.phase == "training" and advance.done == 20:
@@ -296,4 +370,4 @@ def test_a_stop_in_a_step_waits_for_its_end(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(config, told)
     assert torch.load(tmp_path / "out" / "state.pt", weights_only=True)["step"] in (20, 21)
-    assert signal.getsignal(signal.SIGTERM) is not None
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -53,7 +53,7 @@ def recipe(folder: Path, **changed: Any) -> TrainConfig:
         "threads": 1,
         "device": "cpu",
         "precision": "float32",
-        "augment": {"elastic_sigma": 1.0},
+        "augment": {"elastic_sigma": 0.5},
         "optimiser": {"name": "adam", "learning_rate": 0.02, "momentum": 0.9},
         "every": {"validation": 10, "checkpoint": 10, "picture": 10},
     }
