@@ -155,17 +155,17 @@ class Loop:
             self._losses.append(self._step(batch))
             self.step += 1
             self.seconds = before + time.perf_counter() - began
+            pace = (self.step - first) / (time.perf_counter() - began)
             if self._due(LOOKED_AT):
-                self._look(on_advance, (self.step - first) / (time.perf_counter() - began))
+                self._look(on_advance, pace)
             if self.data.validation and self._due(self.config.every.validation):
                 self._validate()
-            if self._stops(stop):
-                self._look(on_advance, (self.step - first) / (time.perf_counter() - began))
+            stops = self._stops(stop)
+            if stops or self._due(self.config.every.checkpoint):
+                self._look(on_advance, pace)  # nothing that is not finite is kept
                 self.save()
+            if stops:
                 return self.step == self.config.steps
-            if self._due(self.config.every.checkpoint):
-                self._look(on_advance, (self.step - first) / (time.perf_counter() - began))
-                self.save()
         return True
 
     def _due(self, steps: int) -> bool:

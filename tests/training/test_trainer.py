@@ -180,6 +180,18 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
         train(recipe(tmp_path))
 
 
+def test_a_run_that_goes_on_with_other_threads_is_told(tmp_path, monkeypatch, caplog):
+    """`auto` found two threads then and finds one now: low bits will differ from those of one sitting."""
+    config = recipe(tmp_path, threads="auto")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(StopError):
+        train(config, stopping_at(20))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    train(config)
+    assert "'threads': 2" in caplog.text
+    assert "'threads': 1" in caplog.text
+
+
 def test_labels_that_were_mended_are_prepared_anew(tmp_path):
     """What was refused for its labels must not be refused for ever."""
     config = recipe(tmp_path, steps=3)
