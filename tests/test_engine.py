@@ -267,7 +267,7 @@ def test_a_tile_that_does_not_reach_the_bad_voxel_is_not_failed():
     array = volume("float32")
     array[0, 12, 0, 0] = np.inf
     small = TileGrid(SAME, SHAPE, core=(2, 2, 2), halo=(8, 8, 8), slab=2)
-    infer(small.tile(0), FakeSource(array))
+    assert infer(small.tile(0), FakeSource(array)).state == "done"
 
 
 def test_input_that_is_not_finite_is_zero_where_the_run_says_so():
@@ -284,7 +284,7 @@ def test_input_that_is_not_finite_is_zero_where_the_run_says_so():
 
 def test_integers_are_never_searched_for_values_that_are_not_finite():
     """Integer input is finite by its type; a search would cost a pass over every window."""
-    infer(grid().tile(0), FakeSource(volume("uint16")), nonfinite="fail")
+    assert infer(grid().tile(0), FakeSource(volume("uint16")), nonfinite="fail").state == "done"
 
 
 def test_a_prediction_of_another_shape_fails_the_tile():

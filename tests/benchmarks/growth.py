@@ -19,6 +19,7 @@ FACTORS = {
     "4x along z": (4, 1, 1),
     "16x along z": (16, 1, 1),
     "8x, all axes": (2, 2, 2),
+    "64x, all axes": (4, 4, 4),
 }
 
 
