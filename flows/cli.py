@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DONE, FAILED, REFUSED, UNVERIFIED, INTERRUPTED = 0, 1, 2, 3, 130
 
-EXTRAS = dict.fromkeys(("edt", "lightning_fabric", "scipy", "skimage", "tensorboard"), "train")
+EXTRAS = dict.fromkeys(("edt", "lightning_fabric", "scipy", "skimage", "tensorboard", "threadpoolctl"), "train")
 """Packages that are not installed with Halotile itself, and which extra brings them."""
 
 app = App(

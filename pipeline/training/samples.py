@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 
 from pipeline.core.box import Box, Triple
 from pipeline.core.mirror import shown, spread
@@ -91,7 +93,7 @@ class Samples:
         kept = places[:, *inner]
         image = _jittered(_image(region, places), self.augment, rng)
         frame = _frame(kept)
-        target = nearest(_taken(region.prepared.target(), frame), _within(kept, frame))
+        target = nearest(_taken(region.prepared.target(), frame), kept, frame.start)
         return Sample(image, target, self._weight(region, kept, frame, target))
 
     def _centre(self, box: Box, rng: np.random.Generator) -> np.ndarray:
@@ -109,7 +111,7 @@ class Samples:
         weight = table[target]
         border = region.prepared.border()
         if border is not None:
-            share = between(_taken(border, frame).astype(np.float32)[np.newaxis], _within(places, frame))[0]
+            share = between(_taken(border, frame).astype(np.float32)[np.newaxis], places, frame.start)[0]
             weight += np.float32(self.border_weight) * share * (target != IGNORED)
         return weight
 
@@ -120,7 +122,7 @@ def _image(region: Region, places: np.ndarray) -> np.ndarray:
     origin = region.box.start
     there = Box(*(tuple(a + o for a, o in zip(corner, origin, strict=True)) for corner in (inside.start, inside.stop)))  # type: ignore[arg-type]
     block = region.normalization.apply(region.image.read(there))
-    return between(np.ascontiguousarray(spread(block, indices)), _within(places, frame), cubic=True)
+    return between(np.ascontiguousarray(spread(block, indices)), places, frame.start, cubic=True)
 
 
 def _frame(places: np.ndarray) -> Box:
@@ -130,10 +132,6 @@ def _frame(places: np.ndarray) -> Box:
     start = tuple(int(np.floor(a)) - m for a, m in zip(low, more, strict=True))
     stop = tuple(int(np.ceil(b)) + 1 + m for b, m in zip(high, more, strict=True))
     return Box(start, stop)  # type: ignore[arg-type]
-
-
-def _within(places: np.ndarray, frame: Box) -> np.ndarray:
-    return places - np.array(frame.start, dtype=np.float32)[:, None, None, None]
 
 
 def _taken(array: np.ndarray, frame: Box) -> np.ndarray:
@@ -157,7 +155,8 @@ def read_ahead(samples: Samples, numbers: Iterable[int], *, threads: int, ahead:
     """The samples in order, made by other threads while earlier ones are used; at most `ahead` wait."""
     numbers = iter(numbers)
     waiting: deque[Future[Sample]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="samples") as pool:
+    # One core each: a team of threads for each small product would stop the network's own, a third of a step.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads, "samples", torch.set_num_threads, (1,)) as pool:
         try:
             for number in numbers:
                 waiting.append(pool.submit(samples.__getitem__, number))

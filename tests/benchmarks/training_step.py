@@ -16,9 +16,10 @@ import torch
 from pipeline.config import read_config
 from pipeline.training.dataset import gather
 from pipeline.training.losses import weighted_cross_entropy
+from pipeline.training.machine import resolved
 from pipeline.training.optimisation import make_optimiser
 from pipeline.training.recipe import TrainConfig
-from pipeline.training.trainer import Advance, _machine, train
+from pipeline.training.trainer import Advance, train
 from pipeline.unet.model import UNet, initialise
 
 ROUNDS, STEPS = 3, 40
@@ -26,7 +27,7 @@ ROUNDS, STEPS = 3, 40
 
 def bare_seconds(config: TrainConfig) -> float:
     """Of one forward pass, loss, backward pass and step; the median of several, data in memory."""
-    _, _, precision = _machine(config)
+    precision = resolved(config).precision
     flat = config.network.ndim == 2
     layout = torch.channels_last if flat else torch.channels_last_3d
     model = initialise(UNet(config.network.architecture, config.network.dropout), 0).to(memory_format=layout).train()
@@ -70,13 +71,12 @@ def main() -> None:
     ratios = []
     for number in range(ROUNDS):
         with tempfile.TemporaryDirectory() as folder:
-            small = [f"output={folder}/out", f"steps={STEPS}", "every={validation: 1000, checkpoint: 20, picture: 20}"]
+            small = [f"output={folder}/out", f"steps={STEPS}"]
             config = read_config(TrainConfig, sys.argv[1], small)
             content = config.model_dump()
             for volume in content["data"]["volumes"]:
                 volume["validation"] = []
             config = TrainConfig.model_validate(content)
-            torch.set_num_threads(torch.get_num_threads())
             bare, loop = bare_seconds(config), loop_seconds(config)
         ratios.append(loop / bare)
         print(f"round {number + 1}: bare step {bare:.3f} s, step of the loop {loop:.3f} s, ratio {loop / bare:.3f}")
