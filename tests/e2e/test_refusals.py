@@ -144,8 +144,14 @@ def a_picture(run: Run, shared_data: Path) -> Keys:
     return {"input": {"url": str(save_array(run.folder / "picture.zarr", random_volume((40, 40))))}}
 
 
-def a_tiff(run: Run, shared_data: Path) -> Keys:
-    """A file of another kind."""
+def a_picture_file(run: Run, shared_data: Path) -> Keys:
+    """A file of a kind that is not read."""
+    (run.folder / "v.png").write_bytes(b"\x89PNG")
+    return {"input": {"url": str(run.folder / "v.png")}}
+
+
+def a_torn_tiff(run: Run, shared_data: Path) -> Keys:
+    """A copy that ended early."""
     (run.folder / "v.tif").write_bytes(b"II*\0")
     return {"input": {"url": str(run.folder / "v.tif")}}
 
@@ -161,7 +167,8 @@ VOLUMES = [
     (five_axes, "has 5 axes, shape (1, 2, 8, 16, 16), read as 'tczyx'"),
     (two_channels, "reads 1 channels, but input"),
     (a_picture, "is a 3D network, but input"),
-    (a_tiff, "is not a Zarr array or group"),
+    (a_picture_file, "is not a Zarr array or group"),
+    (a_torn_tiff, "is no readable TIFF file"),
     (values_that_are_not_finite, "holds 729 values that are not finite"),
 ]
 
