@@ -26,7 +26,7 @@ core = pytest.importorskip("bioimageio.core", reason="the extra 'export' is not 
 digest_spec = pytest.importorskip("bioimageio.core.digest_spec")
 spec = pytest.importorskip("bioimageio.spec")
 
-DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo" / "em-membranes-3d.safetensors"
+DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo" / "em-membranes-3d.safetensors"
 TORCHSCRIPT = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.:DeprecationWarning")  # the format knows nothing newer
 pytestmark = pytest.mark.filterwarnings(
     "ignore:unclosed file:ResourceWarning"
