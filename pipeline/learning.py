@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import durable
 from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box
 from pipeline.evaluation.evaluation import Evaluation, evaluate
@@ -23,7 +24,6 @@ from pipeline.training.dataset import gather
 from pipeline.training.machine import resolved
 from pipeline.training.recipe import TrainConfig
 from pipeline.training.samples import Region
-from pipeline.training.state import replace as write
 from pipeline.training.trainer import Advance, train
 from pipeline.training.validation import prediction
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
@@ -44,7 +44,7 @@ def evaluate_held_back(config: TrainConfig) -> list[Evaluation]:
     checkpoint = load_checkpoint(Path(config.output) / "checkpoint.safetensors")
     found = [_scored(checkpoint, region, config) for region in data.validation]
     content = json.dumps([result.to_dict() for result in found], indent=2)
-    write(Path(config.output) / "evaluation.json", content.encode() + b"\n")
+    durable.replace(Path(config.output) / "evaluation.json", content.encode() + b"\n")
     return found
 
 

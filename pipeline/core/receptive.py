@@ -24,6 +24,11 @@ def least_halo(architecture: Architecture) -> Triple:
     return tuple(round_up(r, s) for r, s in pairs)  # type: ignore[return-value]
 
 
+def lost_margin(architecture: Architecture) -> Triple:
+    """Voxels along z, y, x that a pass loses on each side: none with same padding."""
+    return receptive_radius(architecture) if architecture.padding == "valid" else (0, 0, 0)
+
+
 def legal_extent(architecture: Architecture, axis: int, needed: int) -> int:
     """The least extent along an axis, at least `needed`, that one pass takes without an odd map before a pooling.
 
@@ -37,6 +42,5 @@ def legal_extent(architecture: Architecture, axis: int, needed: int) -> int:
 
 def whole_window(architecture: Architecture, volume: Triple) -> Triple:
     """Extents of the one pass over the whole volume that the stitched output must equal."""
-    margin = receptive_radius(architecture) if architecture.padding == "valid" else (0, 0, 0)
-    needed = (n + 2 * m for n, m in zip(volume, margin, strict=True))
+    needed = (n + 2 * m for n, m in zip(volume, lost_margin(architecture), strict=True))
     return tuple(legal_extent(architecture, axis, n) for axis, n in enumerate(needed))  # type: ignore[return-value]

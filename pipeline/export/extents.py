@@ -7,7 +7,7 @@ from functools import cached_property
 
 from pipeline.core.architecture import Architecture
 from pipeline.core.box import Triple
-from pipeline.core.receptive import least_halo, legal_extent, receptive_radius
+from pipeline.core.receptive import least_halo, legal_extent, lost_margin, receptive_radius
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Extents:
     @cached_property
     def lost(self) -> Triple:
         """Voxels a side that an unpadded network loses."""
-        return self.radius if self.architecture.padding == "valid" else (0, 0, 0)
+        return lost_margin(self.architecture)
 
     def least(self, axis: int) -> int:
         """The least legal extent that leaves output inside the halo."""

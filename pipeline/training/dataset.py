@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.core.box import Box
 from pipeline.core.normalization import Normalization
 from pipeline.core.volume import Description
+from pipeline.durable import replace
 from pipeline.errors import ConfigError
 from pipeline.statistics import measured
 from pipeline.storage.volume import Volume, is_volume_file, open_volume
@@ -21,7 +22,6 @@ from pipeline.training.deformation import least_spacing
 from pipeline.training.preparation import prepare, target_rule
 from pipeline.training.recipe import PairConfig, TrainConfig
 from pipeline.training.samples import Region, Samples
-from pipeline.training.state import replace
 
 NANOMETRES = {
     "angstrom": 0.1,

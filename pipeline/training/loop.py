@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pipeline import __version__
 from pipeline.core.normalization import Normalization
+from pipeline.durable import replace
 from pipeline.errors import TrainingError
 from pipeline.training.dataset import Dataset
 from pipeline.training.logbook import Logbook
@@ -32,7 +33,7 @@ from pipeline.training.machine import Machine
 from pipeline.training.optimisation import make_average, make_optimiser, rate_at
 from pipeline.training.recipe import TrainConfig
 from pipeline.training.samples import Sample, read_ahead
-from pipeline.training.state import load_state, replace
+from pipeline.training.state import load_state
 from pipeline.training.validation import DIVERGED, score, validated_on
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.unet.model import UNet, initialise
@@ -293,7 +294,9 @@ class Loop:
         )
 
     def _provenance(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        recipe = self.config.model_dump(mode="json", exclude={"output": True, "data": {"volumes": {"__all__": PLACES}}})
+        recipe = self.config.model_dump(
+            mode="json", exclude={"output": True, "register_as": True, "data": {"volumes": {"__all__": PLACES}}}
+        )
         return {
             "made_by": f"halotile {__version__}",
             "torch": torch.__version__,

@@ -21,11 +21,11 @@ from scipy import ndimage
 
 from pipeline.core.box import Box, Triple
 from pipeline.core.targets import foreground
+from pipeline.durable import replace
 from pipeline.errors import ConfigError
 from pipeline.storage.volume import Volume
 from pipeline.training.border import REACH, border_weight
 from pipeline.training.recipe import DataConfig, LossConfig
-from pipeline.training.state import replace
 
 IGNORED = 255
 """Target of voxels that count for nothing."""

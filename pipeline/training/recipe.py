@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pipeline.config import Auto, Location, NormalizeConfig, Positive, Section, Voxels
 from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box, Triple
-from pipeline.core.receptive import receptive_radius, whole_window
+from pipeline.core.receptive import lost_margin, whole_window
 
 Corner = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -186,7 +186,7 @@ class TrainConfig(Section):
     def _patch_fits_the_network(self) -> TrainConfig:
         legal = tuple(
             window - 2 * margin
-            for window, margin in zip(self.window, receptive_margin(self.network.architecture), strict=True)
+            for window, margin in zip(self.window, lost_margin(self.network.architecture), strict=True)
         )
         if self.network.ndim == 2 and self.patch[0] != 1:
             raise ValueError(f"patch {self.patch} has {self.patch[0]} slices; a 2D network takes [1, y, x]")
@@ -211,8 +211,3 @@ class TrainConfig(Section):
                 f"network.classes is {classes}, data.target '{target}': membrane and foreground are one class, 'classes' two or more"
             )
         return self
-
-
-def receptive_margin(architecture: Architecture) -> Triple:
-    """What a pass loses on each side: nothing with same padding."""
-    return receptive_radius(architecture) if architecture.padding == "valid" else (0, 0, 0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pipeline.durable import replace
 from pipeline.errors import ConfigError, StorageError
 from pipeline.training.recipe import TrainConfig
 
@@ -101,18 +101,3 @@ def load_state(folder: Path) -> dict[str, Any] | None:
             f"The state of the training run in '{path}' cannot be read ({type(error).__name__}). It was damaged after it was "
             "written. Delete it to train from the start."
         ) from error
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Replace a file atomically and durably."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -71,7 +71,7 @@ def _launch(config: TrainConfig, machine: Machine, on_advance: Told) -> None:
         strategy="ddp_spawn" if several else "auto",
         precision=PRECISIONS[machine.precision],  # type: ignore[arg-type]
     )
-    with _passed_on() if several else _nothing():
+    with _passed_on() if several else nullcontext():
         ended = fabric.launch(_fit, config, on_advance)
     if isinstance(ended, PipelineError):
         raise ended
@@ -104,11 +104,6 @@ def _fit(fabric: Fabric, config: TrainConfig, on_advance: Told) -> bool | Pipeli
 
 
 # --- signals ------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from pipeline.core.architecture import Architecture, Padding
 from pipeline.core.normalization import Mode, Normalization
+from pipeline.durable import replace
 from pipeline.errors import ModelError
 from pipeline.unet.model import UNet
 
@@ -116,12 +116,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     }
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.state.items()}
     # Not `save_file`: it makes files that only their owner may read.
-    part = Path(f"{path}.part")
-    with part.open("wb") as file:
-        file.write(save(tensors, metadata={METADATA_KEY: json.dumps(said, sort_keys=True)}))
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    replace(Path(path), save(tensors, metadata={METADATA_KEY: json.dumps(said, sort_keys=True)}))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from pipeline.config import read_config
 from pipeline.registry import versions
 from pipeline.training.recipe import TrainConfig
+from pipeline.unet.checkpoint import load_checkpoint
 from tests.e2e.commands import Command
 from tests.training.training_cases import cells, image_of, recipe
 
@@ -54,6 +55,7 @@ def test_a_trained_network_is_scored_and_registered(trained):
     assert "training: 60 of 60, loss" in command.error
     assert {"checkpoint.safetensors", "metrics.json", "evaluation.json", "logs"} <= names(folder / "out")
     (entry,) = versions(folder / "models")
+    assert str(folder) not in json.dumps(load_checkpoint(entry.path).provenance)  # a machine's paths stay there
     assert entry.metrics["auc"] == json.loads((folder / "out" / "metrics.json").read_text())["auc"] > 0.9
     assert {"recipe.json", "evaluation.json"} <= names(entry.path.parent)
 
