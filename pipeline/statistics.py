@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 
-from pipeline.core.box import Box, Triple, round_up
+from pipeline.core.box import Box, widened
 from pipeline.core.normalization import Normalization, spanning
 from pipeline.errors import PlanError
 from pipeline.storage.volume import Volume
@@ -60,7 +59,7 @@ class _Values:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         description = self.volume.description
-        step = _step(description.chunks, description.shape, description.channels * 8)
+        step = widened(description.chunks, description.shape, description.channels * 8, READ_BYTES)
         for box in Box.of_shape(description.shape).split(step):
             yield self._finite(self.volume.read(box), box)
 
@@ -140,12 +139,3 @@ def _binned(values: np.ndarray, low: float, high: float) -> np.ndarray:
         return np.zeros(values.size, dtype=np.int64)
     share = (values / 2 - low / 2) / (high / 2 - low / 2)  # halves: limits of float64 do not overflow
     return np.minimum((share * BINS).astype(np.int64), BINS - 1)
-
-
-def _step(chunks: Triple, shape: Triple, voxel_bytes: int) -> Triple:
-    """Whole chunks, more along x, then y, then z, up to about `READ_BYTES` counting float64 temporaries."""
-    step = [min(c, n) for c, n in zip(chunks, shape, strict=True)]
-    for axis in (2, 1, 0):
-        room = READ_BYTES // (voxel_bytes * prod(step))
-        step[axis] = min(step[axis] * max(room, 1), round_up(shape[axis], chunks[axis]))
-    return tuple(step)  # type: ignore[return-value]

@@ -64,6 +64,15 @@ class Box:
         return ", ".join(f"{axis} {a}:{b}" for axis, a, b in zip("zyx", self.start, self.stop, strict=True))
 
 
+def widened(unit: Triple, shape: Triple, voxel_bytes: int, most_bytes: int) -> Triple:
+    """Whole units, more along x, then y, then z, up to about `most_bytes`; never less than one, nor more than the shape."""
+    step = [min(u, n) for u, n in zip(unit, shape, strict=True)]
+    for axis in (2, 1, 0):
+        room = max(most_bytes // (voxel_bytes * prod(step)), 1)
+        step[axis] = min(unit[axis] * room, round_up(shape[axis], unit[axis]))
+    return tuple(step)  # type: ignore[return-value]
+
+
 def round_up(value: int, multiple: int) -> int:
     """The least multiple of `multiple` that is not below `value`."""
     return -(-value // multiple) * multiple

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite, prod
+from math import isfinite
 from pathlib import Path
 from typing import TextIO
 
@@ -20,7 +20,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
-from pipeline.core.box import Box, Triple, round_up
+from pipeline.core.box import Box, Triple, round_up, widened
 from pipeline.core.tiling import LARGEST_CHUNK_EXTENT, LARGEST_PLANE_CHUNK_EXTENT, LARGEST_SHARD
 from pipeline.core.volume import Description, Space
 from pipeline.errors import StorageError
@@ -167,23 +167,14 @@ def _write(
         chunks=layout.chunks,
         shards=layout.shards,
     )
+    voxel_bytes = found.channels * np.dtype(found.dtype).itemsize
     done = 0
-    for box in Box.of_shape(found.shape).split(_step(found, layout.write_unit)):
+    for box in Box.of_shape(found.shape).split(widened(layout.write_unit, found.shape, voxel_bytes, BOX_BYTES)):
         region = by_stored_axis(found.axes, slice(None), tuple(map(slice, box.start, box.stop)))
         array[region] = in_stored_axes(found.axes, volume.read(box))
         store.checksums.clear()  # nobody asks for them here, and they would grow with the volume
         done += box.voxels
         on_advance(done, found.voxels)
-
-
-def _step(found: Description, unit: Triple) -> Triple:
-    """Whole write units, more along x, then y, then z, up to about `BOX_BYTES`: pages are decoded whole, and so but once."""
-    step = [min(u, n) for u, n in zip(unit, found.shape, strict=True)]
-    voxel_bytes = found.channels * np.dtype(found.dtype).itemsize
-    for axis in (2, 1, 0):
-        room = max(BOX_BYTES // (voxel_bytes * prod(step)), 1)
-        step[axis] = min(unit[axis] * room, round_up(found.shape[axis], unit[axis]))
-    return tuple(step)  # type: ignore[return-value]
 
 
 # --- where it is written ------------------------------------------------------------------------------------------------
