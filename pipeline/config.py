@@ -32,6 +32,17 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Whole(Section):
+    """What one YAML holds, or one form. `${NAME}` is taken from the environment here, so that secrets stay out of both."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expanded_without_empty_sections(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping):
+            return content
+        return {name: _expanded(value) for name, value in content.items() if value is not None}
+
+
 def _absolute(url: Any) -> Any:
     """Local paths made absolute, against the working directory; `file://` dropped; other URLs as they are."""
     if not isinstance(url, str) or not url.strip():
@@ -137,7 +148,7 @@ class ClusterConfig(Section):
     retries: Annotated[int, Field(ge=0)] = 2
 
 
-class RunConfig(Section):
+class RunConfig(Whole):
     """One run: a volume in, a prediction out."""
 
     input: InputConfig
@@ -147,11 +158,6 @@ class RunConfig(Section):
     tiles: TilesConfig = TilesConfig()
     compute: ComputeConfig = ComputeConfig()
     cluster: ClusterConfig = ClusterConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_sections_are_absent(cls, content: Any) -> Any:
-        return {k: v for k, v in content.items() if v is not None} if isinstance(content, dict) else content
 
     @model_validator(mode="after")
     def _output_apart_from_input(self) -> RunConfig:
@@ -182,11 +188,19 @@ def read_config(cls: type[AnyConfig], path: str | Path, overrides: Sequence[str]
     Raises:
         ConfigError: Everything that is wrong with it, at once.
     """
-    path = Path(path)
-    content = _load_yaml(path)
+    return validated(cls, read_content(path, overrides), source=str(path))
+
+
+def read_content(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What one YAML says, overridden, with nothing expanded or checked yet.
+
+    Raises:
+        ConfigError: It cannot be read, or is not keys and values.
+    """
+    content = _load_yaml(Path(path))
     for override in overrides:
         _override(content, override)
-    return validated(cls, content, source=str(path))
+    return content
 
 
 def validated(cls: type[AnyConfig], content: Any, *, source: str) -> AnyConfig:
@@ -196,7 +210,7 @@ def validated(cls: type[AnyConfig], content: Any, *, source: str) -> AnyConfig:
         ConfigError: Everything that is wrong with it, at once.
     """
     try:
-        return cls.model_validate(_expanded(content))
+        return cls.model_validate(content)
     except ValidationError as error:
         problems = _violations(cls, error.errors())
         title = f"Configuration '{source}' cannot be a run ({len(problems)} problem{'s'[: len(problems) > 1]}):"

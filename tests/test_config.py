@@ -326,6 +326,17 @@ def test_a_variable_that_is_not_set_is_an_error(tmp_path, monkeypatch):
     assert "names the environment variable SCRATCH, which is not set" in text
 
 
+def test_the_environment_is_expanded_in_parameters_too(monkeypatch):
+    """A deployment's parameters reach the flow as a plain dict, and hold the name of a secret, never the secret."""
+    content = {"input": {"url": "${DATA}/in.zarr"}, "output": {"url": "out.zarr"}, "model": {"checkpoint": "m.pt"}}
+    monkeypatch.setenv("DATA", "/data")
+    assert RunConfig.model_validate(content).input.url == "/data/in.zarr"
+    assert content["input"]["url"] == "${DATA}/in.zarr"
+    monkeypatch.delenv("DATA")
+    with pytest.raises(ConfigError, match="names the environment variable DATA, which is not set"):
+        RunConfig.model_validate(content)
+
+
 # --- overrides ----------------------------------------------------------------------------------------------------------
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Auto, Location, NormalizeConfig, Positive, Section, Voxels
+from pipeline.config import Auto, Location, NormalizeConfig, Positive, Section, Voxels, Whole
 from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box, Triple
 from pipeline.core.receptive import lost_margin, whole_window
@@ -155,7 +155,7 @@ class RegisterConfig(Section):
     name: str
 
 
-class TrainConfig(Section):
+class TrainConfig(Whole):
     """One training run: `steps` of `batch` patches of `patch` voxels that are predicted."""
 
     data: DataConfig
@@ -176,11 +176,6 @@ class TrainConfig(Section):
     readers: Positive = 2
     seed: Annotated[int, Field(ge=0)] = 0
     register_as: RegisterConfig | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_sections_are_absent(cls, content: Any) -> Any:
-        return {k: v for k, v in content.items() if v is not None} if isinstance(content, dict) else content
 
     @model_validator(mode="after")
     def _patch_fits_the_network(self) -> TrainConfig:
