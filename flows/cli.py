@@ -102,6 +102,7 @@ def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict:
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # errors are told here, once
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
     from httpx import HTTPError  # noqa: PLC0415 - see above
+    from prefect.exceptions import CancelledRun  # noqa: PLC0415 - see above
 
     from flows.inference import infer_volume  # noqa: PLC0415 - see above
     from flows.server import prefect_api  # noqa: PLC0415 - see above
@@ -111,6 +112,8 @@ def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict:
     with prefect_api(server=server) as url:
         try:
             return infer_volume(config)
+        except CancelledRun as error:
+            raise KeyboardInterrupt from error
         except RuntimeError as error:  # what Prefect makes of a connection that is refused
             if not isinstance(error.__cause__, HTTPError):
                 raise

@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.tasks import Task
 
+from flows.interruption import cancelled_when_asked, finished
 from flows.progress import following
 from pipeline import stages
 from pipeline.config import RunConfig
@@ -30,14 +31,18 @@ _STAGE = {
     "retry_delay_seconds": 5,
 }
 
+_cancelled_when_asked = cancelled_when_asked("finished tiles are kept")
+
 
 @task(name="plan", task_run_name="plan", retries=1, **_STAGE)
+@_cancelled_when_asked
 def plan_stage(config: RunConfig) -> str:
     """Load the plan and confirm that it is this configuration's; makes it where there is none."""
     return stages.plan(config).fingerprint
 
 
 @task(name="infer", task_run_name="infer", retries=1, **_STAGE)
+@_cancelled_when_asked
 def infer_stage(config: RunConfig) -> int:
     """Compute the tiles that are missing; gives their number."""
     with following(config.output.url) as on_advance:
@@ -45,12 +50,14 @@ def infer_stage(config: RunConfig) -> int:
 
 
 @task(name="verify", task_run_name="verify", retries=1, **_STAGE)
+@_cancelled_when_asked
 def verify_stage(config: RunConfig) -> None:
     """Compare every stored byte with the ledger."""
     stages.verify(config)
 
 
 @task(name="report", task_run_name="report", retries=1, **_STAGE)
+@_cancelled_when_asked
 def report_stage(config: RunConfig) -> dict[str, Any]:
     """Write the report; its figures are also an artifact of the flow run."""
     content = stages.report(config)
@@ -64,6 +71,7 @@ def _run_name() -> str:
 
 
 @flow(name="halotile-inference", flow_run_name=_run_name, persist_result=False)
+@_cancelled_when_asked
 def infer_volume(config: RunConfig) -> dict[str, Any]:
     """Segment one volume: plan -> infer -> verify -> report. Running it again resumes.
 
@@ -73,11 +81,11 @@ def infer_volume(config: RunConfig) -> dict[str, Any]:
         config: The run.
     """
     config = with_model(config)
-    plan_stage(config)
+    finished(plan_stage(config))
     with stages.driving(config):
-        computed = infer_stage(config)
-        verify_stage(config)
-        return {**report_stage(config), "computed": computed}
+        computed = finished(infer_stage(config))
+        finished(verify_stage(config))
+        return {**finished(report_stage(config)), "computed": computed}
 
 
 def _markdown(content: dict[str, Any]) -> str:

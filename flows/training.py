@@ -10,6 +10,7 @@ from prefect import flow, runtime, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.interruption import cancelled_when_asked, finished
 from flows.training_bar import TrainingBar
 from pipeline import learning
 from pipeline.learning import Advance
@@ -20,8 +21,11 @@ ARTIFACT_SECONDS = 10.0
 
 _STAGE = {"cache_policy": NO_CACHE, "persist_result": False}
 
+_cancelled_when_asked = cancelled_when_asked("the last checkpoint is kept")
+
 
 @task(name="train", task_run_name="train", **_STAGE)
+@_cancelled_when_asked
 def train_stage(config: TrainConfig) -> str:
     """Train, or go on where an earlier run stopped; gives the checkpoint's path."""
     artifact = create_progress_artifact(progress=0.0, key="halotile-training", description=config.output)
@@ -41,12 +45,14 @@ def train_stage(config: TrainConfig) -> str:
 
 
 @task(name="evaluate", task_run_name="evaluate", **_STAGE)
+@_cancelled_when_asked
 def evaluate_stage(config: TrainConfig) -> list[dict[str, Any]]:
     """Score the checkpoint on the boxes held back."""
     return [found.to_dict() for found in learning.evaluate_held_back(config)]
 
 
 @task(name="register", task_run_name="register", **_STAGE)
+@_cancelled_when_asked
 def register_stage(config: TrainConfig) -> int | None:
     """Put the checkpoint into its registry; gives its version."""
     entry = learning.register_checkpoint(config)
@@ -59,6 +65,7 @@ def _run_name() -> str:
 
 
 @flow(name="halotile-training", flow_run_name=_run_name, persist_result=False)
+@_cancelled_when_asked
 def train_network(config: TrainConfig) -> dict[str, Any]:
     """Train a network: train -> evaluate -> register. Running it again resumes.
 
@@ -67,9 +74,9 @@ def train_network(config: TrainConfig) -> dict[str, Any]:
     Args:
         config: The recipe.
     """
-    checkpoint = train_stage(config)
-    evaluations = evaluate_stage(config)
-    version = register_stage(config)
+    checkpoint = finished(train_stage(config))
+    evaluations = finished(evaluate_stage(config))
+    version = finished(register_stage(config))
     create_markdown_artifact(
         _markdown(config, evaluations, version), key="halotile-training-report", description=checkpoint
     )

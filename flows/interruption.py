@@ -1,0 +1,55 @@
+"""Runs that are asked to end: Cancelled on Prefect's page, not Crashed, and in order, whoever asked.
+
+Ctrl-C, `scancel` and `halotile cancel` are a KeyboardInterrupt in the driver; SIGTERM, which a worker sends when someone
+cancels on Prefect's page, is Prefect's TerminationSignal. Either runs through the stage like any exception, so that its
+context managers close cluster and ledger, and arrives here. Prefect itself would call the run crashed.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from prefect.client.schemas.objects import State
+from prefect.exceptions import CancelledRun, TerminationSignal
+from prefect.states import Cancelled
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def cancelled_when_asked(kept: str) -> Callable[[Callable[P, R]], Callable[P, R | State]]:
+    """Make a flow's or task's function return the state Cancelled where it was asked to end.
+
+    The flow takes what its tasks give through `finished`, and returns the state in turn; its caller gets CancelledRun.
+
+    Args:
+        kept: What is not lost; the state's message.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R | State]:
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R | State:
+            try:
+                return function(*args, **kwargs)
+            except (KeyboardInterrupt, TerminationSignal, CancelledRun):
+                return Cancelled(message=f"{kept}; run again to resume")
+
+        # Prefect reads the types of parameters off the signature, and would look their names up in this module.
+        guarded.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+        return guarded
+
+    return decorate
+
+
+def finished(given: R | State) -> R:
+    """What a task gave.
+
+    Raises:
+        CancelledRun: It gave the state Cancelled.
+    """
+    if isinstance(given, State):
+        raise CancelledRun(given.message)
+    return given
