@@ -261,6 +261,36 @@ def export(
 
 
 @app.command
+def deploy(
+    *configs: Annotated[Path, Parameter(help="YAMLs of runs or of training; each becomes a deployment with a name.")],
+    name: Annotated[str | None, Parameter(help="Of the deployment of one YAML; the file's by default.")] = None,
+    pool: Annotated[str, Parameter(help="Work pool of type process; made where there is none.")] = "halotile",
+    cron: Annotated[str | None, Parameter(help="When to run: minute hour day month weekday, such as '0 2 * * *'.")] = None,
+    timezone: Annotated[str | None, Parameter(help="Of --cron, such as Europe/Berlin; UTC by default.")] = None,
+    paused: Annotated[bool, Parameter(help="Leave the schedule paused.", negative=())] = False,
+    notify: Annotated[str | None, Parameter(help="A notification block, TYPE/NAME, told of failed runs.")] = None,
+    lost_after: Annotated[
+        int, Parameter(help="Seconds without a heartbeat after which a run counts as crashed; at least 40.")
+    ] = 100,
+    set_: Overrides = None,
+) -> int:
+    """Put the flows on a Prefect server that stays: forms, named runs, schedules. Again: bring them up to date."""
+    if not configs and (name or cron or set_):
+        raise ConfigError("--name, --cron and --set are of a YAML, and none is named: halotile deploy RUN.yaml ...")
+    if len(configs) > 1 and (name or len({path.stem for path in configs}) < len(configs)):
+        raise ConfigError("Deployments need a name each: deploy YAMLs of one name one by one, each with its --name.")
+    from flows import deployment  # noqa: PLC0415 - see above
+
+    when = {"schedule": deployment.cron_schedule(cron, timezone) if cron else None, "paused": paused}
+    found = [deployment.deployment_of(path, set_ or (), name=name, **when) for path in configs]
+    _print_rows(deployment.deploy(found, pool=pool, notify=notify, lost_seconds=lost_after))
+    started = found[0].title if found else "halotile-inference/segment"
+    print(f"a worker, where Halotile is installed:  prefect worker start --pool {pool}")
+    print(f"a run now: on the page above, or        prefect deployment run {started}{'' if found else ' --param config=...'}")
+    return DONE
+
+
+@app.command
 def models(registry: Annotated[Path, Parameter(help="A folder of registered models.")]) -> int:
     """List the models of a registry, and their versions."""
     from pipeline.registry import versions  # noqa: PLC0415 - see above

@@ -218,6 +218,30 @@ def validated(cls: type[AnyConfig], content: Any, *, source: str) -> AnyConfig:
         raise ConfigError("\n".join([title, *(f"  {p}" for p in [*problems[:TOLD], *more])])) from error
 
 
+def as_parameters(cls: type[AnyConfig], content: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """`content` for another process, which has another working directory: checked, and with local paths made absolute.
+
+    `${NAME}` stays as written, so that what it stands for is kept nowhere.
+
+    Raises:
+        ConfigError: It is no `cls`.
+    """
+    return _placed(content, validated(cls, content, source=source).model_dump(mode="json"))
+
+
+def _placed(written: Any, found: Any) -> Any:
+    """What was written, with paths as they were found to be: the only texts that a configuration changes."""
+    if isinstance(written, Mapping):
+        return {key: _placed(value, found[key]) for key, value in written.items() if value is not None}
+    if isinstance(written, list | tuple) and isinstance(found, list):
+        return [_placed(value, other) for value, other in zip(written, found, strict=True)]
+    if not isinstance(written, str) or not isinstance(found, str) or found == (meant := _expanded(written)):
+        return written
+    if meant == written:
+        return found
+    return written if meant.startswith(("/", "~", "file://")) else f"{Path.cwd()}/{written}"
+
+
 def _load_yaml(path: Path) -> dict[str, Any]:
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
