@@ -223,6 +223,7 @@ def job_variables() -> dict[str, Any]:
     environment = {
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "PREFECT_LOGGING_EXTRA_LOGGERS": "pipeline",
+        "DASK_LOGGING__DISTRIBUTED": "warning",  # its comings and goings would fill the worker's log
     }
     return {"env": environment, "working_dir": str(Path.cwd())}
 

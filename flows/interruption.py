@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -35,6 +36,7 @@ def cancelled_when_asked(kept: str) -> Callable[[Callable[P, R]], Callable[P, R 
             try:
                 return function(*args, **kwargs)
             except (KeyboardInterrupt, TerminationSignal, CancelledRun):
+                logging.getLogger("prefect.flow_runs").addFilter(_is_no_cancellation)  # the same again is not added
                 return Cancelled(message=f"{kept}; run again to resume")
 
         # Prefect reads the types of parameters off the signature, and would look their names up in this module.
@@ -42,6 +44,11 @@ def cancelled_when_asked(kept: str) -> Callable[[Callable[P, R]], Callable[P, R 
         return guarded
 
     return decorate
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Prefect logs whatever a run raises as an error, with its traceback; that it was cancelled is none."""
+    return not (record.exc_info and isinstance(record.exc_info[1], CancelledRun))
 
 
 def finished(given: R | State) -> R:

@@ -59,20 +59,22 @@ Location = Annotated[str, BeforeValidator(_absolute)]
 class InputConfig(Section):
     """What is read: a Zarr array, an OME-Zarr group, HDF5 (`FILE.h5/dataset`) or TIFF."""
 
-    url: Location
-    level: Annotated[int, Field(ge=0)] = 0
-    axes: str = "auto"
-    nonfinite: Literal["fail", "zero"] = "fail"
+    url: Location = Field(description="A path, or FILE.h5/dataset; never written to.")
+    level: int = Field(0, ge=0, description="Resolution level of an OME-Zarr image, 0 the finest.")
+    axes: str = Field("auto", description="yx, cyx, zyx or czyx; auto: the metadata's, else by the number of dimensions.")
+    nonfinite: Literal["fail", "zero"] = Field(
+        "fail", description="What to do with NaN and infinity: fail by the tile's name, or take them as 0."
+    )
 
 
 class OutputConfig(Section):
     """What is written: an OME-Zarr group whose array `0` holds the prediction."""
 
-    url: Location
-    dtype: Literal["float32", "uint8"] = "float32"
-    activation: Literal["none", "sigmoid", "softmax"] = "none"
-    chunks: Auto | Voxels = "auto"
-    shards: Literal["auto", "none"] | Voxels = "auto"
+    url: Location = Field(description="A path; one of its own for each run. Its run directory is PATH.run.")
+    dtype: Literal["float32", "uint8"] = Field("float32", description="uint8 is rint(255 * clip(v, 0, 1)).")
+    activation: Literal["none", "sigmoid", "softmax"] = Field("none", description="none: logits; not with uint8.")
+    chunks: Auto | Voxels = Field("auto", description="z, y, x; auto: at most 64 an axis.")
+    shards: Literal["auto", "none"] | Voxels = Field("auto", description="z, y, x; auto: the tile's core, or parts of it.")
 
     @model_validator(mode="after")
     def _eight_bits_need_a_range(self) -> OutputConfig:
@@ -90,11 +92,11 @@ class ModelConfig(Section):
     What is named is looked up when a run is read (`registry.with_model`), which puts its file into `checkpoint`.
     """
 
-    checkpoint: Location = ""
-    padding: Literal["same", "valid"] | None = None
-    name: str | None = None
-    version: Literal["latest"] | Positive = "latest"
-    registry: Location | None = None
+    checkpoint: Location = Field("", description="A path. Or leave it empty, and give name and registry.")
+    padding: Literal["same", "valid"] | None = Field(None, description="Only where the checkpoint does not say.")
+    name: str | None = Field(None, description="Of a registered model.")
+    version: Literal["latest"] | Positive = Field("latest", description="Of the registered model.")
+    registry: Location | None = Field(None, description="The folder of registered models.")
 
     @model_validator(mode="after")
     def _a_file_or_a_name(self) -> ModelConfig:
@@ -112,9 +114,9 @@ class ModelConfig(Section):
 class NormalizeConfig(Section):
     """How stored values become the network's input; absent, the checkpoint's rule."""
 
-    mode: Literal["none", "minmax", "zscore", "percentile"]
-    low: Annotated[float, Field(ge=0, le=100)] = 1.0
-    high: Annotated[float, Field(ge=0, le=100)] = 99.0
+    mode: Literal["none", "minmax", "zscore", "percentile"] = Field(description="One set of numbers a volume.")
+    low: float = Field(1.0, ge=0, le=100, description="Percentile that becomes 0 (mode percentile).")
+    high: float = Field(99.0, ge=0, le=100, description="Percentile that becomes 1 (mode percentile).")
 
     @model_validator(mode="after")
     def _low_below_high(self) -> NormalizeConfig:
@@ -126,17 +128,21 @@ class NormalizeConfig(Section):
 class TilesConfig(Section):
     """The unit of work, voxels along z, y, x."""
 
-    core: Auto | Voxels = "auto"
-    halo: Auto | Margin = "auto"
+    core: Auto | Voxels = Field("auto", description="z, y, x that a tile owns and writes.")
+    halo: Auto | Margin = Field("auto", description="z, y, x of context a side, at least the receptive radius.")
 
 
 class ComputeConfig(Section):
     """How a worker computes."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    tolerance: Auto | Annotated[float, Field(ge=0)] = "auto"
-    threads: Auto | Positive = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 where the hardware has it and the values differ by no more than the tolerance."
+    )
+    tolerance: Auto | Annotated[float, Field(ge=0)] = Field(
+        "auto", description="Of values that are written; auto: one step of a uint8 output, none of a float32 output."
+    )
+    threads: Auto | Positive = Field("auto", description="Of one worker; part of the plan.")
 
 
 class ClusterConfig(Section):

@@ -40,8 +40,8 @@ class PairConfig(Section):
     Zarr, OME-Zarr, HDF5 (`FILE.h5/dataset`) and TIFF, read in place. No boxes for training: the whole volume.
     """
 
-    image: Location
-    labels: Location
+    image: Location = Field(description="Zarr, OME-Zarr, FILE.h5/dataset or TIFF.")
+    labels: Location = Field(description="Of the same shape.")
     level: Annotated[int, Field(ge=0)] = 0
     axes: str = "auto"
     voxel_size_nm: Auto | tuple[MoreThanZero, MoreThanZero, MoreThanZero] = "auto"
@@ -159,23 +159,23 @@ class TrainConfig(Whole):
     """One training run: `steps` of `batch` patches of `patch` voxels that are predicted."""
 
     data: DataConfig
-    output: Location
+    output: Location = Field(description="A folder: checkpoint, metrics, logs.")
     network: NetworkConfig = NetworkConfig()
     normalize: NormalizeConfig = NormalizeConfig(mode="minmax")
-    patch: Voxels
-    batch: Positive = 1
-    steps: Positive
+    patch: Voxels = Field(description="z, y, x of voxels that are predicted at a time.")
+    batch: Positive = Field(1, description="Patches a step, of one device.")
+    steps: Positive = Field(description="Steps of the optimiser.")
     augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     every: EveryConfig = EveryConfig()
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: Auto | Positive = "auto"
-    threads: Auto | Positive = "auto"
-    readers: Positive = 2
-    seed: Annotated[int, Field(ge=0)] = 0
-    register_as: RegisterConfig | None = None
+    devices: Auto | Positive = Field("auto", description="How many of them.")
+    threads: Auto | Positive = Field("auto", description="That compute.")
+    readers: Positive = Field(2, description="Threads that read patches ahead.")
+    seed: int = Field(0, ge=0, description="Of all that is drawn.")
+    register_as: RegisterConfig | None = Field(None, description="Where the checkpoint goes when it is done.")
 
     @model_validator(mode="after")
     def _patch_fits_the_network(self) -> TrainConfig:
