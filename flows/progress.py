@@ -21,7 +21,8 @@ from pipeline.stages import Advance
 log = logging.getLogger("pipeline")
 
 ARTIFACT_SECONDS = 5.0
-"""An update of the artifact costs the server 10 ms and a row."""
+ARTIFACT_PERCENT = 1.0
+"""Updates of the artifact cost the server 10 ms each: they are at least so long, and so far, apart."""
 
 LINE_SECONDS = 15.0
 
@@ -33,18 +34,43 @@ def following(output: str) -> Iterator[Callable[[Advance], None]]:
     Args:
         output: Path of the output, named in the artifact.
     """
-    artifact = create_progress_artifact(progress=0.0, key="halotile-progress", description=output)
-    follower = _Follower(artifact, Path(output).name)  # type: ignore[arg-type]
+    follower = _Follower(ProgressArtifact("halotile-progress", output), Path(output).name)
     with follower.bar:
         yield follower.tell
     follower.settle()
 
 
+class ProgressArtifact:
+    """A bar on the page of a Prefect run, moved some hundred times at most, however many tiles or steps there are.
+
+    Args:
+        key: Its name.
+        description: What it is of.
+    """
+
+    def __init__(self, key: str, description: str) -> None:
+        made = create_progress_artifact(progress=0.0, key=key, description=description)
+        self._artifact: UUID | None = made  # type: ignore[assignment]
+        self._told, self._percent = time.monotonic(), 0.0
+
+    def tell(self, percent: float) -> None:
+        """Move it, unless it was moved just now. The end is always told."""
+        early = time.monotonic() - self._told < ARTIFACT_SECONDS or percent - self._percent < ARTIFACT_PERCENT
+        if self._artifact is None or (early and percent < 100):
+            return
+        self._told, self._percent = time.monotonic(), percent
+        try:
+            update_progress_artifact(self._artifact, progress=percent)
+        except (HTTPError, PrefectException, OSError) as error:  # costs the picture of the advance, not the advance
+            log.warning("progress is no longer shown on Prefect's page: %s: %s", type(error).__name__, error)
+            self._artifact = None
+
+
 class _Follower:
-    def __init__(self, artifact: UUID, name: str) -> None:
-        self._artifact: UUID | None = artifact
+    def __init__(self, artifact: ProgressArtifact, name: str) -> None:
+        self._artifact = artifact
         self._terminal = sys.stderr.isatty()
-        self._said_artifact = self._said_line = 0.0
+        self._said_line = 0.0
         self._last: Advance | None = None
         self._row: TaskID | None = None
         self._name = name
@@ -66,25 +92,14 @@ class _Follower:
         elif now - self._said_line > LINE_SECONDS:
             self._said_line = now
             print(_line(self._name, advance), file=sys.stderr, flush=True)
-        if now - self._said_artifact > ARTIFACT_SECONDS:
-            self._said_artifact = now
-            self._update_artifact(100 * advance.done / advance.total)
+        if advance.done < advance.total:  # the end is told once, by `settle`
+            self._artifact.tell(100 * advance.done / advance.total)
 
     def settle(self) -> None:
         """The last word, whatever was throttled."""
         if self._last is not None and not self._terminal:
             print(_line(self._name, self._last), file=sys.stderr, flush=True)
-        self._update_artifact(100.0)
-
-    def _update_artifact(self, percent: float) -> None:
-        """A server that cannot be reached costs the picture of the advance, not the advance."""
-        if self._artifact is None:
-            return
-        try:
-            update_progress_artifact(self._artifact, progress=percent)
-        except (HTTPError, PrefectException, OSError) as error:
-            log.warning("progress is no longer shown on Prefect's page: %s: %s", type(error).__name__, error)
-            self._artifact = None
+        self._artifact.tell(100.0)
 
     def _move_bar(self, advance: Advance) -> None:
         if self._row is None:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, runtime, task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.interruption import cancelled_when_asked, finished
+from flows.progress import ProgressArtifact
 from flows.training_bar import TrainingBar
 from pipeline import learning
 from pipeline.learning import Advance
 from pipeline.training.recipe import TrainConfig
-
-ARTIFACT_SECONDS = 10.0
-"""Between updates of the progress on Prefect's page."""
 
 _STAGE = {"cache_policy": NO_CACHE, "persist_result": False}
 
@@ -28,19 +25,16 @@ _cancelled_when_asked = cancelled_when_asked("the last checkpoint is kept")
 @_cancelled_when_asked
 def train_stage(config: TrainConfig) -> str:
     """Train, or go on where an earlier run stopped; gives the checkpoint's path."""
-    artifact = create_progress_artifact(progress=0.0, key="halotile-training", description=config.output)
-    bar, said = TrainingBar(), 0.0
+    artifact, bar = ProgressArtifact("halotile-training", config.output), TrainingBar()
 
     def tell(advance: Advance) -> None:
-        nonlocal said
         bar(advance)
-        if advance.phase == "training" and time.monotonic() - said > ARTIFACT_SECONDS:
-            said = time.monotonic()
-            update_progress_artifact(artifact, progress=100 * advance.done / advance.total)  # type: ignore[arg-type]
+        if advance.phase == "training" and advance.done < advance.total:
+            artifact.tell(100 * advance.done / advance.total)
 
     several = learning.resolved(config).devices > 1
     path = learning.train(config, bar if several else tell)  # a closure does not reach other processes
-    update_progress_artifact(artifact, progress=100.0)  # type: ignore[arg-type]
+    artifact.tell(100.0)
     return str(path)
 
 

@@ -339,7 +339,7 @@ def _record_all(
         ledger.append(record)
         progress.add(record)
         if record.state == "failed":
-            log.error("%s", record.error)
+            log.error("%s", record.error, extra={"send_to_api": False})  # Prefect's server is told the first five
             failures.append(record)
             in_a_row += 1
             if in_a_row >= HOPELESS:
