@@ -16,7 +16,7 @@ from prefect.exceptions import PrefectException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from pipeline.stages import Advance
+from pipeline.inference import Advance
 
 log = logging.getLogger("pipeline")
 

@@ -143,15 +143,84 @@ class ComputeConfig(Section):
         "auto", description="Of values that are written; auto: one step of a uint8 output, none of a float32 output."
     )
     threads: Auto | Positive = Field("auto", description="Of one worker; part of the plan.")
+    device_memory_gb: Auto | Annotated[float, Field(gt=0)] = Field(
+        "auto", description="Of one card, that a tile may fill; auto: what is free."
+    )
+
+
+class TlsConfig(Section):
+    """Certificates of a site: all parties show one, signed by its authority."""
+
+    ca_file: Location
+    cert_file: Location
+    key_file: Location
+
+
+class SlurmConfig(Section):
+    """What each worker's job asks SLURM for."""
+
+    walltime: Annotated[str, Field(pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$", description="[days-]hours:minutes:seconds")]
+    cores: Positive
+    gpus: Literal[0, 1] = 0
+    partition: str | None = None
+    account: str | None = None
+    modules: tuple[str, ...] = ()
+    prologue: tuple[str, ...] = ()
+    directives: tuple[str, ...] = ()
+    python: str | None = None
+    log_directory: Location | None = None
+
+    @property
+    def walltime_seconds(self) -> int:
+        days, _, clock = self.walltime.rpartition("-")
+        hours, minutes, seconds = map(int, clock.split(":"))
+        return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+WAIT_MINUTES = {"local": 2, "cuda": 2, "slurm": 24 * 60, "slurm-allocation": 10, "address": 10}
+"""`cluster.wait_minutes: auto`: a queue may hold jobs for a day, a machine's own processes are there in seconds."""
 
 
 class ClusterConfig(Section):
     """Who computes. `retries` is how often a failed tile is tried again before the run fails by its name."""
 
-    kind: Literal["local"] = "local"
+    kind: Literal["local", "cuda", "slurm", "slurm-allocation", "address"] = "local"
     workers: Auto | Positive = "auto"
     memory_gb: Auto | Annotated[float, Field(gt=0)] = "auto"
     retries: Annotated[int, Field(ge=0)] = 2
+    wait_minutes: Auto | Annotated[float, Field(gt=0)] = "auto"
+    host: str = LOOPBACK[0]
+    interface: str | None = None
+    security: Literal["auto", "none"] | TlsConfig = "auto"
+    address: str | None = None
+    slurm: SlurmConfig | None = None
+
+    @model_validator(mode="after")
+    def _what_its_kind_needs(self) -> ClusterConfig:
+        lacking = []
+        if self.kind == "slurm":
+            lacking = [
+                *(["slurm (walltime, cores)"] if self.slurm is None else []),
+                *(["workers (jobs)"] if self.workers == "auto" else []),
+                *(["memory_gb (of a worker)"] if self.memory_gb == "auto" else []),
+            ]
+        if self.kind == "address" and not self.address:
+            lacking = ["address (of a scheduler that runs, such as tls://host:8786)"]
+        if lacking:
+            raise ValueError(f"kind {self.kind} needs {', '.join(lacking)} too; see configs/{self.kind}.yaml")
+        return self
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long a run may be without any worker."""
+        return 60.0 * (WAIT_MINUTES[self.kind] if self.wait_minutes == "auto" else self.wait_minutes)
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether nobody but this machine can reach the scheduler."""
+        return self.interface is None and self.host in LOOPBACK
 
 
 class RunConfig(Whole):

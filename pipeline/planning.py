@@ -35,6 +35,7 @@ from pipeline.unet.device import (
     environment,
     free_device_bytes,
     resolved_device,
+    visible_cards,
 )
 from pipeline.unet.probe import predicted, region
 
@@ -46,15 +47,19 @@ NANOMETERS = {"nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "angstrom"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What this machine has.
+    """What all workers have together.
 
     Args:
-        cores: That a process may use.
-        memory_bytes: That a process may use.
+        cores: That they may use.
+        memory_bytes: That they may use.
+        workers: Their number, where it is fixed; None where the planner may choose.
+        device: What they compute on; None where they run here, and it can be seen.
     """
 
     cores: int
     memory_bytes: int
+    workers: int | None = None
+    device: str | None = None
 
 
 def make_plan(config: RunConfig, machine: Machine, *, earlier: Plan | None = None, governs: bool = False) -> Plan:
@@ -74,8 +79,7 @@ def make_plan(config: RunConfig, machine: Machine, *, earlier: Plan | None = Non
     checkpoint = load_checkpoint(config.model.checkpoint, padding=config.model.padding)
     _check_fit(config, volume, checkpoint)
     pinned = earlier if governs else None
-    device = config.compute.device
-    device = resolved_device(pinned.compute.device if pinned and device == "auto" else device)
+    device = _device(config, machine, pinned)
     rule, warnings = _rule(config, checkpoint)
     normalization = _statistics(rule, volume, config, earlier)
     dtype, reason = _dtype(config, volume, checkpoint, normalization, device, pinned)
@@ -99,6 +103,35 @@ def make_plan(config: RunConfig, machine: Machine, *, earlier: Plan | None = Non
             *cudnn_warnings(checkpoint.architecture.ndim, device, dtype),
         ),
     )
+
+
+def _device(config: RunConfig, machine: Machine, pinned: Plan | None) -> str:
+    """What workers compute on. Where they run elsewhere it cannot be looked at, and what is asked for is believed."""
+    asked = config.compute.device
+    if asked == "auto" and pinned:
+        asked = pinned.compute.device
+    if machine.device is None:
+        return resolved_device(asked)
+    return machine.device if asked == "auto" else asked
+
+
+def _device_memory_bytes(config: RunConfig, device: str, machine: Machine) -> int | None:
+    """Memory of a card; None where there is none.
+
+    Raises:
+        ConfigError: The cards are elsewhere, and nothing says how large they are.
+    """
+    given = config.compute.device_memory_gb
+    if device != "cuda":
+        return None
+    if given != "auto":
+        return int(given * 1e9)
+    if machine.device is not None and not visible_cards():
+        raise ConfigError(
+            f"Workers of cluster.kind '{config.cluster.kind}' compute on cards that this machine cannot see, so tiles cannot be "
+            "chosen to fit them. Set compute.device_memory_gb to the free memory of the smallest of them."
+        )
+    return free_device_bytes(device)
 
 
 def _check_fit(config: RunConfig, volume: Volume, checkpoint: Checkpoint) -> None:
@@ -149,7 +182,7 @@ def _tile_request(
         memory_bytes=machine.memory_bytes,
         workers=1,
         device=device,
-        device_memory_bytes=free_device_bytes(device),
+        device_memory_bytes=_device_memory_bytes(config, device, machine),
         **tiles,
     )
 
@@ -168,6 +201,8 @@ def crews(config: RunConfig, machine: Machine, device: str, pinned: Plan | None 
         threads = pinned.compute.threads
     if asked != "auto":
         counts = [asked]
+    elif machine.workers is not None:
+        counts = [machine.workers]
     elif device == "cuda":
         counts = [device_count(device)]
     elif threads != "auto":
@@ -254,6 +289,8 @@ def _dtype(
         return asked, "as asked for"
     if pinned:
         return pinned.compute.dtype, pinned.compute.reason
+    if device == "cuda" and not visible_cards():
+        return "float32", "no card here to try bfloat16 on; compute.dtype would say it"
     if not computes_bfloat16(device):
         return "float32", "the hardware has no bfloat16"
     if tolerance == "auto":

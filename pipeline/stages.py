@@ -5,55 +5,29 @@ run.yaml -plan-> plan.json -infer-> ledger + output.zarr -verify-> verification.
 
 from __future__ import annotations
 
-import functools
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster import worker
-from pipeline.cluster.dispatch import Outcome, dispatch, on_every_worker
-from pipeline.cluster.pool import local_pool, machine, starting
+from pipeline.cluster.pool import machine, starting
 from pipeline.config import RunConfig
-from pipeline.core.ledger import Progress, Session, TileRecord
+from pipeline.core.ledger import Progress, Session
 from pipeline.core.plan import Plan
-from pipeline.errors import InferenceError, PipelineError, PlanError, StorageError, VerificationError
+from pipeline.errors import PlanError, StorageError, VerificationError
+from pipeline.inference import Advance, crew_for, infer_missing
 from pipeline.measure import Expectation, expectation
-from pipeline.planning import check_room, make_plan, memory_bytes_a_worker, workers_that_fit
+from pipeline.planning import check_room, make_plan, workers_that_fit
 from pipeline.report import write_report
 from pipeline.storage.output import Output, is_occupied
-from pipeline.storage.rundir import LedgerWriter, RunDirectory
+from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.volume import open_volume
 from pipeline.verify import Verification, verify_output
 
 log = logging.getLogger("pipeline")
-
-HOPELESS = 64
-"""Tiles that fail in a row, with none done between, after which no more are tried."""
-
-
-@dataclass(frozen=True, slots=True)
-class Advance:
-    """How far the infer stage is.
-
-    Args:
-        done: Tiles done, those of earlier sessions included.
-        total: Tiles of the plan.
-        computed: Tiles done in this session.
-        voxels: Of their cores.
-        seconds: Since its first submission.
-    """
-
-    done: int
-    total: int
-    computed: int
-    voxels: int
-    seconds: float
-
 
 # --- plan -------------------------------------------------------------------------------------------------------------
 
@@ -99,14 +73,14 @@ def _resolved(config: RunConfig, earlier: Plan | None, *, begun: bool) -> Plan:
     """The plan under the earlier one where that governs, else afresh."""
     if earlier is not None:
         try:
-            under = make_plan(config, machine(), earlier=earlier, governs=True)
+            under = make_plan(config, machine(config.cluster), earlier=earlier, governs=True)
         except PlanError:
             if begun:
                 raise
         else:
             if begun or under.fingerprint == earlier.fingerprint:
                 return under
-    return make_plan(config, machine(), earlier=earlier)
+    return make_plan(config, machine(config.cluster), earlier=earlier)
 
 
 def _begun(earlier: Plan, directory: RunDirectory) -> bool:
@@ -206,7 +180,7 @@ def measure(config: RunConfig) -> Expectation:
         PlanError: There is no plan.
     """
     plan = load_plan(config)
-    workers = min(workers_that_fit(config, machine(), plan), len(plan.grid))
+    workers = min(workers_that_fit(config, machine(config.cluster), plan), len(plan.grid))
     return expectation(plan, workers)
 
 
@@ -214,12 +188,12 @@ def measure(config: RunConfig) -> Expectation:
 def workers_starting(config: RunConfig) -> Iterator[None]:
     """Start the workers of the infer stage while this process still does other things; those that nobody takes end."""
     plan = load_plan(config)
-    progress = RunDirectory(config.output.url).progress(plan)
+    directory = RunDirectory(config.output.url)
+    progress = directory.progress(plan)
     if progress.count("done") == progress.total:
         yield
         return
-    workers, memory = _crew(config, plan, progress)
-    with starting(workers, threads=plan.compute.threads, memory_bytes=memory):
+    with starting(config.cluster, crew_for(config, plan, progress), directory.jobs_path):
         yield
 
 
@@ -254,7 +228,9 @@ def infer(config: RunConfig, on_advance: Callable[[Advance], None] = lambda _: N
             log.info("all %d tiles were done already; nothing to compute", progress.total)
             return Session(plan.fingerprint, 0, 0.0, 0.0, 0.0, 0, _now())
         directory.wait_for_orphans()
-        return _infer_missing(config, plan, directory, token, progress, on_advance)
+        session = infer_missing(config, plan, directory, token, progress, on_advance)
+        output.publish()
+        return session
 
 
 def _prepare(output: Output, progress: Progress, directory: RunDirectory) -> None:
@@ -269,110 +245,6 @@ def _prepare(output: Output, progress: Progress, directory: RunDirectory) -> Non
         )
     output.create()
     output.check_array()
-
-
-def _infer_missing(
-    config: RunConfig,
-    plan: Plan,
-    directory: RunDirectory,
-    token: str,
-    progress: Progress,
-    on_advance: Callable[[Advance], None],
-) -> Session:
-    cluster = config.cluster
-    workers, memory = _crew(config, plan, progress)
-    job = worker.Job(config.output.url, plan.fingerprint, token)
-    with local_pool(workers, threads=plan.compute.threads, memory_bytes=memory) as pool, directory.ledger() as ledger:
-        log.info("%d workers ready, %d tiles to do", workers, progress.total - progress.count("done"))
-        loading = time.perf_counter()
-        on_every_worker(pool.client, functools.partial(worker.prepare, job))
-        started = time.perf_counter()
-        outcomes = dispatch(
-            pool.client,
-            functools.partial(worker.infer, job),
-            progress.to_do(),
-            workers=workers,
-            retries=cluster.retries,
-            run=token,
-        )
-        before = progress.count("done")
-        try:
-            failures = _record_all(outcomes, plan, progress, ledger, started, on_advance)
-        finally:  # a sitting that was interrupted counts as well
-            session = Session(
-                plan.fingerprint,
-                progress.count("done") - before,
-                round(time.perf_counter() - started, 3),
-                round(pool.start_seconds, 3),
-                round(started - loading, 3),
-                workers,
-                _now(),
-            )
-            ledger.append(session)
-    if failures:
-        raise InferenceError(_told(failures, progress))
-    Output(plan).publish()
-    log.info("%d tiles done in %.1f s", session.tiles, session.seconds)
-    return session
-
-
-def _crew(config: RunConfig, plan: Plan, progress: Progress) -> tuple[int, int]:
-    """Worker processes for what is to do, and bytes that each may fill."""
-    workers = min(workers_that_fit(config, machine(), plan), progress.total - progress.count("done"))
-    return workers, memory_bytes_a_worker(config, machine(), workers)
-
-
-def _record_all(
-    outcomes: Iterator[Outcome],
-    plan: Plan,
-    progress: Progress,
-    ledger: LedgerWriter,
-    started: float,
-    on_advance: Callable[[Advance], None],
-) -> list[TileRecord]:
-    """Write every outcome into the ledger; gives the failures. Ends early where nothing succeeds any more."""
-    failures: list[TileRecord] = []
-    voxels = computed = in_a_row = 0
-    before = progress.count("done")
-    for outcome in outcomes:
-        record = _record(outcome, plan)
-        ledger.append(record)
-        progress.add(record)
-        if record.state == "failed":
-            log.error("%s", record.error, extra={"send_to_api": False})  # Prefect's server is told the first five
-            failures.append(record)
-            in_a_row += 1
-            if in_a_row >= HOPELESS:
-                log.error("%d tiles in a row failed: no more are tried", in_a_row)
-                break
-            continue
-        in_a_row = 0
-        computed += 1
-        voxels += plan.grid.tile(record.tile).core.voxels
-        on_advance(Advance(before + computed, progress.total, computed, voxels, time.perf_counter() - started))
-    return failures
-
-
-def _record(outcome: Outcome, plan: Plan) -> TileRecord:
-    if outcome.error is None:
-        found: TileRecord = outcome.result
-        return replace(found, attempt=outcome.attempt)
-    error = outcome.error
-    tile = plan.grid.tile(outcome.index)
-    if isinstance(error, PipelineError):
-        text = str(error) if str(error).startswith(str(tile)) else f"{tile} failed: {error}"
-    else:
-        text = f"{tile} failed: {type(error).__name__}: {error}"
-    return TileRecord(outcome.index, "failed", plan.fingerprint, attempt=outcome.attempt, error=text)
-
-
-def _told(failures: list[TileRecord], progress: Progress) -> str:
-    shown = [f"  {record.error}" for record in failures[:5]]
-    more = [f"  and {len(failures) - 5} more: see the ledger"] if len(failures) > 5 else []
-    done = f"{progress.count('done')} of {progress.total} tiles are done and kept."
-    return "\n".join(
-        [f"{len(failures)} tile(s) failed:", *shown, *more, f"{done} Running again computes only the others."]
-    )
 
 
 # --- verify, report ---------------------------------------------------------------------------------------------------

@@ -1,151 +1,276 @@
-"""How tiles reach workers: by index only, a bounded number at a time, in order, each tried a bounded number of times.
+"""How tiles reach workers: by index only, each worker's few in a line of its own, whatever happens to the workers.
 
-Neither this process nor the scheduler grows with the volume: a future is forgotten as soon as its outcome is read.
+`core.roster` decides; this is the shell around it. It tells the roster who joined, who left and what landed, and carries out
+what it says. Neither this process nor the scheduler grows with the volume: a future is forgotten as its outcome is read.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import math
+import queue
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from distributed import Client, Future, KilledWorker, as_completed
-from distributed.scheduler import NoWorkerError
+from distributed import Client, Future, KilledWorker
+from distributed.core import Status
 
+from pipeline.core.roster import Attempt, Outcome, Roster
 from pipeline.errors import InferenceError
 
-TILES_AHEAD = 2
-"""Tiles in flight a worker: one that runs, one that waits so that the worker never does."""
+log = logging.getLogger("pipeline")
+
+LOOK_SECONDS = 1.0
+"""Between two looks at who is there."""
+
+UNFIT_LIMIT = 3
+"""So many workers that could not load the network, and none that could, end the run."""
+
+SAY_SECONDS = 300.0
+"""Between two words that there is no worker."""
 
 
-_NOBODY = (
-    "No worker process is left, and none came back in time. Likely the memory is too small (see cluster.memory_gb, and the "
-    "limits of the machine), or something outside ends the processes. Run again to resume: finished tiles are kept."
-)
+class Pool(Protocol):
+    """Where workers come from."""
+
+    @property
+    def client(self) -> Client:
+        """Connected to their scheduler."""
+
+    @property
+    def workers(self) -> int:
+        """How many are wanted."""
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long a run may be without any."""
+
+    def tend(self) -> str:
+        """Replace what is lost; called often. Says what is under way, where workers are being waited for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a tile ended, after its last attempt.
+class Work:
+    """What workers do.
 
     Args:
-        index: The tile.
-        attempt: The attempt that ended it, 1 the first.
-        result: What the function gave; None where it failed.
-        error: Why it failed; None where it did not.
+        prepare: Run once on each worker before its first tile; gives the time (seconds since the epoch) at which the worker
+            will end, None where it will not.
+        infer: Run for each index.
+        run: Makes keys unique: a key that once failed would fail at once when submitted again.
     """
 
-    index: int
-    attempt: int
-    result: Any = None
-    error: BaseException | None = None
+    prepare: Callable[[], float | None]
+    infer: Callable[[int], Any]
+    run: str
 
 
 def dispatch(
-    client: Client, function: Callable[[int], Any], indices: Iterable[int], *, workers: int, retries: int, run: str
+    pool: Pool, work: Work, indices: Iterable[int], *, retries: int, on_ready: Callable[[], None] = lambda: None
 ) -> Iterator[Outcome]:
-    """Run `function(index)` for all indices on the workers; outcomes come as they complete.
+    """Run `work` for all indices; outcomes come as they complete.
 
-    A worker that dies costs the tiles that were with it: the scheduler gives them to another. Tiles that were there
-    when two workers died are suspects, most of them innocent: each is tried again at the end with no other in flight,
-    so that none fails for another's guilt.
+    Workers may come and go at any time. One that vanishes costs the tile that it was at, which is tried again elsewhere, by
+    itself; see `core.roster`. One whose time runs out gets no tile that it could not finish, and is let go.
 
     Args:
-        client: Connected to the workers.
-        function: Small when pickled; sent with every tile.
+        pool: Workers.
+        work: Functions, small when pickled; sent with every tile.
         indices: In the order of submission; consumed lazily.
-        workers: Sets how many are in flight.
-        retries: Further attempts of a tile that failed.
-        run: Makes keys unique: a key that once failed would fail at once when submitted again.
+        retries: Further attempts of a tile that failed, or whose worker vanished.
+        on_ready: Called when the first worker is.
 
     Raises:
-        InferenceError: No worker is left, and none comes back.
+        InferenceError: There is no worker, and none comes; or none can load the network.
     """
-    flight = _Flight(client, function, run)
-    source = iter(indices)
-    suspects: list[Outcome] = []
-    for index in _first(source, workers * TILES_AHEAD):
-        flight.submit(index, attempt=1)
-    for outcome in flight.landings(retries):
-        if isinstance(outcome.error, KilledWorker):
-            suspects.append(outcome)
-        else:
-            yield outcome
-        for index in _first(source, 1):
-            flight.submit(index, attempt=1)
-    for suspect in suspects:
-        flight.submit(suspect.index, attempt=suspect.attempt + 1)
-        yield from map(_blamed, flight.landings(retries))
+    shell = _Shell(pool, work, Roster(indices, retries), on_ready)
+    try:
+        yield from shell.run()
+    finally:
+        shell.drop_all()
 
 
-def _blamed(outcome: Outcome) -> Outcome:
-    if not isinstance(outcome.error, KilledWorker):
-        return outcome
-    return replace(
-        outcome,
-        error=InferenceError(
-            "its worker process died each time, also when it ran alone. Likely the memory is too small (see "
-            "cluster.memory_gb, and the limits of the machine), or something outside ends the process."
-        ),
+def nobody(seconds: float, told: str = "") -> InferenceError:
+    """The error of a run that has no workers."""
+    return InferenceError(
+        f"No worker was there for {seconds / 60:.3g} minutes (cluster.wait_minutes). {told or 'None came back in time.'} Likely "
+        "the memory is too small (see cluster.memory_gb, and the limits of the machine), something outside ends the "
+        "processes, or they cannot reach the scheduler. Run again to resume: finished tiles are kept."
     )
 
 
-def on_every_worker(client: Client, function: Callable[[], Any]) -> None:
-    """Run `function()` once on each worker, in its task thread, and wait; what it raises is raised here.
-
-    Raises:
-        InferenceError: Workers died of it, more than once, or none is left.
-    """
-    addresses = client.scheduler_info(n_workers=-1)["workers"]
-    futures = [  # a worker that dies is replaced under another address
-        client.submit(function, workers=[address], allow_other_workers=True, pure=False) for address in addresses
-    ]
-    try:
-        client.gather(futures)
-    except NoWorkerError as error:
-        raise InferenceError(_NOBODY) from error
-    except KilledWorker as error:
-        raise InferenceError(
-            "Worker processes died while they loaded the network. Likely the memory is too small (see cluster.memory_gb, "
-            "and the limits of the machine), or something outside ends the processes."
-        ) from error
+class _VanishedError(Exception):
+    """The worker is gone."""
 
 
-class _Flight:
-    """The tiles in flight."""
-
-    def __init__(self, client: Client, function: Callable[[int], Any], run: str) -> None:
-        self._client, self._function, self._run = client, function, run
-        self._tries: dict[str, tuple[int, int]] = {}
-        self._completed = as_completed(loop=client.loop)
-
-    def submit(self, index: int, *, attempt: int) -> None:
-        key = f"tile-{self._run}-{index}-{attempt}"
-        self._tries[key] = (index, attempt)
-        self._completed.add(self._client.submit(self._function, index, key=key, pure=False, retries=0))
-
-    def landings(self, retries: int) -> Iterator[Outcome]:
-        """Outcomes until none is in flight; a tile that failed is submitted again, unless its workers died."""
-        for future in self._completed:
-            outcome = self._land(future)
-            if outcome.error is None or outcome.attempt > retries or isinstance(outcome.error, KilledWorker):
-                yield outcome
-            else:
-                self.submit(outcome.index, attempt=outcome.attempt + 1)
-
-    def _land(self, future: Future) -> Outcome:
-        index, attempt = self._tries.pop(future.key)
-        error = future.exception() if future.status != "finished" else None
-        if isinstance(error, NoWorkerError):
-            raise InferenceError(_NOBODY) from error
-        result = future.result() if error is None else None
-        future.release()
-        return Outcome(index, attempt, result, error)
+_Landing = tuple[Attempt | str, Any, BaseException | None]
+"""What ended: an attempt, or the preparation of a worker."""
 
 
-def _first(source: Iterator[int], count: int) -> Iterator[int]:
-    for _ in range(count):
+class _Shell:
+    def __init__(self, pool: Pool, work: Work, roster: Roster, on_ready: Callable[[], None]) -> None:
+        self._pool, self._work, self._roster, self._on_ready = pool, work, roster, on_ready
+        self._client = pool.client
+        self._landings: queue.SimpleQueue[_Landing] = queue.SimpleQueue()
+        self._futures: dict[int | str, Future] = {}  # of attempts by serial, of preparations by worker
+        self._unfit: dict[str, BaseException] = {}
+        self._ever_ready = False
+        self._failed_loads = 0  # since the last that could
+        self._letting_go: set[str] = set()
+        self._last_seen = self._last_said = time.monotonic()
+
+    def run(self) -> Iterator[Outcome]:
+        looked = -math.inf
+        while not self._roster.finished:
+            if time.monotonic() - looked >= LOOK_SECONDS:
+                yield from self._look()
+                looked = time.monotonic()
+            for attempt in self._roster.assign(time.time()):
+                self._submit(attempt, self._work.infer, attempt.index, key=self._key(attempt), worker=attempt.worker)
+            for landing in self._landed(max(LOOK_SECONDS - (time.monotonic() - looked), 0.001)):
+                yield from self._take(*landing)
+
+    def drop_all(self) -> None:
+        """Forget what is in flight: on a cluster that goes on without us, it shall not compute for nobody."""
+        for future in self._futures.values():
+            future.release()
+        self._futures.clear()
+
+    # --- what comes in ----------------------------------------------------------------------------------------------
+
+    def _landed(self, seconds: float) -> Iterator[_Landing]:
+        """All that has landed; waits so long for the first."""
         try:
-            yield int(next(source))
-        except StopIteration:
+            yield self._landings.get(timeout=seconds)
+            while True:
+                yield self._landings.get_nowait()
+        except queue.Empty:
             return
+
+    def _take(self, what: Attempt | str, result: Any, error: BaseException | None) -> list[Outcome]:
+        known = what if isinstance(what, str) else what.serial
+        if (future := self._futures.pop(known, None)) is None:
+            return []  # given up before
+        future.release()
+        if isinstance(what, str):
+            self._prepared(what, result, error)
+            return []
+        if isinstance(error, KilledWorker):
+            return self._gone(what.worker)
+        if isinstance(error, asyncio.CancelledError):
+            error = InferenceError("the scheduler lost it")
+        return self._roster.land(what, time.time(), result, error)
+
+    def _prepared(self, worker: str, until: float | None, error: BaseException | None) -> None:
+        if error is None:
+            if not self._ever_ready:
+                self._ever_ready = True
+                self._on_ready()
+            self._failed_loads = 0
+            self._roster.ready(worker, math.inf if until is None else until)
+            return
+        if isinstance(error, KilledWorker | asyncio.CancelledError):
+            self._roster.leave(worker)
+            error = _VanishedError()
+        self._set_aside(worker, error)
+
+    def _set_aside(self, worker: str, error: BaseException) -> None:
+        """A worker that cannot load the network gets no tile; nor is it let go, lest the next one gets its broken machine.
+
+        Raises:
+            The error, where no worker can.
+        """
+        self._unfit[worker] = error
+        self._failed_loads += 1
+        limit = UNFIT_LIMIT if isinstance(error, _VanishedError) else min(self._pool.workers, UNFIT_LIMIT)
+        if not self._roster.fit and self._failed_loads >= limit:
+            raise _of_loading(error)
+        log.warning("worker %s cannot load the network and gets no tile: %s", worker, _of_loading(error))
+
+    # --- who is there -----------------------------------------------------------------------------------------------
+
+    def _look(self) -> list[Outcome]:
+        present = self._present()
+        outcomes = [outcome for worker in self._roster.workers - present for outcome in self._gone(worker)]
+        for worker in present - self._roster.workers:
+            self._roster.join(worker)
+            self._submit(worker, self._work.prepare, key=f"prepare-{self._work.run}-{worker}", worker=worker)
+        if spent := [worker for worker in self._roster.spent(time.time()) if worker not in self._letting_go]:
+            log.info("%d worker(s) near the end of their time let go: %s", len(spent), ", ".join(spent))
+            self._letting_go.update(spent)
+            self._client.retire_workers(spent, close_workers=True, remove=True)
+        self._be_patient(self._pool.tend())
+        return outcomes
+
+    def _present(self) -> set[str]:
+        try:
+            info = self._client.scheduler_info(n_workers=-1)["workers"]
+        except (OSError, TimeoutError) as error:
+            raise InferenceError(
+                f"The scheduler does not answer any more ({error}): it, or its machine, is gone. Run again to resume: finished "
+                "tiles are kept."
+            ) from error
+        return {address for address, worker in info.items() if worker.get("status") != Status.closing_gracefully.name}
+
+    def _gone(self, worker: str) -> list[Outcome]:
+        """It vanished, with all that it was given."""
+        prepared = self._futures.pop(worker, None)
+        if prepared is not None:
+            prepared.release()
+            self._roster.leave(worker)
+            self._set_aside(worker, _VanishedError())
+            return []
+        for serial in self._roster.line(worker):
+            if future := self._futures.pop(serial, None):
+                future.release()
+        if worker in self._roster.workers and worker not in self._letting_go:
+            log.warning("worker %s is gone; the tile that it was at is tried again by itself", worker)
+        return self._roster.leave(worker)
+
+    def _be_patient(self, told: str) -> None:
+        now = time.monotonic()
+        if self._roster.workers - set(self._unfit):
+            self._last_seen = now
+        waited = now - self._last_seen
+        if waited > self._pool.wait_seconds:
+            if self._unfit:
+                raise _of_loading(next(iter(self._unfit.values())))
+            raise nobody(waited, told)
+        if now - max(self._last_seen, self._last_said) > SAY_SECONDS:
+            self._last_said = now
+            log.warning("no worker for %.0f minutes; %s", waited / 60, told or "waiting")
+
+    # --- what goes out ----------------------------------------------------------------------------------------------
+
+    def _key(self, attempt: Attempt) -> str:
+        return f"tile-{self._work.run}-{attempt.index}-{attempt.number}-{attempt.serial}"
+
+    def _submit(self, what: Attempt | str, function: Callable[..., Any], *arguments: int, key: str, worker: str) -> None:
+        """To this worker and no other, in the order of submission."""
+        known, serial = (what, 0) if isinstance(what, str) else (what.serial, what.serial)
+        future = self._client.submit(
+            function, *arguments, key=key, workers=[worker], pure=False, retries=0, priority=-serial, fifo_timeout=0
+        )
+        self._futures[known] = future
+        self._client.loop.add_callback(self._follow, what, future)
+
+    async def _follow(self, what: Attempt | str, future: Future) -> None:
+        """Bring an outcome to the queue; in the client's loop, so that nobody waits for one of many."""
+        try:
+            result = await self._client.gather(future, asynchronous=True)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told as the attempt's outcome
+            self._landings.put((what, None, error))
+        else:
+            self._landings.put((what, result, None))
+
+
+def _of_loading(error: BaseException) -> BaseException:
+    if not isinstance(error, _VanishedError):
+        return error
+    return InferenceError(
+        "Worker processes died while they loaded the network. Likely the memory is too small (see cluster.memory_gb, and the "
+        "limits of the machine), or something outside ends the processes."
+    )

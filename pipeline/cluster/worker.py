@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, replace
-from typing import TextIO
 
 from distributed import get_worker
 
@@ -17,11 +17,16 @@ from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.sink import UnitSink
 from pipeline.storage.volume import Volume, open_volume
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
-from pipeline.unet.device import device_count
 from pipeline.unet.predictor import UNetPredictor
 from pipeline.unet.probe import self_test
 
+ENDS = "HALOTILE_ENDS"
+"""Environment variable of a job: when it will be ended, seconds since the epoch."""
+
 _opening = threading.Lock()
+
+_computing = threading.Lock()
+"""One tile at a time a process, also where somebody gave a worker several threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class Job:
     Args:
         output: Path of the output; plan and locks lie beside it.
         fingerprint: Of the plan.
-        token: Of the driver; a worker whose driver was replaced writes nothing more.
+        token: Of the driver; a worker whose driver was replaced begins no more tiles.
     """
 
     output: str
@@ -48,14 +53,17 @@ class _Bench:
     source: Volume
     predictor: UNetPredictor
     output: Output
-    lock: TextIO
+    directory: RunDirectory
 
 
-def prepare(job: Job) -> None:
+def prepare(job: Job) -> float | None:
     """Open all that the tiles of a job need, so that the first one need not wait, and one error is told once.
 
     Memory is touched and code generated for the largest tile's shapes. A GPU also shows that it computes the network
     rightly, and holds that tile: later it would cost one.
+
+    Returns:
+        When this process will be ended, seconds since the epoch; None where it will not.
     """
     with _opening:  # one model a process, also where a worker has several threads
         bench = _bench(job)
@@ -65,22 +73,24 @@ def prepare(job: Job) -> None:
             bench.predictor.rehearse(widest)
         else:
             bench.predictor.warm_up(widest)
+    return float(os.environ[ENDS]) if ENDS in os.environ else None
 
 
 def infer(job: Job, index: int) -> TileRecord:
-    """Predict and write one tile of a job; see `engine.infer_tile`."""
+    """Predict and write one tile of a job; see `engine.infer_tile`. Nobody else has the tile meanwhile, on any machine."""
     with _opening:
         bench = _bench(job)
     tile = bench.plan.grid.tile(index)
-    record = infer_tile(
-        tile,
-        source=bench.source,
-        predictor=bench.predictor,
-        sink=UnitSink(bench.output, tile.core),
-        nonfinite=bench.plan.nonfinite,
-        fingerprint=bench.plan.fingerprint,
-        read_slices=bench.plan.read_slices,
-    )
+    with _computing, bench.directory.tile(index, job.token):
+        record = infer_tile(
+            tile,
+            source=bench.source,
+            predictor=bench.predictor,
+            sink=UnitSink(bench.output, tile.core),
+            nonfinite=bench.plan.nonfinite,
+            fingerprint=bench.plan.fingerprint,
+            read_slices=bench.plan.read_slices,
+        )
     return replace(record, worker=str(get_worker().name))
 
 
@@ -96,15 +106,12 @@ def _bench(job: Job) -> _Bench:
 
 
 def let_go() -> None:
-    """Close what was opened for a job, its lock too."""
-    for bench in _benches.values():
-        bench.lock.close()
+    """Forget what was opened for a job: a network, its buffers, the card's memory."""
     _benches.clear()
 
 
 def _opened(job: Job) -> _Bench:
     directory = RunDirectory(job.output)
-    lock = directory.enlist_worker(job.token)
     plan = directory.load_plan()
     if plan is None or plan.fingerprint != job.fingerprint:
         raise StorageError(
@@ -116,12 +123,8 @@ def _opened(job: Job) -> _Bench:
         plan=plan,
         checkpoint=checkpoint,
         source=open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes),
-        predictor=UNetPredictor(checkpoint, plan, _device_index(plan)),
+        predictor=UNetPredictor(checkpoint, plan),  # the first card: every worker sees its own only
         output=Output(plan),
-        lock=lock,
+        directory=directory,
     )
 
-
-def _device_index(plan: Plan) -> int:
-    """One GPU a process: workers are numbered, and take them in turn."""
-    return int(get_worker().name) % max(device_count(plan.compute.device), 1)

@@ -1,8 +1,10 @@
 """The run directory beside an output (`OUTPUT.run/`): its artifacts, its ledger and its locks.
 
-Two locks make one driver an output. `driver.lock` is held by the driver, exclusively; it names the driver's token.
-`workers.lock` is held by each worker, shared: a driver that starts right after another's death waits until the last
-orphan writer is gone, and a worker that finds another token than its own driver's writes nothing more.
+Two locks make one writer a tile. `driver.lock` is held by the driver; it names the driver's token. In `tiles.lock` a worker
+holds the byte whose number is its tile's while it computes and writes it. So a worker that was cut off, and whose tile was
+given to another, is waited for; a driver that starts right after another's death waits until no byte is held; and a worker
+that finds another token than its own driver's begins nothing more. The kernel lets go of the locks of a dead process; NFS 4
+and Lustre (mounted with `flock`) have them across machines.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,6 +27,7 @@ from pipeline.core.plan import Plan
 from pipeline.errors import PipelineError, StorageError
 
 ORPHAN_WAIT_SECONDS = 60.0
+TAKEOVER_SECONDS = 900.0
 SYNC_SECONDS = 1.0
 
 _held: dict[Path, int] = {}
@@ -45,6 +49,8 @@ class RunDirectory:
         self.log_path = self.path / "run.log"
         self.verification_path = self.path / "verification.json"
         self.report_path = self.path / "report.json"
+        self.tiles_lock_path = self.path / "tiles.lock"
+        self.jobs_path = self.path / "jobs"
 
     # --- artifacts --------------------------------------------------------------------------------------------------
 
@@ -131,14 +137,14 @@ class RunDirectory:
         if key in _held:
             _held[key] += 1
             try:
-                yield (self.path / "driver.lock").read_text()
+                yield self.driver_token()
             finally:
                 _held[key] -= 1
             return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "driver.lock").open("a+") as file:
             self._lock_or_refuse(file)
-            token = f"{os.getpid()}-{uuid.uuid4().hex}"
+            token = f"{os.getpid()}-{socket.gethostname()}-{uuid.uuid4().hex}"
             file.truncate(0)
             file.write(token)
             file.flush()
@@ -148,50 +154,87 @@ class RunDirectory:
             finally:
                 del _held[key]
 
+    def driver_token(self) -> str:
+        """Of the present driver, or of the last."""
+        return (self.path / "driver.lock").read_text()
+
     def _lock_or_refuse(self, file: TextIO) -> None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            pid = file.read().partition("-")[0]
+            pid, _, rest = file.read().partition("-")
+            host = rest.rpartition("-")[0]
             raise StorageError(
-                f"Output '{self.output}' is being written by another run (process {pid}, lock '{file.name}'). "
-                "Wait until it ends, end it, or give this run another output.url."
+                f"Output '{self.output}' is being written by another run (process {pid} on {host}, lock '{file.name}'). "
+                "Wait until it ends, end it (`halotile cancel`), or give this run another output.url."
             ) from error
+        except OSError as error:
+            raise _without_locks(file.name, error) from error
 
     def wait_for_orphans(self, seconds: float = ORPHAN_WAIT_SECONDS) -> None:
-        """Wait until no worker of an earlier driver is left.
+        """Wait until no worker of an earlier driver is at a tile; none begins another, since this driver's token stands.
 
         Raises:
-            StorageError: One still holds on.
+            StorageError: One still is.
         """
-        deadline = time.monotonic() + seconds
-        with (self.path / "workers.lock").open("a+") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    if time.monotonic() > deadline:
-                        raise StorageError(
-                            f"Workers of an earlier run still write to '{self.output}' after {seconds:.0f} s "
-                            f"(lock '{file.name}'). End them, then run again."
-                        ) from error
-                    time.sleep(0.1)
-                else:
-                    return
+        with self.tiles_lock_path.open("a+") as file:
+            if not _locked(file, 0, 0, seconds):
+                raise StorageError(
+                    f"Workers of an earlier run still write to '{self.output}' after {seconds:.0f} s "
+                    f"(lock '{file.name}'). End them, then run again."
+                )
 
-    def enlist_worker(self, token: str) -> TextIO:
-        """Hold the workers' lock for as long as the file that is returned stays open.
+    @contextmanager
+    def tile(self, index: int, token: str, seconds: float = TAKEOVER_SECONDS) -> Iterator[None]:
+        """Hold a tile, as a worker; waits for one that still is at it, though it was given up for lost.
+
+        One tile at a time a process: the kernel keeps these locks by process and file.
+
+        Args:
+            index: Of the tile.
+            token: Of the driver that gave it.
+            seconds: To wait at most.
 
         Raises:
-            StorageError: Another driver has taken over.
+            StorageError: Another driver has taken over, or the other worker does not end.
         """
-        file = (self.path / "workers.lock").open("a+")
-        fcntl.flock(file, fcntl.LOCK_SH)
-        if (self.path / "driver.lock").read_text() != token:
-            file.close()
-            raise StorageError(f"Another driver has taken over '{self.output}': this worker writes nothing more.")
-        return file
+        with self.tiles_lock_path.open("a+") as file:
+            if not _locked(file, index, 1, seconds):
+                raise StorageError(
+                    f"Another worker, which was given up for lost, is still at tile {index} of '{self.output}' after "
+                    f"{seconds:.0f} s (lock '{file.name}'). End it, then run again."
+                )
+            if self.driver_token() != token:
+                raise StorageError(f"Another driver has taken over '{self.output}': this worker writes nothing more.")
+            yield
+
+
+def _locked(file: TextIO, start: int, length: int, seconds: float) -> bool:
+    """Lock bytes of a file for this process, and wait so long for it; length 0: to the end of all numbers.
+
+    Raises:
+        StorageError: The file system has no locks.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise _without_locks(file.name, error) from error
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        else:
+            return True
+
+
+def _without_locks(name: str, error: OSError) -> StorageError:
+    return StorageError(
+        f"'{name}' cannot be locked ({error}): this file system has no locks between processes. They keep two writers off one "
+        "tile. Mount it with them (Lustre: -o flock; NFS: version 4, or lockd), or put the output elsewhere."
+    )
 
 
 class LedgerWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -36,6 +37,14 @@ def resolved_device(device: str) -> str:
 def device_count(device: str) -> int:
     """Devices that a machine can give to workers, one each; 0 where workers share the processor."""
     return torch.cuda.device_count() if device == "cuda" else 0
+
+
+def visible_cards() -> tuple[str, ...]:
+    """The cards that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return tuple(map(str, range(torch.cuda.device_count())))
+    return tuple(filter(None, (name.strip() for name in named.split(","))))
 
 
 def free_device_bytes(device: str) -> int | None:

@@ -1,16 +1,29 @@
 """Pools of real processes: started beside other things, taken once, and ended with what started them."""
 
 import os
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import psutil
 import pytest
+import torch
+from distributed import LocalCluster
+from distributed.security import Security
 
 from pipeline.cluster import pool as pools
-from pipeline.cluster.pool import local_pool, starting
+from pipeline.cluster.dispatch import Work, dispatch
+from pipeline.cluster.pool import Crew, machine, open_pool, starting
+from pipeline.cluster.security import own_security, security_of, temporary_files
+from pipeline.cluster.settings import ALLOCATOR
+from pipeline.config import ClusterConfig, TlsConfig
+from pipeline.errors import ConfigError, InferenceError, ModelError
 from tests.cluster import work
 
-CREW = {"threads": 1, "memory_bytes": 10**9}
+LOCAL = ClusterConfig()
+ONE = Crew(workers=1, threads=1, memory_bytes=10**9)
 
 
 def workers_of_this_process() -> set[int]:
@@ -18,11 +31,11 @@ def workers_of_this_process() -> set[int]:
     return {p.pid for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())}
 
 
-def test_a_pool_that_was_begun_is_the_one_that_is_taken():
+def test_a_pool_that_was_begun_is_the_one_that_is_taken(tmp_path):
     """A run's workers start while Prefect does; a second set beside them would cost the memory of both."""
     before = workers_of_this_process()
-    with starting(1, **CREW):
-        with local_pool(1, **CREW) as pool:
+    with starting(LOCAL, ONE, tmp_path):
+        with open_pool(LOCAL, ONE, tmp_path) as pool:
             (number,) = pool.client.run(os.getpid).values()
             begun = workers_of_this_process() - before
             assert begun == {number}
@@ -30,29 +43,29 @@ def test_a_pool_that_was_begun_is_the_one_that_is_taken():
         assert not pools._starting
 
 
-def test_a_pool_that_nobody_takes_ends():
+def test_a_pool_that_nobody_takes_ends(tmp_path):
     """A run that is refused after its workers were begun must leave none."""
     before = workers_of_this_process()
-    with starting(1, **CREW):
+    with starting(LOCAL, ONE, tmp_path):
         pass
     wait_for_end(workers_of_this_process() - before)
     assert not pools._starting
 
 
-def test_a_pool_of_another_kind_is_not_taken():
+def test_a_pool_of_another_kind_is_not_taken(tmp_path):
     """Threads and memory are the plan's."""
-    with starting(1, threads=1, memory_bytes=10**9), local_pool(1, threads=2, memory_bytes=10**9) as pool:
+    with starting(LOCAL, ONE, tmp_path), open_pool(LOCAL, replace(ONE, threads=2), tmp_path) as pool:
         (threads,) = pool.client.run(work.environment, "OMP_NUM_THREADS").values()
         assert threads == "2"
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "THP_MEM_ALLOC_ENABLE"])
-def test_workers_keep_the_memory_that_they_free(name):
+def test_workers_keep_the_memory_that_they_free(tmp_path, name):
     """Dask's nanny has settings of its own; with them page faults cost more than the arithmetic."""
     before = os.environ.get(name)
-    with local_pool(1, **CREW) as pool:
+    with open_pool(LOCAL, ONE, tmp_path) as pool:
         (found,) = pool.client.run(work.environment, name).values()
-    assert found == pools._ALLOCATOR[name]
+    assert found == ALLOCATOR[name]
     assert os.environ.get(name) == before
 
 
@@ -62,3 +75,101 @@ def wait_for_end(numbers: set[int]) -> None:
     while any(psutil.pid_exists(number) for number in numbers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_each_worker_sees_one_card_and_no_other_also_after_it_died(tmp_path, monkeypatch):
+    """Two processes that share a card halve its memory, and the planner counted on all of it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-5,7")
+    with open_pool(ClusterConfig(kind="cuda"), Crew(2, 1, 10**9, "cuda"), tmp_path) as pool:
+        pool.client.wait_for_workers(2, timeout=60)
+
+        def seen() -> list[str]:
+            return sorted(pool.client.run(work.environment, "CUDA_VISIBLE_DEVICES").values())
+
+        assert seen() == ["3", "GPU-5"]
+        victim = next(iter(pool.client.run(os.getpid).values()))
+        os.kill(victim, signal.SIGKILL)
+        wait_for_end({victim})
+        pool.client.wait_for_workers(2, timeout=60)
+        assert seen() == ["3", "GPU-5"]
+
+
+def test_a_machine_without_a_card_is_no_cluster_of_kind_cuda(tmp_path, monkeypatch):
+    """`cuda` is what one writes to be sure that nothing falls back to the processor."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match="finds no CUDA device"):
+        machine(ClusterConfig(kind="cuda"))
+
+
+@pytest.fixture
+def certificates(tmp_path) -> TlsConfig:
+    """A site's: an authority that signs for itself."""
+    temporary_files(tmp_path / "tls", Security.temporary())
+    return TlsConfig(**{f"{name}_file": str(tmp_path / f"tls/{name}.pem") for name in ("ca", "cert", "key")})
+
+
+@contextmanager
+def somebody_elses(*, security: Security | None = None) -> Iterator[str]:
+    """A scheduler with two workers, as a site runs them; gives its address."""
+    protocol = "tls" if security else "tcp"
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", protocol=protocol, security=security, memory_limit="2GB",
+        dashboard_address=None,
+    ) as cluster:  # fmt: skip
+        yield cluster.scheduler_address
+
+
+def test_a_scheduler_that_runs_is_taken_and_left_running(tmp_path):
+    """A site's cluster is not ours to end."""
+    with somebody_elses() as address:
+        config = ClusterConfig(kind="address", address=address)
+        found = machine(config)
+        assert (found.workers, found.memory_bytes, found.device) == (2, 4 * 10**9, "cpu")
+        for _ in range(2):
+            with open_pool(config, Crew(2, 1, 10**9), tmp_path) as pool:
+                tried = Work(work.ready, work.nothing, "run")
+                assert sorted(o.result for o in dispatch(pool, tried, range(20), retries=0)) == list(range(20))
+        assert machine(config).workers == 2
+
+
+def test_a_scheduler_that_asks_for_certificates_gets_them(tmp_path, certificates):
+    """Whoever reaches an open scheduler runs code on it; with TLS only those who hold a key do."""
+    with somebody_elses(security=security_of(certificates)) as address:
+        assert address.startswith("tls://")
+        config = ClusterConfig(kind="address", address=address, security=certificates)
+        with open_pool(config, Crew(2, 1, 10**9), tmp_path) as pool:
+            tried = Work(work.ready, work.nothing, "run")
+            assert [o.result for o in dispatch(pool, tried, range(1), retries=0)] == [0]
+        others = config.model_copy(update={"security": "none"})
+        with pytest.raises(InferenceError, match="cannot be reached"), open_pool(others, ONE, tmp_path):
+            pass
+
+
+def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch):
+    """The address is what people mistype."""
+    monkeypatch.setattr(pools, "CONNECT_SECONDS", 1)
+    with pytest.raises(InferenceError, match=r"The scheduler at 'tcp://127\.0\.0\.1:9' cannot be reached"):
+        machine(ClusterConfig(kind="address", address="tcp://127.0.0.1:9"))
+
+
+def test_certificates_that_are_not_there_are_told(tmp_path):
+    """Before anything is started."""
+    nowhere = TlsConfig(ca_file="/nowhere/ca.pem", cert_file="/nowhere/cert.pem", key_file="/nowhere/key.pem")
+    with pytest.raises(ConfigError, match=r"cluster\.security names '/nowhere/ca\.pem'"):
+        security_of(nowhere)
+
+
+def test_keys_of_a_run_are_readable_by_its_user_only(tmp_path):
+    """They lie on a file system that others see."""
+    temporary_files(tmp_path / "tls", Security.temporary())
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "tls").iterdir()}
+    assert modes == {"ca.pem": 0o600, "cert.pem": 0o600, "key.pem": 0o600}
+    assert (tmp_path / "tls").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_scheduler_of_ours_is_on_loopback_unless_told_and_then_encrypted():
+    """Nobody should find out from a scan of the network that anyone may run code here."""
+    assert own_security(ClusterConfig()) is None
+    assert own_security(ClusterConfig(host="10.0.0.1")) is not None
+    assert own_security(ClusterConfig(interface="ib0")) is not None
+    assert own_security(ClusterConfig(host="10.0.0.1", security="none")) is None

@@ -68,3 +68,33 @@ def enlist_or_die(folder: str) -> None:
 def environment(name: str) -> str | None:
     """A variable, as the worker sees it."""
     return os.environ.get(name)
+
+
+def ready() -> None:
+    """A worker that needs no preparation, and that nobody will end."""
+
+
+def doze_and_sign(seconds: float, index: int) -> str:
+    """Take a while; gives the process, and when it was through."""
+    time.sleep(seconds)
+    return f"{os.getpid()} {time.time()}"
+
+
+def first_ends(marker: str, ends: float) -> float | None:
+    """Of the first worker that comes, when it will be ended."""
+    return ends if _is_first(marker) else None
+
+
+def first_cannot(marker: str) -> None:
+    """The first worker that comes is broken."""
+    if _is_first(marker):
+        raise OSError("no such card")
+
+
+def _is_first(marker: str) -> bool:
+    try:
+        with Path(marker).open("x") as file:
+            file.write(str(os.getpid()))
+    except FileExistsError:
+        return False
+    return True

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import stages
-from pipeline.cluster.pool import Pool, local_pool
+from pipeline import inference
+from pipeline.cluster.pool import Crew, Pool, open_pool
 from pipeline.cluster.worker import let_go
+from pipeline.config import ClusterConfig
 from tests.e2e.commands import Command
 
 
 @pytest.fixture(scope="session")
-def workers() -> Iterator[Pool]:
+def workers(tmp_path_factory) -> Iterator[Pool]:
     """Two real workers, started once: a start costs more than a small volume does."""
-    with local_pool(2, threads=1, memory_bytes=4 * 10**9) as pool:
+    with open_pool(ClusterConfig(), Crew(2, 1, 4 * 10**9), tmp_path_factory.mktemp("jobs")) as pool:
         yield pool
 
 
@@ -32,7 +33,7 @@ def pooled(workers: Pool, monkeypatch: pytest.MonkeyPatch) -> Pool:
         finally:
             workers.client.run(let_go)
 
-    monkeypatch.setattr(stages, "local_pool", shared)
+    monkeypatch.setattr(inference, "open_pool", shared)
     return workers
 
 

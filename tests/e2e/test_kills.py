@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from pipeline import stages
-from pipeline.cluster.dispatch import TILES_AHEAD
 from pipeline.core.architecture import Architecture
 from pipeline.core.ledger import TileRecord
+from pipeline.core.roster import TILES_AHEAD
 from tests.e2e.commands import Command, alive, wait_until
 from tests.pipeline_cases import Run, done_entries, make_run, sessions, stored_objects
 
@@ -87,9 +87,9 @@ def ends_in_order(command: Command, signalled: Callable[[], object]) -> None:
 
 
 def the_workers(command: Command) -> list[psutil.Process]:
-    """The processes that compute: those that hold the workers' lock."""
+    """The processes that compute: those that hold tiles."""
     return [
-        process for process in command.family()[1:] if any(path.endswith("workers.lock") for path in opened(process))
+        process for process in command.family()[1:] if any(path.endswith("tiles.lock") for path in opened(process))
     ]
 
 

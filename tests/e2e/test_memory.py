@@ -4,8 +4,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from pipeline import stages
-from pipeline.cluster.pool import local_pool
+from pipeline import inference, stages
+from pipeline.cluster.pool import Crew, open_pool
+from pipeline.config import ClusterConfig
 from pipeline.core.architecture import Architecture
 from pipeline.core.cost import PROCESS_BYTES
 from pipeline.core.ledger import TileRecord
@@ -38,13 +39,13 @@ def test_projected_bytes_bound_the_measured_peak(tmp_path, monkeypatch, architec
     thin = (*shape[:-3], 8, 8, 8)
     tiny = make_run(tmp_path / "tiny", architecture=architecture, shape=thin, dtype=dtype, **keys)
     large = make_run(tmp_path / "large", architecture=architecture, shape=shape, dtype=dtype, tiles=tiles, **keys)
-    with local_pool(1, threads=2, memory_bytes=8 * 10**9) as pool:
+    with open_pool(ClusterConfig(), Crew(1, 2, 8 * 10**9), tmp_path) as pool:
 
         @contextmanager
         def shared(*_, **__):
             yield pool
 
-        monkeypatch.setattr(stages, "local_pool", shared)
+        monkeypatch.setattr(inference, "open_pool", shared)
         peaks = []
         for run in (tiny, large):
             stages.plan(run.config)

@@ -132,7 +132,7 @@ def test_the_run_directory_holds_no_leftovers(finished):
         "report.html",
         "slices.png",
     }
-    assert names == artifacts | {"driver.lock", "workers.lock", "prefect.log"}
+    assert names == artifacts | {"driver.lock", "tiles.lock", "prefect.log"}
     assert not list(finished.output.rglob("*.partial"))
     assert Counter(done_entries(finished.directory)) == Counter(range(8))
 

@@ -1,5 +1,7 @@
 """The run directory: one driver, no orphans beside it, a ledger that survives a kill, artifacts that are whole."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -24,7 +26,7 @@ print("held", flush=True)
 time.sleep(float(sys.argv[2]))
 """
 DRIVER = HOLD.format(enter="context = directory.driver(); token = context.__enter__()")
-WORKER = HOLD.format(enter="lock = directory.enlist_worker(sys.argv[3])")
+WORKER = HOLD.format(enter="context = directory.tile(int(sys.argv[4]), sys.argv[3]); context.__enter__()")
 
 
 def holding(script: str, *arguments: object) -> subprocess.Popen:
@@ -114,7 +116,7 @@ def test_the_lock_makes_the_run_directory(tmp_path):
 def test_a_driver_waits_until_the_last_orphan_is_gone(directory, processes):
     """A worker that outlives its driver still writes; nobody may start beside it."""
     with directory.driver() as token:
-        processes.append(holding(WORKER, directory.output, 60, token))
+        processes.append(holding(WORKER, directory.output, 60, token, 7))
         threading.Timer(0.5, processes[0].kill).start()
         began = time.monotonic()
         directory.wait_for_orphans(seconds=30)
@@ -124,27 +126,66 @@ def test_a_driver_waits_until_the_last_orphan_is_gone(directory, processes):
 def test_an_orphan_that_does_not_end_is_told(directory, processes):
     """Waiting for ever would look like a hang; the message names the lock."""
     with directory.driver() as token:
-        processes.append(holding(WORKER, directory.output, 60, token))
-        with pytest.raises(StorageError, match=r"Workers of an earlier run still write to .*workers\.lock"):
+        processes.append(holding(WORKER, directory.output, 60, token, 7))
+        with pytest.raises(StorageError, match=r"Workers of an earlier run still write to .*tiles\.lock"):
             directory.wait_for_orphans(seconds=0.3)
 
 
-def test_workers_of_one_driver_share_their_lock(directory, processes):
-    """Workers must not keep each other waiting."""
+def test_workers_of_one_driver_do_not_wait_for_one_another(directory, processes):
+    """Each has its own tile."""
     with directory.driver() as token:
-        processes.append(holding(WORKER, directory.output, 60, token))
-        with directory.enlist_worker(token):
+        processes.append(holding(WORKER, directory.output, 60, token, 7))
+        for tile in (6, 8, 10**10):
+            with directory.tile(tile, token, seconds=0):
+                pass
+
+
+def test_a_tile_has_one_worker_at_a_time(directory, processes):
+    """A worker that was cut off from the scheduler still writes when its tile is given to another."""
+    with directory.driver() as token:
+        processes.append(holding(WORKER, directory.output, 60, token, 7))
+        lost = pytest.raises(StorageError, match="given up for lost, is still at tile 7")
+        with lost, directory.tile(7, token, seconds=0.3):
             pass
+        threading.Timer(0.5, processes[0].kill).start()
+        began = time.monotonic()
+        with directory.tile(7, token):
+            assert 0.2 < time.monotonic() - began < 10
+
+
+def test_a_tile_is_let_go_at_its_end(directory, processes):
+    """Else a worker's tiles could be mended by nobody else as long as it lives."""
+    with directory.driver() as token:
+        with directory.tile(7, token):
+            pass
+        processes.append(holding(WORKER, directory.output, 60, token, 7))
+
+
+def test_a_file_system_without_locks_is_refused(directory, monkeypatch):
+    """Lustre mounted without `flock` says ENOSYS; to go on would be to hope."""
+
+    def without(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    with directory.driver() as token:
+        monkeypatch.setattr(fcntl, "lockf", without)
+        with pytest.raises(StorageError, match="has no locks between processes"), directory.tile(1, token):
+            pass
+        with pytest.raises(StorageError, match="has no locks between processes"):
+            directory.wait_for_orphans()
 
 
 def test_a_worker_of_an_earlier_driver_writes_nothing_more(directory):
-    """It may open its first tile after another driver took over; then its token is old."""
+    """It may begin a tile after another driver took over; then its token is old."""
     with directory.driver() as old:
         pass
     with directory.driver() as new:
         assert old != new
-        with pytest.raises(StorageError, match="Another driver has taken over"):
-            directory.enlist_worker(old)
+        with (
+            pytest.raises(StorageError, match="Another driver has taken over"),
+            directory.tile(3, old),
+        ):
+            pass
         directory.wait_for_orphans(seconds=0)  # the refused worker holds nothing
 
 

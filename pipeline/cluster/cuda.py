@@ -1,0 +1,22 @@
+"""`cluster.kind: cuda`: one process a card of this machine, or of those in CUDA_VISIBLE_DEVICES. `local`, but a card is a must."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pipeline.cluster import local
+from pipeline.config import ClusterConfig
+from pipeline.planning import Machine
+from pipeline.unet.device import check_device, visible_cards
+
+opened = local.opened
+
+
+def machine(config: ClusterConfig) -> Machine:
+    """This machine, and as many workers as it has cards.
+
+    Raises:
+        ModelError: It has none.
+    """
+    check_device("cuda")
+    return replace(local.machine(config), workers=len(visible_cards()), device="cuda")

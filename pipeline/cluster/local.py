@@ -1,0 +1,88 @@
+"""`cluster.kind: local`: processes on this machine, one tile at a time each; on cards, each has one to itself."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+from dask.system import CPU_COUNT
+from distributed import LocalCluster, Nanny, Worker, WorkerPlugin
+from distributed.system import MEMORY_LIMIT
+
+from pipeline.cluster.pool import Crew, Opened
+from pipeline.cluster.settings import EXTENSIONS, SETTINGS, worker_environment
+from pipeline.config import ClusterConfig
+from pipeline.planning import Machine
+from pipeline.unet.device import visible_cards
+
+_one_start = threading.Lock()
+"""Two clusters that start at once, in two threads, trip over each other's imports."""
+
+
+def machine(config: ClusterConfig) -> Machine:  # noqa: ARG001 - of any kind
+    """What this machine lets a process use: less than it has where a control group or a ulimit says so."""
+    return Machine(cores=CPU_COUNT, memory_bytes=int(MEMORY_LIMIT))
+
+
+@contextmanager
+def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:  # noqa: ARG001 - of any kind
+    """Worker processes that end when this process does; each is replaced by its nanny when it dies."""
+    cards = visible_cards()[: crew.workers] if crew.device == "cuda" else ()
+    with _environment(worker_environment(crew.threads)), dask.config.set(SETTINGS):
+        with _one_start:
+            cluster = LocalCluster(
+                worker_class=_OneCard,
+                cards=cards,
+                plugins=(_Uninterrupted(),),
+                n_workers=crew.workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=crew.memory_bytes,
+                host=config.host,
+                dashboard_address=f"{config.host}:0",
+                silence_logs=logging.CRITICAL,
+                scheduler_kwargs={"extensions": EXTENSIONS},
+            )
+        with cluster:
+            yield Opened(cluster)
+
+
+class _OneCard(Nanny):
+    """Keeps a worker process, which sees its own card only, also when it was started anew."""
+
+    def __init__(self, *args: Any, cards: Sequence[str] = (), **options: Any) -> None:
+        if cards:
+            options["env"] = {"CUDA_VISIBLE_DEVICES": cards[int(options["name"]) % len(cards)]}
+        super().__init__(*args, **options)
+
+
+class _Uninterrupted(WorkerPlugin):
+    """Workers end with their driver. Ctrl-C, which a terminal sends to them too, would have each print a traceback."""
+
+    name = "uninterrupted"
+
+    def setup(self, worker: Worker) -> None:  # noqa: ARG002 - the plugin's signature
+        with contextlib.suppress(ValueError):  # not in a main thread: no process of its own
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Set what worker processes inherit, and put it back: a nanny takes the environment before its configuration."""
+    before = {name: os.environ.pop(name, None) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

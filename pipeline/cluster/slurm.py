@@ -1,0 +1,219 @@
+"""`cluster.kind: slurm`: one job of SLURM a worker, submitted from here; jobs that are lost are submitted again.
+
+dask-jobqueue writes the scripts and submits them. What it does not do is look after jobs that are gone: one that is cancelled,
+preempted, killed for its memory or by its walltime, or that never came to run, would be missing for good. So the queue is
+asked every few seconds, and what is not in it any more is replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+from dask.config import serialize
+
+from pipeline.cluster.pool import Crew, Opened
+from pipeline.cluster.security import own_security
+from pipeline.cluster.settings import EXTENSIONS, SETTINGS, worker_environment
+from pipeline.cluster.worker import ENDS
+from pipeline.config import ClusterConfig, SlurmConfig
+from pipeline.errors import ConfigError
+from pipeline.planning import Machine
+
+_interrupt = signal.getsignal(signal.SIGINT)
+from dask_jobqueue import SLURMCluster  # noqa: E402
+
+signal.signal(signal.SIGINT, _interrupt)  # which dask-jobqueue took
+
+log = logging.getLogger("pipeline")
+
+QUEUE_SECONDS = 5.0
+"""Between two questions to the queue."""
+
+COMMAND_SECONDS = 60.0
+"""Limit of a question; a busy controller takes its time."""
+
+DEATH_SECONDS = 60
+"""After so long without its scheduler a job ends itself: its driver is gone."""
+
+END_SECONDS = 30
+"""Before its walltime a worker leaves in order, whatever it is at."""
+
+MEMORY_FACTOR, MEMORY_BYTES = 1.05, 500_000_000
+"""A job asks for so much more than its worker may fill: the worker's nanny ends it before SLURM ends the job."""
+
+
+def machine(config: ClusterConfig) -> Machine:
+    """What all jobs have together; the queue is not asked."""
+    asked, workers, memory_bytes = _asked(config)
+    device = "cuda" if asked.gpus else "cpu"
+    return Machine(asked.cores * workers, memory_bytes * workers, workers, device)
+
+
+@contextmanager
+def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
+    """Jobs, in the queue or running; all are cancelled at the end.
+
+    Raises:
+        ConfigError: SLURM is not there, or refuses such jobs.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with dask.config.set(SETTINGS):
+        cluster = SLURMCluster(**_options(config, crew, folder))
+        with cluster:
+            _try_out(cluster)
+            jobs = _Jobs(cluster, crew.workers)
+            jobs.submit()
+            yield Opened(cluster, tend=jobs.tend)
+
+
+def _asked(config: ClusterConfig) -> tuple[SlurmConfig, int, int]:
+    """What a job shall have, how many there shall be, and bytes of each."""
+    if config.slurm is None or config.workers == "auto" or config.memory_gb == "auto":
+        raise ConfigError("cluster.kind slurm needs cluster.slurm, workers and memory_gb; see configs/slurm.yaml.")
+    return config.slurm, config.workers, int(config.memory_gb * 1e9)
+
+
+def _options(config: ClusterConfig, crew: Crew, folder: Path) -> dict[str, Any]:
+    """As SLURMCluster names them."""
+    asked, _, _ = _asked(config)
+    place = {"interface": config.interface} if config.interface else {"host": config.host}
+    lifetime = max(asked.walltime_seconds - END_SECONDS, asked.walltime_seconds // 2)
+    logs = asked.log_directory or str(folder)
+    return {
+        "name": "slurm",
+        "job_name": f"halotile-{folder.parent.name.removesuffix('.run')}",
+        "cores": 1,  # threads of Dask's, not of the network
+        "processes": 1,
+        "memory": crew.memory_bytes,
+        "job_cpu": asked.cores,
+        "job_mem": f"{int((crew.memory_bytes * MEMORY_FACTOR + MEMORY_BYTES) / 2**20)}M",
+        "walltime": asked.walltime,
+        "queue": asked.partition,
+        "account": asked.account,
+        "job_extra_directives": [
+            "--no-requeue",  # a requeued job would wait two minutes, and be replaced meanwhile
+            *(["--gres=gpu:1"] if asked.gpus else []),
+            *asked.directives,
+        ],
+        "job_script_prologue": _prologue(asked, crew),
+        "worker_extra_args": ["--lifetime", f"{lifetime}s", "--no-dashboard"],
+        "python": asked.python or sys.executable,
+        "death_timeout": DEATH_SECONDS,
+        "log_directory": logs,
+        "local_directory": "/tmp",
+        "interface": config.interface,
+        "security": own_security(config),
+        "shared_temp_directory": str(folder),
+        "scheduler_options": {"dashboard_address": "127.0.0.1:0", "extensions": EXTENSIONS, **place},
+        "silence_logs": logging.CRITICAL,
+    }
+
+
+def _prologue(asked: SlurmConfig, crew: Crew) -> list[str]:
+    """Lines of a job before its worker starts."""
+    variables = worker_environment(crew.threads) | {"DASK_INTERNAL_INHERIT_CONFIG": serialize(SETTINGS)}
+    return [
+        *(f"module load {shlex.quote(name)}" for name in asked.modules),
+        *asked.prologue,
+        *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
+        f"export {ENDS}=$(( $(date +%s) + {asked.walltime_seconds - END_SECONDS} ))",
+    ]
+
+
+def _try_out(cluster: SLURMCluster) -> None:
+    """Have SLURM say what it thinks of such a job, before any is in the queue.
+
+    Raises:
+        ConfigError: It would not take one.
+    """
+    try:
+        with cluster._dummy_job.job_file() as script:
+            found = subprocess.run(
+                ["sbatch", "--test-only", script], capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
+            )
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "cluster.kind is 'slurm', but there is no sbatch here. Run where jobs can be submitted, or choose another kind."
+        ) from error
+    except subprocess.TimeoutExpired:
+        log.warning("SLURM did not answer within %.0f s", COMMAND_SECONDS)
+        return
+    if found.returncode:
+        raise ConfigError(
+            f"SLURM refuses the jobs of cluster.slurm: {found.stderr.strip() or found.stdout.strip()}. "
+            "Correct partition, account, walltime, cores, gpus, memory_gb or directives."
+        )
+
+
+class _Jobs:
+    """The jobs of a cluster, kept at their number."""
+
+    def __init__(self, cluster: SLURMCluster, wanted: int) -> None:
+        self._cluster, self._wanted = cluster, wanted
+        self._looked = time.monotonic()
+        self._told = ""
+
+    def submit(self) -> None:
+        """As many as are missing."""
+        self._cluster.sync(self._replace, frozenset())
+
+    def tend(self) -> str:
+        """Replace the jobs that the queue no longer knows; says how the others are."""
+        if time.monotonic() - self._looked >= QUEUE_SECONDS:
+            self._looked = time.monotonic()
+            states = _queue([job.job_id for job in self._cluster.workers.values() if job.job_id])
+            if states is not None:
+                self._told = _counted(states)
+                self._cluster.sync(self._replace, frozenset(states))
+        return self._told
+
+    async def _replace(self, known: frozenset[str]) -> None:
+        cluster = self._cluster
+        lost = {name: job.job_id for name, job in cluster.workers.items() if job.job_id not in known}
+        if lost:
+            log.warning("%d job(s) of SLURM are gone and replaced: %s", len(lost), ", ".join(map(str, lost.values())))
+        for name in lost:
+            cluster.worker_spec.pop(name, None)
+        while len(cluster.worker_spec) < self._wanted:
+            cluster.worker_spec.update(cluster.new_worker_spec())
+        try:
+            await cluster._correct_state()
+        except RuntimeError as error:  # a limit of jobs, a controller that restarts
+            log.warning("SLURM did not take a job, which is tried again: %s", _last_line(error))
+
+
+def _queue(jobs: list[str]) -> dict[str, str] | None:
+    """States by job, of those that the queue knows; None where it does not answer."""
+    command = ["squeue", "--noheader", "--format=%i %T", "--jobs", ",".join(jobs) or "0"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+    if found.returncode and "Invalid job id" not in found.stderr:
+        return None
+    pairs = (line.split() for line in found.stdout.splitlines())
+    return {pair[0]: pair[1] for pair in pairs if pair[1] not in OVER}
+
+
+OVER = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "COMPLETING", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
+"""States of jobs that will compute no more; the queue still shows them for a while."""
+
+
+def _counted(states: dict[str, str]) -> str:
+    counts = {state: list(states.values()).count(state) for state in sorted(set(states.values()))}
+    return ", ".join(f"{count} jobs {state.lower()}" for state, count in counts.items()) or "no job in the queue"
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and line.strip() != "stderr:"]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,178 @@
+"""The infer stage's inside: workers for a plan, tiles to them, their outcomes into the ledger."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from pipeline.cluster import worker
+from pipeline.cluster.dispatch import Work, dispatch
+from pipeline.cluster.pool import Crew, Pool, machine, open_pool
+from pipeline.config import RunConfig
+from pipeline.core.ledger import Progress, Session, TileRecord
+from pipeline.core.plan import Plan
+from pipeline.core.roster import Outcome
+from pipeline.errors import InferenceError, PipelineError
+from pipeline.planning import memory_bytes_a_worker, workers_that_fit
+from pipeline.storage.rundir import LedgerWriter, RunDirectory
+
+log = logging.getLogger("pipeline")
+
+HOPELESS = 64
+"""Tiles that fail in a row, with none done between, after which no more are tried."""
+
+HOPELESS_VANISHED = 8
+"""The same where each of them ended its workers, which takes longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """How far the infer stage is.
+
+    Args:
+        done: Tiles done, those of earlier sessions included.
+        total: Tiles of the plan.
+        computed: Tiles done in this session.
+        voxels: Of their cores.
+        seconds: Since its first submission.
+    """
+
+    done: int
+    total: int
+    computed: int
+    voxels: int
+    seconds: float
+
+
+def crew_for(config: RunConfig, plan: Plan, progress: Progress) -> Crew:
+    """Workers for what is to do."""
+    offered = machine(config.cluster)
+    wanted = min(workers_that_fit(config, offered, plan), progress.total - progress.count("done"))
+    number = wanted if config.cluster.kind in ("local", "cuda", "slurm") else offered.workers or wanted
+    memory_bytes = memory_bytes_a_worker(config, offered, offered.workers or number)
+    return Crew(number, plan.compute.threads, memory_bytes, plan.compute.device)
+
+
+def infer_missing(
+    config: RunConfig,
+    plan: Plan,
+    directory: RunDirectory,
+    token: str,
+    progress: Progress,
+    on_advance: Callable[[Advance], None],
+) -> Session:
+    """Compute the tiles that the ledger does not call done, and record each; gives the sitting.
+
+    Raises:
+        InferenceError: Tiles failed, by name; all others are kept.
+    """
+    job = worker.Job(config.output.url, plan.fingerprint, token)
+    work = Work(functools.partial(worker.prepare, job), functools.partial(worker.infer, job), run=token)
+    crew = crew_for(config, plan, progress)
+    with open_pool(config.cluster, crew, directory.jobs_path) as pool, directory.ledger() as ledger:
+        log.info("%d tiles to do, %d workers wanted%s", progress.total - progress.count("done"), crew.workers, _where(pool))
+        sitting = _Sitting(plan, progress, pool, on_advance)
+        outcomes = dispatch(
+            pool, work, progress.to_do(), retries=config.cluster.retries, on_ready=sitting.begin
+        )
+        try:
+            failures = sitting.record_all(outcomes, ledger)
+        finally:  # a sitting that was interrupted counts as well
+            session = sitting.session()
+            ledger.append(session)
+            outcomes.close()
+    if failures:
+        raise InferenceError(_told(failures, progress))
+    log.info("%d tiles done in %.1f s", session.tiles, session.seconds)
+    return session
+
+
+def _where(pool: Pool) -> str:
+    link = pool.client.dashboard_link if pool.client.scheduler_info(n_workers=1).get("services", {}) else ""
+    return f"; Dask's dashboard is at {link}" if link else ""
+
+
+class _Sitting:
+    """One sitting of the driver: its clock, and what came of it."""
+
+    def __init__(self, plan: Plan, progress: Progress, pool: Pool, on_advance: Callable[[Advance], None]) -> None:
+        self._plan, self._progress, self._pool, self._on_advance = plan, progress, pool, on_advance
+        self._opened = time.perf_counter()
+        self._started: float | None = None
+        self._before = progress.count("done")
+        self._voxels = self._computed = 0
+
+    def begin(self) -> None:
+        """The first worker is ready."""
+        self._started = time.perf_counter()
+
+    def session(self) -> Session:
+        now = time.perf_counter()
+        started = now if self._started is None else self._started
+        return Session(
+            self._plan.fingerprint,
+            self._progress.count("done") - self._before,
+            round(now - started, 3),
+            round(self._pool.start_seconds, 3),
+            round(started - self._opened, 3),
+            self._pool.workers,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def record_all(self, outcomes: Iterator[Outcome], ledger: LedgerWriter) -> list[TileRecord]:
+        """Write every outcome into the ledger; gives the failures. Ends early where nothing succeeds any more."""
+        failures: list[TileRecord] = []
+        in_a_row = vanished = 0
+        for outcome in outcomes:
+            record = _record(outcome, self._plan)
+            ledger.append(record)
+            self._progress.add(record)
+            if record.state == "done":
+                in_a_row = vanished = 0
+                self._advance(record)
+                continue
+            log.error("%s", record.error, extra={"send_to_api": False})  # Prefect's server is told the first five
+            failures.append(record)
+            in_a_row, vanished = in_a_row + 1, vanished + outcome.vanished
+            if in_a_row >= HOPELESS or vanished >= HOPELESS_VANISHED:
+                log.error("%d tiles in a row failed: no more are tried", in_a_row)
+                break
+        return failures
+
+    def _advance(self, record: TileRecord) -> None:
+        self._computed += 1
+        self._voxels += self._plan.grid.tile(record.tile).core.voxels
+        seconds = time.perf_counter() - (self._started or self._opened)
+        done = self._before + self._computed
+        self._on_advance(Advance(done, self._progress.total, self._computed, self._voxels, seconds))
+
+
+def _record(outcome: Outcome, plan: Plan) -> TileRecord:
+    if not outcome.failed:
+        found: TileRecord = outcome.result
+        return replace(found, attempt=outcome.attempt)
+    tile, error = plan.grid.tile(outcome.index), outcome.error
+    if error is None:
+        text = (
+            f"{tile} failed: its worker vanished each time, {outcome.attempt} times, the last times with no other tile on it. "
+            "Likely the memory is too small (see cluster.memory_gb, and the limits of the machine), a job's walltime is shorter "
+            "than the tile, or something outside ends the process."
+        )
+    elif isinstance(error, PipelineError):
+        text = str(error) if str(error).startswith(str(tile)) else f"{tile} failed: {error}"
+    else:
+        text = f"{tile} failed: {type(error).__name__}: {error}"
+    return TileRecord(outcome.index, "failed", plan.fingerprint, attempt=outcome.attempt, error=text)
+
+
+def _told(failures: list[TileRecord], progress: Progress) -> str:
+    shown = [f"  {record.error}" for record in failures[:5]]
+    more = [f"  and {len(failures) - 5} more: see the ledger"] if len(failures) > 5 else []
+    done = f"{progress.count('done')} of {progress.total} tiles are done and kept."
+    return "\n".join(
+        [f"{len(failures)} tile(s) failed:", *shown, *more, f"{done} Running again computes only the others."]
+    )

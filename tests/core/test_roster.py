@@ -1,0 +1,201 @@
+"""The roster, with every fault played: whoever leaves, whatever lands late, no tile is lost, doubled or wrongly blamed."""
+
+import random
+
+import pytest
+
+from pipeline.core.roster import MOST_AHEAD, TILES_AHEAD, Attempt, Outcome, Roster
+
+
+def ready(roster: Roster, *workers: str) -> None:
+    """Have workers that may be given tiles."""
+    for worker in workers:
+        roster.join(worker)
+        roster.ready(worker)
+
+
+def given(roster: Roster, now: float = 0.0) -> dict[str, list[int]]:
+    """Tiles by worker, in the order in which they were given."""
+    found: dict[str, list[int]] = {}
+    for attempt in roster.assign(now):
+        found.setdefault(attempt.worker, []).append(attempt.index)
+    return found
+
+
+def test_each_worker_has_one_tile_that_runs_and_one_that_waits():
+    """A worker never waits for the driver; and what it loses when it vanishes is little."""
+    roster = Roster(range(10), retries=2)
+    ready(roster, "a", "b")
+    assert given(roster) == {"a": [0, 2], "b": [1, 3]}
+    assert given(roster) == {}
+
+
+def test_a_worker_that_has_only_joined_gets_none():
+    """It is loading the network."""
+    roster = Roster(range(10), retries=2)
+    roster.join("a")
+    assert given(roster) == {}
+    assert (roster.fit, roster.workers) == (0, {"a"})
+
+
+def test_short_tiles_wait_in_longer_lines_but_bounded():
+    """News of a tile takes milliseconds; a tile of less would leave its worker idle."""
+    roster = Roster(range(1000), retries=2)
+    ready(roster, "a")
+    first = list(roster.assign(0.0))
+    assert len(first) == TILES_AHEAD
+    roster.land(first[0], 0.001)
+    assert roster.in_flight + len(list(roster.assign(0.001))) == MOST_AHEAD
+
+
+def test_only_the_tile_that_ran_is_suspected():
+    """Those that wait behind it are innocent, and must not be blamed for another's guilt."""
+    roster = Roster(range(4), retries=0)
+    ready(roster, "a", "b")
+    given(roster)
+    assert roster.leave("a") == [Outcome(0, 1, vanished=True)]
+    assert given(roster) == {}  # b's line is full
+    assert not roster.finished
+
+
+def test_a_suspect_is_tried_with_a_worker_to_itself():
+    """Should it end that worker too, nothing else is lost with it, and its guilt is certain."""
+    roster = Roster(range(6), retries=1)
+    ready(roster, "a", "b")
+    attempts = {a.index: a for a in roster.assign(0.0)}
+    roster.leave("a")
+    assert given(roster) == {}  # b keeps what it has, and gets nothing besides
+    roster.land(attempts[1], 1.0)
+    roster.land(attempts[3], 2.0)
+    (alone,) = roster.assign(2.0)
+    assert (alone.index, alone.number, alone.alone, alone.worker) == (0, 2, True, "b")
+    assert given(roster) == {}
+    assert roster.leave("b") == [Outcome(0, 2, vanished=True)]
+    ready(roster, "c")
+    assert given(roster) == {"c": [2, 4]}  # 2 waited behind 0, unblamed
+
+
+def test_others_go_on_while_suspects_are_tried():
+    """One poisoned tile must not make a hundred workers wait."""
+    roster = Roster(range(100), retries=2)
+    ready(roster, *"abcd")
+    given(roster)
+    roster.leave("a")
+    ready(roster, "e")
+    found = list(roster.assign(1.0))
+    assert [a.index for a in found if a.worker == "e"] == [0]
+    attempts = [a for a in found if a.worker == "e"]
+    assert attempts[0].alone
+
+
+def test_where_every_tile_ends_its_worker_no_new_ones_are_begun():
+    """A network that does not fit any more must be seen after a few workers, not after all tiles."""
+    roster = Roster(range(1000), retries=1)
+    begun: set[int] = set()
+    outcomes: list[Outcome] = []
+    for number in range(40):
+        ready(roster, f"w{number}")
+        begun |= {a.index for a in roster.assign(float(number))}
+        outcomes += roster.leave(f"w{number}")
+    assert len(outcomes) >= 10
+    assert all(o.vanished for o in outcomes)
+    assert len(begun) <= len(outcomes) + 10
+
+
+def test_a_failed_tile_is_tried_again_and_then_told():
+    """A hiccup is no reason to fail a night's run; a bad voxel is."""
+    roster = Roster([7], retries=1)
+    ready(roster, "a")
+    (first,) = roster.assign(0.0)
+    assert roster.land(first, 1.0, error=ValueError("once")) == []
+    (second,) = roster.assign(1.0)
+    assert second.number == 2
+    (outcome,) = roster.land(second, 2.0, error=ValueError("twice"))
+    assert (outcome.index, outcome.attempt, str(outcome.error), outcome.vanished) == (7, 2, "twice", False)
+    assert roster.finished
+
+
+def test_what_lands_after_its_worker_was_given_up_counts_for_nothing():
+    """The tile is with another by then; two outcomes of one tile would be two records."""
+    roster = Roster(range(1), retries=2)
+    ready(roster, "a", "b")
+    (first,) = roster.assign(0.0)
+    roster.leave("a")
+    assert roster.land(first, 1.0, result="late") == []
+    (second,) = roster.assign(1.0)
+    assert roster.land(second, 2.0, result="right") == [Outcome(0, 2, "right")]
+    assert roster.land(second, 3.0, result="twice") == []
+
+
+def test_a_worker_whose_time_runs_out_begins_no_tile_that_it_cannot_finish():
+    """Hours before a walltime are lost when a tile is begun minutes before it."""
+    roster = Roster(range(10), retries=2)
+    roster.join("a")
+    roster.ready("a", until=1000.0)
+    first, second = roster.assign(0.0)
+    roster.land(first, 300.0)
+    assert list(roster.assign(300.0)) == []  # two more of 300 s, a quarter longer at worst, would end after 1000
+    roster.land(second, 600.0)
+    (third,) = roster.assign(600.0)  # one more would not
+    roster.land(third, 900.0)
+    assert list(roster.assign(900.0)) == []
+
+
+def test_a_worker_without_time_is_let_go_once_its_line_is_empty():
+    """What it is at it may finish."""
+    roster = Roster(range(10), retries=2)
+    roster.join("a")
+    roster.ready("a", until=100.0)
+    first, second = roster.assign(0.0)
+    roster.land(first, 40.0)
+    assert list(roster.assign(40.0)) == []
+    assert roster.spent(40.0) == []
+    roster.land(second, 80.0)
+    assert list(roster.assign(80.0)) == []
+    assert roster.spent(80.0) == ["a"]
+
+
+def test_a_worker_that_has_done_nothing_yet_is_always_given_a_tile():
+    """Where the walltime is shorter than a tile, jobs would else come and go for ever, and nobody would be told."""
+    roster = Roster(range(3), retries=0)
+    roster.join("a")
+    roster.ready("a", until=1.0)
+    assert given(roster, now=100.0) == {"a": [0]}
+    assert roster.leave("a") == [Outcome(0, 1, vanished=True)]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_happens_every_tile_has_one_outcome(seed):
+    """Workers join, vanish and come back in any order, tiles fail, news is late: none is lost and none told twice."""
+    chance = random.Random(seed)
+    tiles = chance.randrange(1, 60)
+    roster = Roster(range(tiles), retries=2)
+    flying: list[Attempt] = []
+    outcomes: list[Outcome] = []
+    for step in range(20_000):
+        if roster.finished:
+            break
+        event = chance.random()
+        if event < 0.1 and len(roster.workers) < 5:
+            ready(roster, f"w{step}")
+        elif event < 0.13 and roster.workers:
+            outcomes += roster.leave(chance.choice(sorted(roster.workers)))
+        elif flying:
+            attempt = flying.pop(chance.randrange(len(flying)))
+            error = ValueError() if chance.random() < 0.1 else None
+            outcomes += roster.land(attempt, float(step), attempt.index, error)
+        flying += roster.assign(float(step))
+        lines = [a.index for a in flying if a.serial in roster.line(a.worker)]
+        assert len(lines) == len(set(lines))
+    assert roster.finished
+    assert sorted(o.index for o in outcomes) == list(range(tiles))
+    assert all(o.attempt <= 3 for o in outcomes)
+
+
+def test_indices_are_taken_no_sooner_than_there_is_room():
+    """A plan of ten billion tiles costs nothing to dispatch."""
+    taken = []
+    roster = Roster((taken.append(i) or i for i in range(100)), retries=0)
+    ready(roster, "a")
+    assert len(list(roster.assign(0.0))) == TILES_AHEAD
+    assert len(taken) == TILES_AHEAD + 1  # one more, to know whether there is one
