@@ -144,7 +144,7 @@ class ComputeConfig(Section):
     )
     threads: Auto | Positive = Field("auto", description="Of one worker; part of the plan.")
     device_memory_gb: Auto | Annotated[float, Field(gt=0)] = Field(
-        "auto", description="Of one card, that a tile may fill; auto: what is free."
+        "auto", description="Free memory of a worker's card; needed where workers are on other machines."
     )
 
 
