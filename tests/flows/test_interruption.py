@@ -1,0 +1,65 @@
+"""A run that is asked to end, without a server."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import signal
+import sys
+
+import pytest
+from prefect.exceptions import CancelledRun, TerminationSignal
+
+from flows.inference import infer_volume
+from flows.interruption import cancelled_when_asked, finished
+from pipeline.config import RunConfig
+from pipeline.errors import InferenceError
+
+
+@pytest.mark.parametrize("asked", [KeyboardInterrupt(), TerminationSignal(signal.SIGTERM), CancelledRun("so")])
+def test_whoever_asks_a_run_to_end_gets_the_state_cancelled(asked):
+    """Prefect itself would call it Crashed, and somebody would look for a fault."""
+
+    def interrupted() -> int:
+        raise asked
+
+    found = cancelled_when_asked("tiles are kept")(interrupted)()
+    assert found.is_cancelled()
+    assert found.message == "tiles are kept; run again to resume"
+    with pytest.raises(CancelledRun, match="tiles are kept"):
+        finished(found)
+
+
+def test_what_is_given_and_what_is_raised_passes():
+    """Only who is asked to end is cancelled; a fault stays a fault."""
+
+    def given(fails: bool) -> int:
+        if fails:
+            raise InferenceError("no")
+        return 3
+
+    guarded = cancelled_when_asked("tiles are kept")(given)
+    assert finished(guarded(fails=False)) == 3
+    with pytest.raises(InferenceError):
+        guarded(fails=True)
+
+
+def test_prefect_still_finds_the_types_of_a_flows_parameters():
+    """They are the form on its page, and what turns a plain dict into a run."""
+    assert inspect.signature(infer_volume.fn).parameters["config"].annotation is RunConfig
+
+
+def test_a_cancelled_run_leaves_no_traceback_in_its_log(caplog):
+    """Prefect logs whatever a run raises as an error: a page that is red for what was asked for."""
+    log = logging.getLogger("prefect.flow_runs")
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    cancelled_when_asked("tiles are kept")(interrupted)()
+    for error in (CancelledRun("so"), InferenceError("no")):
+        try:
+            raise error
+        except (CancelledRun, InferenceError):
+            record = log.makeRecord(log.name, logging.ERROR, __file__, 1, "ended", (), sys.exc_info())
+        assert bool(log.filter(record)) is isinstance(error, InferenceError)
