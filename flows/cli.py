@@ -101,6 +101,7 @@ def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict:
     """Run the flow; the server starts while Prefect is imported."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # errors are told here, once
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # of threads that know of no run
     from httpx import HTTPError  # noqa: PLC0415 - see above
     from prefect.exceptions import CancelledRun  # noqa: PLC0415 - see above
 

@@ -223,6 +223,7 @@ def job_variables() -> dict[str, Any]:
     environment = {
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "PREFECT_LOGGING_EXTRA_LOGGERS": "pipeline",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # threads that know of no run have lines too
         "DASK_LOGGING__DISTRIBUTED": "warning",  # its comings and goings would fill the worker's log
     }
     return {"env": environment, "working_dir": str(Path.cwd())}

@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.tasks import Task
 
+from flows.api_log import keep_tiles_from_prefect
 from flows.interruption import cancelled_when_asked, finished
 from flows.progress import following
 from pipeline import stages
@@ -45,6 +46,7 @@ def plan_stage(config: RunConfig) -> str:
 @_cancelled_when_asked
 def infer_stage(config: RunConfig) -> int:
     """Compute the tiles that are missing; gives their number."""
+    keep_tiles_from_prefect()
     with following(config.output.url) as on_advance:
         return stages.infer(config, on_advance).tiles
 

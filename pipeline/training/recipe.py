@@ -63,25 +63,23 @@ class PairConfig(Section):
 
 
 class DataConfig(Section):
-    """What is learnt, and from what.
+    """What is learnt, and from what. pipeline/core/targets.py states the rules of targets."""
 
-    Args:
-        target: `membrane` or `foreground` (pipeline/core/targets.py states the rules), or `classes`: labels are numbers
-            of classes, from 0.
-        labels_are: `instances` (ids, 0 none) or a `mask` (not 0: inside a cell; its connected parts are the instances).
-        neighbours: Axes along which two instances touch; `auto`: y, x for a 2D network or slices at least twice as far
-            apart as voxels are wide, else z, y, x.
-        ignore: Label of voxels that count for nothing.
-        volumes: Where voxels come from.
-        attribution: What the data's licence asks to say; kept in the checkpoint.
-    """
-
-    volumes: Annotated[tuple[PairConfig, ...], Field(min_length=1)]
-    target: Literal["membrane", "foreground", "classes"] = "membrane"
-    labels_are: Literal["instances", "mask"] = "instances"
-    neighbours: Literal["auto", "yx", "zyx"] = "auto"
-    ignore: int | None = None
-    attribution: str = ""
+    volumes: tuple[PairConfig, ...] = Field(min_length=1, description="Where voxels come from.")
+    target: Literal["membrane", "foreground", "classes"] = Field(
+        "membrane", description="classes: labels are numbers of classes, from 0."
+    )
+    labels_are: Literal["instances", "mask"] = Field(
+        "instances",
+        description="Ids, 0 none; or a mask, not 0: inside a cell, whose connected parts are the instances.",
+    )
+    neighbours: Literal["auto", "yx", "zyx"] = Field(
+        "auto",
+        description="Axes along which instances touch. auto: y, x for a 2D network or slices at least twice as far apart "
+        "as voxels are wide, else z, y, x.",
+    )
+    ignore: int | None = Field(None, description="Label of voxels that count for nothing.")
+    attribution: str = Field("", description="What the data's licence asks to say; kept in the checkpoint.")
 
 
 class NetworkConfig(Section):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 from httpx import ConnectError
+from prefect.logging.handlers import APILogHandler
 
 from flows import progress
+from flows.api_log import keep_tiles_from_prefect
 from flows.progress import ProgressArtifact
 
 
@@ -55,3 +58,15 @@ def test_a_server_that_is_gone_costs_the_picture_and_not_the_run(told, monkeypat
         artifact.tell(done)
     assert told == [-1.0]
     assert "no longer shown" in caplog.text
+
+
+def test_lines_about_a_tile_stay_off_prefects_server():
+    """A line a tile, or a failure of each, would fill its database; they are in run.log."""
+    log, api = logging.getLogger("pipeline"), APILogHandler()
+    log.addHandler(api)
+    try:
+        keep_tiles_from_prefect()
+        records = [log.makeRecord("pipeline", logging.ERROR, "", 1, "said", (), None, extra=e) for e in ({}, {"tile": 3})]
+        assert [bool(api.filter(record)) for record in records] == [True, False]
+    finally:
+        log.removeHandler(api)
