@@ -65,11 +65,27 @@ def plan(
 
 
 @app.command
-def run(config: Config, *, set_: Overrides = None) -> int:
+def run(
+    config: Config,
+    *,
+    prefect: Annotated[
+        bool, Parameter(help="Report to Prefect's server; without, the stages run by themselves.")
+    ] = True,
+    set_: Overrides = None,
+) -> int:
     """Segment a volume: plan, infer, verify, report. Run it again to resume."""
-    from flows.server import start_unless_configured  # noqa: PLC0415 - see above
+    from pipeline import stages  # noqa: PLC0415 - see above
 
     found = _read(config, set_)
+    with stages.part_in_cluster(found):
+        content = _with_prefect(found) if prefect else _without_prefect(found)
+    _print_end(found, content)
+    return DONE
+
+
+def _with_prefect(found: RunConfig) -> dict:
+    from flows.server import start_unless_configured  # noqa: PLC0415 - see above
+
     server = start_unless_configured()  # it takes seconds, and so does what follows
     try:
         from pipeline import stages  # noqa: PLC0415 - see above
@@ -79,10 +95,25 @@ def run(config: Config, *, set_: Overrides = None) -> int:
             print(
                 "starting Prefect's side and the workers: seconds, half a minute the first time ever", file=sys.stderr
             )
-            content = _through_prefect(found, server)
+            return _through_prefect(found, server)
     finally:
         if server:
             server.abandon()
+
+
+def _without_prefect(found: RunConfig) -> dict:
+    from flows.progress import shown  # noqa: PLC0415 - see above
+    from pipeline import stages  # noqa: PLC0415 - see above
+
+    _print_plan(stages.plan(found))
+    with stages.driving(found):
+        with shown(found.output.url) as on_advance:
+            computed = stages.infer(found, on_advance).tiles
+        stages.verify(found)
+        return {**stages.report(found), "computed": computed}
+
+
+def _print_end(found: RunConfig, content: dict) -> None:
     directory = f"{found.output.url}.run"
     infer = content["stages"]["infer"]
     verified = content["stages"]["verify"]
@@ -94,7 +125,6 @@ def run(config: Config, *, set_: Overrides = None) -> int:
     )
     print(f"done: {told}; {verified['valid']} of {verified['tiles']} verified; infer {infer['seconds']:.1f} s in all")
     print(f"output  {found.output.url}\nreport  {directory}/report.html")
-    return DONE
 
 
 def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict:
@@ -118,6 +148,19 @@ def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict:
                 f"Prefect's server at '{url}' cannot be reached ({error.__cause__}). Start it or correct PREFECT_API_URL; "
                 "where none is configured, a run brings its own. Nothing was computed."
             ) from error
+
+
+@app.command
+def cancel(
+    run: Annotated[Path, Parameter(help="The run's YAML, or its output.")], *, set_: Overrides = None
+) -> int:
+    """End a run in order, on whatever machine it is; what is finished is kept. Returns when it has ended."""
+    from pipeline import stages  # noqa: PLC0415 - see above
+
+    output = _read(run, set_).output.url if run.suffix in (".yaml", ".yml") else str(run.absolute())
+    stages.cancel(output)
+    print(f"cancelled; `halotile run` resumes it  {output}")
+    return DONE
 
 
 @app.command

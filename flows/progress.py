@@ -40,8 +40,17 @@ def following(output: str) -> Iterator[Callable[[Advance], None]]:
     follower.settle()
 
 
+@contextmanager
+def shown(output: str) -> Iterator[Callable[[Advance], None]]:
+    """The same without Prefect: a bar on a terminal, lines in a log."""
+    follower = _Follower(None, Path(output).name)
+    with follower.bar:
+        yield follower.tell
+    follower.settle()
+
+
 class _Follower:
-    def __init__(self, artifact: UUID, name: str) -> None:
+    def __init__(self, artifact: UUID | None, name: str) -> None:
         self._artifact: UUID | None = artifact
         self._terminal = sys.stderr.isatty()
         self._said_artifact = self._said_line = 0.0

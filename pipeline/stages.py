@@ -6,14 +6,18 @@ run.yaml -plan-> plan.json -infer-> ledger + output.zarr -verify-> verification.
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.pool import machine, starting
+from pipeline.cluster.pool import allocation_joined, machine, starting
 from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, Session
 from pipeline.core.plan import Plan
@@ -28,6 +32,12 @@ from pipeline.storage.volume import open_volume
 from pipeline.verify import Verification, verify_output
 
 log = logging.getLogger("pipeline")
+
+HEED_SECONDS = 0.5
+"""Between two looks whether somebody asks this run to end."""
+
+CANCEL_SECONDS = 120.0
+"""What the one who asks waits."""
 
 # --- plan -------------------------------------------------------------------------------------------------------------
 
@@ -151,13 +161,62 @@ def _write_plan(directory: RunDirectory, resolved: Plan, *, keep: bool) -> None:
         ) from error
 
 
-def driving(config: RunConfig) -> AbstractContextManager[str]:
-    """Be the one driver of the output for several stages. May be entered again within the process.
+@contextmanager
+def driving(config: RunConfig) -> Iterator[str]:
+    """Be the one driver of the output for several stages, and heed `cancel`. May be entered again within the process.
 
     Raises (on entering):
         StorageError: Another process drives it.
     """
-    return RunDirectory(config.output.url).driver()
+    directory = RunDirectory(config.output.url)
+    with directory.driver() as token:
+        over = threading.Event()
+        watch = threading.Thread(target=_heed, args=(directory, token, over), name="cancel", daemon=True)
+        watch.start()
+        try:
+            yield token
+        finally:
+            over.set()
+            watch.join()
+
+
+def _heed(directory: RunDirectory, token: str, over: threading.Event) -> None:
+    """End this process as Ctrl-C does, once somebody asks for it."""
+    while not over.wait(HEED_SECONDS):
+        if directory.is_cancelled(token):
+            log.warning("cancelled by `halotile cancel`")
+            os.kill(os.getpid(), signal.SIGINT)
+            return
+
+
+def cancel(output: str, wait_seconds: float = CANCEL_SECONDS) -> None:
+    """Ask the run that writes to `output`, on whatever machine, to end, and wait until it has.
+
+    Raises:
+        StorageError: There is no such run, or it does not end in time.
+    """
+    directory = RunDirectory(output)
+    if not directory.is_driven():
+        raise StorageError(f"No run writes to '{output}' now: there is nothing to cancel.")
+    directory.ask_to_cancel()
+    deadline = time.monotonic() + wait_seconds
+    while directory.is_driven():
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"The run that writes to '{output}' was asked to end, but still has its lock after {wait_seconds:.0f} s. It may "
+                "be at something that takes long; look again, or end its process."
+            )
+        time.sleep(0.2)
+
+
+@contextmanager
+def part_in_cluster(config: RunConfig) -> Iterator[None]:
+    """Where this process is one of many of an allocation: be the part that is its own. Others than the driver end here."""
+    if config.cluster.kind != "slurm-allocation":
+        yield
+        return
+    with allocation_joined(config.cluster, config.compute.threads, RunDirectory(config.output.url).jobs_path):
+        yield
 
 
 def load_plan(config: RunConfig) -> Plan:

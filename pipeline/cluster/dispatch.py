@@ -236,9 +236,8 @@ class _Shell:
             self._last_seen = now
         waited = now - self._last_seen
         if waited > self._pool.wait_seconds:
-            if self._unfit:
-                raise _of_loading(next(iter(self._unfit.values())))
-            raise nobody(waited, told)
+            told_by_workers = [error for error in self._unfit.values() if not isinstance(error, _VanishedError)]
+            raise told_by_workers[0] if told_by_workers else nobody(waited, told)
         if now - max(self._last_seen, self._last_said) > SAY_SECONDS:
             self._last_said = now
             log.warning("no worker for %.0f minutes; %s", waited / 60, told or "waiting")
