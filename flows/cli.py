@@ -100,6 +100,7 @@ def run(config: Config, *, set_: Overrides = None) -> int:
 def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict:
     """Run the flow; the server starts while Prefect is imported."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # errors are told here, once
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_API_LEVEL", "INFO")  # log.level: debug writes two lines a tile
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
     from httpx import HTTPError  # noqa: PLC0415 - see above
 
