@@ -102,13 +102,13 @@ def _with_prefect(found: RunConfig) -> dict:
 
 
 def _without_prefect(found: RunConfig) -> dict:
-    from flows.progress import shown  # noqa: PLC0415 - see above
+    from flows.progress import shown, tell_dashboard  # noqa: PLC0415 - see above
     from pipeline import stages  # noqa: PLC0415 - see above
 
     _print_plan(stages.plan(found))
     with stages.driving(found):
         with shown(found.output.url) as on_advance:
-            computed = stages.infer(found, on_advance).tiles
+            computed = stages.infer(found, on_advance, tell_dashboard).tiles
         stages.verify(found)
         return {**stages.report(found), "computed": computed}
 
@@ -130,6 +130,7 @@ def _print_end(found: RunConfig, content: dict) -> None:
 def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict:
     """Run the flow; the server starts while Prefect is imported."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # errors are told here, once
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_API_LEVEL", "INFO")  # log.level: debug writes two lines a tile
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
     from httpx import HTTPError  # noqa: PLC0415 - see above
 

@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.tasks import Task
 
-from flows.progress import following
+from flows.progress import following, tell_dashboard
 from pipeline import stages
 from pipeline.config import RunConfig
 from pipeline.errors import PipelineError
@@ -41,7 +41,7 @@ def plan_stage(config: RunConfig) -> str:
 def infer_stage(config: RunConfig) -> int:
     """Compute the tiles that are missing; gives their number."""
     with following(config.output.url) as on_advance:
-        return stages.infer(config, on_advance).tiles
+        return stages.infer(config, on_advance, tell_dashboard).tiles
 
 
 @task(name="verify", task_run_name="verify", retries=1, **_STAGE)

@@ -49,6 +49,11 @@ def shown(output: str) -> Iterator[Callable[[Advance], None]]:
     follower.settle()
 
 
+def tell_dashboard(link: str) -> None:
+    """Print where Dask shows its workers."""
+    print(f"Dask's dashboard: {link}", file=sys.stderr, flush=True)
+
+
 class _Follower:
     def __init__(self, artifact: UUID | None, name: str) -> None:
         self._artifact: UUID | None = artifact

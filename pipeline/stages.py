@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from pipeline.core.ledger import Progress, Session
 from pipeline.core.plan import Plan
 from pipeline.errors import PlanError, StorageError, VerificationError
 from pipeline.inference import Advance, crew_for, infer_missing
+from pipeline.logs import logged
 from pipeline.measure import Expectation, expectation
 from pipeline.planning import check_room, make_plan, workers_that_fit
 from pipeline.report import write_report
@@ -51,8 +52,10 @@ def plan(config: RunConfig) -> Plan:
     Raises:
         ConfigError, PlanError, ModelError, StorageError: It cannot be a run, or the output is another run's.
     """
+    directory = RunDirectory(config.output.url)
     try:
-        return _planned(config)
+        with _logged(directory, config, "plan") if directory.path.is_dir() else nullcontext():
+            return _planned(config)
     except PermissionError as error:
         raise StorageError(
             f"'{error.filename}' may not be read by this user ({error.strerror}). Change its permissions or those of its "
@@ -76,6 +79,7 @@ def _planned(config: RunConfig) -> Plan:
         resolved = earlier
     check_room(config.output.url, _bytes_to_write(resolved, directory))
     _write_plan(directory, resolved, keep=resolved == stored)
+    log.info("plan %s of %d tiles", resolved.fingerprint[:12], len(resolved.grid))
     return resolved
 
 
@@ -184,7 +188,6 @@ def _heed(directory: RunDirectory, token: str, over: threading.Event) -> None:
     """End this process as Ctrl-C does, once somebody asks for it."""
     while not over.wait(HEED_SECONDS):
         if directory.is_cancelled(token):
-            log.warning("cancelled by `halotile cancel`")
             os.kill(os.getpid(), signal.SIGINT)
             return
 
@@ -259,7 +262,11 @@ def workers_starting(config: RunConfig) -> Iterator[None]:
 # --- infer ------------------------------------------------------------------------------------------------------------
 
 
-def infer(config: RunConfig, on_advance: Callable[[Advance], None] = lambda _: None) -> Session:
+def infer(
+    config: RunConfig,
+    on_advance: Callable[[Advance], None] = lambda _: None,
+    on_dashboard: Callable[[str], None] = lambda _: None,
+) -> Session:
     """Compute the tiles that have no valid ledger entry, and publish the output.
 
     Safe to run again after any end: a tile counts only once its bytes are durable and recorded, and it owns whole
@@ -268,6 +275,7 @@ def infer(config: RunConfig, on_advance: Callable[[Advance], None] = lambda _: N
     Args:
         config: The run; its plan must have been made.
         on_advance: Told after each tile.
+        on_dashboard: Told where Dask's dashboard is, where there is one.
 
     Returns:
         This session; `tiles` is 0 where all was done before.
@@ -278,7 +286,7 @@ def infer(config: RunConfig, on_advance: Callable[[Advance], None] = lambda _: N
     """
     plan = load_plan(config)
     directory = RunDirectory(config.output.url)
-    with directory.driver() as token, _logged(directory):
+    with directory.driver() as token, _logged(directory, config, "infer"):
         output = Output(plan)
         progress = directory.progress(plan)
         _prepare(output, progress, directory)
@@ -287,7 +295,7 @@ def infer(config: RunConfig, on_advance: Callable[[Advance], None] = lambda _: N
             log.info("all %d tiles were done already; nothing to compute", progress.total)
             return Session(plan.fingerprint, 0, 0.0, 0.0, 0.0, 0, _now())
         directory.wait_for_orphans()
-        session = infer_missing(config, plan, directory, token, progress, on_advance)
+        session = infer_missing(config, plan, directory, token, progress, on_advance, on_dashboard)
         output.publish()
         return session
 
@@ -318,7 +326,7 @@ def verify(config: RunConfig) -> Verification:
     """
     plan = load_plan(config)
     directory = RunDirectory(config.output.url)
-    with directory.driver(), directory.ledger() as ledger, _logged(directory):
+    with directory.driver(), directory.ledger() as ledger, _logged(directory, config, "verify"):
         output = Output(plan)
         if output.state() != "ours":
             raise StorageError(
@@ -327,8 +335,9 @@ def verify(config: RunConfig) -> Verification:
         output.check_array()
         found = verify_output(output, directory, ledger.append)
         directory.write_json(directory.verification_path, found.to_dict())
-    if not found.complete:
-        raise VerificationError(_uncovered(found, config))
+        log.info("%d of %d tiles are as written", found.valid, found.tiles)
+        if not found.complete:
+            raise VerificationError(_uncovered(found, config))
     return found
 
 
@@ -351,27 +360,15 @@ def report(config: RunConfig) -> dict[str, Any]:
     """Write the page, the picture and `report.json` into the run directory; gives the latter's content."""
     plan = load_plan(config)
     directory = RunDirectory(config.output.url)
-    with directory.driver():
+    with directory.driver(), _logged(directory, config, "report"):
         volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
-        return write_report(plan, directory, volume, Output(plan))
+        content = write_report(plan, directory, volume, Output(plan))
+        log.info("report in '%s'", directory.path)
+        return content
 
 
-# --- the log ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _logged(directory: RunDirectory) -> Iterator[None]:
-    """Send what the pipeline logs to `run.log` too."""
-    handler = logging.FileHandler(directory.log_path, encoding="utf-8")
-    handler.handleError = lambda _: None  # type: ignore[method-assign] - a full disk must not bury what it causes
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        with suppress(OSError):
-            handler.close()
+def _logged(directory: RunDirectory, config: RunConfig, stage: str) -> AbstractContextManager[None]:
+    return logged(directory.log_path, config.log, run=Path(config.output.url).name, stage=stage)
 
 
 def _now() -> str:
