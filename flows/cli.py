@@ -159,8 +159,9 @@ def cancel(
     from pipeline import stages  # noqa: PLC0415 - see above
 
     output = _read(run, set_).output.url if run.suffix in (".yaml", ".yml") else str(run.absolute())
-    stages.cancel(output)
-    print(f"cancelled; `halotile run` resumes it  {output}")
+    found = stages.cancel(output)
+    kept = f"{found.count('done')} of {found.total} tiles are done and kept" if found else "it had computed nothing"
+    print(f"ended: {kept}; `halotile run` resumes it\noutput  {output}")
     return DONE
 
 

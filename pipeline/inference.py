@@ -88,7 +88,12 @@ def infer_missing(
             on_dashboard(link)
         sitting = _Sitting(plan, progress, pool, on_advance)
         outcomes = dispatch(
-            pool, work, progress.to_do(), retries=config.cluster.retries, on_ready=sitting.begin
+            pool,
+            work,
+            progress.to_do(),
+            retries=config.cluster.retries,
+            on_ready=sitting.begin,
+            is_cancelled=functools.partial(directory.is_cancelled, token),
         )
         try:
             failures = sitting.record_all(outcomes, ledger)

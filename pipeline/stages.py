@@ -187,13 +187,16 @@ def driving(config: RunConfig) -> Iterator[str]:
 def _heed(directory: RunDirectory, token: str, over: threading.Event) -> None:
     """End this process as Ctrl-C does, once somebody asks for it."""
     while not over.wait(HEED_SECONDS):
-        if directory.is_cancelled(token):
+        if directory.heed(token):
             os.kill(os.getpid(), signal.SIGINT)
             return
 
 
-def cancel(output: str, wait_seconds: float = CANCEL_SECONDS) -> None:
+def cancel(output: str, wait_seconds: float = CANCEL_SECONDS) -> Progress | None:
     """Ask the run that writes to `output`, on whatever machine, to end, and wait until it has.
+
+    Returns:
+        How far it came; None where it had not come to its tiles.
 
     Raises:
         StorageError: There is no such run, or it does not end in time.
@@ -210,6 +213,8 @@ def cancel(output: str, wait_seconds: float = CANCEL_SECONDS) -> None:
                 "be at something that takes long; look again, or end its process."
             )
         time.sleep(0.2)
+    plan = directory.load_plan()
+    return directory.progress(plan) if plan else None
 
 
 @contextmanager

@@ -34,6 +34,10 @@ _held: dict[Path, int] = {}
 """Driver locks of this process, by run directory, with how often each was entered."""
 
 
+_cancelled: set[str] = set()
+"""Tokens of drivers of this process that were asked to end."""
+
+
 class RunDirectory:
     """The run directory of one output.
 
@@ -171,17 +175,23 @@ class RunDirectory:
         return False
 
     def ask_to_cancel(self) -> None:
-        """Ask the present driver to end; see `is_cancelled`."""
+        """Ask the present driver to end; see `heed`."""
         self.write(self.cancel_path, self.driver_token())
 
-    def is_cancelled(self, token: str) -> bool:
-        """Whether the driver of this token was asked to end. Told once; what was meant for another is swept away."""
+    def heed(self, token: str) -> bool:
+        """Whether the driver of this token was asked to end since the last look; what was meant for another is swept away."""
         try:
             asked = self.cancel_path.read_text()
             self.cancel_path.unlink()
         except FileNotFoundError:
             return False
+        if asked == token:
+            _cancelled.add(token)
         return asked == token
+
+    def is_cancelled(self, token: str) -> bool:
+        """Whether this process saw that the driver of this token was asked to end."""
+        return token in _cancelled
 
     def _lock_or_refuse(self, file: TextIO) -> None:
         try:
