@@ -65,11 +65,27 @@ def plan(
 
 
 @app.command
-def run(config: Config, *, set_: Overrides = None) -> int:
+def run(
+    config: Config,
+    *,
+    prefect: Annotated[
+        bool, Parameter(help="Report to Prefect's server; without, the stages run by themselves.")
+    ] = True,
+    set_: Overrides = None,
+) -> int:
     """Segment a volume: plan, infer, verify, report. Run it again to resume."""
-    from flows.server import start_unless_configured  # noqa: PLC0415 - see above
+    from pipeline import stages  # noqa: PLC0415 - see above
 
     found = _read(config, set_)
+    with stages.part_in_cluster(found):
+        content = _with_prefect(found) if prefect else _without_prefect(found)
+    _print_end(found, content)
+    return DONE
+
+
+def _with_prefect(found: RunConfig) -> dict:
+    from flows.server import start_unless_configured  # noqa: PLC0415 - see above
+
     server = start_unless_configured()  # it takes seconds, and so does what follows
     try:
         from pipeline import stages  # noqa: PLC0415 - see above
@@ -79,10 +95,25 @@ def run(config: Config, *, set_: Overrides = None) -> int:
             print(
                 "starting Prefect's side and the workers: seconds, half a minute the first time ever", file=sys.stderr
             )
-            content = _through_prefect(found, server)
+            return _through_prefect(found, server)
     finally:
         if server:
             server.abandon()
+
+
+def _without_prefect(found: RunConfig) -> dict:
+    from flows.progress import shown, tell_dashboard  # noqa: PLC0415 - see above
+    from pipeline import stages  # noqa: PLC0415 - see above
+
+    _print_plan(stages.plan(found))
+    with stages.driving(found):
+        with shown(found.output.url) as on_advance:
+            computed = stages.infer(found, on_advance, tell_dashboard).tiles
+        stages.verify(found)
+        return {**stages.report(found), "computed": computed}
+
+
+def _print_end(found: RunConfig, content: dict) -> None:
     directory = f"{found.output.url}.run"
     infer = content["stages"]["infer"]
     verified = content["stages"]["verify"]
@@ -94,12 +125,12 @@ def run(config: Config, *, set_: Overrides = None) -> int:
     )
     print(f"done: {told}; {verified['valid']} of {verified['tiles']} verified; infer {infer['seconds']:.1f} s in all")
     print(f"output  {found.output.url}\nreport  {directory}/report.html")
-    return DONE
 
 
 def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict:
     """Run the flow; the server starts while Prefect is imported."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # errors are told here, once
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_API_LEVEL", "INFO")  # log.level: debug writes two lines a tile
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # of threads that know of no run
     from httpx import HTTPError  # noqa: PLC0415 - see above
@@ -122,6 +153,20 @@ def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict:
                 f"Prefect's server at '{url}' cannot be reached ({error.__cause__}). Start it or correct PREFECT_API_URL; "
                 "where none is configured, a run brings its own. Nothing was computed."
             ) from error
+
+
+@app.command
+def cancel(
+    run: Annotated[Path, Parameter(help="The run's YAML, or its output.")], *, set_: Overrides = None
+) -> int:
+    """End a run in order, on whatever machine it is; what is finished is kept. Returns when it has ended."""
+    from pipeline import stages  # noqa: PLC0415 - see above
+
+    output = _read(run, set_).output.url if run.suffix in (".yaml", ".yml") else str(run.absolute())
+    found = stages.cancel(output)
+    kept = f"{found.count('done')} of {found.total} tiles are done and kept" if found else "it had computed nothing"
+    print(f"ended: {kept}; `halotile run` resumes it\noutput  {output}")
+    return DONE
 
 
 @app.command

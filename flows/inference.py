@@ -13,7 +13,7 @@ from prefect.tasks import Task
 
 from flows.api_log import keep_tiles_from_prefect
 from flows.interruption import cancelled_when_asked, finished
-from flows.progress import following
+from flows.progress import following, tell_dashboard
 from pipeline import stages
 from pipeline.config import RunConfig
 from pipeline.errors import PipelineError
@@ -48,7 +48,7 @@ def infer_stage(config: RunConfig) -> int:
     """Compute the tiles that are missing; gives their number."""
     keep_tiles_from_prefect()
     with following(config.output.url) as on_advance:
-        return stages.infer(config, on_advance).tiles
+        return stages.infer(config, on_advance, tell_dashboard).tiles
 
 
 @task(name="verify", task_run_name="verify", retries=1, **_STAGE)

@@ -40,6 +40,20 @@ def following(output: str) -> Iterator[Callable[[Advance], None]]:
     follower.settle()
 
 
+@contextmanager
+def shown(output: str) -> Iterator[Callable[[Advance], None]]:
+    """The same without Prefect: a bar on a terminal, lines in a log."""
+    follower = _Follower(None, Path(output).name)
+    with follower.bar:
+        yield follower.tell
+    follower.settle()
+
+
+def tell_dashboard(link: str) -> None:
+    """Print where Dask shows its workers."""
+    print(f"Dask's dashboard: {link}", file=sys.stderr, flush=True)
+
+
 class ProgressArtifact:
     """A bar on the page of a Prefect run, moved some hundred times at most, however many tiles or steps there are.
 
@@ -67,7 +81,7 @@ class ProgressArtifact:
 
 
 class _Follower:
-    def __init__(self, artifact: ProgressArtifact, name: str) -> None:
+    def __init__(self, artifact: ProgressArtifact | None, name: str) -> None:
         self._artifact = artifact
         self._terminal = sys.stderr.isatty()
         self._said_line = 0.0
@@ -92,14 +106,15 @@ class _Follower:
         elif now - self._said_line > LINE_SECONDS:
             self._said_line = now
             print(_line(self._name, advance), file=sys.stderr, flush=True)
-        if advance.done < advance.total:  # the end is told once, by `settle`
+        if self._artifact and advance.done < advance.total:  # the end is told once, by `settle`
             self._artifact.tell(100 * advance.done / advance.total)
 
     def settle(self) -> None:
         """The last word, whatever was throttled."""
         if self._last is not None and not self._terminal:
             print(_line(self._name, self._last), file=sys.stderr, flush=True)
-        self._artifact.tell(100.0)
+        if self._artifact:
+            self._artifact.tell(100.0)
 
     def _move_bar(self, advance: Advance) -> None:
         if self._row is None:

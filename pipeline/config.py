@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.core.box import Triple
+from pipeline.credentials import carried, shown
 from pipeline.errors import ConfigError
 
 Auto = Literal["auto"]
@@ -29,7 +30,8 @@ TOLD = 30
 class Section(BaseModel):
     """A group of keys: frozen, and strict about names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Inputs are hidden where others print pydantic's own error, Prefect for one: they may hold credentials.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class Whole(Section):
@@ -47,6 +49,11 @@ def _absolute(url: Any) -> Any:
     """Local paths made absolute, against the working directory; `file://` dropped; other URLs as they are."""
     if not isinstance(url, str) or not url.strip():
         raise ValueError("a path is needed")
+    if kind := carried(url):
+        raise ValueError(
+            f"the URL carries {kind}, which would stand in the plan, the ledger, the report and the logs. Take it out, and "
+            "give it by the environment variables or the profile of the storage library (such as AWS_PROFILE)"
+        )
     url = url.removeprefix("file://")
     if "://" in url:
         return url
@@ -223,6 +230,13 @@ class ClusterConfig(Section):
         return self.interface is None and self.host in LOOPBACK
 
 
+class LogConfig(Section):
+    """What `OUTPUT.run/run.log` holds. No part of a plan."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
 class RunConfig(Whole):
     """One run: a volume in, a prediction out."""
 
@@ -233,6 +247,7 @@ class RunConfig(Whole):
     tiles: TilesConfig = TilesConfig()
     compute: ComputeConfig = ComputeConfig()
     cluster: ClusterConfig = ClusterConfig()
+    log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
     def _output_apart_from_input(self) -> RunConfig:
@@ -318,30 +333,42 @@ def _placed(written: Any, found: Any) -> Any:
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
+    text = ""
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = YAML(typ="safe", pure=True).load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Configuration '{path}' cannot be read ({error}). Check the path.") from error
     except (YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
-        raise ConfigError(f"Configuration '{path}' is not YAML:\n  {str(error)[:600]}") from error
+        raise ConfigError(f"Configuration '{path}' is not YAML:\n  {_of_yaml(error, text)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"Configuration '{path}' holds {type(content).__name__}, not keys. See configs/example.yaml.")
     return content
 
 
+def _of_yaml(error: Exception, text: str) -> str:
+    """What an error says of a YAML; it quotes lines, so of one that carries credentials only where it is."""
+    if not carried(text):
+        return str(error)[:600]
+    mark = getattr(error, "problem_mark", None)
+    return f"{type(error).__name__}{f', line {mark.line + 1}' if mark else ''} {shown(text)}"
+
+
 def _override(content: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
+    told = shown(override)
     if not equals or not name.strip():
-        raise ConfigError(f"--set '{override}' is not key=value, such as tiles.core=[64, 128, 128].")
+        raise ConfigError(f"--set '{told}' is not key=value, such as tiles.core=[64, 128, 128].")
     try:
         value = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError) as error:
-        raise ConfigError(f"The value in --set '{override}' is not YAML ({str(error).splitlines()[0]}).") from error
+        why = _of_yaml(error, text).splitlines()[0]
+        raise ConfigError(f"The value in --set '{told}' is not YAML ({why}).") from error
     *parents, leaf = name.strip().split(".")
     for parent in parents:
         child = content[parent] = {} if content.get(parent) is None else content[parent]
         if not isinstance(child, dict):
-            raise ConfigError(f"--set '{override}': '{parent}' holds a value, not keys.")
+            raise ConfigError(f"--set '{told}': '{parent}' holds a value, not keys.")
         content = child
     content[leaf] = value
 
@@ -357,7 +384,7 @@ def _expanded(value: Any) -> Any:
 def _from_environment(text: str) -> str:
     def look_up(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
-            raise ConfigError(f"'{text}' names the environment variable {match[1]}, which is not set. Set it.")
+            raise ConfigError(f"'{shown(text)}' names the environment variable {match[1]}, which is not set. Set it.")
         return os.environ[match[1]]
 
     return re.sub(r"\$\{(\w+)\}", look_up, text)
@@ -368,7 +395,7 @@ def _violations(cls: type[BaseModel], errors: Sequence[Any]) -> list[str]:
     expected: dict[str, list[str]] = {}
     found: dict[str, str] = {}
     for error in errors:
-        name = ".".join(_keys(cls, error["loc"])) or "the whole"
+        name = shown(".".join(_keys(cls, error["loc"]))) or "the whole"
         expected.setdefault(name, []).append(_expectation(cls, error))
         if not isinstance(error["input"], dict | BaseModel) and error["type"] not in ("missing", "extra_forbidden"):
             found[name] = f" (found {_shortened(error['input'])})"
@@ -376,7 +403,7 @@ def _violations(cls: type[BaseModel], errors: Sequence[Any]) -> list[str]:
 
 
 def _shortened(value: Any) -> str:
-    text = repr(value)
+    text = shown(repr(value))  # before it is cut: half a URL hides that it is one
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 

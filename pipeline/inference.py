@@ -11,12 +11,15 @@ from datetime import UTC, datetime
 
 from pipeline.cluster import worker
 from pipeline.cluster.dispatch import Work, dispatch
+from pipeline.cluster.forwarding import dashboard_link, forwarded
 from pipeline.cluster.pool import Crew, Pool, machine, open_pool
 from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, Session, TileRecord
 from pipeline.core.plan import Plan
 from pipeline.core.roster import Outcome
+from pipeline.credentials import redacted
 from pipeline.errors import InferenceError, PipelineError
+from pipeline.logs import FailedTiles
 from pipeline.planning import memory_bytes_a_worker, workers_that_fit
 from pipeline.storage.rundir import LedgerWriter, RunDirectory
 
@@ -64,6 +67,7 @@ def infer_missing(
     token: str,
     progress: Progress,
     on_advance: Callable[[Advance], None],
+    on_dashboard: Callable[[str], None],
 ) -> Session:
     """Compute the tiles that the ledger does not call done, and record each; gives the sitting.
 
@@ -73,11 +77,23 @@ def infer_missing(
     job = worker.Job(config.output.url, plan.fingerprint, token)
     work = Work(functools.partial(worker.prepare, job), functools.partial(worker.infer, job), run=token)
     crew = crew_for(config, plan, progress)
-    with open_pool(config.cluster, crew, directory.jobs_path) as pool, directory.ledger() as ledger:
-        log.info("%d tiles to do, %d workers wanted%s", progress.total - progress.count("done"), crew.workers, _where(pool))
+    with (
+        open_pool(config.cluster, crew, directory.jobs_path) as pool,
+        forwarded(pool.client, config.log.level),
+        directory.ledger() as ledger,
+    ):
+        log.info("%d tiles to do, %d workers wanted", progress.total - progress.count("done"), crew.workers)
+        if link := dashboard_link(pool.client):
+            log.info("Dask's dashboard: %s", link)
+            on_dashboard(link)
         sitting = _Sitting(plan, progress, pool, on_advance)
         outcomes = dispatch(
-            pool, work, progress.to_do(), retries=config.cluster.retries, on_ready=sitting.begin
+            pool,
+            work,
+            progress.to_do(),
+            retries=config.cluster.retries,
+            on_ready=sitting.begin,
+            is_cancelled=functools.partial(directory.is_cancelled, token),
         )
         try:
             failures = sitting.record_all(outcomes, ledger)
@@ -89,11 +105,6 @@ def infer_missing(
         raise InferenceError(_told(failures, progress))
     log.info("%d tiles done in %.1f s", session.tiles, session.seconds)
     return session
-
-
-def _where(pool: Pool) -> str:
-    link = pool.client.dashboard_link if pool.client.scheduler_info(n_workers=1).get("services", {}) else ""
-    return f"; Dask's dashboard is at {link}" if link else ""
 
 
 class _Sitting:
@@ -126,21 +137,23 @@ class _Sitting:
     def record_all(self, outcomes: Iterator[Outcome], ledger: LedgerWriter) -> list[TileRecord]:
         """Write every outcome into the ledger; gives the failures. Ends early where nothing succeeds any more."""
         failures: list[TileRecord] = []
-        in_a_row = vanished = 0
+        failed, vanished = FailedTiles(), 0
         for outcome in outcomes:
             record = _record(outcome, self._plan)
             ledger.append(record)
             self._progress.add(record)
             if record.state == "done":
-                in_a_row = vanished = 0
+                failed.end_row()
+                vanished = 0
                 self._advance(record)
                 continue
-            log.error("%s", record.error, extra={"send_to_api": False})  # Prefect's server is told the first five
+            failed.tell(record.tile, record.error)
             failures.append(record)
-            in_a_row, vanished = in_a_row + 1, vanished + outcome.vanished
-            if in_a_row >= HOPELESS or vanished >= HOPELESS_VANISHED:
-                log.error("%d tiles in a row failed: no more are tried", in_a_row)
+            vanished += outcome.vanished
+            if failed.in_a_row >= HOPELESS or vanished >= HOPELESS_VANISHED:
+                log.error("%d tiles in a row failed: no more are tried", failed.in_a_row)
                 break
+        failed.end_row()
         return failures
 
     def _advance(self, record: TileRecord) -> None:
@@ -166,7 +179,7 @@ def _record(outcome: Outcome, plan: Plan) -> TileRecord:
         text = str(error) if str(error).startswith(str(tile)) else f"{tile} failed: {error}"
     else:
         text = f"{tile} failed: {type(error).__name__}: {error}"
-    return TileRecord(outcome.index, "failed", plan.fingerprint, attempt=outcome.attempt, error=text)
+    return TileRecord(outcome.index, "failed", plan.fingerprint, attempt=outcome.attempt, error=redacted(text))
 
 
 def _told(failures: list[TileRecord], progress: Progress) -> str:

@@ -6,19 +6,24 @@ run.yaml -plan-> plan.json -infer-> ledger + output.zarr -verify-> verification.
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.pool import machine, starting
+from pipeline.cluster.pool import allocation_joined, machine, starting
 from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, Session
 from pipeline.core.plan import Plan
 from pipeline.errors import PlanError, StorageError, VerificationError
 from pipeline.inference import Advance, crew_for, infer_missing
+from pipeline.logs import logged
 from pipeline.measure import Expectation, expectation
 from pipeline.planning import check_room, make_plan, workers_that_fit
 from pipeline.report import write_report
@@ -28,6 +33,12 @@ from pipeline.storage.volume import open_volume
 from pipeline.verify import Verification, verify_output
 
 log = logging.getLogger("pipeline")
+
+HEED_SECONDS = 0.5
+"""Between two looks whether somebody asks this run to end."""
+
+CANCEL_SECONDS = 120.0
+"""What the one who asks waits."""
 
 # --- plan -------------------------------------------------------------------------------------------------------------
 
@@ -41,8 +52,10 @@ def plan(config: RunConfig) -> Plan:
     Raises:
         ConfigError, PlanError, ModelError, StorageError: It cannot be a run, or the output is another run's.
     """
+    directory = RunDirectory(config.output.url)
     try:
-        return _planned(config)
+        with _logged(directory, config, "plan") if directory.path.is_dir() else nullcontext():
+            return _planned(config)
     except PermissionError as error:
         raise StorageError(
             f"'{error.filename}' may not be read by this user ({error.strerror}). Change its permissions or those of its "
@@ -66,6 +79,7 @@ def _planned(config: RunConfig) -> Plan:
         resolved = earlier
     check_room(config.output.url, _bytes_to_write(resolved, directory))
     _write_plan(directory, resolved, keep=resolved == stored)
+    log.info("plan %s of %d tiles", resolved.fingerprint[:12], len(resolved.grid))
     return resolved
 
 
@@ -151,13 +165,66 @@ def _write_plan(directory: RunDirectory, resolved: Plan, *, keep: bool) -> None:
         ) from error
 
 
-def driving(config: RunConfig) -> AbstractContextManager[str]:
-    """Be the one driver of the output for several stages. May be entered again within the process.
+@contextmanager
+def driving(config: RunConfig) -> Iterator[str]:
+    """Be the one driver of the output for several stages, and heed `cancel`. May be entered again within the process.
 
     Raises (on entering):
         StorageError: Another process drives it.
     """
-    return RunDirectory(config.output.url).driver()
+    directory = RunDirectory(config.output.url)
+    with directory.driver() as token:
+        over = threading.Event()
+        watch = threading.Thread(target=_heed, args=(directory, token, over), name="cancel", daemon=True)
+        watch.start()
+        try:
+            yield token
+        finally:
+            over.set()
+            watch.join()
+
+
+def _heed(directory: RunDirectory, token: str, over: threading.Event) -> None:
+    """End this process as Ctrl-C does, once somebody asks for it."""
+    while not over.wait(HEED_SECONDS):
+        if directory.heed(token):
+            os.kill(os.getpid(), signal.SIGINT)
+            return
+
+
+def cancel(output: str, wait_seconds: float = CANCEL_SECONDS) -> Progress | None:
+    """Ask the run that writes to `output`, on whatever machine, to end, and wait until it has.
+
+    Returns:
+        How far it came; None where it had not come to its tiles.
+
+    Raises:
+        StorageError: There is no such run, or it does not end in time.
+    """
+    directory = RunDirectory(output)
+    if not directory.is_driven():
+        raise StorageError(f"No run writes to '{output}' now: there is nothing to cancel.")
+    directory.ask_to_cancel()
+    deadline = time.monotonic() + wait_seconds
+    while directory.is_driven():
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"The run that writes to '{output}' was asked to end, but still has its lock after {wait_seconds:.0f} s. It may "
+                "be at something that takes long; look again, or end its process."
+            )
+        time.sleep(0.2)
+    plan = directory.load_plan()
+    return directory.progress(plan) if plan else None
+
+
+@contextmanager
+def part_in_cluster(config: RunConfig) -> Iterator[None]:
+    """Where this process is one of many of an allocation: be the part that is its own. Others than the driver end here."""
+    if config.cluster.kind != "slurm-allocation":
+        yield
+        return
+    with allocation_joined(config.cluster, config.compute.threads, RunDirectory(config.output.url).jobs_path):
+        yield
 
 
 def load_plan(config: RunConfig) -> Plan:
@@ -200,7 +267,11 @@ def workers_starting(config: RunConfig) -> Iterator[None]:
 # --- infer ------------------------------------------------------------------------------------------------------------
 
 
-def infer(config: RunConfig, on_advance: Callable[[Advance], None] = lambda _: None) -> Session:
+def infer(
+    config: RunConfig,
+    on_advance: Callable[[Advance], None] = lambda _: None,
+    on_dashboard: Callable[[str], None] = lambda _: None,
+) -> Session:
     """Compute the tiles that have no valid ledger entry, and publish the output.
 
     Safe to run again after any end: a tile counts only once its bytes are durable and recorded, and it owns whole
@@ -209,6 +280,7 @@ def infer(config: RunConfig, on_advance: Callable[[Advance], None] = lambda _: N
     Args:
         config: The run; its plan must have been made.
         on_advance: Told after each tile.
+        on_dashboard: Told where Dask's dashboard is, where there is one.
 
     Returns:
         This session; `tiles` is 0 where all was done before.
@@ -219,7 +291,7 @@ def infer(config: RunConfig, on_advance: Callable[[Advance], None] = lambda _: N
     """
     plan = load_plan(config)
     directory = RunDirectory(config.output.url)
-    with directory.driver() as token, _logged(directory):
+    with directory.driver() as token, _logged(directory, config, "infer"):
         output = Output(plan)
         progress = directory.progress(plan)
         _prepare(output, progress, directory)
@@ -228,7 +300,7 @@ def infer(config: RunConfig, on_advance: Callable[[Advance], None] = lambda _: N
             log.info("all %d tiles were done already; nothing to compute", progress.total)
             return Session(plan.fingerprint, 0, 0.0, 0.0, 0.0, 0, _now())
         directory.wait_for_orphans()
-        session = infer_missing(config, plan, directory, token, progress, on_advance)
+        session = infer_missing(config, plan, directory, token, progress, on_advance, on_dashboard)
         output.publish()
         return session
 
@@ -259,7 +331,7 @@ def verify(config: RunConfig) -> Verification:
     """
     plan = load_plan(config)
     directory = RunDirectory(config.output.url)
-    with directory.driver(), directory.ledger() as ledger, _logged(directory):
+    with directory.driver(), directory.ledger() as ledger, _logged(directory, config, "verify"):
         output = Output(plan)
         if output.state() != "ours":
             raise StorageError(
@@ -268,8 +340,9 @@ def verify(config: RunConfig) -> Verification:
         output.check_array()
         found = verify_output(output, directory, ledger.append)
         directory.write_json(directory.verification_path, found.to_dict())
-    if not found.complete:
-        raise VerificationError(_uncovered(found, config))
+        log.info("%d of %d tiles are as written", found.valid, found.tiles)
+        if not found.complete:
+            raise VerificationError(_uncovered(found, config))
     return found
 
 
@@ -292,27 +365,15 @@ def report(config: RunConfig) -> dict[str, Any]:
     """Write the page, the picture and `report.json` into the run directory; gives the latter's content."""
     plan = load_plan(config)
     directory = RunDirectory(config.output.url)
-    with directory.driver():
+    with directory.driver(), _logged(directory, config, "report"):
         volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
-        return write_report(plan, directory, volume, Output(plan))
+        content = write_report(plan, directory, volume, Output(plan))
+        log.info("report in '%s'", directory.path)
+        return content
 
 
-# --- the log ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _logged(directory: RunDirectory) -> Iterator[None]:
-    """Send what the pipeline logs to `run.log` too."""
-    handler = logging.FileHandler(directory.log_path, encoding="utf-8")
-    handler.handleError = lambda _: None  # type: ignore[method-assign] - a full disk must not bury what it causes
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        with suppress(OSError):
-            handler.close()
+def _logged(directory: RunDirectory, config: RunConfig, stage: str) -> AbstractContextManager[None]:
+    return logged(directory.log_path, config.log, run=Path(config.output.url).name, stage=stage)
 
 
 def _now() -> str:

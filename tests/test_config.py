@@ -59,8 +59,20 @@ def test_three_paths_are_a_run(tmp_path):
         },
         "normalize": None,
         "tiles": {"core": "auto", "halo": "auto"},
-        "compute": {"device": "auto", "dtype": "auto", "tolerance": "auto", "threads": "auto"},
-        "cluster": {"kind": "local", "workers": "auto", "memory_gb": "auto", "retries": 2},
+        "compute": {"device": "auto", "dtype": "auto", "tolerance": "auto", "threads": "auto", "device_memory_gb": "auto"},
+        "cluster": {
+            "kind": "local",
+            "workers": "auto",
+            "memory_gb": "auto",
+            "retries": 2,
+            "wait_minutes": "auto",
+            "host": "127.0.0.1",
+            "interface": None,
+            "security": "auto",
+            "address": None,
+            "slurm": None,
+        },
+        "log": {"level": "info", "format": "text"},
     }
 
 
@@ -99,6 +111,7 @@ def test_every_key_can_be_given(tmp_path):
         tiles: {core: [64, 128, 128], halo: [48, 48, 48]}
         compute: {device: cpu, dtype: bfloat16, threads: 8}
         cluster: {kind: local, workers: 4, memory_gb: 7.5, retries: 0}
+        log: {level: debug, format: json}
         """,
     )
     assert found.output.chunks == (32, 64, 64)
@@ -106,6 +119,7 @@ def test_every_key_can_be_given(tmp_path):
     assert (found.tiles.core, found.tiles.halo) == ((64, 128, 128), (48, 48, 48))
     assert found.normalize.model_dump() == {"mode": "percentile", "low": 0.5, "high": 99.5}
     assert (found.cluster.memory_gb, found.compute.threads) == (7.5, 8)
+    assert (found.log.level, found.log.format) == ("debug", "json")
 
 
 def test_a_run_is_frozen(tmp_path):
@@ -159,6 +173,10 @@ REFUSALS = {
     "an output in the cloud": (
         "output: {url: 's3://bucket/out.zarr'}",
         ["output.url 's3://bucket/out.zarr' is not a local"],
+    ),
+    "a level of logs that is none": (
+        "log: {level: trace}",
+        ["log.level: should be 'debug', 'info'", "(found 'trace')"],
     ),
     "what looks like a date": ("tiles: {core: 2026-13-45}", ["is not YAML"]),
     "duplicate keys": ("tiles: {core: auto}\ntiles: {halo: auto}", ["is not YAML", 'duplicate key "tiles"']),
@@ -335,6 +353,74 @@ def test_the_environment_is_expanded_in_parameters_too(monkeypatch):
     monkeypatch.delenv("DATA")
     with pytest.raises(ConfigError, match="names the environment variable DATA, which is not set"):
         RunConfig.model_validate(content)
+
+
+# --- credentials --------------------------------------------------------------------------------------------------------
+
+SECRET = "s3cr3t"
+SIGNED = f"https://bucket.host.org/v.zarr?X-Amz-Signature={SECRET}"
+WITH_USER = f"https://me:{SECRET}@host.org/v.zarr"
+
+
+@pytest.mark.parametrize("key", ["input.url", "output.url", "model.checkpoint", "model.registry"])
+@pytest.mark.parametrize("url", [WITH_USER, SIGNED], ids=["user", "signed"])
+def test_a_url_with_credentials_is_refused_without_repeating_them(tmp_path, key, url):
+    """It would stand in the plan, which is shared with the output; and a refusal is pasted into tickets."""
+    text = refusal(tmp_path, LEAST, f"{key}={url}")
+    assert f"{key}: the URL carries " in text
+    assert "would stand in the plan, the ledger, the report and the logs" in text
+    assert "environment variables or the profile of the storage library" in text
+    assert SECRET not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (LEAST + f"extra: {WITH_USER}", "extra: unknown key"),
+        (LEAST + f"? {WITH_USER}\n: 1", "(not shown: it carries credentials): unknown key"),
+        (LEAST + f"tiles: {{core: '{WITH_USER}'}}", "tiles.core: should be 'auto'"),
+        (LEAST + f"tiles: {{core: [1, '{'x' * 80}', '{WITH_USER}']}}", "tiles.core"),
+        (re.sub("input: .*", f"input: {WITH_USER}", LEAST), "input: should be a valid dictionary"),
+        (LEAST.replace("/data/in.zarr", WITH_USER) + "tiles: {", "is not YAML:\n  ParserError, line "),
+        (f"input: {{url: {WITH_USER}, url: {SIGNED}}}", "is not YAML:\n  DuplicateKeyError, line 1"),
+        (LEAST.replace("/data/in.zarr", repr(WITH_USER.replace("host", "${NOT_SET}"))), "environment variable NOT_SET"),
+    ],
+    ids=["a key", "as a key", "in the place of numbers", "in a list", "as a section", "torn", "twice", "half expanded"],
+)
+def test_no_refusal_shows_credentials_that_were_found_elsewhere(tmp_path, text, told):
+    """A URL at the wrong place, or in a file that is no YAML, is as secret as at the right one."""
+    found = refusal(tmp_path, text)
+    assert told in found
+    assert SECRET not in found
+
+
+@pytest.mark.parametrize(
+    "override",
+    [f"input.url {WITH_USER}", f"={WITH_USER}", f"input.url={{a: {WITH_USER}", f"input.url.deep={WITH_USER}", SIGNED],
+)
+def test_no_refusal_of_an_override_shows_credentials(tmp_path, override):
+    """Command lines end in the logs of schedulers."""
+    assert SECRET not in refusal(tmp_path, LEAST, override)
+
+
+def test_credentials_that_the_environment_puts_into_a_url_are_refused_too(tmp_path, monkeypatch):
+    """What is expanded is what would be written down."""
+    monkeypatch.setenv("PASSWORD", SECRET)
+    text = refusal(tmp_path, LEAST, "input.url=https://me:${PASSWORD}@host.org/v.zarr")
+    assert "the URL carries a user or a password" in text
+    assert SECRET not in text
+
+
+def test_the_error_of_the_library_below_shows_no_values():
+    """Prefect validates the parameters of a deployment by itself, and logs what pydantic says."""
+    with pytest.raises(ValidationError) as refused:
+        RunConfig.model_validate({**yaml(LEAST), "input": {"url": WITH_USER}})
+    assert SECRET not in str(refused.value)
+
+
+def test_a_url_without_credentials_is_told_in_full(tmp_path):
+    """The negative control: who mistypes wants to see what he typed."""
+    assert "'s3://bucket/out.zarr' is not a local path" in refusal(tmp_path, LEAST, "output.url=s3://bucket/out.zarr")
 
 
 # --- overrides ----------------------------------------------------------------------------------------------------------

@@ -12,12 +12,13 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dask
 from dask.system import CPU_COUNT
@@ -55,11 +56,7 @@ def machine(config: ClusterConfig) -> Machine:
     workers, memory_gb = config.workers, config.memory_gb
     if "SLURM_NTASKS" not in os.environ:
         if workers == "auto" or memory_gb == "auto":
-            raise ConfigError(
-                "cluster.kind is 'slurm-allocation', but this is no task of SLURM (SLURM_NTASKS is not set). Run it with "
-                "`srun --ntasks=N halotile run ...` (deploy/slurm/allocation.sbatch does), or, to plan outside, set "
-                "cluster.workers, cluster.memory_gb and compute.threads."
-            )
+            raise _no_task()
         return Machine(CPU_COUNT * workers, int(memory_gb * 1e9) * workers, workers, device="cpu")
     number = max(int(os.environ["SLURM_NTASKS"]) - 2, 1)
     cores = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
@@ -83,66 +80,88 @@ def _task_memory_bytes(cores: int) -> int:
 
 
 @contextmanager
-def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
-    """The allocation's scheduler; all of its tasks end with this context."""
-    take_part(config, folder, threads=crew.threads, memory_bytes=crew.memory_bytes)
-    runner = _joined.pop(folder)
-    try:
-        yield Opened(str(runner.scheduler_address), runner.security)
-    finally:
-        with suppress(OSError):
-            runner.close()
-
-
-def take_part(config: ClusterConfig, folder: Path, *, threads: int, memory_bytes: int) -> None:
-    """Be what this task is to be: scheduler and workers end the process when the run is over, the driver returns at once.
+def joined(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) -> Iterator[None]:
+    """Be what this task is to be: the scheduler's and the workers' end here when the run is over, the driver's goes on.
 
     Args:
         config: The cluster.
+        threads: Compute threads of a worker; auto: the task's cores.
         folder: Where the tasks find one another.
-        threads: Compute threads of a worker.
-        memory_bytes: Limit of a worker.
 
     Raises:
         ConfigError: This is no task of an allocation, or there are too few of them.
     """
-    if folder in _joined:
-        return
+    offered = machine(config)
+    number = offered.workers or 1
     if "SLURM_PROCID" not in os.environ:
-        machine(config.model_copy(update={"workers": "auto"}))  # says it
+        raise _no_task()
+    runner = _runner(
+        config, offered.cores // number if threads == "auto" else threads, offered.memory_bytes // number, folder
+    )
+    _joined[folder] = runner
+    try:
+        yield
+    finally:
+        del _joined[folder]
+        with suppress(OSError):
+            runner.close()
+        runner.scheduler_file.unlink(missing_ok=True)
+        shutil.rmtree(runner.keys, ignore_errors=True)
+
+
+@contextmanager
+def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
+    """The allocation's scheduler; its tasks end with `joined`, or with this where nobody joined before."""
+    with ExitStack() as stack:
+        if folder not in _joined:
+            stack.enter_context(joined(config, crew.threads, folder))
+        runner = _joined[folder]
+        yield Opened(str(runner.scheduler_address), runner.security)
+
+
+def _runner(config: ClusterConfig, threads: int, memory_bytes: int, folder: Path) -> _Runner:
+    """Returns in the driver's task only."""
     task = int(os.environ["SLURM_PROCID"])
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     step = "-".join(os.environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID"))
+    keys = folder / f"tls-{step}"
     place = {"interface": config.interface} if config.interface else {}
-    scheduler_place = place or {"host": config.host}
-    with dask.config.set(SETTINGS):
-        security = _security(config, folder / f"tls-{step}", writes=task == SCHEDULER)
-        if task != DRIVER:
-            signal.signal(signal.SIGINT, lambda *_: sys.exit())  # how the runner ends a task that has served
-        try:
-            runner = _Runner(
-                security,
-                scheduler_file=str(folder / f"scheduler-{step}.json"),
-                worker_class="distributed.Nanny",
-                scheduler_options={
-                    "dashboard_address": "127.0.0.1:0",
-                    "extensions": EXTENSIONS,
-                    "security": security,
-                    **scheduler_place,
-                },
-                worker_options={
-                    "nthreads": 1,
-                    "memory_limit": memory_bytes,
-                    "env": worker_environment(threads),
-                    "security": security,
-                    "local_directory": os.environ.get("TMPDIR", "/tmp"),
-                    "silence_logs": logging.CRITICAL,
-                    **place,
-                },
-            )
-        except WorldTooSmallException as error:
-            raise ConfigError(f"cluster.kind 'slurm-allocation': {error}") from error
-    _joined[folder] = runner
+    security = _security(config, keys, writes=task == SCHEDULER)
+    if task != DRIVER:
+        signal.signal(signal.SIGINT, lambda *_: sys.exit())  # how the runner ends a task that has served
+    dask.config.set(SETTINGS)
+    try:
+        return _Runner(
+            security,
+            keys,
+            scheduler_file=str(folder / f"scheduler-{step}.json"),
+            worker_class="distributed.Nanny",
+            scheduler_options={
+                "dashboard_address": "127.0.0.1:0",
+                "extensions": EXTENSIONS,
+                "security": security,
+                **(place or {"host": config.host}),
+            },
+            worker_options={
+                "nthreads": 1,
+                "memory_limit": memory_bytes,
+                "env": worker_environment(threads),
+                "security": security,
+                "local_directory": os.environ.get("TMPDIR", "/tmp"),
+                "silence_logs": logging.CRITICAL,
+                **place,
+            },
+        )
+    except WorldTooSmallException as error:
+        raise ConfigError(f"cluster.kind 'slurm-allocation': {error}") from error
+
+
+def _no_task() -> ConfigError:
+    return ConfigError(
+        "cluster.kind is 'slurm-allocation', but this is no task of SLURM (SLURM_PROCID is not set). Run it with "
+        "`srun --ntasks=N halotile run ...` (deploy/slurm/allocation.sbatch does), or, to plan outside, set cluster.workers, "
+        "cluster.memory_gb and compute.threads."
+    )
 
 
 def _security(config: ClusterConfig, folder: Path, *, writes: bool) -> Security | None:
@@ -159,8 +178,8 @@ def _security(config: ClusterConfig, folder: Path, *, writes: bool) -> Security 
 class _Runner(SLURMRunner):
     """SLURMRunner, with TLS, and patient with a scheduler file that is half written."""
 
-    def __init__(self, security: Security | None, **options: Any) -> None:
-        self.security = security
+    def __init__(self, security: Security | None, keys: Path, **options: Any) -> None:
+        self.security, self.keys = security, keys
         super().__init__(**options)
 
     async def get_scheduler_address(self) -> str:

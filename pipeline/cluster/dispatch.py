@@ -69,7 +69,13 @@ class Work:
 
 
 def dispatch(
-    pool: Pool, work: Work, indices: Iterable[int], *, retries: int, on_ready: Callable[[], None] = lambda: None
+    pool: Pool,
+    work: Work,
+    indices: Iterable[int],
+    *,
+    retries: int,
+    on_ready: Callable[[], None] = lambda: None,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Outcome]:
     """Run `work` for all indices; outcomes come as they complete.
 
@@ -82,13 +88,18 @@ def dispatch(
         indices: In the order of submission; consumed lazily.
         retries: Further attempts of a tile that failed, or whose worker vanished.
         on_ready: Called when the first worker is.
+        is_cancelled: Asked every second.
 
     Raises:
+        KeyboardInterrupt: It was cancelled.
         InferenceError: There is no worker, and none comes; or none can load the network.
     """
     shell = _Shell(pool, work, Roster(indices, retries), on_ready)
     try:
-        yield from shell.run()
+        for outcomes in shell.run():
+            if is_cancelled():
+                raise KeyboardInterrupt
+            yield from outcomes
     finally:
         shell.drop_all()
 
@@ -122,16 +133,17 @@ class _Shell:
         self._letting_go: set[str] = set()
         self._last_seen = self._last_said = time.monotonic()
 
-    def run(self) -> Iterator[Outcome]:
+    def run(self) -> Iterator[list[Outcome]]:
+        """What became of tiles, at least once a second."""
         looked = -math.inf
         while not self._roster.finished:
             if time.monotonic() - looked >= LOOK_SECONDS:
-                yield from self._look()
+                yield self._look()
                 looked = time.monotonic()
             for attempt in self._roster.assign(time.time()):
                 self._submit(attempt, self._work.infer, attempt.index, key=self._key(attempt), worker=attempt.worker)
             for landing in self._landed(max(LOOK_SECONDS - (time.monotonic() - looked), 0.001)):
-                yield from self._take(*landing)
+                yield self._take(*landing)
 
     def drop_all(self) -> None:
         """Forget what is in flight: on a cluster that goes on without us, it shall not compute for nobody."""
@@ -236,9 +248,8 @@ class _Shell:
             self._last_seen = now
         waited = now - self._last_seen
         if waited > self._pool.wait_seconds:
-            if self._unfit:
-                raise _of_loading(next(iter(self._unfit.values())))
-            raise nobody(waited, told)
+            told_by_workers = [error for error in self._unfit.values() if not isinstance(error, _VanishedError)]
+            raise told_by_workers[0] if told_by_workers else nobody(waited, told)
         if now - max(self._last_seen, self._last_said) > SAY_SECONDS:
             self._last_said = now
             log.warning("no worker for %.0f minutes; %s", waited / 60, told or "waiting")

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from distributed import Client
 from distributed.deploy import Cluster
@@ -139,6 +139,15 @@ def starting(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[None]:
             untaken = _starting.pop((config, crew), None)
     if untaken:
         stack.close()
+
+
+def allocation_joined(
+    config: ClusterConfig, threads: Literal["auto"] | int, folder: Path
+) -> AbstractContextManager[None]:
+    """Be what this task of an allocation is to be; see `allocation.joined`."""
+    from pipeline.cluster.allocation import joined  # noqa: PLC0415 - needs dask-jobqueue, which few have
+
+    return joined(config, threads, folder)
 
 
 @contextmanager

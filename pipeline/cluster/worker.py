@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from dataclasses import dataclass, replace
+from logging import LoggerAdapter
+from pathlib import Path
 
 from distributed import get_worker
 
@@ -12,6 +15,7 @@ from pipeline.core.ledger import TileRecord
 from pipeline.core.plan import Plan
 from pipeline.engine import infer_tile
 from pipeline.errors import StorageError
+from pipeline.logs import about
 from pipeline.storage.output import Output
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.sink import UnitSink
@@ -80,8 +84,18 @@ def infer(job: Job, index: int) -> TileRecord:
     """Predict and write one tile of a job; see `engine.infer_tile`. Nobody else has the tile meanwhile, on any machine."""
     with _opening:
         bench = _bench(job)
+    said = _about(job, tile=index)
+    try:
+        return _inferred(bench, index, job.token, said)
+    except Exception as error:
+        said.debug("failed: %s", error)  # it may be tried again; the driver tells the last attempt
+        raise
+
+
+def _inferred(bench: _Bench, index: int, token: str, said: LoggerAdapter) -> TileRecord:
     tile = bench.plan.grid.tile(index)
-    with _computing, bench.directory.tile(index, job.token):
+    with _computing, bench.directory.tile(index, token):
+        said.debug("begins")
         record = infer_tile(
             tile,
             source=bench.source,
@@ -91,7 +105,17 @@ def infer(job: Job, index: int) -> TileRecord:
             fingerprint=bench.plan.fingerprint,
             read_slices=bench.plan.read_slices,
         )
+    said.debug("done in %.3f s, %s", record.seconds, _shares(record))
     return replace(record, worker=str(get_worker().name))
+
+
+def _shares(record: TileRecord) -> str:
+    return f"read {record.read_seconds:.3f}, write {record.write_seconds:.3f}, wait {record.wait_seconds:.3f}"
+
+
+def _about(job: Job, **fields: int) -> LoggerAdapter:
+    """The log; its records are the driver's in the end, which knows neither this worker nor the tile."""
+    return about(run=Path(job.output).name, stage="infer", worker=str(get_worker().name), **fields)
 
 
 _benches: dict[Job, _Bench] = {}
@@ -102,6 +126,8 @@ def _bench(job: Job) -> _Bench:
     if job not in _benches:
         let_go()  # first: the network and the buffers of two jobs need not fit
         _benches[job] = _opened(job)
+        device = _benches[job].plan.compute.device
+        _about(job).info("ready: a worker on %s, device %s", socket.gethostname(), device)
     return _benches[job]
 
 
@@ -127,4 +153,3 @@ def _opened(job: Job) -> _Bench:
         output=Output(plan),
         directory=directory,
     )
-

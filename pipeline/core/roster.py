@@ -5,9 +5,9 @@
                           +--leave--> head: suspect, tried again with a worker to itself; the others: back, unblamed
 
 Every tile is given to one worker by name, and each worker has a short line of them. So when a worker vanishes it is known
-which tile it was at: that one is suspected, those that waited behind it are not. A suspect gets a worker to itself; should
-it die again, no other tile is lost with it, and after a bounded number of tries the tile is set aside and named. The rest
-goes on meanwhile.
+which tile it was at: that one is suspected, those that waited behind it are not. A suspect gets a worker to itself, at least
+once (it may have been done, and only the news of it was lost); should that worker vanish too, no other tile is lost with it,
+and after a bounded number of tries the tile is set aside and named. The rest goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Roster:
             return []
         head, *behind = hand.line
         self._again.extendleft((attempt.index, attempt.number) for attempt in reversed(behind))
-        if head.number > self._retries:
+        if head.alone and head.number > self._retries:
             return [Outcome(head.index, head.number, vanished=True)]
         self._suspects.append((head.index, head.number + 1))
         return []

@@ -34,6 +34,10 @@ _held: dict[Path, int] = {}
 """Driver locks of this process, by run directory, with how often each was entered."""
 
 
+_cancelled: set[str] = set()
+"""Tokens of drivers of this process that were asked to end."""
+
+
 class RunDirectory:
     """The run directory of one output.
 
@@ -50,6 +54,7 @@ class RunDirectory:
         self.verification_path = self.path / "verification.json"
         self.report_path = self.path / "report.json"
         self.tiles_lock_path = self.path / "tiles.lock"
+        self.cancel_path = self.path / "cancel"
         self.jobs_path = self.path / "jobs"
 
     # --- artifacts --------------------------------------------------------------------------------------------------
@@ -157,6 +162,36 @@ class RunDirectory:
     def driver_token(self) -> str:
         """Of the present driver, or of the last."""
         return (self.path / "driver.lock").read_text()
+
+    def is_driven(self) -> bool:
+        """Whether a driver is at this output now, on this machine or another."""
+        try:
+            with (self.path / "driver.lock").open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def ask_to_cancel(self) -> None:
+        """Ask the present driver to end; see `heed`."""
+        self.write(self.cancel_path, self.driver_token())
+
+    def heed(self, token: str) -> bool:
+        """Whether the driver of this token was asked to end since the last look; what was meant for another is swept away."""
+        try:
+            asked = self.cancel_path.read_text()
+            self.cancel_path.unlink()
+        except FileNotFoundError:
+            return False
+        if asked == token:
+            _cancelled.add(token)
+        return asked == token
+
+    def is_cancelled(self, token: str) -> bool:
+        """Whether this process saw that the driver of this token was asked to end."""
+        return token in _cancelled
 
     def _lock_or_refuse(self, file: TextIO) -> None:
         try:

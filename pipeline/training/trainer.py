@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 
 from pipeline.errors import PipelineError
 from pipeline.training.dataset import gather
@@ -70,6 +71,7 @@ def _launch(config: TrainConfig, machine: Machine, on_advance: Told) -> None:
         devices=machine.devices,
         strategy="ddp_spawn" if several else "auto",
         precision=PRECISIONS[machine.precision],  # type: ignore[arg-type]
+        plugins=[LightningEnvironment()],  # its processes are its own, also where a batch system has tasks
     )
     with _passed_on() if several else nullcontext():
         ended = fabric.launch(_fit, config, on_advance)

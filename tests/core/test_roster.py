@@ -50,12 +50,25 @@ def test_short_tiles_wait_in_longer_lines_but_bounded():
 
 def test_only_the_tile_that_ran_is_suspected():
     """Those that wait behind it are innocent, and must not be blamed for another's guilt."""
-    roster = Roster(range(4), retries=0)
+    roster = Roster(range(4), retries=2)
     ready(roster, "a", "b")
     given(roster)
-    assert roster.leave("a") == [Outcome(0, 1, vanished=True)]
-    assert given(roster) == {}  # b's line is full
-    assert not roster.finished
+    roster.leave("a")
+    ready(roster, "c")
+    assert given(roster) == {"c": [0]}  # alone; 2, which waited behind it, is as it was
+    ready(roster, "d")
+    assert [(a.index, a.number, a.alone) for a in roster.assign(0.0)] == [(2, 1, False)]
+
+
+def test_without_retries_a_suspect_still_is_tried_by_itself():
+    """It may have been done, and only the news of it was lost with its worker."""
+    roster = Roster(range(2), retries=0)
+    ready(roster, "a", "b")
+    given(roster)
+    assert roster.leave("a") == []
+    ready(roster, "c")
+    assert given(roster) == {"c": [0]}
+    assert roster.leave("c") == [Outcome(0, 2, vanished=True)]
 
 
 def test_a_suspect_is_tried_with_a_worker_to_itself():
@@ -161,7 +174,6 @@ def test_a_worker_that_has_done_nothing_yet_is_always_given_a_tile():
     roster.join("a")
     roster.ready("a", until=1.0)
     assert given(roster, now=100.0) == {"a": [0]}
-    assert roster.leave("a") == [Outcome(0, 1, vanished=True)]
 
 
 @pytest.mark.parametrize("seed", range(30))

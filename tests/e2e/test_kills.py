@@ -1,6 +1,8 @@
 """Runs that are interrupted, killed and started again: the same bytes, nothing twice, and nothing left behind."""
 
+import os
 import random
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -155,3 +157,81 @@ def test_killed_at_random_moments_and_restarted_it_writes_the_same_bytes(started
     assert run.plan.fingerprint == calm.plan.fingerprint
     assert Counter(done_entries(run.directory)) == Counter(range(32))
     assert stored_objects(run.output) == stored_objects(calm.output)
+
+
+def test_a_run_is_cancelled_from_another_terminal_or_another_machine(started, tmp_path, pooled):
+    """Whoever started it may be at home, and its driver on a node of the cluster: what they share is the output's folder."""
+    run = slow(tmp_path, tiles=128)
+    command = started("run", run.yaml)
+    computing(command, run, tiles=1)
+    family = command.family()
+    canceller = started("cancel", run.output)
+    assert canceller.wait() == 0, canceller.error
+    kept = len(done_entries(run.directory))
+    assert f"ended: {kept} of 128 tiles are done and kept" in canceller.out
+    assert command.wait(30) == 130
+    assert command.error.rstrip().endswith("interrupted; what is finished is kept, run again to resume")
+    wait_until(lambda: not alive(family), 10)
+    assert not run.directory.cancel_path.exists()
+
+    again = started("cancel", run.yaml)
+    assert again.wait() == 2
+    assert "there is nothing to cancel" in again.error
+
+
+def test_what_was_to_cancel_an_earlier_driver_does_not_end_this_one(tmp_path, pooled):
+    """A driver that was killed has left what asked it to end."""
+    run = slow(tmp_path, tiles=16)
+    stages.plan(run.config)
+    with run.directory.driver():
+        run.directory.ask_to_cancel()
+    with stages.driving(run.config):
+        wait_until(lambda: not run.directory.cancel_path.exists(), 10)
+        assert stages.infer(run.config).tiles == 16
+
+
+@pytest.mark.slow
+def test_a_tile_that_ends_its_workers_is_set_aside_and_named_and_the_rest_is_done(started, tmp_path, monkeypatch):
+    """A success with a hole in it is the worst that a run can report; and one bad tile must not cost the others."""
+    poison = tmp_path / "poison"
+    poison.mkdir()
+    (poison / "sitecustomize.py").write_text(
+        textwrap.dedent(
+            """
+            import os, pathlib, signal, sys
+
+            class Watch:
+                def find_spec(self, name, path=None, target=None):
+                    if name == "pipeline.cluster.worker":
+                        sys.meta_path.remove(self)
+                        import pipeline.engine
+                        infer_tile = pipeline.engine.infer_tile
+                        def poisoned(tile, **keys):
+                            if tile.index == 57 and (pathlib.Path(__file__).parent / "on").exists():
+                                os.kill(os.getpid(), signal.SIGKILL)
+                            return infer_tile(tile, **keys)
+                        pipeline.engine.infer_tile = poisoned
+
+            sys.meta_path.insert(0, Watch())
+            """
+        )
+    )
+    (poison / "on").touch()
+    monkeypatch.setenv("PYTHONPATH", f"{poison}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    keys = {"tiles": {"core": [8, 8, 8]}}
+    (tmp_path / "run").mkdir()
+    run = make_run(tmp_path / "run", architecture=Architecture(3, 1, 2), shape=(63, 40, 40), **keys)
+    first = started("run", run.yaml, "--no-prefect")
+    assert first.wait(200) == 1
+    assert "1 tile(s) failed:" in first.error
+    assert "tile 57 " in first.error
+    assert "its worker vanished each time, 3 times, the last times with no other tile on it" in first.error
+    assert "199 of 200 tiles are done and kept" in first.error
+    failed = [r for r in run.directory.records() if isinstance(r, TileRecord) and r.state == "failed"]
+    assert [r.tile for r in failed] == [57]
+
+    (poison / "on").unlink()
+    second = started("run", run.yaml, "--no-prefect")
+    assert second.wait() == 0, second.error
+    assert "1 tile computed" in second.out
+    assert Counter(done_entries(run.directory)) == Counter(range(200))
