@@ -136,7 +136,11 @@ class Site:
     def ask(self, path: str, content: Any = None, *, method: str = "POST") -> Any:
         """A request, in JSON; errors raise."""
         asked = {} if content is None and method == "POST" else content
-        found = httpx.request(method, f"{self.url}{path}", json=asked, timeout=60, trust_env=False)
+        for _ in range(20):
+            found = httpx.request(method, f"{self.url}{path}", json=asked, timeout=60, trust_env=False)
+            if found.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # SQLite is locked, by another request
+                break
+            time.sleep(0.5)
         assert found.is_success, f"{method} {path}: {found.status_code} {found.text[:600]}"
         return found.json() if found.content else None
 
@@ -172,7 +176,7 @@ class Site:
         found = self.ask("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run]}}})
         return {artifact["key"]: artifact["data"] for artifact in found}
 
-    def ended(self, flow_run: str, seconds: float = 120) -> dict[str, Any]:
+    def ended(self, flow_run: str, seconds: float = 300) -> dict[str, Any]:
         """A run once its state is final."""
 
         def final() -> dict[str, Any] | None:
@@ -181,7 +185,7 @@ class Site:
 
         return eventually(final, seconds, f"run {flow_run} ended: {self.log('worker.log')}")
 
-    def completed(self, flow_run: str, seconds: float = 120) -> dict[str, Any]:
+    def completed(self, flow_run: str, seconds: float = 300) -> dict[str, Any]:
         found = self.ended(flow_run, seconds)
         assert found["state_type"] == "COMPLETED", f"{found['state']}\n{self.log('worker.log')}"
         return found

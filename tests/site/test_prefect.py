@@ -17,7 +17,7 @@ from tests.pipeline_cases import Run, done_entries, make_run, stored_objects
 from tests.site.postgres_cases import postgres
 from tests.site.prefect_cases import Site, engines, eventually, family, kill_family
 
-pytestmark = pytest.mark.site
+pytestmark = [pytest.mark.site, pytest.mark.timeout(900)]  # a machine that does other things is three times as slow
 
 LOST_SECONDS = 40
 """As short as the command allows: a run gives a sign of life every 30 s."""
@@ -69,7 +69,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def computing(run: Run, *, further: int = 2) -> None:
     """Wait until so many tiles more are done."""
     before = len(done_entries(run.directory))
-    wait_until(lambda: len(done_entries(run.directory)) >= before + further, 120)
+    wait_until(lambda: len(done_entries(run.directory)) >= before + further, 240)
 
 
 # --- deployments --------------------------------------------------------------------------------------------------------
