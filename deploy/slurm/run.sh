@@ -9,13 +9,13 @@
 # HALOTILE_SITTINGS   the longest chain (100): a walltime too short for a single tile would chain for ever
 
 sitting() {
-    local driver status warned=
+    local driver status warned='' command=$1
     if [[ ! ${PREFECT_API_URL-} ]]; then # no server of the site's: none at all, rather than one a job
         set -- "$@" --no-prefect
     fi
     "$@" &
     driver=$!
-    trap 'trap "" TERM; warned=1; kill -TERM "$driver"' TERM # another one changes nothing
+    trap pass_on TERM
     wait "$driver"
     status=$?
     if [[ $warned ]]; then # it ended the wait above, not the run
@@ -27,6 +27,17 @@ sitting() {
         fi
     fi
     exit "$status"
+}
+
+# Pass the warning on, once: another one changes nothing. srun would kill its tasks, so that they are told themselves.
+pass_on() {
+    trap '' TERM
+    warned=1
+    if [[ $command == srun ]]; then
+        scancel --signal=TERM "$SLURM_JOB_ID"
+    else
+        kill -TERM "$driver"
+    fi
 }
 
 # Whether an interrupted run is to be queued again: not where the job is being cancelled, which sends a TERM as well.

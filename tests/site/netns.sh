@@ -7,6 +7,8 @@
 #
 # SITE_NETNS  prefix of all names (ht), at most 8 letters
 # SITE_NET    their network (10.77.0): this machine is .1, namespace N is .1N
+#
+# Exit status: 69 where this machine cannot have them (not root, or a kernel without them), 1 where it should and has not.
 set -euo pipefail
 
 prefix=${SITE_NETNS:-ht}
@@ -14,8 +16,9 @@ net=${SITE_NET:-10.77.0}
 
 up() {
     local i
-    command -v ip >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends iproute2 >/dev/null; }
-    ip link add "${prefix}br" type bridge
+    ((EUID == 0)) || { echo "netns.sh: needs root" >&2; exit 69; }
+    command -v ip >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends iproute2 >/dev/null; } || exit 69
+    ip link add "${prefix}br" type bridge || exit 69
     ip addr add "$net.1/24" dev "${prefix}br"
     ip link set "${prefix}br" up
     for i in 1 2 3; do

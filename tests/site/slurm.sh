@@ -6,6 +6,8 @@
 # SITE_SLURM  folder of all state (/tmp/halotile-slurm); `up` twice with one folder is refused
 # SITE_NODES, SITE_CPUS, SITE_MEMORY_MB  nodes, and what each claims to have (3, 4, 6000); nothing binds the processes
 # to it but the kill of a job that outgrows its --mem, and that of one that outlives its walltime
+#
+# Exit status: 69 where this machine cannot have one (not root, no packages), 1 where it should and has not.
 set -euo pipefail
 
 state=${SITE_SLURM:-/tmp/halotile-slurm}
@@ -17,8 +19,7 @@ install() {
     local tool
     for tool in munged slurmctld slurmd sbatch; do
         command -v "$tool" >/dev/null && continue
-        apt-get update -qq
-        apt-get install -y -qq --no-install-recommends munge slurmctld slurmd slurm-client >/dev/null
+        apt-get update -qq && apt-get install -y -qq --no-install-recommends munge slurmctld slurmd slurm-client >/dev/null
         return
     done
 }
@@ -76,7 +77,8 @@ CONF
 
 up() {
     local i
-    install
+    ((EUID == 0)) || { echo "slurm.sh: needs root" >&2; exit 69; }
+    install || { echo "slurm.sh: SLURM is not installed, and apt-get does not bring it" >&2; exit 69; }
     mkdir -p "$state"/{ctld,munge}
     if [[ -s $state/slurmctld.pid ]] && kill -0 "$(<"$state/slurmctld.pid")" 2>/dev/null; then
         echo "slurm.sh: '$state' is up already; take it down, or set SITE_SLURM to another folder" >&2
