@@ -47,7 +47,7 @@ def test_lost_jobs_are_replaced_while_the_run_goes_on(slurm, calm, started, tmp_
 
 def test_a_walltime_shorter_than_the_run_costs_no_byte(slurm, namespaces, calm, started, tmp_path):
     """Jobs of a minute for a run of two: they are replaced as they end. The network is not loopback: it is encrypted."""
-    run = slurm_run(tmp_path, walltime="00:01:00", host="10.77.0.1", slow=5)
+    run = slurm_run(tmp_path, walltime="00:01:00", host="10.77.0.1", slow=2)
     command = started("run", run.yaml)
     seen: set[str] = set()
 
