@@ -20,14 +20,14 @@ UNAVAILABLE = 69
 
 
 def bring_up(script: str, **environment: str) -> Callable[[str], None]:
-    """Run a script of this folder with `up`; gives what runs it with another word.
+    """Run a script of this folder with `up`; gives what runs it with other words.
 
     Where this machine cannot have it, the test is skipped and says so; where it should and has not, it fails.
     """
 
-    def call(word: str) -> None:
+    def call(words: str) -> None:
         found = subprocess.run(
-            ["bash", str(ROOT / "tests" / "site" / script), word],
+            ["bash", str(ROOT / "tests" / "site" / script), *words.split()],
             env=os.environ | environment,
             capture_output=True,
             text=True,
@@ -37,7 +37,7 @@ def bring_up(script: str, **environment: str) -> Callable[[str], None]:
         )
         if found.returncode == UNAVAILABLE:
             pytest.skip(f"NOT TESTED: this machine cannot have what {script} starts ({found.stderr.strip()})")
-        assert found.returncode == 0, f"{script} {word}: {found.stdout}{found.stderr}"
+        assert found.returncode == 0, f"{script} {words}: {found.stdout}{found.stderr}"
 
     call("up")
     return call
