@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.commands import ROOT, Command
+from tests.e2e.commands import ROOT, Command, wait_until
 from tests.pipeline_cases import stored_objects
 from tests.site.site_cases import Slurm, site_run
 
@@ -43,8 +43,16 @@ def bring_up(script: str, **environment: str) -> Callable[[str], None]:
     return call
 
 
+@pytest.fixture
+def slurm(site: Slurm) -> Iterator[Slurm]:
+    """A SLURM with an empty queue."""
+    yield site
+    site.call("scancel", "--user=root")
+    wait_until(lambda: not site.jobs(), 30)
+
+
 @pytest.fixture(scope="session")
-def slurm() -> Iterator[Slurm]:
+def site() -> Iterator[Slurm]:
     """Three nodes of SLURM; commands find them by `SLURM_CONF`, and find `halotile` and this checkout."""
     state = Path(tempfile.mkdtemp(prefix="halotile-slurm-"))  # not pytest's: munge's own user must get there
     call = bring_up("slurm.sh", SITE_SLURM=str(state))
