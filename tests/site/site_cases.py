@@ -56,10 +56,11 @@ class Slurm:
             list(map(str, command)), capture_output=True, text=True, check=True, timeout=60, cwd=ROOT
         ).stdout
 
-    def jobs(self, *, state: str = "") -> set[str]:
-        """Ids of the jobs in the queue; of those in one state."""
-        found = (line.split() for line in self.call("squeue", "--noheader", "--format=%i %T").splitlines())
-        return {job for job, its_state in found if state in ("", its_state)}
+    def jobs(self, *, state: str = "", reason: str = "") -> set[str]:
+        """Ids of the jobs in the queue; of those in one state, or that wait for one reason."""
+        lines = self.call("squeue", "--noheader", "--format=%i %T %r").splitlines()
+        found = (line.split(maxsplit=2) for line in lines)
+        return {job for job, its, why in found if state in ("", its) and reason in ("", why)}
 
     def submit(self, *arguments: object) -> str:
         """`sbatch`; gives the id."""
