@@ -12,13 +12,13 @@ from pipeline.core.architecture import Architecture
 from tests.e2e.commands import ROOT
 from tests.pipeline_cases import Run, done_entries, make_run
 
-TILES = 32
+TILES = 16
 
 PRELOAD = f"export DASK_DISTRIBUTED__WORKER__PRELOAD={ROOT / 'tests' / 'site' / 'preload.py'}"
 
 
 def site_run(folder: Path, *, cluster: Mapping[str, Any]) -> Run:
-    """Thirty-two tiles, in sixteens, of about a second each; all that sets their bytes is pinned."""
+    """Sixteen tiles, in sixteens, of about a second each; all that sets their bytes is pinned."""
     return make_run(
         folder,
         architecture=Architecture(3, 2, 96),

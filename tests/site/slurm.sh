@@ -4,7 +4,7 @@
 #   slurm.sh up|down|status      as root, on Debian; `up` says which SLURM_CONF to export
 #
 # SITE_SLURM  folder of all state (/tmp/halotile-slurm); `up` twice with one folder is refused
-# SITE_NODES, SITE_CPUS, SITE_MEMORY_MB  nodes, and what each claims to have (3, 4, 6000); nothing binds the processes
+# SITE_NODES, SITE_CPUS, SITE_MEMORY_MB  nodes, and what each claims to have (3, 4, 12000); nothing binds the processes
 # to it but the kill of a job that outgrows its --mem, and that of one that outlives its walltime
 #
 # Exit status: 69 where this machine cannot have one (not root, no packages), 1 where it should and has not.
@@ -71,7 +71,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
     for ((i = 1; i <= nodes; i++)); do
         echo "NodeName=n$i NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + i))" \
-            "CPUs=${SITE_CPUS:-4} RealMemory=${SITE_MEMORY_MB:-6000}"
+            "CPUs=${SITE_CPUS:-4} RealMemory=${SITE_MEMORY_MB:-12000}"
     done
 }
 

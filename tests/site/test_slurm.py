@@ -6,8 +6,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.core.ledger import TileRecord
 from tests.e2e.commands import Command, wait_until
-from tests.pipeline_cases import Run, stored_objects
+from tests.pipeline_cases import Run, sessions, stored_objects
 from tests.site.site_cases import PRELOAD, TILES, Slurm, done, site_run, slurm_run
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(600)]
@@ -22,7 +23,7 @@ def computing(command: Command, run: Run, tiles: int) -> None:
 def test_lost_jobs_are_replaced_while_the_run_goes_on(slurm, calm, started, tmp_path):
     """A drained node, an operator's scancel, the out-of-memory killer: the run keeps its crew, and no byte differs."""
     hog = tmp_path / "hog"
-    run = slurm_run(tmp_path, hog=hog)
+    run = slurm_run(tmp_path, hog=hog, slow=3)
     command = started("run", run.yaml)
     computing(command, run, tiles=3)
     crew = slurm.jobs(state="RUNNING")
@@ -48,7 +49,7 @@ def test_lost_jobs_are_replaced_while_the_run_goes_on(slurm, calm, started, tmp_
 
 def test_a_walltime_shorter_than_the_run_costs_no_byte(slurm, namespaces, calm, started, tmp_path):
     """Jobs leave before they are ended, and are replaced. The network is not loopback here: it is encrypted."""
-    run = slurm_run(tmp_path, walltime="00:01:30", host="10.77.0.1", slow=4)
+    run = slurm_run(tmp_path, walltime="00:01:30", host="10.77.0.1", slow=8)
     command = started("run", run.yaml)
     seen: set[str] = set()
 
@@ -65,18 +66,18 @@ def test_a_walltime_shorter_than_the_run_costs_no_byte(slurm, namespaces, calm, 
 
 def test_an_interrupted_driver_cancels_its_jobs_and_a_killed_one_leaves_none(slurm, calm, started, tmp_path):
     """What a login node does to drivers. The next run takes up what is there, and no job is paid for and forgotten."""
-    run = slurm_run(tmp_path)
+    run = slurm_run(tmp_path, slow=2)
     command = started("run", run.yaml)
-    computing(command, run, tiles=4)
+    computing(command, run, tiles=3)
     command.process.terminate()
     assert command.wait(30) == 130
     assert "Traceback" not in command.error
     wait_until(lambda: not slurm.jobs(), 10)
     kept = done(run)
-    assert 4 <= kept < TILES
+    assert 3 <= kept < TILES
 
     command = started("run", run.yaml)
-    computing(command, run, tiles=kept + 4)
+    computing(command, run, tiles=kept + 3)
     family = command.family()
     command.kill()
     command.wait()
@@ -109,24 +110,51 @@ def test_what_slurm_refuses_is_told_in_its_words(slurm, started, tmp_path, key, 
 
 BATCH = ("--mem=3G", "--cpus-per-task=1", "--nodes=1")
 
+LOCAL = {"kind": "local", "workers": 1, "memory_gb": 2}
 
-def test_a_batch_job_on_one_node_goes_on_after_its_walltime(slurm, calm, tmp_path):
-    """`node.sbatch`: the job's warning ends the sitting in order, and the job queues itself until the run is done."""
-    run = site_run(tmp_path, cluster={"kind": "local", "workers": 1, "memory_gb": 2})
-    log = tmp_path / "log"
-    preload = PRELOAD.removeprefix("export ")
-    job = slurm.submit(
-        *BATCH, "--time=1", "--signal=B:TERM@5", f"--output={log}", f"--export=ALL,{preload},SITE_SLOW=2",
-        "deploy/slurm/node.sbatch", run.yaml,
-    )  # fmt: skip
-    finished(slurm, {job: 0}, log)
-    assert "queued again to go on (sitting 1 is over)" in log.read_text()
-    assert stored_objects(run.output) == calm
+
+def made(folder: Path, cluster: dict) -> Run:
+    """A run in a folder of its own."""
+    folder.mkdir()
+    return site_run(folder, cluster=cluster)
+
+
+def test_batch_jobs_write_the_same_bytes_and_go_on_after_their_walltime(slurm, calm, tmp_path):
+    """A node, an allocation whose scheduler, driver and workers are tasks of one srun, and an array of a run a line.
+
+    The first two get the walltime's warning, as `--signal=B:TERM@120` sends it, but when they are at work: they end in
+    order, are queued again, and resume.
+    """
+    node = made(tmp_path / "node", LOCAL)
+    allocation = made(tmp_path / "allocation", {"kind": "slurm-allocation", "memory_gb": 2})
+    lines = [made(tmp_path / name, LOCAL) for name in ("one", "two words")]
+    catalogue = tmp_path / "runs.txt"
+    catalogue.write_text(f"# two runs\n{lines[0].yaml}\n\n  {lines[1].yaml}  \n")
+
+    slowly = f"--export=ALL,{PRELOAD.removeprefix('export ')},SITE_SLOW=2"
+    node_job = slurm.submit(*BATCH, f"--output={node.folder}/log", slowly, "deploy/slurm/node.sbatch", node.yaml)
+    crew = ("--ntasks=4", "--nodes=2", "--cpus-per-task=1", "--mem-per-cpu=2800M", slowly)
+    allocation_job = slurm.submit(
+        *crew, f"--output={allocation.folder}/log", "deploy/slurm/allocation.sbatch", allocation.yaml
+    )
+    array = slurm.submit(*BATCH, "--array=1-3", f"--output={tmp_path}/log-%a", "deploy/slurm/array.sbatch", catalogue)
+    for run, job in (node, node_job), (allocation, allocation_job):
+        wait_until(lambda run=run: done(run) >= 1, 120)
+        slurm.call("scancel", "--batch", "--signal=TERM", job)
+
+    jobs = {node_job: 0, allocation_job: 0, f"{array}_1": 0, f"{array}_2": 0, f"{array}_3": 2}
+    finished(slurm, jobs, *tmp_path.rglob("log*"))
+    for run in (node, allocation):
+        assert "queued again to go on (sitting 1 is over)" in (run.folder / "log").read_text()
+        assert len(sessions(run.directory)) == 2
+    assert "has no run 3" in (tmp_path / "log-3").read_text()
+    assert [stored_objects(run.output) == calm for run in (node, allocation, *lines)] == [True] * 4
+    assert {r.worker for r in allocation.directory.records() if isinstance(r, TileRecord)} == {"2", "3"}
 
 
 def test_a_batch_job_that_is_cancelled_stays_so(slurm, tmp_path):
     """SIGTERM is the walltime's warning, but also the first word of scancel: that one may not queue the job again."""
-    run = site_run(tmp_path, cluster={"kind": "local", "workers": 1, "memory_gb": 2})
+    run = made(tmp_path / "run", LOCAL)
     log = tmp_path / "log"
     job = slurm.submit(*BATCH, f"--output={log}", "deploy/slurm/node.sbatch", run.yaml)
     wait_until(lambda: done(run) >= 1, 60)
@@ -134,33 +162,19 @@ def test_a_batch_job_that_is_cancelled_stays_so(slurm, tmp_path):
     wait_until(lambda: not slurm.jobs(), 30)
     assert slurm.ended(job)["JobState"] == "CANCELLED"
     assert "queued again" not in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
-def test_an_allocation_over_several_nodes_writes_the_same_bytes(slurm, calm, tmp_path):
-    """`allocation.sbatch`: the scheduler, the driver and the workers are tasks of one srun."""
-    run = site_run(tmp_path, cluster={"kind": "slurm-allocation", "memory_gb": 2})
-    log = tmp_path / "log"
-    job = slurm.submit(
-        "--ntasks=4", "--nodes=2", "--cpus-per-task=1", "--mem-per-cpu=2800M", f"--output={log}",
-        "deploy/slurm/allocation.sbatch", run.yaml,
-    )  # fmt: skip
-    finished(slurm, {job: 0}, log)
-    assert stored_objects(run.output) == calm
-    assert {r.worker for r in run.directory.records() if hasattr(r, "worker")} == {"2", "3"}
-
-
-def test_an_array_takes_a_run_a_line(slurm, calm, tmp_path):
-    """`array.sbatch`: a catalogue of runs, with its comments; a task without a line says so and fails alone."""
-    runs = []
-    for name in ("one", "two words"):
-        (tmp_path / name).mkdir()
-        runs.append(site_run(tmp_path / name, cluster={"kind": "local", "workers": 1, "memory_gb": 2}))
-    catalogue = tmp_path / "runs.txt"
-    catalogue.write_text(f"# two runs\n{runs[0].yaml}\n\n  {runs[1].yaml}  \n")
-    array = slurm.submit(*BATCH, "--array=1-3", f"--output={tmp_path}/log-%a", "deploy/slurm/array.sbatch", catalogue)
-    finished(slurm, {f"{array}_1": 0, f"{array}_2": 0, f"{array}_3": 2}, *tmp_path.glob("log-*"))
-    assert [stored_objects(run.output) == calm for run in runs] == [True, True]
-    assert "has no run 3" in (tmp_path / "log-3").read_text()
+def test_an_allocation_whose_driver_is_killed_ends(slurm, tmp_path):
+    """Nobody pays until the walltime for a scheduler and workers that nobody drives."""
+    run = made(tmp_path / "run", {"kind": "slurm-allocation", "memory_gb": 2})
+    crew = ("--ntasks=3", "--nodes=1", "--cpus-per-task=1", "--mem-per-cpu=2800M")
+    job = slurm.submit(*crew, f"--output={tmp_path}/log", "deploy/slurm/allocation.sbatch", run.yaml)
+    wait_until(lambda: done(run) >= 1, 60)
+    pid = int((run.directory.path / "driver.lock").read_text().partition("-")[0])
+    psutil.Process(pid).kill()
+    wait_until(lambda: not slurm.jobs(), 60)
+    assert slurm.ended(job)["JobState"] == "FAILED"
 
 
 def finished(slurm: Slurm, statuses: dict[str, int], *logs: Path) -> None:
@@ -175,7 +189,6 @@ def finished(slurm: Slurm, statuses: dict[str, int], *logs: Path) -> None:
             slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now")
         return not slurm.jobs()
 
-    wait_until(over, 300)
-    told = "\n".join(log.read_text() for log in logs if log.is_file())
-    for job, status in statuses.items():
-        assert slurm.ended(job)["ExitCode"] == f"{status}:0", told
+    wait_until(over, 400)
+    found = {job: slurm.ended(job)["ExitCode"] for job in statuses}
+    assert found == {job: f"{status}:0" for job, status in statuses.items()}, [log.read_text() for log in logs]
