@@ -15,11 +15,11 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test bench lint clean
+.PHONY: help venv demo test test-cluster bench lint clean
 .DELETE_ON_ERROR:
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 venv: $(READY) ## set up .venv; does nothing where nothing changed
 
@@ -39,6 +39,9 @@ demo: $(READY) ## segment the membranes of a small volume, and say where to look
 
 test: lint ## lint, then all tests; ARGS="-k grid" reaches pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+test-cluster: $(READY) ## tests on real servers, as root on Debian: SLURM, cut networks; ARGS as above
+	$(BIN)/python -m pytest -m site tests/site $(ARGS)
 
 bench: $(READY) ## compare with one whole pass and with others; writes docs/benchmarks.md, in half an hour
 	$(BIN)/python -m pip install -qq -c deploy/constraints.txt -e '.[bench]'

@@ -402,8 +402,16 @@ def _print_rows(rows: list[tuple[str, str]]) -> None:
 
 def main() -> None:
     """Run the command and leave with its exit status. SIGTERM ends it as Ctrl-C does: in order."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(status(lambda: app(exit_on_error=False, print_error=True, result_action="return_value")))
+    signal.signal(signal.SIGTERM, _terminated)
+    code = status(lambda: app(exit_on_error=False, print_error=True, result_action="return_value"))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def _terminated(*_: object) -> None:
+    """Once: batch systems send several, and one that came while the run is put in order would leave its jobs behind."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def status(command: Callable[[], int | None]) -> int:

@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -22,10 +23,11 @@ from typing import Any, Literal
 
 import dask
 from dask.system import CPU_COUNT
+from distributed import Scheduler
 from distributed.core import rpc
 from distributed.security import Security
 
-from pipeline.cluster.pool import Crew, Opened
+from pipeline.cluster.pool import Crew, Opened, connected
 from pipeline.cluster.security import own_security, security_of, temporary_files
 from pipeline.cluster.settings import EXTENSIONS, SETTINGS, worker_environment
 from pipeline.config import ClusterConfig, TlsConfig
@@ -42,6 +44,11 @@ SCHEDULER, DRIVER = 0, 1
 
 MEMORY_SHARE = 0.9
 """Of a task's memory, what its worker may fill; its nanny needs some, and SLURM must not be the one to end it."""
+
+START_SECONDS, LOST_SECONDS = 300, 30
+"""How long a scheduler waits for its driver; and after its death, as a nanny after the scheduler's."""
+
+CLOSE_SECONDS = 10
 
 _joined: dict[Path, _Runner] = {}
 """The allocation that this process drives, by folder."""
@@ -100,7 +107,8 @@ def joined(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) 
     )
     _joined[folder] = runner
     try:
-        yield
+        with connected(Opened(str(runner.scheduler_address), runner.security)):  # as long as this process lives
+            yield
     finally:
         del _joined[folder]
         with suppress(OSError):
@@ -129,6 +137,10 @@ def _runner(config: ClusterConfig, threads: int, memory_bytes: int, folder: Path
     security = _security(config, keys, writes=task == SCHEDULER)
     if task != DRIVER:
         signal.signal(signal.SIGINT, lambda *_: sys.exit())  # how the runner ends a task that has served
+        # All tasks are told of the walltime's end, and the processes of workers die of it: their nannies would start others.
+        # The scheduler stays for the driver, who ends it.
+        signal.signal(signal.SIGTERM, lambda *_: None if task == SCHEDULER else sys.exit())
+        logging.getLogger("distributed").setLevel(logging.ERROR)
     dask.config.set(SETTINGS)
     try:
         return _Runner(
@@ -145,6 +157,7 @@ def _runner(config: ClusterConfig, threads: int, memory_bytes: int, folder: Path
             worker_options={
                 "nthreads": 1,
                 "memory_limit": memory_bytes,
+                "death_timeout": LOST_SECONDS,
                 "env": worker_environment(threads),
                 "security": security,
                 "local_directory": os.environ.get("TMPDIR", "/tmp"),
@@ -196,3 +209,20 @@ class _Runner(SLURMRunner):
         if self.security:
             arguments = self.security.get_connection_args("client")
             self.scheduler_comm = rpc(self.scheduler_address, connection_args=arguments)
+
+    async def on_scheduler_start(self, scheduler: Scheduler) -> None:
+        self._watch = asyncio.create_task(_end_without_driver(scheduler))
+
+    async def _close(self) -> None:
+        with suppress(TimeoutError):  # of a scheduler that is gone
+            await asyncio.wait_for(super()._close(), CLOSE_SECONDS)
+
+
+async def _end_without_driver(scheduler: Scheduler) -> None:
+    """End a scheduler, and with it its workers, whose driver was killed: all would wait for the walltime."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if len(scheduler.clients) > 1:  # one is the scheduler's own
+            deadline = time.monotonic() + LOST_SECONDS
+        await asyncio.sleep(1)
+    await scheduler.close(reason="its driver is gone")

@@ -184,9 +184,10 @@ class _Jobs:
             log.warning("%d job(s) of SLURM are gone and replaced: %s", len(lost), ", ".join(map(str, lost.values())))
         for name in lost:
             cluster.worker_spec.pop(name, None)
-        while len(cluster.worker_spec) < self._wanted:
-            cluster.worker_spec.update(cluster.new_worker_spec())
         try:
+            await cluster._correct_state()  # forgets them first: a new one may get the name of one that is gone
+            while len(cluster.worker_spec) < self._wanted:
+                cluster.worker_spec.update(cluster.new_worker_spec())
             await cluster._correct_state()
         except RuntimeError as error:  # a limit of jobs, a controller that restarts
             log.warning("SLURM did not take a job, which is tried again: %s", _last_line(error))
