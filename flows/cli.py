@@ -7,27 +7,25 @@ Heavy imports wait until a command needs them: `--help` imports neither torch no
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
+from flows.printing import bar, print_end, print_plan, print_rows
 from pipeline import __version__
 from pipeline.errors import REFUSALS, ConfigError, PipelineError, VerificationError
 
 if TYPE_CHECKING:
-    from flows.server import EmbeddedServer
     from pipeline.config import RunConfig
     from pipeline.core.box import Box
 
 DONE, FAILED, REFUSED, UNVERIFIED, INTERRUPTED = 0, 1, 2, 3, 130
 
-EXTRAS = dict.fromkeys(("edt", "lightning_fabric", "scipy", "skimage", "tensorboard", "threadpoolctl"), "train")
+EXTRAS = dict.fromkeys(("edt", "lightning_fabric", "scipy", "skimage", "tensorboard", "threadpoolctl"), "train") | {"dask_jobqueue": "slurm"}
 """Packages that are not installed with Halotile itself, and which extra brings them."""
 
 app = App(
@@ -59,7 +57,7 @@ def plan(
 
     asked = _read(config, set_)
     found = stages.plan(asked)
-    _print_plan(found, stages.measure(asked) if measure else None)
+    print_plan(found, stages.measure(asked) if measure else None)
     print(f"plan written to {found.output.url}.run/plan.json; `halotile run {config}` does it")
     return DONE
 
@@ -74,85 +72,11 @@ def run(
     set_: Overrides = None,
 ) -> int:
     """Segment a volume: plan, infer, verify, report. Run it again to resume."""
-    from pipeline import stages  # noqa: PLC0415 - see above
+    from flows.running import run_volume  # noqa: PLC0415 - see above
 
     found = _read(config, set_)
-    with stages.part_in_cluster(found):
-        content = _with_prefect(found) if prefect else _without_prefect(found)
-    _print_end(found, content)
+    print_end(found, run_volume(found, prefect=prefect))
     return DONE
-
-
-def _with_prefect(found: RunConfig) -> dict:
-    from flows.server import start_unless_configured  # noqa: PLC0415 - see above
-
-    server = start_unless_configured()  # it takes seconds, and so does what follows
-    try:
-        from pipeline import stages  # noqa: PLC0415 - see above
-
-        _print_plan(stages.plan(found))
-        with stages.driving(found), stages.workers_starting(found):
-            print(
-                "starting Prefect's side and the workers: seconds, half a minute the first time ever", file=sys.stderr
-            )
-            return _through_prefect(found, server)
-    finally:
-        if server:
-            server.abandon()
-
-
-def _without_prefect(found: RunConfig) -> dict:
-    from flows.progress import shown, tell_dashboard  # noqa: PLC0415 - see above
-    from pipeline import stages  # noqa: PLC0415 - see above
-
-    _print_plan(stages.plan(found))
-    with stages.driving(found):
-        with shown(found.output.url) as on_advance:
-            computed = stages.infer(found, on_advance, tell_dashboard).tiles
-        stages.verify(found)
-        return {**stages.report(found), "computed": computed}
-
-
-def _print_end(found: RunConfig, content: dict) -> None:
-    directory = f"{found.output.url}.run"
-    infer = content["stages"]["infer"]
-    verified = content["stages"]["verify"]
-    computed = content["computed"]
-    told = (
-        f"{computed} tile{'s'[: computed != 1]} computed"
-        if computed
-        else "nothing to compute: all tiles were done already"
-    )
-    print(f"done: {told}; {verified['valid']} of {verified['tiles']} verified; infer {infer['seconds']:.1f} s in all")
-    print(f"output  {found.output.url}\nreport  {directory}/report.html")
-
-
-def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict:
-    """Run the flow; the server starts while Prefect is imported."""
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # errors are told here, once
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_API_LEVEL", "INFO")  # log.level: debug writes two lines a tile
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
-    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # of threads that know of no run
-    from httpx import HTTPError  # noqa: PLC0415 - see above
-    from prefect.exceptions import CancelledRun  # noqa: PLC0415 - see above
-
-    from flows.inference import infer_volume  # noqa: PLC0415 - see above
-    from flows.server import prefect_api  # noqa: PLC0415 - see above
-
-    if server:
-        server.keep_log(Path(f"{config.output.url}.run") / "prefect.log")
-    with prefect_api(server=server) as url:
-        try:
-            return infer_volume(config)
-        except CancelledRun as error:
-            raise KeyboardInterrupt from error
-        except RuntimeError as error:  # what Prefect makes of a connection that is refused
-            if not isinstance(error.__cause__, HTTPError):
-                raise
-            raise PipelineError(
-                f"Prefect's server at '{url}' cannot be reached ({error.__cause__}). Start it or correct PREFECT_API_URL; "
-                "where none is configured, a run brings its own. Nothing was computed."
-            ) from error
 
 
 @app.command
@@ -184,7 +108,7 @@ def inspect(path: Annotated[str, Parameter(help="A Zarr store, or a checkpoint."
     """Print what a store or a checkpoint is: shape, chunks, axes; stride, receptive radius, parameters, arithmetic."""
     from pipeline.inspection import inspect_path  # noqa: PLC0415 - see above
 
-    _print_rows(inspect_path(path))
+    print_rows(inspect_path(path))
     return DONE
 
 
@@ -209,7 +133,7 @@ def train(
     if not bar.told:
         print("trained already: nothing to do; delete the folder to start over, or name another `output`")
     for found in learning.evaluate_held_back(recipe):
-        _print_rows(found.rows())
+        print_rows(found.rows())
     print(
         f"checkpoint  {checkpoint}\nmetrics     {checkpoint.parent / 'metrics.json'}\nlogs        {checkpoint.parent / 'logs'}"
     )
@@ -252,11 +176,11 @@ def evaluate(
 
     options = {"predicts": predicts, "labels_are": labels_are, "neighbours": neighbours, "segments": segments}
     tried = thresholds or THRESHOLDS
-    with _bar("comparing") as tell:
+    with bar("comparing") as tell:
         asked = {"thresholds": tried, "at": at, "box": _box(box), "ignore": ignore, **options}
         found = compare(prediction, labels, on_advance=tell, **asked)
     output.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
-    _print_rows(found.rows())
+    print_rows(found.rows())
     print(f"figures written to {output}")
     return DONE
 
@@ -277,7 +201,7 @@ def convert(
     from pipeline.storage.convert import convert as convert_volume  # noqa: PLC0415 - see above
 
     layout = {"axes": axes, "chunks": chunks, "shards": shards, "voxel_size_nm": voxel_size_nm}
-    with _bar("converting") as tell:
+    with bar("converting") as tell:
         found = convert_volume(source, target, on_advance=tell, **layout)
     print(f"{target}: axes {found.axes}, shape (z, y, x) {found.shape}, {found.channels} channel(s), {found.dtype}")
     return DONE
@@ -329,7 +253,7 @@ def deploy(
 
     when = {"schedule": deployment.cron_schedule(cron, timezone) if cron else None, "paused": paused}
     found = [deployment.deployment_of(path, set_ or (), name=name, **when) for path in configs]
-    _print_rows(deployment.deploy(found, pool=pool, notify=notify, lost_seconds=lost_after))
+    print_rows(deployment.deploy(found, pool=pool, notify=notify, lost_seconds=lost_after))
     started = found[0].title if found else "halotile-inference/segment"
     print(f"a worker, where Halotile is installed:  prefect worker start --pool {pool}")
     print(f"a run now: on the page above, or        prefect deployment run {started}{'' if found else ' --param config=...'}")
@@ -342,19 +266,8 @@ def models(registry: Annotated[Path, Parameter(help="A folder of registered mode
     from pipeline.registry import versions  # noqa: PLC0415 - see above
 
     rows = [(f"{e.name} {e.version}", f"{e.registered}  {_figures(e.metrics)}") for e in versions(registry)]
-    _print_rows(rows or [("(none)", str(registry))])
+    print_rows(rows or [("(none)", str(registry))])
     return DONE
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing in a log; it is moved by what is done, of all."""
-    from rich.console import Console  # noqa: PLC0415 - see above
-    from rich.progress import Progress  # noqa: PLC0415 - see above
-
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        row = progress.add_task(name, total=None)
-        yield lambda done, total: progress.update(row, completed=done, total=total)
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
@@ -379,25 +292,6 @@ def _read(path: Path, overrides: list[str] | None) -> RunConfig:
     from pipeline.registry import with_model  # noqa: PLC0415 - see above
 
     return with_model(read_config(RunConfig, path, overrides or ()))
-
-
-def _print_plan(found, expectation=None) -> None:  # noqa: ANN001 - a Plan and an Expectation, not imported here
-    from pipeline.report import expectation_rows, plan_rows  # noqa: PLC0415 - see above
-
-    _print_rows([*plan_rows(found), *(expectation_rows(expectation) if expectation else [])])
-
-
-def _print_rows(rows: list[tuple[str, str]]) -> None:
-    from rich.console import Console  # noqa: PLC0415 - see above
-    from rich.table import Table  # noqa: PLC0415 - see above
-
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value)
-    width = None if sys.stdout.isatty() else 200  # a log need not fold rows
-    Console(markup=False, highlight=False, width=width).print(table)
 
 
 def main() -> None:

@@ -219,10 +219,7 @@ def cancel(output: str, wait_seconds: float = CANCEL_SECONDS) -> Progress | None
 
 @contextmanager
 def part_in_cluster(config: RunConfig) -> Iterator[None]:
-    """Where this process is one of many of an allocation: be the part that is its own. Others than the driver end here."""
-    if config.cluster.kind != "slurm-allocation":
-        yield
-        return
+    """As one of many tasks of an allocation (kind slurm-allocation): be what it is to be. Others than the driver end here."""
     with allocation_joined(config.cluster, config.compute.threads, RunDirectory(config.output.url).jobs_path):
         yield
 

@@ -1,6 +1,6 @@
 """`cluster.kind: slurm-allocation`: the tasks of one `srun` are the cluster; nothing is submitted, and no server is needed.
 
-    srun --ntasks=N --kill-on-bad-exit=1 halotile run run.yaml
+    srun --ntasks=N --kill-on-bad-exit=0 --wait=0 halotile run run.yaml
 
 Every task runs the same command. dask-jobqueue's SLURMRunner makes task 0 the scheduler, task 1 the driver, all others workers;
 they find one another by a file in the run directory, which names the step, so that a requeued job does not find its old self.

@@ -28,8 +28,18 @@ _one_start = threading.Lock()
 
 
 def machine(config: ClusterConfig) -> Machine:  # noqa: ARG001 - of any kind
-    """What this machine lets a process use: less than it has where a control group or a ulimit says so."""
-    return Machine(cores=CPU_COUNT, memory_bytes=int(MEMORY_LIMIT))
+    """What this machine lets a process use: less than it has where a control group, a ulimit or a job of SLURM says so."""
+    cores, memory_bytes = CPU_COUNT, int(MEMORY_LIMIT)
+    if "SLURM_JOB_ID" in os.environ:  # not every site confines its jobs
+        cores = min(cores, int(os.environ.get("SLURM_CPUS_PER_TASK") or cores))
+        memory_bytes = min(memory_bytes, _job_memory_bytes(cores) or memory_bytes)
+    return Machine(cores, memory_bytes)
+
+
+def _job_memory_bytes(cores: int) -> int:
+    """What SLURM gives this job on this node; 0 where it does not say."""
+    node, core = os.environ.get("SLURM_MEM_PER_NODE"), os.environ.get("SLURM_MEM_PER_CPU")
+    return int(node or int(core or 0) * cores) * 2**20
 
 
 @contextmanager

@@ -101,6 +101,16 @@ def test_a_machine_without_a_card_is_no_cluster_of_kind_cuda(tmp_path, monkeypat
         machine(ClusterConfig(kind="cuda"))
 
 
+def test_a_job_of_slurm_takes_no_more_than_it_was_given(monkeypatch):
+    """Not every site confines its jobs; one that takes the whole node is ended, or ends its neighbours."""
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1", "SLURM_MEM_PER_NODE": "300"}.items():
+        monkeypatch.setenv(name, value)
+    assert (machine(LOCAL).cores, machine(LOCAL).memory_bytes) == (1, 300 * 2**20)
+    monkeypatch.delenv("SLURM_MEM_PER_NODE")
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "200")
+    assert machine(LOCAL).memory_bytes == 200 * 2**20
+
+
 @pytest.fixture
 def certificates(tmp_path) -> TlsConfig:
     """A site's: an authority that signs for itself."""

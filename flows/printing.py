@@ -1,0 +1,58 @@
+"""What the commands print: rows, a plan, the end of a run, a bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+
+def print_plan(found: Any, expectation: Any = None) -> None:
+    """What a run will do, and, where that was measured, how long it will take."""
+    from pipeline.report import expectation_rows, plan_rows  # noqa: PLC0415 - `--help` needs none of it
+
+    print_rows([*plan_rows(found), *(expectation_rows(expectation) if expectation else [])])
+
+
+def print_rows(rows: list[tuple[str, str]]) -> None:
+    """Names and values, in two columns."""
+    from rich.console import Console  # noqa: PLC0415 - `--help` needs none of it
+    from rich.table import Table  # noqa: PLC0415 - `--help` needs none of it
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    width = None if sys.stdout.isatty() else 200  # a log need not fold rows
+    Console(markup=False, highlight=False, width=width).print(table)
+
+
+def print_end(config: RunConfig, content: dict[str, Any]) -> None:
+    """What became of a run, and where it lies."""
+    directory = f"{config.output.url}.run"
+    infer = content["stages"]["infer"]
+    verified = content["stages"]["verify"]
+    computed = content["computed"]
+    told = (
+        f"{computed} tile{'s'[: computed != 1]} computed"
+        if computed
+        else "nothing to compute: all tiles were done already"
+    )
+    print(f"done: {told}; {verified['valid']} of {verified['tiles']} verified; infer {infer['seconds']:.1f} s in all")
+    print(f"output  {config.output.url}\nreport  {directory}/report.html")
+
+
+@contextmanager
+def bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing in a log; it is moved by what is done, of all."""
+    from rich.console import Console  # noqa: PLC0415 - `--help` needs none of it
+    from rich.progress import Progress  # noqa: PLC0415 - `--help` needs none of it
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        row = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(row, completed=done, total=total)
