@@ -166,16 +166,16 @@ class TlsConfig(Section):
 class SlurmConfig(Section):
     """What each worker's job asks SLURM for."""
 
-    walltime: Annotated[str, Field(pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$", description="[days-]hours:minutes:seconds")]
-    cores: Positive
-    gpus: Literal[0, 1] = 0
-    partition: str | None = None
-    account: str | None = None
-    modules: tuple[str, ...] = ()
-    prologue: tuple[str, ...] = ()
-    directives: tuple[str, ...] = ()
-    python: str | None = None
-    log_directory: Location | None = None
+    walltime: str = Field(pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$", description="[days-]hours:minutes:seconds of a job.")
+    cores: Positive = Field(description="Of a job.")
+    gpus: Literal[0, 1] = Field(0, description="Cards of a job.")
+    partition: str | None = Field(None, description="Empty: the site's default.")
+    account: str | None = Field(None, description="To be charged.")
+    modules: tuple[str, ...] = Field((), description="To load in each job.")
+    prologue: tuple[str, ...] = Field((), description="Further lines of the job's script.")
+    directives: tuple[str, ...] = Field((), description="Further #SBATCH lines, without that word.")
+    python: str | None = Field(None, description="Interpreter on the nodes; empty: this one, by its path.")
+    log_directory: Location | None = Field(None, description="Empty: OUTPUT.run/jobs.")
 
     @property
     def walltime_seconds(self) -> int:
@@ -193,16 +193,22 @@ WAIT_MINUTES = {"local": 2, "cuda": 2, "slurm": 24 * 60, "slurm-allocation": 10,
 class ClusterConfig(Section):
     """Who computes. `retries` is how often a failed tile is tried again before the run fails by its name."""
 
-    kind: Literal["local", "cuda", "slurm", "slurm-allocation", "address"] = "local"
-    workers: Auto | Positive = "auto"
-    memory_gb: Auto | Annotated[float, Field(gt=0)] = "auto"
-    retries: Annotated[int, Field(ge=0)] = 2
-    wait_minutes: Auto | Annotated[float, Field(gt=0)] = "auto"
-    host: str = LOOPBACK[0]
-    interface: str | None = None
-    security: Literal["auto", "none"] | TlsConfig = "auto"
-    address: str | None = None
-    slurm: SlurmConfig | None = None
+    kind: Literal["local", "cuda", "slurm", "slurm-allocation", "address"] = Field(
+        "local", description="Where workers come from: this machine, its GPUs, jobs of SLURM, an allocation, a scheduler."
+    )
+    workers: Auto | Positive = Field("auto", description="Processes, or jobs; needed for slurm.")
+    memory_gb: Auto | Annotated[float, Field(gt=0)] = Field("auto", description="Of one worker; needed for slurm.")
+    retries: int = Field(2, ge=0, description="Further attempts of a tile before it is set aside and named.")
+    wait_minutes: Auto | Annotated[float, Field(gt=0)] = Field(
+        "auto", description="Without any worker for so long, the run ends."
+    )
+    host: str = Field(LOOPBACK[0], description="What the scheduler binds to; off loopback it speaks TLS.")
+    interface: str | None = Field(None, description="Or the network interface, such as ib0.")
+    security: Literal["auto", "none"] | TlsConfig = Field(
+        "auto", description="auto: TLS off loopback, with certificates of the run's own."
+    )
+    address: str | None = Field(None, description="Of a scheduler that runs (kind address).")
+    slurm: SlurmConfig | None = Field(None, description="What a job asks for (kind slurm).")
 
     @model_validator(mode="after")
     def _what_its_kind_needs(self) -> ClusterConfig:
@@ -248,6 +254,15 @@ class RunConfig(Whole):
     compute: ComputeConfig = ComputeConfig()
     cluster: ClusterConfig = ClusterConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _device_of_its_cluster(self) -> RunConfig:
+        if self.cluster.kind == "cuda" and self.compute.device == "cpu":
+            raise ValueError(
+                "cluster.kind is 'cuda', a worker a GPU, but compute.device is 'cpu'. Set cluster.kind to 'local', or leave "
+                "compute.device at 'auto'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _output_apart_from_input(self) -> RunConfig:

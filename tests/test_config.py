@@ -518,3 +518,53 @@ def test_a_run_directory_in_the_place_of_the_input_is_refused(tmp_path):
     """The plan and the locks would be written into the input store."""
     text = "input: {url: /data/w.run}\noutput: {url: /data/w}\nmodel: {checkpoint: /models/em.pt}\n"
     assert "inside one another" in refusal(tmp_path, text)
+
+
+# --- clusters -----------------------------------------------------------------------------------------------------------
+
+SLURM = {"kind": "slurm", "workers": 2, "memory_gb": 4, "slurm": {"walltime": "1-02:03:04", "cores": 8}}
+
+
+def clustered(cluster, **sections):
+    """A run with this cluster."""
+    content = {"input": {"url": "i.zarr"}, "output": {"url": "o.zarr"}, "model": {"checkpoint": "m.pt"}, **sections}
+    return validated(RunConfig, {**content, "cluster": cluster}, source="run.yaml")
+
+
+def test_a_walltime_is_read_as_slurm_reads_it():
+    """A job that is drained an hour late is ended in mid-tile."""
+    found = clustered(SLURM).cluster.slurm
+    assert found.walltime_seconds == 86400 + 2 * 3600 + 3 * 60 + 4
+
+
+@pytest.mark.parametrize(
+    ("cluster", "told"),
+    [
+        ({"kind": "slurm"}, r"kind slurm needs slurm \(walltime, cores\), workers \(jobs\), memory_gb \(of a worker\) too"),
+        ({**SLURM, "workers": "auto"}, r"kind slurm needs workers \(jobs\) too; see configs/slurm\.yaml"),
+        ({"kind": "address"}, r"kind address needs address \(of a scheduler that runs"),
+        ({**SLURM, "slurm": {"walltime": "90", "cores": 8}}, r"cluster\.slurm\.walltime"),
+        ({**SLURM, "slurm": {"walltime": "1:00:00"}}, r"cluster\.slurm\.cores: required"),
+        ({**SLURM, "slurm": {**SLURM["slurm"], "gpus": 2}}, r"cluster\.slurm\.gpus"),
+        ({"security": {"ca_file": "ca.pem"}}, r"cluster\.security"),
+        ({"wait_minutes": 0}, r"cluster\.wait_minutes"),
+        ({"kind": "kubernetes"}, r"cluster\.kind"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused_with_what_it_lacks(cluster, told):
+    """Before a job is in any queue."""
+    with pytest.raises(ConfigError, match=told):
+        clustered(cluster)
+
+
+def test_a_cluster_of_cards_does_not_compute_on_processors():
+    """One of the two is a mistake, and only the user knows which."""
+    with pytest.raises(ConfigError, match=r"cluster\.kind is 'cuda'.*compute\.device is 'cpu'"):
+        clustered({"kind": "cuda"}, compute={"device": "cpu"})
+
+
+@pytest.mark.parametrize("name", ["local", "cuda", "slurm", "slurm-allocation", "address"])
+def test_each_kind_of_cluster_has_an_example_that_is_one(name):
+    """They are what people copy."""
+    found = read_config(RunConfig, Path(__file__).parents[1] / "configs" / f"{name}.yaml")
+    assert found.cluster.kind == name

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from pipeline import measure, planning
+from pipeline.cluster.pool import machine
 from pipeline.core.architecture import Architecture
 from pipeline.core.cost import multiply_adds, turn_multiply_adds
 from pipeline.core.grid import TileGrid
 from pipeline.core.receptive import least_halo
 from pipeline.core.tiling import MEMORY_SHARE
-from pipeline.errors import PlanError
+from pipeline.errors import ConfigError, PlanError
 from pipeline.measure import expectation
 from pipeline.planning import Machine, crews, make_plan, workers_that_fit
 from tests.pipeline_cases import Run, make_run
@@ -197,3 +198,42 @@ def test_a_turns_arithmetic_is_the_tiles_over_its_turns():
     grid = TileGrid(SOLID, (4000, 16, 16), (4000, 16, 16), least_halo(SOLID), 8)
     schedule = grid.tile(0).schedule
     assert turn_multiply_adds(schedule) * 500 == multiply_adds(schedule)
+
+
+# --- workers elsewhere --------------------------------------------------------------------------------------------------
+
+JOBS = {"kind": "slurm", "workers": 3, "memory_gb": 4, "slurm": {"walltime": "01:00:00", "cores": 5}}
+
+
+def jobs_of(folder, gpus=0, **compute):
+    """A run on jobs of SLURM, and what those are to have."""
+    cluster = {**JOBS, "slurm": {**JOBS["slurm"], "gpus": gpus}}
+    run = run_of(folder, compute={"device": "auto", **compute}, cluster=cluster)
+    return run.config, machine(run.config.cluster)
+
+
+def test_jobs_are_planned_for_what_they_ask_and_not_for_this_machine(tmp_path):
+    """The plan is made on a login node, which is neither as large nor as small as a job."""
+    config, offered = jobs_of(tmp_path)
+    assert offered == Machine(cores=15, memory_bytes=12 * 10**9, workers=3, device="cpu")
+    found = make_plan(config, offered)
+    assert (found.compute.device, found.compute.threads) == ("cpu", 5)
+    assert found.cost.worker_bytes <= 4 * 10**9
+    assert workers_that_fit(config, offered, found) == 3
+
+
+def test_cards_that_cannot_be_seen_must_be_described(tmp_path, monkeypatch):
+    """Tiles that do not fit a card fail each on each; and a login node has none to look at."""
+    monkeypatch.setattr(planning, "visible_cards", tuple)
+    config, offered = jobs_of(tmp_path, gpus=1)
+    with pytest.raises(ConfigError, match=r"Set compute\.device_memory_gb to the free memory of the smallest"):
+        make_plan(config, offered)
+
+
+def test_a_plan_for_cards_elsewhere_computes_on_them_in_a_type_that_was_not_guessed(tmp_path, monkeypatch):
+    """bfloat16 is taken where it was tried; there it can be asked for."""
+    monkeypatch.setattr(planning, "visible_cards", tuple)
+    config, offered = jobs_of(tmp_path, gpus=1, device_memory_gb=16)
+    found = make_plan(config, offered).compute
+    assert (found.device, found.dtype) == ("cuda", "float32")
+    assert "no card here to try bfloat16 on" in found.reason
