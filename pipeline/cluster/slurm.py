@@ -26,7 +26,7 @@ from pipeline.cluster.security import own_security
 from pipeline.cluster.settings import EXTENSIONS, SETTINGS, worker_environment
 from pipeline.cluster.worker import ENDS
 from pipeline.config import ClusterConfig, SlurmConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InferenceError
 from pipeline.planning import Machine
 
 _interrupt = signal.getsignal(signal.SIGINT)
@@ -41,6 +41,9 @@ QUEUE_SECONDS = 5.0
 
 COMMAND_SECONDS = 60.0
 """Limit of a question; a busy controller takes its time."""
+
+IN_VAIN = 3
+"""So many jobs in a row (or as many as are wanted) that end before their worker has joined end the run."""
 
 DEATH_SECONDS = 60
 """After so long without its scheduler a job ends itself: its driver is gone."""
@@ -71,7 +74,7 @@ def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
         cluster = SLURMCluster(**_options(config, crew, folder))
         with cluster:
             _try_out(cluster)
-            jobs = _Jobs(cluster, crew.workers)
+            jobs = _Jobs(cluster, crew.workers, Path(config.slurm.log_directory or folder) if config.slurm else folder)
             jobs.submit()
             yield Opened(cluster, tend=jobs.tend)
 
@@ -158,17 +161,27 @@ def _try_out(cluster: SLURMCluster) -> None:
 class _Jobs:
     """The jobs of a cluster, kept at their number."""
 
-    def __init__(self, cluster: SLURMCluster, wanted: int) -> None:
-        self._cluster, self._wanted = cluster, wanted
+    def __init__(self, cluster: SLURMCluster, wanted: int, logs: Path) -> None:
+        self._cluster, self._wanted, self._logs = cluster, wanted, logs
         self._looked = time.monotonic()
         self._told = ""
+        self._joined: set[str] = set()  # jobs whose worker was seen
+        self._in_vain = 0  # jobs, one after another, that ended before theirs was
 
     def submit(self) -> None:
         """As many as are missing."""
         self._cluster.sync(self._replace, frozenset())
 
     def tend(self) -> str:
-        """Replace the jobs that the queue no longer knows; says how the others are."""
+        """Replace the jobs that the queue no longer knows; says how the others are.
+
+        Raises:
+            InferenceError: Job after job ends before its worker has joined: more of them would too.
+        """
+        present = {worker.name for worker in list(self._cluster.scheduler.workers.values())}
+        joined = {job.job_id for name, job in self._cluster.workers.items() if name in present} - self._joined
+        if joined:
+            self._joined, self._in_vain = self._joined | joined, 0
         if time.monotonic() - self._looked >= QUEUE_SECONDS:
             self._looked = time.monotonic()
             states = _queue([job.job_id for job in self._cluster.workers.values() if job.job_id])
@@ -181,6 +194,9 @@ class _Jobs:
         cluster = self._cluster
         lost = {name: job.job_id for name, job in cluster.workers.items() if job.job_id not in known}
         if lost:
+            self._in_vain += sum(job is not None and job not in self._joined for job in lost.values())
+            if self._in_vain >= max(IN_VAIN, self._wanted):
+                raise self._useless(max(str(job) for job in lost.values()))
             log.warning("%d job(s) of SLURM are gone and replaced: %s", len(lost), ", ".join(map(str, lost.values())))
         for name in lost:
             cluster.worker_spec.pop(name, None)
@@ -191,6 +207,18 @@ class _Jobs:
             await cluster._correct_state()
         except RuntimeError as error:  # a limit of jobs, a controller that restarts
             log.warning("SLURM did not take a job, which is tried again: %s", _last_line(error))
+
+
+    def _useless(self, job: str) -> InferenceError:
+        logs = sorted(self._logs.glob(f"*-{job}.err"))
+        lines = logs[0].read_text(errors="replace").strip().splitlines()[-5:] if logs else []
+        told = "\n".join(f"    {line}" for line in lines) or "    (nothing)"
+        return InferenceError(
+            f"{self._in_vain} jobs of SLURM, one after another, ended before their worker had joined. The log of the last, in "
+            f"'{self._logs}', ends with:\n{told}\nLikely the nodes lack the Python or a module (cluster.slurm.python, modules, "
+            "prologue), or cannot reach this machine (cluster.interface, cluster.host). Run again to resume: what is finished is "
+            "kept."
+        )
 
 
 def _queue(jobs: list[str]) -> dict[str, str] | None:

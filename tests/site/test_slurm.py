@@ -108,6 +108,18 @@ def test_what_slurm_refuses_is_told_in_its_words(slurm, started, tmp_path, key, 
     assert not slurm.jobs()
 
 
+def test_jobs_that_end_before_their_worker_joins_are_not_submitted_for_ever(slurm, started, tmp_path):
+    """A Python that the nodes lack would else be tried every five seconds, by every job, for the day that a queue may take."""
+    run = slurm_run(tmp_path)
+    broken = {**run.content["cluster"]["slurm"], "prologue": ["echo no such module >&2", "exit 7"]}
+    command = started("run", run.having(cluster={"slurm": broken}).yaml, "--no-prefect")
+    assert command.wait(120) == 1
+    assert "jobs of SLURM, one after another, ended before their worker had joined" in command.error
+    assert "no such module" in command.error
+    assert "Traceback" not in command.error
+    wait_until(lambda: not slurm.jobs(), 15)
+
+
 BATCH = ("--mem=3G", "--cpus-per-task=1", "--nodes=1")
 
 LOCAL = {"kind": "local", "workers": 1, "memory_gb": 2}
@@ -119,14 +131,16 @@ def made(folder: Path, cluster: dict) -> Run:
     return site_run(folder, cluster=cluster)
 
 
-def test_batch_jobs_write_the_same_bytes_and_go_on_after_their_walltime(slurm, calm, tmp_path):
+def test_batch_jobs_write_the_same_bytes_and_go_on_after_their_walltime(slurm, namespaces, calm, tmp_path):
     """A node, an allocation whose scheduler, driver and workers are tasks of one srun, and an array of a run a line.
+
+    The allocation is not on loopback, so its tasks share certificates that the scheduler's has made.
 
     The first two get the walltime's warning, as `--signal=B:TERM@120` sends it, but when they are at work: they end in
     order, are queued again, and resume.
     """
     node = made(tmp_path / "node", LOCAL)
-    allocation = made(tmp_path / "allocation", {"kind": "slurm-allocation", "memory_gb": 2})
+    allocation = made(tmp_path / "allocation", {"kind": "slurm-allocation", "memory_gb": 2, "host": "10.77.0.1"})
     lines = [made(tmp_path / name, LOCAL) for name in ("one", "two words")]
     catalogue = tmp_path / "runs.txt"
     catalogue.write_text(f"# two runs\n{lines[0].yaml}\n\n  {lines[1].yaml}  \n")
@@ -149,6 +163,7 @@ def test_batch_jobs_write_the_same_bytes_and_go_on_after_their_walltime(slurm, c
         assert len(sessions(run.directory)) == 2
     assert "has no run 3" in (tmp_path / "log-3").read_text()
     assert [stored_objects(run.output) == calm for run in (node, allocation, *lines)] == [True] * 4
+    assert not list(allocation.directory.jobs_path.iterdir())  # nobody finds a key there
     assert {r.worker for r in allocation.directory.records() if isinstance(r, TileRecord)} == {"2", "3"}
 
 
