@@ -169,6 +169,7 @@ class SlurmConfig(Section):
     walltime: str = Field(pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$", description="[days-]hours:minutes:seconds of a job.")
     cores: Positive = Field(description="Of a job.")
     gpus: Literal[0, 1] = Field(0, description="Cards of a job.")
+    gpu_type: str | None = Field(None, description="As the site names it, such as a100; empty: any.")
     partition: str | None = Field(None, description="Empty: the site's default.")
     account: str | None = Field(None, description="To be charged.")
     modules: tuple[str, ...] = Field((), description="To load in each job.")

@@ -28,7 +28,7 @@ from distributed.core import rpc
 from distributed.security import Security
 
 from pipeline.cluster.pool import Crew, Opened, connected
-from pipeline.cluster.security import own_security, security_of, temporary_files
+from pipeline.cluster.security import own_security, security_in, security_of, temporary_files
 from pipeline.cluster.settings import EXTENSIONS, SETTINGS, worker_environment
 from pipeline.config import ClusterConfig, TlsConfig
 from pipeline.errors import ConfigError
@@ -185,7 +185,7 @@ def _security(config: ClusterConfig, folder: Path, *, writes: bool) -> Security 
         return None
     if writes:
         temporary_files(folder, own_security(config))
-    return security_of(TlsConfig(**{f"{name}_file": str(folder / f"{name}.pem") for name in ("ca", "cert", "key")}), wait=True)
+    return security_in(folder, wait=True)
 
 
 class _Runner(SLURMRunner):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -55,3 +59,24 @@ def temporary_files(folder: Path, security: Security | None) -> None:
         part.touch(mode=0o600)
         part.write_text(text)
         part.rename(folder / f"{name}.pem")
+
+
+def security_in(folder: Path, *, wait: bool = False) -> Security | None:
+    """What `temporary_files` has written there, or, with `wait`, is about to write in another process."""
+    names = {f"{name}_file": str(folder / f"{name}.pem") for name in ("ca", "cert", "key")}
+    return security_of(TlsConfig(**names), wait=wait)
+
+
+@contextmanager
+def shared_security(config: ClusterConfig, folder: Path) -> Iterator[Security | None]:
+    """That of `own_security`, in files that jobs can read while the context is open."""
+    own = own_security(config)
+    if own is None or isinstance(config.security, TlsConfig):
+        yield own
+        return
+    keys = folder / f"tls-{uuid.uuid4().hex}"
+    temporary_files(keys, own)
+    try:
+        yield security_in(keys)
+    finally:
+        shutil.rmtree(keys, ignore_errors=True)

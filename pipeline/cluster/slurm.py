@@ -20,9 +20,10 @@ from typing import Any
 
 import dask
 from dask.config import serialize
+from distributed.security import Security
 
 from pipeline.cluster.pool import Crew, Opened
-from pipeline.cluster.security import own_security
+from pipeline.cluster.security import shared_security
 from pipeline.cluster.settings import EXTENSIONS, SETTINGS, worker_environment
 from pipeline.cluster.worker import ENDS
 from pipeline.config import ClusterConfig, SlurmConfig
@@ -70,13 +71,15 @@ def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
         ConfigError: SLURM is not there, or refuses such jobs.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with dask.config.set(SETTINGS):
-        cluster = SLURMCluster(**_options(config, crew, folder))
-        with cluster:
-            _try_out(cluster)
-            jobs = _Jobs(cluster, crew.workers, Path(config.slurm.log_directory or folder) if config.slurm else folder)
-            jobs.submit()
-            yield Opened(cluster, tend=jobs.tend)
+    with (
+        dask.config.set(SETTINGS),
+        shared_security(config, folder) as security,
+        SLURMCluster(**_options(config, crew, folder, security)) as cluster,
+    ):
+        _try_out(cluster)
+        jobs = _Jobs(cluster, crew.workers, logs=Path(_asked(config)[0].log_directory or folder))
+        jobs.submit()
+        yield Opened(cluster, tend=jobs.tend)
 
 
 def _asked(config: ClusterConfig) -> tuple[SlurmConfig, int, int]:
@@ -86,7 +89,7 @@ def _asked(config: ClusterConfig) -> tuple[SlurmConfig, int, int]:
     return config.slurm, config.workers, int(config.memory_gb * 1e9)
 
 
-def _options(config: ClusterConfig, crew: Crew, folder: Path) -> dict[str, Any]:
+def _options(config: ClusterConfig, crew: Crew, folder: Path, security: Security | None) -> dict[str, Any]:
     """As SLURMCluster names them."""
     asked, _, _ = _asked(config)
     place = {"interface": config.interface} if config.interface else {"host": config.host}
@@ -105,7 +108,7 @@ def _options(config: ClusterConfig, crew: Crew, folder: Path) -> dict[str, Any]:
         "account": asked.account,
         "job_extra_directives": [
             "--no-requeue",  # a requeued job would wait two minutes, and be replaced meanwhile
-            *(["--gres=gpu:1"] if asked.gpus else []),
+            *([f"--gres=gpu:{asked.gpu_type}:1" if asked.gpu_type else "--gres=gpu:1"] if asked.gpus else []),
             *asked.directives,
         ],
         "job_script_prologue": _prologue(asked, crew),
@@ -115,8 +118,7 @@ def _options(config: ClusterConfig, crew: Crew, folder: Path) -> dict[str, Any]:
         "log_directory": logs,
         "local_directory": "/tmp",
         "interface": config.interface,
-        "security": own_security(config),
-        "shared_temp_directory": str(folder),
+        "security": security,
         "scheduler_options": {"dashboard_address": "127.0.0.1:0", "extensions": EXTENSIONS, **place},
         "silence_logs": logging.CRITICAL,
     }

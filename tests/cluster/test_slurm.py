@@ -1,0 +1,98 @@
+"""What a job of SLURM is asked for, read off its script; tests/site has a real SLURM."""
+
+import pytest
+
+from pipeline.cluster import slurm
+from pipeline.cluster.pool import Crew
+from pipeline.cluster.security import shared_security
+from pipeline.config import ClusterConfig
+from pipeline.errors import InferenceError
+
+ASKED = {
+    "walltime": "1-00:30:00",
+    "cores": 8,
+    "gpus": 1,
+    "gpu_type": "a100",
+    "partition": "gpu",
+    "account": "em",
+    "modules": ("cuda/12.4", "odd name"),
+    "prologue": ("source /shared/venv/bin/activate",),
+    "directives": ("--qos=long",),
+    "python": "/shared/venv/bin/python",
+}
+
+
+def script(folder, **asked):
+    """The script of a job."""
+    found = ClusterConfig(kind="slurm", workers=2, memory_gb=10, slurm={**ASKED, **asked})
+    with slurm.SLURMCluster(**slurm._options(found, Crew(2, 8, 10**10, "cuda"), folder / "o.zarr.run" / "jobs", None)) as cluster:
+        return cluster.job_script()
+
+
+def test_a_job_asks_for_what_the_configuration_says(tmp_path):
+    """A site's queue believes nothing else."""
+    found = script(tmp_path)
+    for line in (
+        "-J halotile-o.zarr",
+        "-p gpu",
+        "-A em",
+        "--cpus-per-task=8",
+        "-t 1-00:30:00",
+        "--gres=gpu:a100:1",
+        "--no-requeue",
+        "--qos=long",
+    ):
+        assert f"#SBATCH {line}\n" in found
+    assert "module load cuda/12.4\nmodule load 'odd name'\nsource /shared/venv/bin/activate\n" in found
+    assert "/shared/venv/bin/python -m distributed.cli.dask_worker" in found
+    assert "--nthreads 1 " in found
+    assert "--gres=gpu:1\n" in script(tmp_path, gpu_type=None)
+    assert "--gres" not in script(tmp_path, gpus=0)
+
+
+def test_the_worker_is_ended_before_its_job_is(tmp_path):
+    """Its nanny starts it again in seconds; a job that SLURM ends goes back to the end of the queue."""
+    found = script(tmp_path)
+    (asked,) = [line for line in found.splitlines() if "--mem=" in line]
+    assert int(asked.partition("=")[2].removesuffix("M")) * 2**20 > 1.05 * 10**10
+    assert "--memory-limit 9.31GiB" in found
+
+
+def test_a_job_tells_its_worker_when_it_ends(tmp_path):
+    """So that no tile is begun which could not be finished; and it leaves in order, before SLURM ends it."""
+    found = script(tmp_path)
+    assert f"export HALOTILE_ENDS=$(( $(date +%s) + {88_200 - slurm.END_SECONDS} ))" in found
+    assert f"--lifetime {88_200 - slurm.END_SECONDS}s" in found
+
+
+def test_variables_that_a_process_must_find_at_its_start_are_set_in_the_job(tmp_path):
+    """The allocator reads them once; without them page faults cost as much as the arithmetic."""
+    found = script(tmp_path)
+    for line in ("OMP_NUM_THREADS=8", "MALLOC_ARENA_MAX=1", "THP_MEM_ALLOC_ENABLE=1"):
+        assert f"export {line}\n" in found
+    assert found.index("source /shared/venv/bin/activate") < found.index("export OMP_NUM_THREADS")
+
+
+def test_keys_of_a_run_off_loopback_reach_its_jobs_by_files_of_its_own(tmp_path):
+    """A key on a command line would be seen by everybody on the node."""
+    folder = tmp_path / "o.zarr.run" / "jobs"
+    found = ClusterConfig(kind="slurm", workers=1, memory_gb=10, slurm=ASKED, interface="lo")
+    with shared_security(found, folder) as security:
+        with slurm.SLURMCluster(**slurm._options(found, Crew(1, 8, 10**10, "cuda"), folder, security)) as cluster:
+            text = cluster.job_script()
+            assert cluster.scheduler_address.startswith("tls://")
+        keys = list(folder.glob("tls-*/*"))
+        assert f"--tls-key {folder}/tls-" in text
+        assert "PRIVATE KEY" not in text
+        assert len(keys) == 3
+        assert all(path.stat().st_mode & 0o077 == 0 for path in keys)
+    assert not list(folder.glob("tls-*"))
+
+
+def test_jobs_that_end_before_their_worker_joins_are_told_with_the_end_of_their_log(tmp_path):
+    """A queue full of jobs that fail at once is how one loses an account."""
+    (tmp_path / "halotile-12.err").write_text("a\nb\nno such module\n")
+    found = slurm._Jobs.__new__(slurm._Jobs)
+    found._in_vain, found._logs = 3, tmp_path
+    with pytest.raises(InferenceError, match=r"(?s)3 jobs of SLURM.*no such module.*cluster\.slurm\.python"):
+        raise found._useless("12")
