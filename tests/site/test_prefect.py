@@ -220,18 +220,25 @@ def test_the_database_grows_by_as_much_for_many_tiles_as_for_few(place, tmp_path
 
 
 def test_the_servers_script_on_postgresql(tmp_path):
-    """Start, a run, an upgrade with its backup, a stop: what who operates a server does in a year."""
+    """Start, a run, a schedule, an upgrade with its backup, a stop: what who operates a server does in a year."""
     with postgres() as url, tempfile.TemporaryDirectory(prefix="halotile-prefect-") as home:
         place = Site(Path(home), extra={"PREFECT_API_DATABASE_CONNECTION_URL": url})
         script = ROOT / "deploy" / "server" / "server.sh"
         try:
             assert "healthy: " in place.script(script, "start")
-            place.halotile("deploy")
             place.halotile("run", quick(tmp_path / "run").yaml)
+            place.halotile("deploy", quick(tmp_path / "nightly").yaml, "--name", "nightly", "--cron", "* * * * *")
+            worker = place.start_worker()
+            eventually(
+                lambda: [r for r in place.runs_of("nightly") if r["state_type"] == "COMPLETED"], 150, "a scheduled run completed"
+            )
+            kill_family(worker.pid)
+            worker.wait()
+            place.ask(f"/deployments/{place.deployment('nightly')['id']}", method="DELETE")
             assert "backup " in place.script(script, "upgrade")
             (backup,) = (Path(home) / "backups").iterdir()
             assert backup.read_bytes().startswith(b"PGDMP")
-            (found,) = place.ask("/flow_runs/filter")
+            (found,) = [r for r in place.ask("/flow_runs/filter") if r["name"] == "output.zarr" and not r["deployment_id"]]
             assert found["state_type"] == "COMPLETED"
             assert place.artifacts_of(found["id"])["halotile-progress"] == 100
         finally:
