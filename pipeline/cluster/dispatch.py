@@ -7,6 +7,7 @@ what it says. Neither this process nor the scheduler grows with the volume: a fu
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import queue
@@ -128,6 +129,7 @@ class _Shell:
         self._landings: queue.SimpleQueue[_Landing] = queue.SimpleQueue()
         self._futures: dict[int | str, Future] = {}  # of attempts by serial, of preparations by worker
         self._unfit: dict[str, BaseException] = {}
+        self._joined = itertools.count()
         self._ever_ready = False
         self._failed_loads = 0  # since the last that could
         self._letting_go: set[str] = set()
@@ -207,9 +209,12 @@ class _Shell:
     def _look(self) -> list[Outcome]:
         present = self._present()
         outcomes = [outcome for worker in self._roster.workers - present for outcome in self._gone(worker)]
-        for worker in present - self._roster.workers:
+        for worker in present - self._roster.workers:  # also one that is back under its old address
             self._roster.join(worker)
-            self._submit(worker, self._work.prepare, key=f"prepare-{self._work.run}-{worker}", worker=worker)
+            self._unfit.pop(worker, None)
+            self._letting_go.discard(worker)
+            key = f"prepare-{self._work.run}-{next(self._joined)}"
+            self._submit(worker, self._work.prepare, key=key, worker=worker)
         if spent := [worker for worker in self._roster.spent(time.time()) if worker not in self._letting_go]:
             log.info("%d worker(s) near the end of their time let go: %s", len(spent), ", ".join(spent))
             self._letting_go.update(spent)

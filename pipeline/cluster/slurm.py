@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,10 @@ def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
         _try_out(cluster)
         jobs = _Jobs(cluster, crew.workers, logs=Path(_asked(config)[0].log_directory or folder))
         jobs.submit()
-        yield Opened(cluster, tend=jobs.tend)
+        try:
+            yield Opened(cluster, tend=jobs.tend)
+        finally:
+            jobs.close()
 
 
 def _asked(config: ClusterConfig) -> tuple[SlurmConfig, int, int]:
@@ -167,12 +171,18 @@ class _Jobs:
         self._cluster, self._wanted, self._logs = cluster, wanted, logs
         self._looked = time.monotonic()
         self._told = ""
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="squeue")  # tiles do not wait for a slow controller
+        self._asked: Future[dict[str, str] | None] | None = None
         self._joined: set[str] = set()  # jobs whose worker was seen
         self._in_vain = 0  # jobs, one after another, that ended before theirs was
 
     def submit(self) -> None:
         """As many as are missing."""
         self._cluster.sync(self._replace, frozenset())
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._aside.shutdown(wait=False, cancel_futures=True)
 
     def tend(self) -> str:
         """Replace the jobs that the queue no longer knows; says how the others are.
@@ -184,9 +194,10 @@ class _Jobs:
         joined = {job.job_id for name, job in self._cluster.workers.items() if name in present} - self._joined
         if joined:
             self._joined, self._in_vain = self._joined | joined, 0
-        if time.monotonic() - self._looked >= QUEUE_SECONDS:
-            self._looked = time.monotonic()
-            states = _queue([job.job_id for job in self._cluster.workers.values() if job.job_id])
+        if self._asked is None and time.monotonic() - self._looked >= QUEUE_SECONDS:
+            self._asked = self._aside.submit(_queue, [job.job_id for job in self._cluster.workers.values() if job.job_id])
+        if self._asked is not None and self._asked.done():
+            states, self._asked, self._looked = self._asked.result(), None, time.monotonic()
             if states is not None:
                 self._told = _counted(states)
                 self._cluster.sync(self._replace, frozenset(states))

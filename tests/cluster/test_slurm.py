@@ -1,4 +1,4 @@
-"""What a job of SLURM is asked for, read off its script; tests/site has a real SLURM."""
+"""What a job of SLURM is asked for, read off its script; tests/sites has a real SLURM."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is refused before a server is asked, and what a deployment says of its run; tests/site has the servers."""
+"""What is refused before a server is asked, and what a deployment says of its run; tests/sites has the servers."""
 
 from __future__ import annotations
 

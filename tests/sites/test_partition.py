@@ -15,11 +15,11 @@ import pytest
 
 from tests.e2e.commands import ROOT, wait_until
 from tests.pipeline_cases import stored_objects
-from tests.site.site_cases import TILES, done, site_run
+from tests.sites.site_cases import TILES, done, site_run
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(400)]
 
-SITE = ROOT / "tests" / "site"
+SITE = ROOT / "tests" / "sites"
 
 STALL_SECONDS = 40
 """Of the write in which worker 2 is cut off: it is still at it when its tile is given to another."""

@@ -9,7 +9,7 @@ import pytest
 from pipeline.core.ledger import TileRecord
 from tests.e2e.commands import Command, wait_until
 from tests.pipeline_cases import Run, sessions, stored_objects
-from tests.site.site_cases import PRELOAD, TILES, Slurm, done, site_run, slurm_run
+from tests.sites.site_cases import PRELOAD, TILES, Slurm, done, site_run, slurm_run
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(600)]
 

@@ -14,8 +14,8 @@ from pipeline import stages
 from pipeline.core.architecture import Architecture
 from tests.e2e.commands import ROOT, alive, wait_until
 from tests.pipeline_cases import Run, done_entries, make_run, stored_objects
-from tests.site.postgres_cases import postgres
-from tests.site.prefect_cases import Site, engines, eventually, family, kill_family
+from tests.sites.postgres_cases import postgres
+from tests.sites.prefect_cases import Site, engines, eventually, family, kill_family
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(900)]  # a machine that does other things is three times as slow
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.site.prefect_cases import free_port
+from tests.sites.prefect_cases import free_port
 
 
 def binaries() -> Path:

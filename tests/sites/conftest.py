@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.commands import ROOT, Command, wait_until
 from tests.pipeline_cases import stored_objects
-from tests.site.site_cases import Slurm, site_run
+from tests.sites.site_cases import Slurm, site_run
 
 UNAVAILABLE = 69
 
@@ -27,7 +27,7 @@ def bring_up(script: str, **environment: str) -> Callable[[str], None]:
 
     def call(words: str) -> None:
         found = subprocess.run(
-            ["bash", str(ROOT / "tests" / "site" / script), *words.split()],
+            ["bash", str(ROOT / "tests" / "sites" / script), *words.split()],
             env=os.environ | environment,
             capture_output=True,
             text=True,
