@@ -14,7 +14,7 @@ from tests.pipeline_cases import Run, done_entries, make_run
 
 TILES = 16
 
-PRELOAD = f"export DASK_DISTRIBUTED__WORKER__PRELOAD={ROOT / 'tests' / 'site' / 'preload.py'}"
+PRELOAD = f"export DASK_DISTRIBUTED__WORKER__PRELOAD={ROOT / 'tests' / 'sites' / 'preload.py'}"
 
 
 def site_run(folder: Path, *, cluster: Mapping[str, Any]) -> Run:
