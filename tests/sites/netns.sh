@@ -18,7 +18,7 @@ up() {
     local i
     ((EUID == 0)) || { echo "netns.sh: needs root" >&2; exit 69; }
     command -v ip >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends iproute2 >/dev/null; } || exit 69
-    ip link add "${prefix}br" type bridge || exit 69
+    ip link add "${prefix}br" type bridge || { echo "netns.sh: remains of a run that was killed? netns.sh down" >&2; exit 69; }
     ip addr add "$net.1/24" dev "${prefix}br"
     ip link set "${prefix}br" up
     for i in 1 2 3; do
@@ -43,7 +43,11 @@ inside() {
 
 down() {
     local i
-    for i in 1 2 3; do ip netns del "$prefix$i" 2>/dev/null || true; done
+    for i in 1 2 3; do
+        ip netns pids "$prefix$i" 2>/dev/null | xargs --no-run-if-empty kill -9 || true # they would keep it alive
+        ip link del "${prefix}v$i" 2>/dev/null || true
+        ip netns del "$prefix$i" 2>/dev/null || true
+    done
     ip link del "${prefix}br" 2>/dev/null || true
 }
 
