@@ -199,9 +199,9 @@ class Site:
             return {name: database.execute(f"select count(*) from {name}").fetchone()[0] for name in tables}
 
     def settled_rows(self) -> dict[str, int]:
-        """Rows once they have not grown for three seconds."""
+        """Rows once they have not grown for eight seconds: the server records events when it has time."""
         found, since = self.rows(), time.monotonic()
-        while time.monotonic() - since < 3:
+        while time.monotonic() - since < 8:
             time.sleep(0.3)
             if (now := self.rows()) != found:
                 found, since = now, time.monotonic()

@@ -112,8 +112,8 @@ def test_jobs_that_end_before_their_worker_joins_are_not_submitted_for_ever(slur
     """A Python that the nodes lack would else be tried every five seconds, by every job, for the day that a queue may take."""
     run = slurm_run(tmp_path)
     broken = {**run.content["cluster"]["slurm"], "prologue": ["echo no such module >&2", "exit 7"]}
-    command = started("run", run.having(cluster={"slurm": broken}).yaml, "--no-prefect")
-    assert command.wait(120) == 1
+    command = started("run", run.having(cluster={"slurm": broken}).yaml)
+    assert command.wait(120) == 1, command.error
     assert "jobs of SLURM, one after another, ended before their worker had joined" in command.error
     assert "no such module" in command.error
     assert "Traceback" not in command.error
