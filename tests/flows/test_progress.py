@@ -53,6 +53,8 @@ def test_a_server_that_is_gone_costs_the_picture_and_not_the_run(told, monkeypat
         raise ConnectError("gone")
 
     monkeypatch.setattr(progress, "update_progress_artifact", refused)
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)  # Prefect's set-up of loggers, if it was, took it
+    caplog.set_level(logging.WARNING, "pipeline")
     artifact = ProgressArtifact("key", "of a test")
     for done in (10, 20, 100):
         artifact.tell(done)
