@@ -27,17 +27,13 @@ from distributed import Scheduler
 from distributed.core import rpc
 from distributed.security import Security
 
+from pipeline.cluster.jobqueue import SLURMRunner, WorldTooSmallException
 from pipeline.cluster.pool import Crew, Opened, connected
 from pipeline.cluster.security import own_security, security_in, security_of, temporary_files
 from pipeline.cluster.settings import EXTENSIONS, SETTINGS, worker_environment
 from pipeline.config import ClusterConfig, TlsConfig
 from pipeline.errors import ConfigError
 from pipeline.planning import Machine
-
-_interrupt = signal.getsignal(signal.SIGINT)
-from dask_jobqueue.slurm import SLURMRunner, WorldTooSmallException  # noqa: E402
-
-signal.signal(signal.SIGINT, _interrupt)  # which dask-jobqueue took
 
 SCHEDULER, DRIVER = 0, 1
 """Tasks that compute nothing."""

@@ -14,11 +14,12 @@ import queue
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from distributed import Client, Future, KilledWorker
+from distributed import Future, KilledWorker
 from distributed.core import Status
 
+from pipeline.cluster.pool import Pool
 from pipeline.core.roster import Attempt, Outcome, Roster
 from pipeline.errors import InferenceError
 
@@ -32,25 +33,6 @@ UNFIT_LIMIT = 3
 
 SAY_SECONDS = 300.0
 """Between two words that there is no worker."""
-
-
-class Pool(Protocol):
-    """Where workers come from."""
-
-    @property
-    def client(self) -> Client:
-        """Connected to their scheduler."""
-
-    @property
-    def workers(self) -> int:
-        """How many are wanted."""
-
-    @property
-    def wait_seconds(self) -> float:
-        """How long a run may be without any."""
-
-    def tend(self) -> str:
-        """Replace what is lost; called often. Says what is under way, where workers are being waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +87,7 @@ def dispatch(
         shell.drop_all()
 
 
-def nobody(seconds: float, told: str = "") -> InferenceError:
+def _nobody(seconds: float, told: str = "") -> InferenceError:
     """The error of a run that has no workers."""
     return InferenceError(
         f"No worker was there for {seconds / 60:.3g} minutes (cluster.wait_minutes). {told or 'None came back in time.'} Likely "
@@ -254,7 +236,7 @@ class _Shell:
         waited = now - self._last_seen
         if waited > self._pool.wait_seconds:
             told_by_workers = [error for error in self._unfit.values() if not isinstance(error, _VanishedError)]
-            raise told_by_workers[0] if told_by_workers else nobody(waited, told)
+            raise told_by_workers[0] if told_by_workers else _nobody(waited, told)
         if now - max(self._last_seen, self._last_said) > SAY_SECONDS:
             self._last_said = now
             log.warning("no worker for %.0f minutes; %s", waited / 60, told or "waiting")

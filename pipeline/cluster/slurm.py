@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ import dask
 from dask.config import serialize
 from distributed.security import Security
 
+from pipeline.cluster.jobqueue import SLURMCluster
 from pipeline.cluster.pool import Crew, Opened
 from pipeline.cluster.security import shared_security
 from pipeline.cluster.settings import EXTENSIONS, SETTINGS, worker_environment
@@ -30,11 +30,6 @@ from pipeline.cluster.worker import ENDS
 from pipeline.config import ClusterConfig, SlurmConfig
 from pipeline.errors import ConfigError, InferenceError
 from pipeline.planning import Machine
-
-_interrupt = signal.getsignal(signal.SIGINT)
-from dask_jobqueue import SLURMCluster  # noqa: E402
-
-signal.signal(signal.SIGINT, _interrupt)  # which dask-jobqueue took
 
 log = logging.getLogger("pipeline")
 

@@ -131,11 +131,6 @@ class Roster:
     def finished(self) -> bool:
         return self._next is None and not (self._again or self._suspects or self.in_flight)
 
-    @property
-    def longest_seconds(self) -> float:
-        """The longest tile so far."""
-        return self._longest
-
     # --- events -----------------------------------------------------------------------------------------------------
 
     def join(self, worker: str) -> None:
