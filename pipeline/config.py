@@ -63,15 +63,23 @@ def _absolute(url: Any) -> Any:
 Location = Annotated[str, BeforeValidator(_absolute)]
 
 
+Level = Annotated[int, Field(ge=0, description="Resolution level of an OME-Zarr image, 0 the finest.")]
+Axes = Annotated[
+    str, Field(description="yx, cyx, zyx or czyx; auto: the metadata's, else by the number of dimensions.")
+]
+Nonfinite = Annotated[
+    Literal["fail", "zero"],
+    Field(description="What to do with NaN and infinity: fail by the tile's name, or take them as 0."),
+]
+
+
 class InputConfig(Section):
     """What is read: a Zarr array, an OME-Zarr group, HDF5 (`FILE.h5/dataset`) or TIFF."""
 
     url: Location = Field(description="A path, or FILE.h5/dataset; never written to.")
-    level: int = Field(0, ge=0, description="Resolution level of an OME-Zarr image, 0 the finest.")
-    axes: str = Field("auto", description="yx, cyx, zyx or czyx; auto: the metadata's, else by the number of dimensions.")
-    nonfinite: Literal["fail", "zero"] = Field(
-        "fail", description="What to do with NaN and infinity: fail by the tile's name, or take them as 0."
-    )
+    level: Level = 0
+    axes: Axes = "auto"
+    nonfinite: Nonfinite = "fail"
 
 
 class OutputConfig(Section):

@@ -6,13 +6,14 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pipeline.cluster import worker
 from pipeline.cluster.dispatch import Work, dispatch
 from pipeline.cluster.forwarding import dashboard_link, forwarded
-from pipeline.cluster.pool import Crew, Pool, machine, open_pool
+from pipeline.cluster.pool import Crew, Pool, SharedPool, machine, open_pool
 from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, Session, TileRecord
 from pipeline.core.plan import Plan
@@ -68,24 +69,29 @@ def infer_missing(
     progress: Progress,
     on_advance: Callable[[Advance], None],
     on_dashboard: Callable[[str], None],
+    shared: SharedPool | None = None,
 ) -> Session:
     """Compute the tiles that the ledger does not call done, and record each; gives the sitting.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+        directory: Its run directory.
+        token: Of its driver.
+        progress: What the ledger adds up to; kept up to date.
+        on_advance: Told after each tile.
+        on_dashboard: Told where Dask's dashboard is, where the run has workers of its own, and there is one.
+        shared: Workers that it shares with others.
 
     Raises:
         InferenceError: Tiles failed, by name; all others are kept.
     """
     job = worker.Job(config.output.url, plan.fingerprint, token)
     work = Work(functools.partial(worker.prepare, job), functools.partial(worker.infer, job), run=token)
-    crew = crew_for(config, plan, progress)
-    with (
-        open_pool(config.cluster, crew, directory.jobs_path) as pool,
-        forwarded(pool.client, config.log.level),
-        directory.ledger() as ledger,
-    ):
-        log.info("%d tiles to do, %d workers wanted", progress.total - progress.count("done"), crew.workers)
-        if link := dashboard_link(pool.client):
-            log.info("Dask's dashboard: %s", link)
-            on_dashboard(link)
+    to_do = progress.total - progress.count("done")
+    hired = shared.lent(to_do) if shared else _own(config, crew_for(config, plan, progress), directory, on_dashboard)
+    with hired as pool, directory.ledger() as ledger:
+        log.info("%d tiles to do, %d workers wanted", to_do, pool.workers)
         sitting = _Sitting(plan, progress, pool, on_advance)
         outcomes = dispatch(
             pool,
@@ -105,6 +111,18 @@ def infer_missing(
         raise InferenceError(_told(failures, progress))
     log.info("%d tiles done in %.1f s", session.tiles, session.seconds)
     return session
+
+
+@contextmanager
+def _own(
+    config: RunConfig, crew: Crew, directory: RunDirectory, on_dashboard: Callable[[str], None]
+) -> Iterator[Pool]:
+    """Workers of this run alone; what they log is handled here."""
+    with open_pool(config.cluster, crew, directory.jobs_path) as pool, forwarded(pool.client, config.log.level):
+        if link := dashboard_link(pool.client):
+            log.info("Dask's dashboard: %s", link)
+            on_dashboard(link)
+        yield pool
 
 
 class _Sitting:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from distributed import Future, KilledWorker
-from distributed.core import Status
 
 from pipeline.cluster.pool import Pool
 from pipeline.core.roster import Attempt, Outcome, Roster
@@ -100,8 +99,8 @@ class _VanishedError(Exception):
     """The worker is gone."""
 
 
-_Landing = tuple[Attempt | str, Any, BaseException | None]
-"""What ended: an attempt, or the preparation of a worker."""
+_Landing = tuple[Attempt | str | None, Any, BaseException | None]
+"""What ended: an attempt, or the preparation of a worker; nothing: look who is there."""
 
 
 class _Shell:
@@ -116,17 +115,20 @@ class _Shell:
         self._failed_loads = 0  # since the last that could
         self._letting_go: set[str] = set()
         self._last_seen = self._last_said = time.monotonic()
+        self._looked = -math.inf
+        pool.staff.listen(lambda: self._landings.put((None, None, None)))
 
     def run(self) -> Iterator[list[Outcome]]:
         """What became of tiles, at least once a second."""
-        looked = -math.inf
         while not self._roster.finished:
-            if time.monotonic() - looked >= LOOK_SECONDS:
+            if time.monotonic() - self._looked >= LOOK_SECONDS:
+                self._looked = time.monotonic()
                 yield self._look()
-                looked = time.monotonic()
             for attempt in self._roster.assign(time.time()):
                 self._submit(attempt, self._work.infer, attempt.index, key=self._key(attempt), worker=attempt.worker)
-            for landing in self._landed(max(LOOK_SECONDS - (time.monotonic() - looked), 0.001)):
+            for worker in self._pool.staff.spare(self._roster.idle()):
+                self._roster.leave(worker)
+            for landing in self._landed(max(LOOK_SECONDS - (time.monotonic() - self._looked), 0.001)):
                 yield self._take(*landing)
 
     def drop_all(self) -> None:
@@ -146,7 +148,10 @@ class _Shell:
         except queue.Empty:
             return
 
-    def _take(self, what: Attempt | str, result: Any, error: BaseException | None) -> list[Outcome]:
+    def _take(self, what: Attempt | str | None, result: Any, error: BaseException | None) -> list[Outcome]:
+        if what is None:
+            self._looked = -math.inf
+            return []
         known = what if isinstance(what, str) else what.serial
         if (future := self._futures.pop(known, None)) is None:
             return []  # given up before
@@ -189,7 +194,7 @@ class _Shell:
     # --- who is there -----------------------------------------------------------------------------------------------
 
     def _look(self) -> list[Outcome]:
-        present = self._present()
+        present = self._pool.staff.present(self._roster.useful)
         outcomes = [outcome for worker in self._roster.workers - present for outcome in self._gone(worker)]
         for worker in present - self._roster.workers:  # also one that is back under its old address
             self._roster.join(worker)
@@ -203,16 +208,6 @@ class _Shell:
             self._client.retire_workers(spent, close_workers=True, remove=True)
         self._be_patient(self._pool.tend())
         return outcomes
-
-    def _present(self) -> set[str]:
-        try:
-            info = self._client.scheduler_info(n_workers=-1)["workers"]
-        except (OSError, TimeoutError) as error:
-            raise InferenceError(
-                f"The scheduler does not answer any more ({error}): it, or its machine, is gone. Run again to resume: finished "
-                "tiles are kept."
-            ) from error
-        return {address for address, worker in info.items() if worker.get("status") != Status.closing_gracefully.name}
 
     def _gone(self, worker: str) -> list[Outcome]:
         """It vanished, with all that it was given."""
@@ -231,8 +226,8 @@ class _Shell:
 
     def _be_patient(self, told: str) -> None:
         now = time.monotonic()
-        if self._roster.workers - set(self._unfit):
-            self._last_seen = now
+        if self._roster.workers - set(self._unfit) or not (self._unfit or self._pool.staff.wanting()):
+            self._last_seen = now  # or they are at the tiles of others
         waited = now - self._last_seen
         if waited > self._pool.wait_seconds:
             told_by_workers = [error for error in self._unfit.values() if not isinstance(error, _VanishedError)]

@@ -6,11 +6,12 @@ Each kind is a module with two functions (`Kind`): what its workers have, and ho
 from __future__ import annotations
 
 import importlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -18,6 +19,7 @@ from distributed import Client
 from distributed.deploy import Cluster
 from distributed.security import Security
 
+from pipeline.cluster.staff import Common, Everyone, Staff
 from pipeline.config import ClusterConfig
 from pipeline.errors import InferenceError
 from pipeline.planning import Machine
@@ -86,6 +88,7 @@ class Pool:
         start_seconds: What their start took, as far as anyone waited for it.
         wait_seconds: How long a run may be without any.
         tend: Replaces what is lost; called often. Says what is under way.
+        staff: Those that may be given tiles.
     """
 
     client: Client
@@ -93,6 +96,7 @@ class Pool:
     start_seconds: float
     wait_seconds: float
     tend: Callable[[], str]
+    staff: Staff
 
 
 def machine(config: ClusterConfig) -> Machine:
@@ -123,7 +127,25 @@ def open_pool(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Pool]
             opened, seconds = begun.opened.result()
         began = time.perf_counter()
         client = stack.enter_context(connected(opened))  # in this thread: it is its context's own
-        yield Pool(client, crew.workers, seconds + time.perf_counter() - began, config.wait_seconds, opened.tend)
+        seconds += time.perf_counter() - began
+        yield Pool(client, crew.workers, seconds, config.wait_seconds, opened.tend, Everyone(client))
+
+
+class SharedPool:
+    """One pool for several runs at once, each in a thread of its own; see `cluster.staff` for who has which worker."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool, self._common, self._tending = pool, Common(pool.client), threading.Lock()
+
+    @contextmanager
+    def lent(self, workers: int) -> Iterator[Pool]:
+        """A run's part of the pool, up to so many workers."""
+        with self._common.share() as staff:
+            yield replace(self._pool, workers=workers, start_seconds=0.0, tend=self._tend, staff=staff)
+
+    def _tend(self) -> str:
+        with self._tending:
+            return self._pool.tend()
 
 
 @contextmanager

@@ -124,8 +124,10 @@ _benches: dict[Job, _Bench] = {}
 
 def _bench(job: Job) -> _Bench:
     if job not in _benches:
-        let_go()  # first: the network and the buffers of two jobs need not fit
-        _benches[job] = _opened(job)
+        plan = _planned(job)
+        earlier = next((bench.predictor for bench in _benches.values() if bench.predictor.serves(plan)), None)
+        let_go()  # first: the networks and the buffers of two jobs need not fit
+        _benches[job] = _opened(job, plan, earlier)
         device = _benches[job].plan.compute.device
         _about(job).info("ready: a worker on %s, device %s", socket.gethostname(), device)
     return _benches[job]
@@ -136,20 +138,23 @@ def let_go() -> None:
     _benches.clear()
 
 
-def _opened(job: Job) -> _Bench:
+def _planned(job: Job) -> Plan:
     directory = RunDirectory(job.output)
     plan = directory.load_plan()
     if plan is None or plan.fingerprint != job.fingerprint:
         raise StorageError(
             f"The plan in '{directory.path}' is not the one of this run: it was changed under the workers."
         )
-    architecture = plan.model.architecture
-    checkpoint = load_checkpoint(plan.model.checkpoint, padding=architecture.padding)
+    return plan
+
+
+def _opened(job: Job, plan: Plan, earlier: UNetPredictor | None) -> _Bench:
+    checkpoint = load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding)
     return _Bench(
         plan=plan,
         checkpoint=checkpoint,
         source=open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes),
-        predictor=UNetPredictor(checkpoint, plan),  # the first card: every worker sees its own only
+        predictor=UNetPredictor(checkpoint, plan, earlier=earlier),  # the first card: every worker sees its own only
         output=Output(plan),
-        directory=directory,
+        directory=RunDirectory(job.output),
     )

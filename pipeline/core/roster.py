@@ -16,6 +16,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import length_hint
 from typing import Any
 
 TILES_AHEAD = 2
@@ -104,6 +105,7 @@ class Roster:
         self._suspects: deque[tuple[int, int]] = deque()
         self._serial = 0
         self._longest = self._mean = 0.0
+        self._left: float = length_hint(indices, 0) or math.inf
         self._next: int | None = None
         self._take()
 
@@ -122,6 +124,21 @@ class Roster:
     def fit(self) -> int:
         """Workers that may be given tiles."""
         return sum(hand.fit for hand in self._hands.values())
+
+    @property
+    def useful(self) -> float:
+        """Workers that could have a tile now: one for each that is given to nobody, and those that are at one."""
+        return sum(bool(hand.line) for hand in self._hands.values()) + self._to_give
+
+    @property
+    def _to_give(self) -> float:
+        return (self._left if self._next is not None else 0) + len(self._again) + len(self._suspects)
+
+    def idle(self) -> list[str]:
+        """Workers that have no tile, and that none is left for."""
+        if self._to_give:
+            return []
+        return [worker for worker, hand in self._hands.items() if hand.fit and not hand.line]
 
     @property
     def in_flight(self) -> int:
@@ -220,6 +237,7 @@ class Roster:
         if self._next is None or len(self._suspects) >= max(MOST_SUSPECTS, 2 * self.fit):
             return None
         index = self._next
+        self._left -= 1
         self._take()
         return index, 1
 

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -50,7 +51,7 @@ class Checkpoint:
     voxel_size_nm: tuple[float, ...] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Digest of the weights: the same for the same tensors, whatever file they came in."""
         digest = hashlib.sha256()
@@ -80,6 +81,12 @@ def load_checkpoint(path: str | Path, *, padding: Padding | None = None) -> Chec
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"Checkpoint '{path}' was asked for, but there is no such file. Check model.checkpoint.")
+    found = path.stat()
+    return _loaded(path, padding, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+
+
+@lru_cache(maxsize=1)  # the runs of a data set have one network
+def _loaded(path: Path, padding: Padding | None, _state: tuple[int, ...]) -> Checkpoint:
     tensors, metadata = _read(path)
     _refuse_strange(tensors, str(path))
     state = {name: t.to(torch.float32) if t.is_floating_point() else t for name, t in tensors.items()}

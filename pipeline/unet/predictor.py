@@ -30,12 +30,15 @@ class UNetPredictor:
         checkpoint: The weights that the plan names.
         plan: What to do with them.
         device_index: Which GPU, where there are several.
+        earlier: One that is done with; its weights and buffers are taken where they are the same.
 
     Raises:
         ModelError: The weights are not the plan's, or its device is not there.
     """
 
-    def __init__(self, checkpoint: Checkpoint, plan: Plan, device_index: int = 0) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, plan: Plan, device_index: int = 0, earlier: UNetPredictor | None = None
+    ) -> None:
         if checkpoint.sha256 != plan.model.sha256:
             raise ModelError(
                 f"Checkpoint '{plan.model.checkpoint}' changed after the plan was made (weights {checkpoint.sha256[:12]}, "
@@ -46,9 +49,17 @@ class UNetPredictor:
         self._plan = plan
         self._device = torch.device(plan.compute.device, device_index if plan.compute.device == "cuda" else None)
         self._dtype = DTYPES[plan.compute.dtype]
-        self._kernels = kernels(checkpoint.build(), device=self._device, dtype=self._dtype)
-        self._lane = lane(self._device)
         self._sweep: Sweep | None = None
+        if earlier and earlier.serves(plan):
+            self._kernels, self._lane, self._sweep = earlier._kernels, earlier._lane, earlier._sweep
+        else:
+            self._kernels = kernels(checkpoint.build(), device=self._device, dtype=self._dtype)
+            self._lane = lane(self._device)
+
+    def serves(self, plan: Plan) -> bool:
+        """Whether a plan is of the same network, in the same precision and place."""
+        networks = [(p.model.sha256, p.model.architecture, p.compute.dtype, p.compute.device) for p in (self._plan, plan)]
+        return networks[0] == networks[1]
 
     def predict(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, np.ndarray]]:
         """Predicted parts of the tile's core, in z order.

@@ -102,9 +102,12 @@ class Sweep:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Compute each convolution once, at the shape of a whole turn, so that its memory and its code are there."""
+        """Compute each convolution once, at the shape of a whole turn, so that its memory and its code are there.
+
+        Not those whose memory an earlier sweep has used.
+        """
         for layer in self._layers:
-            if layer.kind == "conv":
+            if layer.kind == "conv" and not self._inputs[layer.name].used:
                 self._applied(layer, self._inputs[layer.name].turn(self.schedule.slices(layer.level)))
 
     @torch.inference_mode()
@@ -198,7 +201,8 @@ class _Input:
         self._inner = tuple(_within(g, f) for g, f in zip(self._given[1:], self._frame[1:], strict=True))
         slices = min(schedule.held(layer.name) + schedule.slices(layer.level), self._frame[0].extent)
         shape = (slices, *(frame.extent for frame in self._frame[1:]), layer.in_channels)
-        if earlier and (earlier._buffer.shape, earlier._inner) == (shape, self._inner):  # its frame of zeros is ours
+        self.used = earlier is not None and (earlier._buffer.shape, earlier._inner) == (shape, self._inner)
+        if earlier and self.used:  # its frame of zeros is ours
             self._buffer = earlier._buffer
         else:
             del earlier

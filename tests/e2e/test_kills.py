@@ -51,7 +51,7 @@ def computing(command: Command, run: Run, tiles: int) -> None:
 
 def test_a_second_run_is_refused_and_an_interrupted_one_resumes(started, tmp_path, pooled):
     """Two drivers at once, then Ctrl-C, then the same command: what everybody does sooner or later."""
-    run = slow(tmp_path, tiles=32)
+    run = slow(tmp_path, tiles=80)
     first = started("run", run.yaml)
     computing(first, run, tiles=2)
 
@@ -63,19 +63,19 @@ def test_a_second_run_is_refused_and_an_interrupted_one_resumes(started, tmp_pat
 
     ends_in_order(first, first.interrupt)
     kept = len(done_entries(run.directory))
-    assert 2 <= kept < 32
+    assert 2 <= kept < 80
 
     third = started("run", run.yaml)
     computing(third, run, tiles=kept + 2)
     ends_in_order(third, third.process.terminate)  # what a batch system does first
     more = len(done_entries(run.directory)) - kept
-    assert 2 <= more < 32 - kept
+    assert 2 <= more < 80 - kept
 
     stages.plan(run.config)
-    assert stages.infer(run.config).tiles == 32 - kept - more
-    assert Counter(done_entries(run.directory)) == Counter(range(32))
+    assert stages.infer(run.config).tiles == 80 - kept - more
+    assert Counter(done_entries(run.directory)) == Counter(range(80))
     assert stages.verify(run.config).complete
-    assert [s.tiles for s in sessions(run.directory)] == [kept, more, 32 - kept - more]
+    assert [s.tiles for s in sessions(run.directory)] == [kept, more, 80 - kept - more]
 
 
 def ends_in_order(command: Command, signalled: Callable[[], object]) -> None:

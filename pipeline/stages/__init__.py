@@ -1,0 +1,25 @@
+"""The stages, where the rooms meet. Each reads one artifact and writes the next, and any can run again alone.
+
+run.yaml -plan-> plan.json -infer-> ledger + output.zarr -verify-> verification.json -report-> report.html
+"""
+
+from __future__ import annotations
+
+from pipeline.stages.computed import infer, report, verify
+from pipeline.stages.driven import cancel, driving, part_in_cluster, workers_starting
+from pipeline.stages.planned import adopt, load_plan, measure, placed, plan
+
+__all__ = [
+    "adopt",
+    "cancel",
+    "driving",
+    "infer",
+    "load_plan",
+    "measure",
+    "part_in_cluster",
+    "placed",
+    "plan",
+    "report",
+    "verify",
+    "workers_starting",
+]

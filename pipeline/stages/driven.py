@@ -1,0 +1,103 @@
+"""Being the one driver of an output: for several stages, until somebody asks for an end, as one task of many."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.cluster.pool import allocation_joined, starting
+from pipeline.config import RunConfig
+from pipeline.core.ledger import Progress
+from pipeline.errors import StorageError
+from pipeline.inference import crew_for
+from pipeline.stages.planned import load_plan
+from pipeline.storage.rundir import RunDirectory
+
+HEED_SECONDS = 0.5
+"""Between two looks whether somebody asks this run to end."""
+
+CANCEL_SECONDS = 120.0
+"""What the one who asks waits."""
+
+
+@contextmanager
+def driving(config: RunConfig) -> Iterator[str]:
+    """Be the one driver of the output for several stages, and heed `cancel`. May be entered again within the process.
+
+    Raises (on entering):
+        StorageError: Another process drives it.
+    """
+    with driven(config.output.url) as token:
+        yield token
+
+
+@contextmanager
+def driven(output: str) -> Iterator[str]:
+    """The same for whatever lies at `output`; gives the driver's token."""
+    directory = RunDirectory(output)
+    with directory.driver() as token:
+        over = threading.Event()
+        watch = threading.Thread(target=_heed, args=(directory, token, over), name="cancel", daemon=True)
+        watch.start()
+        try:
+            yield token
+        finally:
+            over.set()
+            watch.join()
+
+
+def _heed(directory: RunDirectory, token: str, over: threading.Event) -> None:
+    """End this process as Ctrl-C does, once somebody asks for it."""
+    while not over.wait(HEED_SECONDS):
+        if directory.heed(token):
+            os.kill(os.getpid(), signal.SIGINT)
+            return
+
+
+def cancel(output: str, wait_seconds: float = CANCEL_SECONDS) -> Progress | None:
+    """Ask the run that writes to `output`, on whatever machine, to end, and wait until it has.
+
+    Returns:
+        How far it came; None where it had not come to its tiles.
+
+    Raises:
+        StorageError: There is no such run, or it does not end in time.
+    """
+    directory = RunDirectory(output)
+    if not directory.is_driven():
+        raise StorageError(f"No run writes to '{output}' now: there is nothing to cancel.")
+    directory.ask_to_cancel()
+    deadline = time.monotonic() + wait_seconds
+    while directory.is_driven():
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"The run that writes to '{output}' was asked to end, but still has its lock after {wait_seconds:.0f} s. It may "
+                "be at something that takes long; look again, or end its process."
+            )
+        time.sleep(0.2)
+    plan = directory.load_plan()
+    return directory.progress(plan) if plan else None
+
+
+@contextmanager
+def part_in_cluster(config: RunConfig) -> Iterator[None]:
+    """As one of many tasks of an allocation (kind slurm-allocation): be what it is to be. Others than the driver end here."""
+    with allocation_joined(config.cluster, config.compute.threads, RunDirectory(config.output.url).jobs_path):
+        yield
+
+
+@contextmanager
+def workers_starting(config: RunConfig) -> Iterator[None]:
+    """Start the workers of the infer stage while this process still does other things; those that nobody takes end."""
+    plan = load_plan(config)
+    directory = RunDirectory(config.output.url)
+    progress = directory.progress(plan)
+    if progress.count("done") == progress.total:
+        yield
+        return
+    with starting(config.cluster, crew_for(config, plan, progress), directory.jobs_path):
+        yield
