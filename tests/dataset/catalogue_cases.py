@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import fsspec
 import h5py
 import numpy as np
 import tifffile
@@ -95,3 +96,11 @@ def by_name(catalogue: Catalogue) -> dict[str, str]:
 def reasons(catalogue: Catalogue) -> dict[str, str]:
     """Why something was left out, by its own name."""
     return {one.url.rpartition("/")[2]: one.why for one in catalogue.left_out}
+
+
+def fill(url: str, folder: Path) -> None:
+    """Copy a folder to a store."""
+    system, path = fsspec.url_to_fs(url)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            system.pipe(f"{path}/{file.relative_to(folder)}", file.read_bytes())

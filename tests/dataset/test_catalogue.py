@@ -12,6 +12,7 @@ from pipeline.storage import listing
 from pipeline.storage.volume import open_volume
 from tests.dataset.catalogue_cases import (
     by_name,
+    fill,
     make_array,
     make_bare,
     make_collection,
@@ -360,14 +361,6 @@ def test_listing_opens_one_document_a_volume(tmp_path, monkeypatch):
 # --- stores -------------------------------------------------------------------------------------------------------------
 
 
-def fill(url: str, folder) -> None:
-    """Copy a folder to a store."""
-    system, path = fsspec.url_to_fs(url)
-    for file in folder.rglob("*"):
-        if file.is_file():
-            system.pipe(f"{path}/{file.relative_to(folder)}", file.read_bytes())
-
-
 @pytest.fixture
 def stored(tmp_path):
     """A folder for `fill`: an image, an array, a plate, a broken store, and what is none."""
@@ -410,24 +403,6 @@ def test_prefixes_and_patterns_of_a_store(stored):
         check_store("memory://catalogue/set")
     finally:
         fsspec.filesystem("memory").rm("/catalogue", recursive=True)
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    """A bucket of a real server that speaks S3, and what a client needs of the environment."""
-    moto = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.filesystem("s3").mkdir("catalogue")
-        yield "s3://catalogue"
-    server.stop()
 
 
 def test_prefixes_and_patterns_of_s3(bucket, stored):
