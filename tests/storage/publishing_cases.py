@@ -20,7 +20,7 @@ from pipeline.core.ledger import TileRecord
 from pipeline.core.versions import Keep
 from pipeline.storage.linked import LinkedPublication
 from pipeline.storage.output import checksum
-from pipeline.storage.publication import Publication
+from pipeline.storage.publication import Publication, open_publication
 from pipeline.storage.rundir import RunDirectory
 
 OBJECTS = 12
@@ -157,6 +157,12 @@ def publish_by_link(output: Path, first: int, last: int) -> None:
         make_version(publication, fingerprint(number))
         publication.publish(fingerprint(number), {"number": number})
         publication.expire(Keep(1, TEN_SECONDS), datetime.now(UTC))
+
+
+def publish_to_store(environment: dict[str, str], output: str, staging: Path, number: int) -> None:
+    """Publish one version that is there; the environment is the caller's, as a process of its own would have it."""
+    os.environ.update(environment)
+    open_publication(output, NAME, str(staging)).publish(fingerprint(number), {"number": number})
 
 
 def publish_in_place(output: Path, first: int, last: int) -> None:
