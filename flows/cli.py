@@ -270,6 +270,16 @@ def models(registry: Annotated[Path, Parameter(help="A folder of registered mode
     return DONE
 
 
+@app.command
+def current(output: Annotated[str, Parameter(help="The output of one volume, DATASET/NAME: a path or a URL.")]) -> int:
+    """Print which version of an output is published: where its image is, its fingerprint, and since when."""
+    from pipeline.storage.publication import read_current  # noqa: PLC0415 - see above
+
+    found = read_current(output)
+    print(f"image        {found.image}\nfingerprint  {found.fingerprint}\npublished    {found.published.isoformat(timespec='seconds')}")
+    return DONE
+
+
 def _figures(metrics: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in metrics.items() if isinstance(value, int | float))
 

@@ -5,6 +5,7 @@
       PlanError          the run cannot fit the volume, the model or the memory
       ModelError         the checkpoint is not what it says, or cannot be exact
       StorageError       a store or run directory is not what the plan says
+        BusyError        somebody else writes there now
       InferenceError     a tile could not be predicted, or the network returned what it must not
       VerificationError  the output does not cover the plan
       TrainingError      the network does not learn
@@ -32,6 +33,10 @@ class ModelError(PipelineError):
 
 class StorageError(PipelineError):
     """A store or a run directory is not what the plan says."""
+
+
+class BusyError(StorageError):
+    """Somebody else writes there now: wait, or leave it to them."""
 
 
 class InferenceError(PipelineError):
