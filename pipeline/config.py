@@ -326,7 +326,7 @@ def validated(cls: type[AnyConfig], content: Any, *, source: str) -> AnyConfig:
     try:
         return cls.model_validate(content)
     except ValidationError as error:
-        problems = _violations(cls, error.errors())
+        problems = violations(cls, error.errors())
         title = f"Configuration '{source}' cannot be a run ({len(problems)} problem{'s'[: len(problems) > 1]}):"
         more = [f"and {len(problems) - TOLD} more"] if len(problems) > TOLD else []
         raise ConfigError("\n".join([title, *(f"  {p}" for p in [*problems[:TOLD], *more])])) from error
@@ -357,17 +357,29 @@ def _placed(written: Any, found: Any) -> Any:
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
-    text = ""
     try:
-        text = path.read_text(encoding="utf-8")
-        content = YAML(typ="safe", pure=True).load(text)
+        content = content_of_yaml(path.read_text(encoding="utf-8"), f"Configuration '{path}'")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Configuration '{path}' cannot be read ({error}). Check the path.") from error
-    except (YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
-        raise ConfigError(f"Configuration '{path}' is not YAML:\n  {_of_yaml(error, text)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"Configuration '{path}' holds {type(content).__name__}, not keys. See configs/example.yaml.")
     return content
+
+
+def content_of_yaml(text: str, what: str) -> Any:
+    """What a YAML's text says.
+
+    Args:
+        text: Of the YAML.
+        what: It is, for errors.
+
+    Raises:
+        ConfigError: It is no YAML.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
+        raise ConfigError(f"{what} is not YAML:\n  {_of_yaml(error, text)}") from error
 
 
 def _of_yaml(error: Exception, text: str) -> str:
@@ -414,8 +426,8 @@ def _from_environment(text: str) -> str:
     return re.sub(r"\$\{(\w+)\}", look_up, text)
 
 
-def _violations(cls: type[BaseModel], errors: Sequence[Any]) -> list[str]:
-    """One line a key: what was expected, and what came. A key of several possible types has several expectations."""
+def violations(cls: type[BaseModel], errors: Sequence[Any]) -> list[str]:
+    """What pydantic found wrong with a `cls`, for a person. One line a key: what was expected, and what came. A key of several possible types has several expectations."""
     expected: dict[str, list[str]] = {}
     found: dict[str, str] = {}
     for error in errors:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import StorageError
-from pipeline.storage.told import NAMED, Found, Place, imported, lengths_of, numbers_of, unit_of
+from pipeline.storage.told import NAMED, Found, Place, first_line, imported, lengths_of, numbers_of, unit_of
 
 CACHE_BYTES = 2**26
 """Of decoded chunks, kept for the next box that touches them: patches overlap."""
@@ -40,6 +40,30 @@ def open_hdf5(place: Place, url: str, level: int) -> Found:
     except BaseException:
         file.close()
         raise
+
+
+def dataset_names(path: str) -> list[str]:
+    """Datasets of a file that may be volumes: numbers, along two axes at least. No more than `NAMED` and one are looked for.
+
+    Raises:
+        StorageError: The file cannot be opened.
+    """
+    h5py = imported("h5py", path)
+    found: list[str] = []
+
+    def note(name: str, node: Any) -> bool | None:
+        if isinstance(node, h5py.Dataset) and node.ndim >= 2 and node.dtype.kind in "buif":
+            found.append(name)
+        return True if len(found) > NAMED else None  # anything but None ends the visit
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(note)
+    except Exception as error:  # damaged files raise whatever their reader happens to meet
+        raise StorageError(
+            f"'{path}' is no readable HDF5 file ({first_line(error)}). It is incomplete or damaged, or being written: copy it again."
+        ) from error
+    return found
 
 
 def _no_dataset(h5py: ModuleType, file: Any, place: Place, url: str, found: Any) -> StorageError:

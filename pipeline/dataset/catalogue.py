@@ -1,0 +1,124 @@
+"""A dataset's volumes: found from what a person wrote of them, each with a name that is its folder's.
+
+    read_catalogue("s3://bucket/study/*.ome.zarr")
+    read_catalogue("plate.ome.zarr")                     # each field of each well
+    read_catalogue(["first/", "second.csv", {"url": "/data/x.zarr", "name": "x", "level": 1}])
+
+**What is named, and what is found.** A location that is named, one by one, is a volume whatever lies there: where nothing does, its
+run fails by its name and stops no other. What a folder or a pattern finds is a volume where it looks like one; what does not is
+left out, and told with the reason. So are wells and fields of a plate named by the plate.
+
+**Names.** A name that was given stays. Another is made from the volume's location alone, and does not change as the dataset grows,
+with two exceptions, both told here: volumes that would have the same name all get longer ones (with their folders: `a-x`, `b-x`), so a
+volume that comes later may lengthen an earlier one's; and a plate that is given alone, as one text, calls its fields `A-1-0`,
+in any list `PLATE-A-1-0`. Who needs more gives names, or lists plates as `[plate.zarr]` from the start.
+
+Only metadata of groups is read; no voxel is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from pipeline.core.names import Place, distinct_names
+from pipeline.dataset.rows import Source, rows_of
+from pipeline.dataset.search import NAMED, LeftOut, Volume, searched
+from pipeline.errors import ConfigError, StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A volume of a dataset.
+
+    Args:
+        name: Unique in it, one path component; the folder of its output.
+        url: Where it lies: an absolute path, or a URL.
+        level: In place of the dataset's, where one was given.
+        axes: Likewise.
+        store: What it is, or lies in: a store, a file, a plate or a collection.
+    """
+
+    name: str
+    url: str
+    level: int | None = None
+    axes: str | None = None
+    store: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue(Sequence[Entry]):
+    """The volumes of a dataset, in the order of the source, and of a folder by name.
+
+    Args:
+        entries: The volumes.
+        left_out: What is none.
+    """
+
+    entries: tuple[Entry, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Entry, ...]: ...
+    def __getitem__(self, index: int | slice) -> Entry | tuple[Entry, ...]:
+        return self.entries[index]
+
+
+def read_catalogue(source: Source, *, may_be_empty: bool = False) -> Catalogue:
+    """The volumes that a source names or leads to.
+
+    Args:
+        source: A Zarr array, an OME-Zarr image, plate or collection, HDF5 or TIFF; a folder or a prefix of a store, for all that lie
+            directly in it; a pattern (`*`, `?`, `[...]`, `**`); a YAML or CSV; or a list of these and of mappings with the keys
+            `url`, `name`, `level` and `axes`.
+        may_be_empty: A folder or pattern without volumes is none, not an error; nor is a prefix that is not there yet.
+
+    Raises:
+        ConfigError: It cannot be understood, two names are the same, or a volume is in it twice.
+        StorageError: There is nothing, or it cannot be listed.
+    """
+    parts = searched(rows_of(source))
+    problems = [part.problem for part in parts if part.problem and not (part.may_come and may_be_empty)]
+    if problems:
+        raise StorageError("\n".join(problems[:NAMED]))
+    volumes = [volume for part in parts for volume in part.volumes]
+    _check_once(volumes)
+    return Catalogue(_named(volumes), tuple(one for part in parts for one in part.left_out))
+
+
+def _check_once(volumes: Sequence[Volume]) -> None:
+    first: dict[str, Volume] = {}
+    twice = []
+    for volume in volumes:
+        other = first.setdefault(volume.url, volume)
+        if other is not volume:
+            twice.append(f"'{volume.url}', by {_by(other)} and by {_by(volume)}")
+    if twice:
+        more = f"; and {len(twice) - NAMED} more" if len(twice) > NAMED else ""
+        raise ConfigError(f"The catalogue has volumes twice: {'; '.join(twice[:NAMED])}{more}. Leave one of them out.")
+
+
+def _by(volume: Volume) -> str:
+    at = volume.row.said.url
+    return volume.row.place if at == volume.url else f"{volume.row.place} ({at})"
+
+
+def _named(volumes: Sequence[Volume]) -> tuple[Entry, ...]:
+    places = [Place(one.url, one.store, one.row.said.name, one.alone) for one in volumes]
+    try:
+        names = distinct_names(places)
+    except ValueError as error:
+        raise ConfigError(f"The catalogue cannot name its volumes apart: {error}. Give each a name of its own.") from error
+    return tuple(
+        Entry(name, one.url, one.row.said.level, one.row.said.axes, one.store)
+        for name, one in zip(names, volumes, strict=True)
+    )

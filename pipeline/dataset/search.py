@@ -1,0 +1,200 @@
+"""From the locations that a person named to the volumes there.
+
+Whatever is named is looked at all at once, then whatever lies in that: a store is asked a few times for many volumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from pipeline.core.names import STORES
+from pipeline.dataset.rows import Row
+from pipeline.errors import ConfigError
+from pipeline.storage.foreign import foreign_place
+from pipeline.storage.kinds import HOLDERS, VOLUMES, Sight, looked_at, members
+from pipeline.storage.listing import STORE_FILES, Item, Matches, children, is_pattern, matching
+
+NAMED = 8
+"""Things that an error names at most."""
+
+NO_VOLUME = {
+    "group": "a Zarr group without OME-Zarr metadata: name the array or image in it",
+    "folder": "a folder, no volume: name what is in it",
+    "plate": "a plate without wells",
+    "well": "a well without images",
+    "collection": "a collection without images",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Something that a folder or a pattern found, and that is no volume."""
+
+    url: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume that was found.
+
+    Args:
+        row: By which it was.
+        url: Where it lies.
+        store: What it is, or lies in.
+        alone: Its store is a plate that is all of the source.
+    """
+
+    row: Row
+    url: str
+    store: str
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one row comes to.
+
+    Args:
+        volumes: In order.
+        left_out: What else was found.
+        problem: Why there is no volume, where there is none.
+        may_come: It is a folder or a pattern, which may have volumes later.
+    """
+
+    volumes: tuple[Volume, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    problem: str = ""
+    may_come: bool = True
+
+
+def searched(rows: Sequence[Row]) -> list[Part]:
+    """What each row comes to.
+
+    Raises:
+        ConfigError: One gives a name to what is many volumes.
+        StorageError: Something cannot be listed.
+    """
+    patterns = {i: matching(row.said.url) for i, row in enumerate(rows) if is_pattern(row.said.url)}
+    named = [i for i in range(len(rows)) if i not in patterns]
+    sights = dict(zip(named, looked_at([rows[i].said.url for i in named]), strict=True))
+    folders = {i: children(sight.url) or [] for i, sight in sights.items() if sight.kind in ("folder", "group")}
+    listed = {i: _visible(items) for i, items in folders.items()} | {i: found.items for i, found in patterns.items()}
+    inside = iter(looked_at([item for items in listed.values() for item in items]))
+    found = {i: list(islice(inside, len(items))) for i, items in listed.items()}
+    held = _held([*sights.values(), *(sight for one in found.values() for sight in one)])
+    parts = []
+    for i, row in enumerate(rows):
+        if i in found:
+            parts.append(_of_many(row, found[i], held, patterns.get(i)))
+        else:
+            parts.append(_of_one(row, sights[i], held))
+    return parts
+
+
+def _visible(items: Iterable[Item]) -> list[Item]:
+    """Without hidden ones, run directories, and a store's own documents."""
+    return [
+        item
+        for item in items
+        if not (item.name.startswith(".") or item.name in STORE_FILES or (item.folder and item.name.endswith(".run")))
+    ]
+
+
+def _held(sights: Sequence[Sight]) -> dict[str, list[str]]:
+    """What lies in each that holds volumes."""
+    holders = list({sight.url: sight for sight in sights if sight.kind in HOLDERS}.values())
+    return dict(zip((sight.url for sight in holders), members(holders), strict=True))
+
+
+# --- a location that was named ------------------------------------------------------------------------------------------
+
+
+def _of_one(row: Row, sight: Sight, held: Mapping[str, list[str]]) -> Part:
+    url = sight.url
+    inside = held.get(url, [])
+    if sight.kind == "hdf5":
+        if row.alone and len(inside) != 1:
+            return Part(problem=f"'{url}' is an HDF5 file, and {_datasets(url, inside)}", may_come=False)
+        inside = inside if len(inside) == 1 else [url]
+    elif sight.kind in HOLDERS and not inside:
+        return Part(problem=f"'{url}' is {NO_VOLUME[sight.kind]}. Check the location, or copy it again.")
+    elif row.alone and sight.kind == "nothing":
+        return Part(
+            problem=f"There is nothing at '{url}'. Check the location; for a store, its endpoint too.",
+            may_come="://" in url,  # a prefix without objects is not there
+        )
+    elif row.alone and sight.kind == "file":
+        return Part(problem=f"'{url}' is no volume, and no catalogue (.yaml, .csv): {sight.why}.", may_come=False)
+    return Part(_volumes(row, sight, inside or [url], alone=row.alone and sight.kind == "plate"))
+
+
+def _volumes(row: Row, sight: Sight, urls: Sequence[str], *, alone: bool = False) -> tuple[Volume, ...]:
+    store = sight.url if sight.kind in ("plate", "collection") else _store(sight.url)
+    return tuple(Volume(row, url, store, alone) for url in urls)
+
+
+def _store(url: str) -> str:
+    """The file or store that a volume lies in, by their names; itself where there is none."""
+    place = foreign_place(url)
+    if place is not None:
+        return str(place.path)
+    inner, outer = url, url.rpartition("/")[0]
+    while not inner.lower().endswith(STORES) and outer.strip("/") and not outer.endswith(":/"):
+        inner, outer = outer, outer.rpartition("/")[0]
+    return inner if inner.lower().endswith(STORES) else url
+
+
+# --- what a folder or a pattern found -----------------------------------------------------------------------------------
+
+
+def _of_many(row: Row, sights: Sequence[Sight], held: Mapping[str, list[str]], pattern: Matches | None) -> Part:
+    volumes: list[Volume] = []
+    left_out: list[LeftOut] = []
+    for sight in sights:
+        inside = held.get(sight.url, [sight.url] if sight.kind in VOLUMES else [])
+        if sight.kind == "folder" and "**" in row.said.url:
+            continue  # it was looked into
+        if not inside or (sight.kind == "hdf5" and len(inside) > 1):
+            left_out.append(LeftOut(sight.url, _why_not(sight, inside)))
+        else:
+            volumes += _volumes(row, sight, inside)
+    if row.said.name is not None:
+        raise ConfigError(
+            f"{row.place}: name is '{row.said.name}', but '{row.said.url}' is not one volume; {len(volumes)} were found. Leave the "
+            "name out, or list the volumes one by one."
+        )
+    problem = "" if volumes else _none(row.said.url, left_out, pattern)
+    return Part(tuple(volumes), tuple(left_out), problem)
+
+
+def _why_not(sight: Sight, inside: Sequence[str]) -> str:
+    if sight.kind == "hdf5":
+        return _datasets(sight.url, inside)
+    return sight.why or NO_VOLUME.get(sight.kind, "gone meanwhile")
+
+
+def _datasets(url: str, datasets: Sequence[str]) -> str:
+    if not datasets:
+        return "it has no dataset of two axes or more"
+    names = [name.removeprefix(f"{url}/") for name in datasets]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"it has {len(names)} datasets ({', '.join(names[:NAMED])}{more}): name one, such as {datasets[0]}"
+
+
+def _none(url: str, left_out: Sequence[LeftOut], pattern: Matches | None) -> str:
+    told = "; ".join(f"'{one.url.rpartition('/')[2]}' ({one.why})" for one in left_out[:NAMED])
+    more = f"; and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
+    if left_out:
+        what = f"No volume fits the pattern '{url}'" if pattern else f"'{url}' holds no volume"
+        return f"{what}. {len(left_out)} thing{'s'[: len(left_out) > 1]} left out: {told}{more}."
+    if pattern is None:
+        return f"'{url}' holds no volume: it is empty. Check the location."
+    things = [item.name for item in children(pattern.stuck) or ()]
+    such = f", such as {', '.join(things[:NAMED])}" if things else ""
+    return (
+        f"Nothing fits the pattern '{url}': of {len(things)} thing{'s'[: len(things) != 1]} in '{pattern.stuck}'{such}, none fits "
+        f"'{pattern.part}'. Check the pattern."
+    )

@@ -1,0 +1,222 @@
+"""What lies at a location, by its name and the metadata of its root alone.
+
+Metadata of OME-Zarr is read leniently (decision 2): what finds the images is taken, the rest is left. No array is opened.
+Sources: OME-NGFF 0.4 and 0.5, sections "plate", "well" and "bioformats2raw.layout".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.errors import StorageError
+from pipeline.storage.foreign import HDF5_SUFFIXES, TIFF_SUFFIXES, foreign_place
+from pipeline.storage.hdf5 import dataset_names
+from pipeline.storage.listing import Item, children, item_at, small_files
+
+Kind = Literal[
+    "image", "array", "tiff", "dataset", "hdf5", "plate", "well", "collection", "group", "folder", "file", "damaged", "nothing"
+]
+
+VOLUMES = frozenset({"image", "array", "tiff", "dataset", "damaged"})
+"""Kinds that a run takes as one volume; a damaged one fails by its name."""
+
+HOLDERS = frozenset({"plate", "well", "collection", "hdf5"})
+"""Kinds that hold volumes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What lies at a location.
+
+    Args:
+        url: The location.
+        kind: What it is.
+        why: What is wrong with a damaged one, or why a file is no volume.
+        attributes: Of a Zarr group, below `ome` where it has that.
+    """
+
+    url: str
+    kind: Kind
+    why: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def looked_at(items: Sequence[Item | str]) -> list[Sight]:
+    """What each is. Files are told by their names; of folders at most four documents are read, those of all at once.
+
+    Args:
+        items: As a listing found them; or locations of which nothing is known.
+
+    Raises:
+        StorageError: A store cannot be asked.
+    """
+    urls = [item if isinstance(item, str) else item.url for item in items]
+    files = [isinstance(item, Item) and not item.folder for item in items]
+    found = {url: _by_name(url) for url, is_file in zip(urls, files, strict=True) if is_file or foreign_place(url)}
+    for look in (_version_3, _version_2):
+        found |= look([url for url in dict.fromkeys(urls) if url not in found])
+    known = {item.url for item in items if isinstance(item, Item)}
+    return [found.get(url) or _without_metadata(url, url in known) for url in urls]
+
+
+def members(sights: Sequence[Sight]) -> list[list[str]]:
+    """The volumes in each plate, well, collection or HDF5 file, in the order it tells them. They need not be there.
+
+    A well that is not there, or tells no images, is in its place.
+
+    Raises:
+        StorageError: A file or a store cannot be read.
+    """
+    wells = {sight.url: _paths(sight, "plate", "wells") for sight in sights if sight.kind == "plate"}
+    there = {sight.url: sight for sight in looked_at([well for plate in wells.values() for well in plate])}
+    return [
+        [image for well in wells[sight.url] for image in _images(there[well])] if sight.kind == "plate" else _inside(sight)
+        for sight in sights
+    ]
+
+
+def _inside(sight: Sight) -> list[str]:
+    if sight.kind == "hdf5":
+        return [f"{sight.url}/{name}" for name in dataset_names(sight.url)]
+    if sight.kind == "well":
+        return _images(sight)
+    return _series(sight)
+
+
+def _images(well: Sight) -> list[str]:
+    return _paths(well, "well", "images") if well.kind == "well" else [well.url]
+
+
+def _series(collection: Sight) -> list[str]:
+    """What the group `OME` lists, else the numbered groups."""
+    (listed,) = looked_at([f"{collection.url}/OME"])
+    series = listed.attributes.get("series")
+    if isinstance(series, list) and series and all(map(_is_path, series)):
+        return [f"{collection.url}/{path}" for path in series]
+    numbered = [item for item in children(collection.url) or () if item.folder and item.name.isdecimal()]
+    return [item.url for item in sorted(numbered, key=lambda item: int(item.name))]
+
+
+# --- documents ----------------------------------------------------------------------------------------------------------
+
+
+def _version_3(urls: Sequence[str]) -> dict[str, Sight]:
+    found = {}
+    for url, document in _documents(urls, "zarr.json"):
+        found[url] = _whole(url, document, _node(url, document if isinstance(document, dict) else {}))
+    return found
+
+
+def _node(url: str, document: Mapping[str, Any]) -> Sight:
+    kind = document.get("node_type")
+    if kind == "group":
+        return _group(url, document.get("attributes"))
+    return Sight(url, "array") if kind == "array" else Sight(url, "damaged", "zarr.json names no node_type")
+
+
+def _version_2(urls: Sequence[str]) -> dict[str, Sight]:
+    """Groups that their attributes make an image, a plate, or the like; then the others."""
+    found: dict[str, Sight] = {}
+    plain: dict[str, Sight] = {}
+    for url, document in _documents(urls, ".zattrs"):
+        sight = _whole(url, document, _group(url, document))
+        (plain if sight.kind == "group" else found)[url] = sight
+    for url, document in _documents([url for url in urls if url not in found], ".zgroup"):
+        found[url] = _whole(url, document, plain.get(url, Sight(url, "group")))
+    for url, document in _documents([url for url in urls if url not in found], ".zarray"):
+        found[url] = _whole(url, document, Sight(url, "array"))
+    return found
+
+
+def _whole(url: str, document: dict[str, Any] | str, sight: Sight) -> Sight:
+    return Sight(url, "damaged", document) if isinstance(document, str) else sight
+
+
+def _documents(urls: Sequence[str], name: str) -> Iterable[tuple[str, dict[str, Any] | str]]:
+    """A document of each that has it, or what is wrong with it."""
+    for url, content in zip(urls, small_files([f"{url}/{name}" for url in urls]), strict=True):
+        if content is None:
+            continue
+        if isinstance(content, OSError):
+            yield url, f"{name} cannot be read ({content.strerror or content})"
+            continue
+        try:
+            document = json.loads(content)
+        except ValueError:  # of the text, or of its encoding
+            yield url, f"{name} is no JSON: incomplete, or damaged"
+        else:
+            yield url, document if isinstance(document, dict) else f"{name} holds no keys"
+
+
+def _group(url: str, attributes: Any) -> Sight:
+    """A group by its attributes. What is an image is one, whatever else it says; a plate before a collection, as specified."""
+    told = attributes if isinstance(attributes, dict) else {}
+    ome = told.get("ome", told)
+    ome = ome if isinstance(ome, dict) else {}
+    if ome.get("multiscales"):
+        return Sight(url, "image", attributes=ome)
+    for kind, entries in (("plate", "wells"), ("well", "images")):
+        if kind in ome:
+            return _holder(url, kind, entries, ome)
+    return Sight(url, "collection" if "bioformats2raw.layout" in ome else "group", attributes=ome)
+
+
+def _holder(url: str, kind: Literal["plate", "well"], entries: str, ome: Mapping[str, Any]) -> Sight:
+    sight = Sight(url, kind, attributes=ome)
+    try:
+        paths = [entry["path"] for entry in ome[kind][entries]]
+    except (KeyError, TypeError):
+        return Sight(url, "damaged", f"its {kind} metadata has no {entries} with paths")
+    if not all(map(_is_path, paths)):
+        return Sight(url, "damaged", f"its {kind} metadata has a path that leads nowhere in it")
+    return sight
+
+
+def _paths(sight: Sight, kind: str, entries: str) -> list[str]:
+    return [f"{sight.url}/{entry['path'].strip('/')}" for entry in sight.attributes[kind][entries]]
+
+
+def _is_path(path: Any) -> bool:
+    """Whether metadata names something inside its group."""
+    return isinstance(path, str) and path.strip("/") != "" and not path.startswith("/") and ".." not in path.split("/")
+
+
+# --- the rest -----------------------------------------------------------------------------------------------------------
+
+
+def _by_name(url: str) -> Sight:
+    place = foreign_place(url)
+    low = url.lower()
+    if place is None:
+        if low.endswith((*TIFF_SUFFIXES, *HDF5_SUFFIXES)):
+            return Sight(url, "file", "HDF5 and TIFF are read from paths alone: convert it to OME-Zarr (halotile convert)")
+        return Sight(url, "file", "no file that a run reads")
+    if not place.path.is_file():
+        return Sight(url, "nothing")
+    if place.kind == "TIFF":
+        return Sight(url, "tiff")
+    return Sight(url, "dataset") if place.inner else _hdf5(url)
+
+
+def _hdf5(url: str) -> Sight:
+    """An HDF5 file: the one kind that has to be opened."""
+    try:
+        dataset_names(url)
+    except StorageError as error:
+        return Sight(url, "damaged", str(error))
+    return Sight(url, "hdf5")
+
+
+def _without_metadata(url: str, known: bool) -> Sight:
+    """A folder, a file or nothing. A folder that is named as a store is a store that lost its metadata, or has not got it yet."""
+    item = Item(url, True) if known else item_at(url)
+    if item is None:
+        return Sight(url, "nothing")
+    if not item.folder:
+        return _by_name(url)
+    if url.lower().endswith(".zarr"):
+        return Sight(url, "damaged", "it has no Zarr metadata: incomplete, or damaged")
+    return Sight(url, "folder")

@@ -1,0 +1,296 @@
+"""What lies where, on a file system or an object store: folders, small files, and the stamps of a volume's files.
+
+Nothing is cached, since others change what is there meanwhile, and no voxel is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import fsspec
+
+from pipeline.credentials import redacted
+from pipeline.errors import PipelineError, StorageError
+
+STORE_FILES = frozenset({"zarr.json", ".zarray", ".zgroup"})
+"""What makes a folder a Zarr store; `**` looks for nothing below one: there may be millions of chunks."""
+
+_STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "last_modified", "created", "updated", "mtime")
+"""What stores tell of an object that changes when it is written again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Something in a folder.
+
+    Args:
+        url: Where it lies.
+        folder: A folder, or a prefix of a store; else a file or an object.
+        link: A symbolic link.
+    """
+
+    url: str
+    folder: bool
+    link: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+def children(url: str) -> list[Item] | None:
+    """What lies directly in a folder or at a prefix, by name; None where there is no such folder.
+
+    Raises:
+        StorageError: It cannot be listed.
+    """
+    with _told(url):
+        try:
+            found = _local_children(url) if "://" not in url else _remote_children(url)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    return sorted(found, key=lambda item: item.name)
+
+
+def item_at(url: str) -> Item | None:
+    """What lies at a location itself; None for nothing.
+
+    Raises:
+        StorageError: The store cannot be asked.
+    """
+    with _told(url):
+        if "://" not in url:
+            return Item(url, os.path.isdir(url), os.path.islink(url)) if os.path.lexists(url) else None  # noqa: PTH112, PTH114 - a `Path` apiece costs as much
+        system, path = _system(url)
+        try:
+            return Item(url, system.info(path)["type"] == "directory")
+        except FileNotFoundError:
+            return None
+
+
+def small_files(urls: Sequence[str]) -> list[bytes | OSError | None]:
+    """The content of each; None where there is none, an error where it is there but may not be read. A store is asked for all at once.
+
+    Raises:
+        StorageError: A store cannot be asked.
+    """
+    found: list[bytes | OSError | None] = [None if "://" in url else _local_file(url) for url in urls]
+    asked: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
+    for i, url in enumerate(urls):
+        if "://" in url:
+            with _told(url):
+                system, path = _system(url)
+            asked.setdefault(id(system), (system, []))[1].append((i, path))
+    for system, wanted in asked.values():
+        with _told(urls[wanted[0][0]]):
+            answers = system.cat([path for _, path in wanted], on_error="return")
+            for i, path in wanted:
+                found[i] = _answer(answers[path])
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """What a pattern finds.
+
+    Args:
+        items: By location.
+        stuck: Where nothing was found: the last folder that was there.
+        part: And the part of the pattern that nothing in it fits.
+    """
+
+    items: list[Item]
+    stuck: str = ""
+    part: str = ""
+
+
+def is_pattern(url: str) -> bool:
+    """Whether a location holds `*`, `?` or `[`, and is not simply there under that name. A `?` in a URL of the web begins its query."""
+    signs = "*[" if url.lower().startswith(("http://", "https://")) else "*?["
+    return any(sign in url for sign in signs) and not ("://" not in url and os.path.lexists(url))
+
+
+def matching(pattern: str) -> Matches:
+    """What fits a pattern: `*`, `?` and `[...]` in one component, `**` for any number of folders.
+
+    Wildcards leave hidden names out, and `**` follows no links and looks for nothing below a Zarr store. So its cost is that of
+    the folders, not that of the chunks.
+
+    Raises:
+        StorageError: A folder cannot be listed.
+    """
+    scheme, sign, rest = pattern.partition("://") if "://" in pattern else ("", "", pattern)
+    parts = rest.split("/")
+    literal = next(i for i, part in enumerate(parts) if any(mark in part for mark in "*?["))
+    start = scheme + sign + "/".join(parts[:literal])
+    found = [Item(start or "/", True)]
+    for part in _patterns(parts[literal:]):
+        deeper = [item for folder in found if folder.folder for item in _fitting(folder, part)]
+        if not deeper:
+            return _stuck(found[0].url, part)
+        found = deeper
+    return Matches(sorted({item.url: item for item in found}.values(), key=lambda item: item.url))
+
+
+def stamps(url: str) -> list[tuple[str, ...]]:
+    """One row a file of a volume, by its place in it: place, size, and what changes when it is written. Empty where nothing is there.
+
+    Files on a file system: times of change and of the inode, which copies that keep old times cannot set back.
+
+    Raises:
+        StorageError: Something in it may not be listed.
+    """
+    with _told(url):
+        try:
+            return sorted(_local_stamps(url) if "://" not in url else _remote_stamps(url))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+# --- a file system ------------------------------------------------------------------------------------------------------
+
+
+def _local_children(url: str) -> list[Item]:
+    with os.scandir(url) as entries:
+        return [Item(f"{url.rstrip('/')}/{entry.name}", entry.is_dir(), entry.is_symlink()) for entry in entries]
+
+
+def _local_file(url: str) -> bytes | OSError | None:
+    try:
+        with open(url, "rb") as file:  # noqa: PTH123 - as above
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return error
+
+
+def _local_stamps(root: str) -> Iterator[tuple[str, ...]]:
+    """Links are followed, each folder once. What vanishes meanwhile is left out: no later look sees it either."""
+    waiting, met = [root], set()
+    if os.path.isfile(root):  # noqa: PTH113 - as above
+        yield _stamp("", os.stat(root))  # noqa: PTH116 - as above
+        return
+    while waiting:
+        try:
+            folder = waiting.pop()
+            found = os.stat(folder)  # noqa: PTH116 - as above
+            if (found.st_dev, found.st_ino) in met:
+                continue
+            met.add((found.st_dev, found.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        waiting.append(entry.path)
+                    elif entry.is_file() or not entry.is_symlink():
+                        yield _stamp(entry.path.removeprefix(root).strip("/"), entry.stat())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+
+
+def _stamp(key: str, found: os.stat_result) -> tuple[str, ...]:
+    return (key, str(found.st_size), str(found.st_mtime_ns), str(found.st_ctime_ns))
+
+
+# --- object stores, by fsspec -------------------------------------------------------------------------------------------
+
+
+def _system(url: str) -> tuple[Any, str]:
+    """The store, and the location as it names it."""
+    system, path = fsspec.url_to_fs(url, use_listings_cache=False)
+    return system, path.rstrip("/")
+
+
+def _remote_children(url: str) -> list[Item]:
+    system, path = _system(url)
+    found = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in system.ls(path, detail=True)]
+    inside = [(name, folder) for name, folder in found if name != path]
+    if found and not inside and not found[0][1]:
+        raise NotADirectoryError(url)
+    return [Item(f"{url.rstrip('/')}/{name.rpartition('/')[2]}", folder) for name, folder in inside]
+
+
+def _remote_stamps(url: str) -> Iterator[tuple[str, ...]]:
+    system, path = _system(url)
+    for name, entry in system.find(path, detail=True).items():
+        told = (str(entry[key]) for key in _STAMPS if entry.get(key) is not None)
+        yield (name.removeprefix(path).strip("/"), str(entry.get("size")), *told)
+
+
+def _answer(found: Any) -> bytes | OSError | None:
+    if isinstance(found, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return None
+    if isinstance(found, Exception) and not isinstance(found, OSError):
+        raise found
+    return found
+
+
+# --- patterns -----------------------------------------------------------------------------------------------------------
+
+
+def _patterns(parts: list[str]) -> list[str]:
+    """The components of a pattern: no empty ones, and a `**` at the end means what is in those folders."""
+    kept = [part for part in parts if part]
+    return [*kept, "*"] if kept[-1] == "**" else kept
+
+
+def _fitting(folder: Item, part: str) -> Iterator[Item]:
+    if part == "**":
+        yield from _folders(folder)
+    elif any(mark in part for mark in "*?["):
+        hidden = part.startswith(".")
+        for item in children(folder.url) or ():
+            if fnmatchcase(item.name, part) and (hidden or not item.name.startswith(".")):
+                yield item
+    elif (item := item_at(f"{folder.url.rstrip('/')}/{part}")) is not None:
+        yield item
+
+
+def _folders(folder: Item) -> Iterator[Item]:
+    """A folder and those below it."""
+    waiting = [folder]
+    while waiting:
+        item = waiting.pop()
+        found = children(item.url) or []
+        if STORE_FILES.isdisjoint(child.name for child in found):
+            yield item
+            waiting += [child for child in found if child.folder and not child.link and not child.name.startswith(".")]
+
+
+def _stuck(url: str, part: str) -> Matches:
+    """Where a pattern leads to nothing: the last folder that is there, and what it has not got."""
+    scheme, sign, rest = url.rpartition("://")
+    while rest.strip("/") and children(f"{scheme}{sign}{rest}") is None:
+        rest, _, part = rest.rstrip("/").rpartition("/")
+    return Matches([], f"{scheme}{sign}{rest}" or "/", part)
+
+
+# --- errors -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _told(url: str) -> Iterator[None]:
+    """Tell what file systems and stores refuse; what is not there is for the caller.
+
+    Raises:
+        StorageError: Anything else.
+    """
+    try:
+        yield
+    except (PipelineError, FileNotFoundError, NotADirectoryError):
+        raise
+    except ImportError as error:
+        raise StorageError(
+            f"'{url}' cannot be listed: the package for {url.partition('://')[0]}:// is not installed here ({error}). Install it."
+        ) from error
+    except Exception as error:  # stores raise whatever their clients happen to meet
+        detail = redacted((str(error).splitlines() or [""])[0][:200])
+        raise StorageError(
+            f"'{url}' cannot be listed or read ({type(error).__name__}: {detail}). Check the location, what you may read "
+            "there, and for a store its credentials and endpoint in the environment."
+        ) from error
