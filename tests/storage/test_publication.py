@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from flows import cli
 from pipeline import stages
 from pipeline.core.architecture import Architecture
 from pipeline.core.versions import Keep
@@ -170,6 +171,22 @@ def test_a_record_of_another_format_is_refused(publication, output):
     record.write_text(json.dumps(json.loads(record.read_text()) | {"format": 2}))
     with pytest.raises(StorageError, match=r"does not say what is published \(ValueError: format 2\)"):
         read_current(str(output))
+
+
+def test_the_command_tells_what_is_current(publication, output, capsys):
+    """For people, and for scripts that need the image; nothing published is a refusal, with its status."""
+
+    def current():
+        return cli.status(lambda: cli.app(["current", str(output)], exit_on_error=False, result_action="return_value"))
+
+    assert current() == cli.REFUSED
+    assert "Nothing is published at" in capsys.readouterr().err
+    published(publication, A)
+    assert current() == cli.DONE
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert rows["image"] == str(publication.image(A))
+    assert rows["fingerprint"] == A
+    assert datetime.fromisoformat(rows["published"]) <= datetime.now(UTC)
 
 
 # --- under kills ---------------------------------------------------------------------------------------------------------
