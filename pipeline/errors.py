@@ -8,6 +8,7 @@
         BusyError        somebody else writes there now
       InferenceError     a tile could not be predicted, or the network returned what it must not
       VerificationError  the output does not cover the plan
+      DatasetError       volumes of a dataset failed
       TrainingError      the network does not learn
 
 Each carries one positional string and nothing else: an exception with more arguments does not survive pickling and
@@ -45,6 +46,10 @@ class InferenceError(PipelineError):
 
 class VerificationError(PipelineError):
     """The output does not cover the plan."""
+
+
+class DatasetError(PipelineError):
+    """Volumes of a dataset failed; the others are done."""
 
 
 class TrainingError(PipelineError):
