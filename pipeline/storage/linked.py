@@ -49,6 +49,15 @@ class LinkedPublication:
     def exclusive(self) -> AbstractContextManager[None]:
         return self._there.exclusive()
 
+    def is_kept(self, fingerprint: str) -> bool:  # noqa: ARG002 - a version is computed where readers find it
+        return False
+
+    def recall(self, fingerprint: str) -> None:
+        """All of a version is here."""
+
+    def free(self, fingerprint: str) -> None:
+        """Readers read what was computed."""
+
     def publish(self, fingerprint: str, about: Mapping[str, Any]) -> Published:
         """Send readers to a version. What is current already stays as it is.
 

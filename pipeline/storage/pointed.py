@@ -11,6 +11,8 @@ more, and is swept by the next removal.
 from __future__ import annotations
 
 import logging
+import shutil
+import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -23,6 +25,7 @@ from typing import Any, TypeVar
 
 from pipeline.core.ledger import TileRecord
 from pipeline.core.versions import Keep, Version, expired
+from pipeline.durable import replace as durable
 from pipeline.errors import StorageError
 from pipeline.storage.objects import ObjectStore, told
 from pipeline.storage.rundir import RunDirectory
@@ -40,7 +43,9 @@ log = logging.getLogger("pipeline")
 
 POINTER = "current.json"
 
-ARTIFACTS = ("plan.json", "ledger.jsonl", "verification.json", "report.html", "report.json", "slices.png", "thumbnail.png")
+PLAN = "plan.json"
+
+ARTIFACTS = (PLAN, "ledger.jsonl", "verification.json", "report.html", "report.json", "slices.png", "thumbnail.png")
 """Of the run directory: those that are there go up with the image."""
 
 AT_ONCE = 8
@@ -109,16 +114,75 @@ class PointedPublication:
             BusyError: Somebody else writes it.
         """
         with self.exclusive(), told(self.output, "be published"):
-            self._there.check_whole(fingerprint)
+            is_here = self.image(fingerprint).is_dir()
+            if is_here:
+                self._there.check_whole(fingerprint)
             now = read_pointer(self._store)
             image = f"{self.output}/{VERSIONS}/{fingerprint}/{self.image(fingerprint).name}"
             is_current = now is not None and now.fingerprint == fingerprint
             found = now if now and is_current else Published(fingerprint, image, datetime.now(UTC), dict(about))
             self._there.write_record(found)
-            self._upload(fingerprint)
+            if is_here:
+                self._upload(fingerprint)
+            else:
+                self._check_stored(fingerprint)
             if not is_current:
                 self._store.write(POINTER, record_of(found, self._there.name))
             return found
+
+    # --- what is in the store alone ---------------------------------------------------------------------------------------
+
+    def is_kept(self, fingerprint: str) -> bool:
+        """Whether a version is whole in the store, and its image is there alone."""
+        with told(self.output, "be looked at"):
+            stored = self._store.read(f"{VERSIONS}/{fingerprint}/{RECORD}") is not None
+            return stored and not self.image(fingerprint).exists() and self._store.read(_mark(fingerprint)) is None
+
+    def recall(self, fingerprint: str) -> None:
+        """Bring a version's run directory back to the staging folder, where it is not there: its plan, ledger, reports."""
+        run = RunDirectory(self.image(fingerprint)).path
+        if run.is_dir():
+            return
+        with told(self.output, "be recalled"), self.exclusive():
+            found = {name: self._store.read(f"{VERSIONS}/{fingerprint}/{run.name}/{name}") for name in ARTIFACTS}
+            if found[PLAN] is None:
+                return
+            part = run.with_name(f"{run.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            for name, content in found.items():
+                if content is not None:
+                    durable(part / name, content)
+            part.rename(run)
+
+    def free(self, fingerprint: str) -> None:
+        """Remove the image of a published version from the staging folder; its run directory stays."""
+        image = self.image(fingerprint)
+        if image.is_dir():
+            hidden = image.with_name(f"{GONE}-{uuid.uuid4().hex}")
+            image.rename(hidden)
+            shutil.rmtree(hidden)
+
+    def _check_stored(self, fingerprint: str) -> None:
+        """Compare what is in the store with the ledger, all of it.
+
+        Raises:
+            StorageError: It is not what its run wrote.
+        """
+        prefix = f"{VERSIONS}/{fingerprint}/{self.image(fingerprint).name}"
+        vouched = self._vouched(fingerprint, prefix)
+        sizes = self._store.sizes(prefix)
+
+        def differs(key: str) -> str | None:
+            return None if key in sizes and self._store.digest(key, sizes[key]) == vouched[key] else key
+
+        wrong = [key for key in _in_threads(differs, vouched) if key]
+        if wrong or not vouched:
+            raise StorageError(
+                f"Version {fingerprint[:12]} of '{self.output}' is not in the store as its run wrote it: {len(wrong)} objects differ, "
+                f"such as '{wrong[0] if wrong else prefix}'. Delete the version there and in '{self._there.home(fingerprint)}', then "
+                "run again. Readers see what they saw."
+            )
 
     def _upload(self, fingerprint: str) -> None:
         home, image = self._there.home(fingerprint), self.image(fingerprint)

@@ -42,6 +42,15 @@ class Publication(Protocol):
     def publish(self, fingerprint: str, about: Mapping[str, Any]) -> Published:
         """Send readers to a version, at once; refuses one that is not finished and verified."""
 
+    def is_kept(self, fingerprint: str) -> bool:
+        """Whether a version is whole where readers find it, and its image is there alone."""
+
+    def recall(self, fingerprint: str) -> None:
+        """Bring a version's run directory back to where it is computed, where it is not there."""
+
+    def free(self, fingerprint: str) -> None:
+        """Remove what a published version needs no more where it was computed."""
+
     def expire(self, keep: Keep, now: datetime, spare: Collection[str] = ()) -> list[str]:
         """Remove the versions that may go, and tell which; never the current one, one that is written, or `spare`."""
 

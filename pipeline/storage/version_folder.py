@@ -195,7 +195,8 @@ class VersionFolder:
 
     def sweep(self) -> None:
         """Finish the removals that were killed."""
-        for left in (self.folder / VERSIONS).glob(f"{GONE}-*"):
+        root = self.folder / VERSIONS
+        for left in (*root.glob(f"{GONE}-*"), *root.glob(f"*/{GONE}-*")):
             shutil.rmtree(left)
 
     # --- the lock ---------------------------------------------------------------------------------------------------------

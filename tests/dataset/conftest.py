@@ -1,0 +1,48 @@
+"""One pool of workers for all datasets of these tests, and commands that end with their test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster.pool import Crew, Pool, open_pool
+from pipeline.config import ClusterConfig
+from tests.dataset.dataset_cases import shared_with
+from tests.e2e.commands import Command
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """Two real workers."""
+    with open_pool(ClusterConfig(), Crew(2, 1, 2 * 10**9), tmp_path_factory.mktemp("jobs")) as pool:
+        yield pool
+
+
+@pytest.fixture
+def pooled(workers: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    """Datasets of this process take them."""
+    with shared_with(workers, monkeypatch):
+        yield workers
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home for Prefect's database."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture
+def started(prefect_home: Path) -> Iterator[Callable[..., Command]]:
+    """Start commands that end with the test, whatever becomes of it."""
+    commands: list[Command] = []
+
+    def start(*arguments: object) -> Command:
+        commands.append(Command(arguments, prefect_home))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        if command.is_running():
+            command.kill_all()
