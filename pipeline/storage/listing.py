@@ -49,11 +49,11 @@ def children(url: str) -> list[Item] | None:
     Raises:
         StorageError: It cannot be listed.
     """
-    with _told(url):
-        try:
+    try:
+        with _told(url):
             found = _local_children(url) if "://" not in url else _remote_children(url)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     return sorted(found, key=lambda item: item.name)
 
 
@@ -63,14 +63,14 @@ def item_at(url: str) -> Item | None:
     Raises:
         StorageError: The store cannot be asked.
     """
-    with _told(url):
-        if "://" not in url:
-            return Item(url, os.path.isdir(url), os.path.islink(url)) if os.path.lexists(url) else None  # noqa: PTH112, PTH114 - a `Path` apiece costs as much
-        system, path = _system(url)
-        try:
+    if "://" not in url:
+        return Item(url, os.path.isdir(url), os.path.islink(url)) if os.path.lexists(url) else None  # noqa: PTH112, PTH114 - a `Path` apiece costs as much
+    try:
+        with _told(url):
+            system, path = _system(url)
             return Item(url, system.info(path)["type"] == "directory")
-        except FileNotFoundError:
-            return None
+    except FileNotFoundError:
+        return None
 
 
 def small_files(urls: Sequence[str]) -> list[bytes | OSError | None]:
@@ -88,9 +88,9 @@ def small_files(urls: Sequence[str]) -> list[bytes | OSError | None]:
             asked.setdefault(id(system), (system, []))[1].append((i, path))
     for system, wanted in asked.values():
         with _told(urls[wanted[0][0]]):
-            answers = system.cat([path for _, path in wanted], on_error="return")
-            for i, path in wanted:
-                found[i] = _answer(answers[path])
+            answers = system.cat_ranges([path for _, path in wanted], None, None, on_error="return")  # `cat` takes `[` for a pattern
+            for (i, _), answer in zip(wanted, answers, strict=True):
+                found[i] = _answer(answer)
     return found
 
 
@@ -145,11 +145,11 @@ def stamps(url: str) -> list[tuple[str, ...]]:
     Raises:
         StorageError: Something in it may not be listed.
     """
-    with _told(url):
-        try:
+    try:
+        with _told(url):
             return sorted(_local_stamps(url) if "://" not in url else _remote_stamps(url))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 # --- a file system ------------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def _local_file(url: str) -> bytes | OSError | None:
     try:
         with open(url, "rb") as file:  # noqa: PTH123 - as above
             return file.read()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
     except OSError as error:
         return error
@@ -202,7 +202,8 @@ def _stamp(key: str, found: os.stat_result) -> tuple[str, ...]:
 
 def _system(url: str) -> tuple[Any, str]:
     """The store, and the location as it names it."""
-    system, path = fsspec.url_to_fs(url, use_listings_cache=False)
+    whole = {"max_concurrency": 1} if url.lower().startswith(("s3://", "s3a://")) else {}  # more: it asks for sizes first
+    system, path = fsspec.url_to_fs(url, use_listings_cache=False, **whole)
     return system, path.rstrip("/")
 
 
@@ -223,10 +224,10 @@ def _remote_stamps(url: str) -> Iterator[tuple[str, ...]]:
 
 
 def _answer(found: Any) -> bytes | OSError | None:
+    if isinstance(found, Exception) and (_code(found) == "NoSuchBucket" or not isinstance(found, OSError)):
+        raise found
     if isinstance(found, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return None
-    if isinstance(found, Exception) and not isinstance(found, OSError):
-        raise found
     return found
 
 
@@ -282,7 +283,9 @@ def _told(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (PipelineError, FileNotFoundError, NotADirectoryError):
+    except (PipelineError, FileNotFoundError, NotADirectoryError) as error:
+        if _code(error) == "NoSuchBucket":
+            raise StorageError(f"'{url}' cannot be listed or read: there is no such bucket. Check the URL and AWS_ENDPOINT_URL.") from error
         raise
     except ImportError as error:
         raise StorageError(
@@ -294,3 +297,9 @@ def _told(url: str) -> Iterator[None]:
             f"'{url}' cannot be listed or read ({type(error).__name__}: {detail}). Check the location, what you may read "
             "there, and for a store its credentials and endpoint in the environment."
         ) from error
+
+
+def _code(error: Exception) -> str:
+    """S3's own word for an error."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
