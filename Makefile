@@ -40,7 +40,7 @@ demo: $(READY) ## segment the membranes of a small volume, and say where to look
 test: lint ## lint, then all tests; ARGS="-k grid" reaches pytest
 	$(BIN)/python -m pytest $(ARGS)
 
-test-cluster: $(READY) ## tests on real servers, as root on Debian: SLURM, cut networks; ARGS as above
+test-cluster: $(READY) ## tests on real servers, as root on Debian: SLURM, S3, cut networks; ARGS as above
 	$(BIN)/python -m pytest -m site tests/sites $(ARGS)
 
 bench: $(READY) ## compare with one whole pass and with others; writes docs/benchmarks.md, in half an hour

@@ -22,6 +22,7 @@ from pipeline.errors import REFUSALS, ConfigError, PipelineError, VerificationEr
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.core.box import Box
+    from pipeline.dataset.settings import DatasetConfig
 
 DONE, FAILED, REFUSED, UNVERIFIED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -37,6 +38,7 @@ app = App(
 )
 
 Config = Annotated[Path, Parameter(help="The run's YAML; configs/example.yaml explains every key.")]
+DataSet = Annotated[Path, Parameter(help="The dataset's YAML; configs/dataset.yaml explains its keys.")]
 Overrides = Annotated[
     list[str] | None,
     Parameter(name="--set", help="Override a key: --set tiles.core='[64, 128, 128]'. May be given again.", negative=()),
@@ -80,13 +82,54 @@ def run(
 
 
 @app.command
+def reprocess(
+    config: DataSet,
+    *,
+    dry_run: Annotated[bool, Parameter(help="Only say what it would do and cost; nothing is written.", negative=())] = False,
+    moved: Annotated[bool, Parameter(help="Volumes may lie elsewhere than when they were done.", negative=())] = False,
+    prefect: Annotated[bool, Parameter(help="Report to Prefect's server, a sub-flow a volume.")] = True,
+    set_: Overrides = None,
+) -> int:
+    """Segment and publish all volumes of a dataset that are not done yet. Run it again for what is left."""
+    from flows.printing import print_outcome, print_summary  # noqa: PLC0415 - see above
+    from flows.running import run_dataset  # noqa: PLC0415 - see above
+
+    found = _read_dataset(config, set_)
+    if dry_run:
+        from pipeline.dataset.estimate import estimate  # noqa: PLC0415 - see above
+        from pipeline.dataset.round import volumes_of  # noqa: PLC0415 - see above
+
+        with bar("looking at volumes") as tell:
+            print_rows(estimate(found, volumes_of(found, moved=moved)[0], tell).rows())
+        return DONE
+    print_summary(found, run_dataset(found, prefect=prefect, on_outcome=print_outcome, moved=moved))
+    return DONE
+
+
+@app.command
+def watch(
+    config: DataSet,
+    *,
+    prefect: Annotated[bool, Parameter(help="Report to Prefect's server, a sub-flow a volume.")] = True,
+    set_: Overrides = None,
+) -> int:
+    """Look at an inbox once: segment and publish what is new and complete. For cron, or `halotile deploy --watch`."""
+    from flows.printing import print_outcome, print_summary  # noqa: PLC0415 - see above
+    from flows.running import run_watch  # noqa: PLC0415 - see above
+
+    found = _read_dataset(config, set_)
+    print_summary(found, run_watch(found, prefect=prefect, on_outcome=print_outcome))
+    return DONE
+
+
+@app.command
 def cancel(
     run: Annotated[Path, Parameter(help="The run's YAML, or its output.")], *, set_: Overrides = None
 ) -> int:
     """End a run in order, on whatever machine it is; what is finished is kept. Returns when it has ended."""
     from pipeline import stages  # noqa: PLC0415 - see above
 
-    output = _read(run, set_).output.url if run.suffix in (".yaml", ".yml") else str(run.absolute())
+    output = _output_of(run, set_) if run.suffix in (".yaml", ".yml") else str(run.absolute())
     found = stages.cancel(output)
     kept = f"{found.count('done')} of {found.total} tiles are done and kept" if found else "it had computed nothing"
     print(f"ended: {kept}; `halotile run` resumes it\noutput  {output}")
@@ -232,12 +275,15 @@ def export(
 
 @app.command
 def deploy(
-    *configs: Annotated[Path, Parameter(help="YAMLs of runs or of training; each becomes a deployment with a name.")],
+    *configs: Annotated[
+        Path, Parameter(help="YAMLs of runs, datasets or training; each becomes a deployment with a name.")
+    ],
     name: Annotated[str | None, Parameter(help="Of the deployment of one YAML; the file's by default.")] = None,
     pool: Annotated[str, Parameter(help="Work pool of type process; made where there is none.")] = "halotile",
     cron: Annotated[str | None, Parameter(help="When to run: minute hour day month weekday, such as '0 2 * * *'.")] = None,
     timezone: Annotated[str | None, Parameter(help="Of --cron, such as Europe/Berlin; UTC by default.")] = None,
     paused: Annotated[bool, Parameter(help="Leave the schedule paused.", negative=())] = False,
+    watch: Annotated[bool, Parameter(help="Watch datasets for new volumes, instead of going over them.", negative=())] = False,
     notify: Annotated[str | None, Parameter(help="A notification block, TYPE/NAME, told of failed runs.")] = None,
     lost_after: Annotated[
         int, Parameter(help="Seconds without a heartbeat after which a run counts as crashed; at least 40.")
@@ -251,7 +297,7 @@ def deploy(
         raise ConfigError("Deployments need a name each: deploy YAMLs of one name one by one, each with its --name.")
     from flows import deployment  # noqa: PLC0415 - see above
 
-    when = {"schedule": deployment.cron_schedule(cron, timezone) if cron else None, "paused": paused}
+    when = {"schedule": deployment.cron_schedule(cron, timezone) if cron else None, "paused": paused, "watch": watch}
     found = [deployment.deployment_of(path, set_ or (), name=name, **when) for path in configs]
     print_rows(deployment.deploy(found, pool=pool, notify=notify, lost_seconds=lost_after))
     started = found[0].title if found else "halotile-inference/segment"
@@ -267,6 +313,16 @@ def models(registry: Annotated[Path, Parameter(help="A folder of registered mode
 
     rows = [(f"{e.name} {e.version}", f"{e.registered}  {_figures(e.metrics)}") for e in versions(registry)]
     print_rows(rows or [("(none)", str(registry))])
+    return DONE
+
+
+@app.command
+def current(output: Annotated[str, Parameter(help="The output of one volume, DATASET/NAME: a path or a URL.")]) -> int:
+    """Print which version of an output is published: where its image is, its fingerprint, and since when."""
+    from pipeline.storage.publication import read_current  # noqa: PLC0415 - see above
+
+    found = read_current(output)
+    print(f"image        {found.image}\nfingerprint  {found.fingerprint}\npublished    {found.published.isoformat(timespec='seconds')}")
     return DONE
 
 
@@ -292,6 +348,22 @@ def _read(path: Path, overrides: list[str] | None) -> RunConfig:
     from pipeline.registry import with_model  # noqa: PLC0415 - see above
 
     return with_model(read_config(RunConfig, path, overrides or ()))
+
+
+def _output_of(path: Path, overrides: list[str] | None) -> str:
+    """Where the run of a YAML, or a dataset's, keeps its lock."""
+    from pipeline.config import read_content  # noqa: PLC0415 - see above
+
+    if "volumes" in read_content(path, overrides or ()):
+        return str(_read_dataset(path, overrides).home)
+    return _read(path, overrides).output.url
+
+
+def _read_dataset(path: Path, overrides: list[str] | None) -> DatasetConfig:
+    from pipeline.config import read_config  # noqa: PLC0415 - see above
+    from pipeline.dataset.settings import DatasetConfig  # noqa: PLC0415 - see above
+
+    return read_config(DatasetConfig, path, overrides or ())
 
 
 def main() -> None:

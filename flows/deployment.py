@@ -2,7 +2,9 @@
 
     halotile-inference/segment   any run, by the form on Prefect's page
     halotile-training/train      any training
+    halotile-dataset/reprocess, halotile-watch/watch   any dataset, any inbox
     halotile-inference/NAME      one run: a YAML's content as parameters; at most one at a time, and maybe on a schedule
+    halotile-dataset/NAME, halotile-watch/NAME         the same of a dataset's YAML
 
 All of it is declared: deploying again replaces what this made before, and duplicates nothing. Entry points are paths of
 modules, so that no code is copied: a worker runs what is installed beside it.
@@ -11,7 +13,7 @@ modules, so that no code is copied: a worker runs what is installed beside it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,10 +34,12 @@ from prefect.utilities.urls import url_for
 from prefect.workers.process import ProcessWorker
 from pydantic import ValidationError
 
+from flows.dataset import reprocess_dataset, watch_inbox
 from flows.inference import infer_volume
 from flows.server import configured_api
 from flows.training import train_network
-from pipeline.config import RunConfig, as_parameters, read_content
+from pipeline.config import RunConfig, Whole, as_parameters, read_content
+from pipeline.dataset.settings import DatasetConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.training.recipe import TrainConfig
 
@@ -50,7 +54,7 @@ HEARTBEAT_SECONDS = 30
 LOST_SECONDS = 100
 """Without one, after which a run counts as crashed: three in a row are missing."""
 
-FORMS = {"segment": infer_volume, "train": train_network}
+FORMS = {"segment": infer_volume, "train": train_network, "reprocess": reprocess_dataset, "watch": watch_inbox}
 """Deployments of the bare flows, by name."""
 
 LOST, FAILED = "halotile: a run whose heartbeat stopped", "halotile: a run that failed"
@@ -89,13 +93,16 @@ def forms() -> list[Deployment]:
     return [Deployment(name, flow, {}) for name, flow in FORMS.items()]
 
 
-def deployment_of(path: Path, overrides: Sequence[str] = (), *, name: str | None = None, **when: Any) -> Deployment:
-    """The deployment of one YAML: of training where it has the key `data`, else of a run.
+def deployment_of(
+    path: Path, overrides: Sequence[str] = (), *, name: str | None = None, watch: bool = False, **when: Any
+) -> Deployment:
+    """The deployment of one YAML: of training where it has the key `data`, of a dataset where `volumes`, else of a run.
 
     Args:
         path: The YAML.
         overrides: As of `read_config`.
         name: Of the deployment; the file's by default.
+        watch: Whether a dataset is watched for new volumes, instead of gone over.
         when: `schedule` and `paused`.
 
     Raises:
@@ -107,9 +114,18 @@ def deployment_of(path: Path, overrides: Sequence[str] = (), *, name: str | None
             f"A deployment of '{path}' would be called '{name}', which is the form of a bare flow. Name it: --name NAME."
         )
     content = read_content(path, overrides)
-    flow, cls = (train_network, TrainConfig) if "data" in content else (infer_volume, RunConfig)
+    flow, cls = _flow_of(content, watch=watch)
     parameters = {"config": as_parameters(cls, content, source=str(path))}
     return Deployment(name, flow, parameters, description=f"What `{path.resolve()}` says.", **when)
+
+
+def _flow_of(content: Mapping[str, Any], *, watch: bool) -> tuple[Flow[..., Any], type[Whole]]:
+    """What a YAML is for, and what it must be."""
+    if "volumes" in content:
+        return (watch_inbox if watch else reprocess_dataset), DatasetConfig
+    if watch:
+        raise ConfigError("--watch is for a dataset, whose YAML has the key `volumes`: the inbox. See configs/dataset.yaml.")
+    return (train_network, TrainConfig) if "data" in content else (infer_volume, RunConfig)
 
 
 def cron_schedule(cron: str, timezone: str | None) -> CronSchedule:

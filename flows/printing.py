@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
+    from pipeline.dataset.outcome import Outcome
+    from pipeline.dataset.settings import DatasetConfig
+    from pipeline.dataset.summary import Summary
 
 
 def print_plan(found: Any, expectation: Any = None) -> None:
@@ -45,6 +48,18 @@ def print_end(config: RunConfig, content: dict[str, Any]) -> None:
     )
     print(f"done: {told}; {verified['valid']} of {verified['tiles']} verified; infer {infer['seconds']:.1f} s in all")
     print(f"output  {config.output.url}\nreport  {directory}/report.html")
+
+
+def print_outcome(outcome: Outcome, summary: Summary) -> None:
+    """A line for each volume, as it ends."""
+    place = f"{len(summary.outcomes)}/{summary.volumes}"
+    told = outcome.why[:200] or f"{outcome.seconds:.1f} s, version {outcome.fingerprint[:12]}"
+    print(f"{place:>9}  {outcome.state:<7}  {outcome.name}  {told}", file=sys.stderr, flush=True)
+
+
+def print_summary(config: DatasetConfig, summary: Summary) -> None:
+    """What became of a dataset, and where it lies."""
+    print(f"done: {summary.told()}\noutput   {summary.output}\nsummary  {config.home / 'summary.html'}")
 
 
 @contextmanager

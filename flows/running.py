@@ -1,16 +1,25 @@
-"""A run from a terminal: through Prefect, or the stages by themselves. What both print besides is `flows.printing`'s."""
+"""A run or a dataset from a terminal: through Prefect, or by itself. What both print besides is `flows.printing`'s."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flows.printing import print_plan
 from flows.server import EmbeddedServer, prefect_api, start_unless_configured
 from pipeline.config import RunConfig
 from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.dataset.outcome import Outcome
+    from pipeline.dataset.settings import DatasetConfig
+    from pipeline.dataset.summary import Summary
+
+Result = TypeVar("Result")
 
 
 def run_volume(config: RunConfig, *, prefect: bool) -> dict[str, Any]:
@@ -25,7 +34,7 @@ def run_volume(config: RunConfig, *, prefect: bool) -> dict[str, Any]:
         return run(config)
     from pipeline import stages  # noqa: PLC0415 - slow; other kinds start the server first
 
-    with stages.part_in_cluster(config):
+    with stages.part_in_cluster(config.cluster, config.compute, config.output.url):
         return run(config)
 
 
@@ -59,20 +68,40 @@ def _without_prefect(config: RunConfig) -> dict[str, Any]:
 
 def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict[str, Any]:
     """Run the flow; the server starts while Prefect is imported."""
+    prepare_prefect()
+    from flows.inference import infer_volume  # noqa: PLC0415 - once the settings stand
+
+    return reported(lambda: infer_volume(config), Path(f"{config.output.url}.run"), server)
+
+
+def prepare_prefect() -> None:
+    """Set what Prefect reads when it is imported."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # errors are told here, once
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_API_LEVEL", "INFO")  # log.level: debug writes two lines a tile
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # of threads that know of no run
+
+
+def reported(flow: Callable[[], Result], folder: Path, server: EmbeddedServer | None) -> Result:
+    """Call a flow, which reports to a server.
+
+    Args:
+        flow: The call.
+        folder: Where the log of a server of our own goes.
+        server: One of our own; None where another is configured.
+
+    Raises:
+        KeyboardInterrupt: It was cancelled.
+        PipelineError: The server cannot be reached, or what the flow raises.
+    """
     from httpx import HTTPError  # noqa: PLC0415 - once the settings stand
     from prefect.exceptions import CancelledRun  # noqa: PLC0415 - once the settings stand
 
-    from flows.inference import infer_volume  # noqa: PLC0415 - once the settings stand
-
     if server:
-        server.keep_log(Path(f"{config.output.url}.run") / "prefect.log")
+        server.keep_log(folder / "prefect.log")
     with prefect_api(server=server) as url:
         try:
-            return infer_volume(config)
+            return flow()
         except CancelledRun as error:
             raise KeyboardInterrupt from error
         except RuntimeError as error:  # what Prefect makes of a connection that is refused
@@ -82,3 +111,70 @@ def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict[s
                 f"Prefect's server at '{url}' cannot be reached ({error.__cause__}). Start it or correct PREFECT_API_URL; "
                 "where none is configured, a run brings its own. Nothing was computed."
             ) from error
+
+
+def run_dataset(
+    config: DatasetConfig, *, prefect: bool, on_outcome: Callable[[Outcome, Summary], None], moved: bool = False
+) -> Summary:
+    """Go over a dataset.
+
+    Args:
+        config: The set.
+        prefect: Whether it is a flow, told to a server.
+        on_outcome: Told of each volume.
+        moved: Whether volumes may lie elsewhere than when they were done.
+
+    Raises:
+        DatasetError: Volumes failed; the others are done.
+    """
+    return _over(
+        config,
+        lambda dataset: dataset.reprocess_dataset(config, moved=moved),
+        lambda dataset: dataset.reprocess_plainly(config, on_outcome, moved=moved),
+        on_outcome=on_outcome if prefect else None,
+    )
+
+
+def run_watch(config: DatasetConfig, *, prefect: bool, on_outcome: Callable[[Outcome, Summary], None]) -> Summary:
+    """Look at the inbox of a dataset once; see `run_dataset`."""
+    return _over(
+        config,
+        lambda dataset: dataset.watch_inbox(config),
+        lambda dataset: dataset.watch_plainly(config, on_outcome),
+        on_outcome=on_outcome if prefect else None,
+    )
+
+
+def _over(
+    config: DatasetConfig,
+    flow: Callable[[Any], Summary],
+    plain: Callable[[Any], Summary],
+    *,
+    on_outcome: Callable[[Outcome, Summary], None] | None,
+) -> Summary:
+    """The flow where somebody hears of its volumes, or the same without Prefect; either is given the module of both."""
+    server = start_unless_configured() if on_outcome else None
+    try:
+        prepare_prefect()
+        from flows import dataset  # noqa: PLC0415 - once the settings stand, while the server starts
+
+        with _allocation(config):
+            if on_outcome is None:
+                return plain(dataset)
+            with dataset.heard(on_outcome):
+                return reported(lambda: flow(dataset), Path(f"{config.home}.run"), server)
+    finally:
+        if server:
+            server.abandon()
+
+
+@contextmanager
+def _allocation(config: DatasetConfig) -> Iterator[None]:
+    """As one of many tasks of an allocation, be what it is to be; see `stages.part_in_cluster`."""
+    if config.cluster.kind != "slurm-allocation":
+        yield
+        return
+    from pipeline import stages  # noqa: PLC0415 - slow, and not needed elsewhere
+
+    with stages.part_in_cluster(config.cluster, config.compute, str(config.home)):
+        yield

@@ -113,6 +113,11 @@ class ModelConfig(Section):
     version: Literal["latest"] | Positive = Field("latest", description="Of the registered model.")
     registry: Location | None = Field(None, description="The folder of registered models.")
 
+    @property
+    def title(self) -> str:
+        """As a person names it; of a registered one, once it has been looked up, its version."""
+        return f"{self.name} version {self.version}" if self.name else Path(self.checkpoint).name
+
     @model_validator(mode="after")
     def _a_file_or_a_name(self) -> ModelConfig:
         if self.name is None and (not self.checkpoint or self.registry or self.version != "latest"):
@@ -252,6 +257,16 @@ class LogConfig(Section):
     format: Literal["text", "json"] = "text"
 
 
+def device_fits_cluster(self: Any) -> Any:
+    """Refuse workers on cards that shall not use them."""
+    if self.cluster.kind == "cuda" and self.compute.device == "cpu":
+        raise ValueError(
+            "cluster.kind is 'cuda', a worker a GPU, but compute.device is 'cpu'. Set cluster.kind to 'local', or leave "
+            "compute.device at 'auto'"
+        )
+    return self
+
+
 class RunConfig(Whole):
     """One run: a volume in, a prediction out."""
 
@@ -264,14 +279,7 @@ class RunConfig(Whole):
     cluster: ClusterConfig = ClusterConfig()
     log: LogConfig = LogConfig()
 
-    @model_validator(mode="after")
-    def _device_of_its_cluster(self) -> RunConfig:
-        if self.cluster.kind == "cuda" and self.compute.device == "cpu":
-            raise ValueError(
-                "cluster.kind is 'cuda', a worker a GPU, but compute.device is 'cpu'. Set cluster.kind to 'local', or leave "
-                "compute.device at 'auto'"
-            )
-        return self
+    _device = model_validator(mode="after")(device_fits_cluster)
 
     @model_validator(mode="after")
     def _output_apart_from_input(self) -> RunConfig:

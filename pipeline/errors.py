@@ -5,8 +5,10 @@
       PlanError          the run cannot fit the volume, the model or the memory
       ModelError         the checkpoint is not what it says, or cannot be exact
       StorageError       a store or run directory is not what the plan says
+        BusyError        somebody else writes there now
       InferenceError     a tile could not be predicted, or the network returned what it must not
       VerificationError  the output does not cover the plan
+      DatasetError       volumes of a dataset failed
       TrainingError      the network does not learn
 
 Each carries one positional string and nothing else: an exception with more arguments does not survive pickling and
@@ -34,12 +36,20 @@ class StorageError(PipelineError):
     """A store or a run directory is not what the plan says."""
 
 
+class BusyError(StorageError):
+    """Somebody else writes there now: wait, or leave it to them."""
+
+
 class InferenceError(PipelineError):
     """A tile could not be predicted, or the network returned what it must not."""
 
 
 class VerificationError(PipelineError):
     """The output does not cover the plan."""
+
+
+class DatasetError(PipelineError):
+    """Volumes of a dataset failed; the others are done."""
 
 
 class TrainingError(PipelineError):

@@ -21,7 +21,7 @@ from pipeline.core.roster import Outcome
 from pipeline.credentials import redacted
 from pipeline.errors import InferenceError, PipelineError
 from pipeline.logs import FailedTiles
-from pipeline.planning import memory_bytes_a_worker, workers_that_fit
+from pipeline.planning import Machine, memory_bytes_a_worker, workers_that_fit
 from pipeline.storage.rundir import LedgerWriter, RunDirectory
 
 log = logging.getLogger("pipeline")
@@ -54,8 +54,12 @@ class Advance:
 
 def crew_for(config: RunConfig, plan: Plan, progress: Progress) -> Crew:
     """Workers for what is to do."""
-    offered = machine(config.cluster)
-    wanted = min(workers_that_fit(config, offered, plan), progress.total - progress.count("done"))
+    return crew_size(config, machine(config.cluster), plan, progress.total - progress.count("done"))
+
+
+def crew_size(config: RunConfig, offered: Machine, plan: Plan, tiles: int = 2**62) -> Crew:
+    """Workers for so many tiles of a plan."""
+    wanted = min(workers_that_fit(config, offered, plan), tiles)
     number = wanted if config.cluster.kind in ("local", "cuda", "slurm") else offered.workers or wanted
     memory_bytes = memory_bytes_a_worker(config, offered, offered.workers or number)
     return Crew(number, plan.compute.threads, memory_bytes, plan.compute.device)

@@ -6,6 +6,7 @@ import platform
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ from pipeline.unet.probe import predicted, region
 THREAD_EFFICIENCY = 0.96
 """What a doubling of a worker's compute threads leaves of each: a little is lost where a layer is done by one alone."""
 
+ROUGH_EXTENT = 64
+"""Voxels an axis of the middle of a volume, which stands for the whole where a rough answer will do."""
+
 NANOMETERS = {"nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "angstrom": 0.1}
 
 
@@ -54,15 +58,25 @@ class Machine:
         memory_bytes: That they may use.
         workers: Their number, where it is fixed; None where the planner may choose.
         device: What they compute on; None where they run here, and it can be seen.
+        runs: How many runs share them at once.
     """
 
     cores: int
     memory_bytes: int
     workers: int | None = None
     device: str | None = None
+    runs: int = 1
 
 
-def make_plan(config: RunConfig, machine: Machine, *, earlier: Plan | None = None, governs: bool = False) -> Plan:
+def make_plan(
+    config: RunConfig,
+    machine: Machine,
+    *,
+    earlier: Plan | None = None,
+    governs: bool = False,
+    like: Plan | None = None,
+    rough: bool = False,
+) -> Plan:
     """Resolve a configuration.
 
     Args:
@@ -71,6 +85,9 @@ def make_plan(config: RunConfig, machine: Machine, *, earlier: Plan | None = Non
         earlier: A plan made before for the same output; its statistics are taken over where they still hold.
         governs: Whether the tiles, shards, threads, dtype and device of `earlier` are taken wherever the configuration
             says `auto`, whatever the number of workers now.
+        like: A plan of another volume of the same set: its threads, dtype and device are taken wherever the configuration
+            says `auto` and `earlier` does not govern.
+        rough: Whether to take statistics from the volume's middle: for what a run would cost, and never for a run.
 
     Raises:
         StorageError, ModelError, ConfigError, PlanError: It cannot be a run; says what to do.
@@ -79,12 +96,13 @@ def make_plan(config: RunConfig, machine: Machine, *, earlier: Plan | None = Non
     checkpoint = load_checkpoint(config.model.checkpoint, padding=config.model.padding)
     _check_fit(config, volume, checkpoint)
     pinned = earlier if governs else None
-    device = _device(config, machine, pinned)
+    alike = pinned or like
+    device = _device(config, machine, alike)
     rule, warnings = _rule(config, checkpoint)
-    normalization = _statistics(rule, volume, config, earlier)
-    dtype, reason = _dtype(config, volume, checkpoint, normalization, device, pinned)
+    normalization = _statistics(rule, volume, config, earlier, rough=rough)
+    dtype, reason = _dtype(config, volume, checkpoint, normalization, device, alike)
     request = _tile_request(config, volume, checkpoint, machine, device, dtype, pinned)
-    tiling, threads = _best_crew(request, crews(config, machine, device, pinned), config, machine, governed=governs)
+    tiling, threads = _best_crew(request, crews(config, machine, device, alike), config, machine, governed=governs)
     return Plan(
         source=volume.description,
         nonfinite=config.input.nonfinite,
@@ -225,7 +243,7 @@ def _best_crew(
     for workers, threads in options:
         memory = memory_bytes_a_worker(config, machine, 1 if governed else workers)
         try:
-            tiling = choose_tiling(replace(request, workers=workers, memory_bytes=memory))
+            tiling = choose_tiling(replace(request, workers=ceil(workers / machine.runs), memory_bytes=memory))
         except PlanError as error:
             refusal = refusal or error
             continue
@@ -324,10 +342,13 @@ def _rule(config: RunConfig, checkpoint: Checkpoint) -> tuple[Normalization, lis
     ]
 
 
-def _statistics(rule: Normalization, volume: Volume, config: RunConfig, earlier: Plan | None) -> Normalization:
+def _statistics(
+    rule: Normalization, volume: Volume, config: RunConfig, earlier: Plan | None, *, rough: bool
+) -> Normalization:
     if earlier and _same_volume(earlier, volume, config) and rule.same_rule(earlier.normalization):
         return earlier.normalization
-    return measured(rule, volume, nonfinite=config.input.nonfinite)
+    box = Box.of_shape(volume.shape).middle(ROUGH_EXTENT) if rough else None
+    return measured(rule, volume, nonfinite="zero" if rough else config.input.nonfinite, box=box)
 
 
 def _same_volume(earlier: Plan, volume: Volume, config: RunConfig) -> bool:
@@ -363,7 +384,9 @@ def _model(config: RunConfig, checkpoint: Checkpoint) -> Model:
     parameters = sum(
         t.numel() for name, t in checkpoint.state.items() if "running_" not in name and "tracked" not in name
     )
-    return Model(config.model.checkpoint, checkpoint.sha256, checkpoint.architecture, parameters)
+    return Model(
+        config.model.checkpoint, checkpoint.sha256, checkpoint.architecture, parameters, config.model.title
+    )
 
 
 def _cost(config: RunConfig, volume: Volume, tiling: Tiling) -> Cost:

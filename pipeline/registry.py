@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pipeline.config import RunConfig
+from pipeline.config import ModelConfig, Whole
 from pipeline.errors import ModelError
 
 FORMAT = 1
@@ -324,14 +324,18 @@ def _sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def with_model(config: RunConfig) -> RunConfig:
-    """A run whose model is a file: one that it names is looked up in its registry.
+AnyRun = TypeVar("AnyRun", bound=Whole)
+
+
+def with_model(config: AnyRun) -> AnyRun:
+    """A run, or a dataset, whose model is a file: one that it names is looked up in its registry.
 
     Raises:
         ModelError: There is no such model or version, or its file is damaged.
     """
-    model = config.model
+    model: ModelConfig = config.model  # type: ignore[attr-defined] - of both
     if model.name is None or model.registry is None or model.checkpoint:
         return config
     entry = resolve(Path(model.registry), model.name, model.version)
-    return config.model_copy(update={"model": model.model_copy(update={"checkpoint": str(entry.path)})})
+    found = model.model_copy(update={"checkpoint": str(entry.path), "version": entry.version})
+    return config.model_copy(update={"model": found})

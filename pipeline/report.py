@@ -20,6 +20,9 @@ from pipeline.storage.volume import Volume
 PICTURE_EXTENT = 1024
 """Voxels an axis of a picture at most."""
 
+THUMBNAIL_EXTENT = 320
+"""Pixels an axis of a thumbnail at most."""
+
 
 def figures(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
     """What the ledger and the verification add up to."""
@@ -60,6 +63,7 @@ def summary(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
         "fingerprint": plan.fingerprint,
         "input": plan.source.url,
         "output": plan.output.url,
+        "model": {"title": plan.model.title, "sha256": plan.model.sha256, "checkpoint": plan.model.checkpoint},
         "shape": [plan.source.channels, *plan.source.shape],
         "tiles": {"total": progress.total, "done": progress.count("done")},
         "amplification": round(plan.amplification, 3),
@@ -72,9 +76,12 @@ def summary(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
 
 
 def write_report(plan: Plan, directory: RunDirectory, volume: Volume, output: Output) -> dict[str, Any]:
-    """Write `slices.png`, `report.html` and `report.json`; gives the latter's content."""
+    """Write `slices.png`, `thumbnail.png`, `report.html` and `report.json`; gives the latter's content."""
     content = summary(plan, directory)
-    picture(volume, output).save(directory.path / "slices.png")
+    slices = picture(volume, output)
+    slices.save(directory.path / "slices.png")
+    slices.thumbnail((THUMBNAIL_EXTENT, THUMBNAIL_EXTENT))
+    slices.save(directory.path / "thumbnail.png")
     directory.write(directory.path / "report.html", _page(plan, content))
     directory.write_json(directory.report_path, content)
     return content
@@ -118,7 +125,8 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
             "volume",
             f"{_by(source.shape)} voxels, {source.channels} channel(s), {source.dtype}, chunks {_by(source.chunks)}",
         ),
-        ("network", f"{kind}, {plan.model.parameters:,} parameters, weights {plan.model.sha256[:12]}"),
+        ("model", f"{plan.model.title}, weights {plan.model.sha256[:12]}, {plan.model.checkpoint}"),
+        ("network", f"{kind}, {plan.model.parameters:,} parameters"),
         ("normalisation", _normalization(plan)),
         (
             "tiles",

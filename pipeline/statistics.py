@@ -25,8 +25,8 @@ Bracket = tuple[float, float, int]
 """Where a rank lies: least and largest value, and how many values are below."""
 
 
-def measured(rule: Normalization, volume: Volume, *, nonfinite: str) -> Normalization:
-    """`rule` with the numbers of this volume.
+def measured(rule: Normalization, volume: Volume, *, nonfinite: str, box: Box | None = None) -> Normalization:
+    """`rule` with the numbers of this volume, or of a box of it where a rough answer will do.
 
     `minmax` takes integers by their type's range and floats by the volume's own; `zscore` and `percentile` are of the
     whole volume, all channels together. Values that are not finite count as zero where `nonfinite` says so.
@@ -40,7 +40,7 @@ def measured(rule: Normalization, volume: Volume, *, nonfinite: str) -> Normaliz
     if rule.mode == "minmax" and dtype.kind in "bui":
         limits = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         return spanning("minmax", *limits)
-    values = _Values(volume, nonfinite)
+    values = _Values(volume, nonfinite, box or Box.of_shape(volume.shape))
     if rule.mode == "minmax":
         return spanning("minmax", *values.limits())
     if rule.mode == "zscore":
@@ -52,15 +52,16 @@ def measured(rule: Normalization, volume: Volume, *, nonfinite: str) -> Normaliz
 
 @dataclass(frozen=True)
 class _Values:
-    """The values of a volume, in passes over it."""
+    """The values of a box of a volume, in passes over it."""
 
     volume: Volume
     nonfinite: str
+    box: Box
 
     def __iter__(self) -> Iterator[np.ndarray]:
         description = self.volume.description
-        step = widened(description.chunks, description.shape, description.channels * 8, READ_BYTES)
-        for box in Box.of_shape(description.shape).split(step):
+        step = widened(description.chunks, self.box.shape, description.channels * 8, READ_BYTES)
+        for box in self.box.split(step):
             yield self._finite(self.volume.read(box), box)
 
     def _finite(self, values: np.ndarray, box: Box) -> np.ndarray:
@@ -99,8 +100,7 @@ class _Values:
         narrower than the values' own precision, whatever outliers span.
         """
         low, high = self.limits()
-        description = self.volume.description
-        count = description.channels * description.voxels
+        count = self.volume.description.channels * self.box.voxels
         ranks = [percent / 100 * (count - 1) for percent in wanted]
         whole = {int(end(rank)) for rank in ranks for end in (np.floor, np.ceil)}
         brackets = dict.fromkeys(whole, (low, high, 0))

@@ -53,6 +53,12 @@ class Box:
             slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, origin, strict=True)
         )
 
+    def middle(self, extent: int) -> Box:
+        """The part around the centre, of so many voxels an axis at most."""
+        starts = tuple(a + max((n - extent) // 2, 0) for a, n in zip(self.start, self.shape, strict=True))
+        stops = tuple(a + min(n, extent) for a, n in zip(starts, self.shape, strict=True))
+        return Box(starts, stops)  # type: ignore[arg-type]
+
     def split(self, step: Triple) -> Iterator[Box]:
         """Boxes of at most `step` voxels that partition this one, z slowest."""
         starts = product(*(range(a, b, s) for a, b, s in zip(self.start, self.stop, step, strict=True)))

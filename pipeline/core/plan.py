@@ -26,12 +26,21 @@ CODECS = "zstd(level=1), crc32c"
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The network of a run. `sha256` is of its tensors, not of the file that they came in."""
+    """The network of a run.
+
+    Args:
+        checkpoint: Path of its file.
+        sha256: Of its tensors, not of the file that they came in.
+        architecture: What it is.
+        parameters: How many.
+        title: As a person names it: a registered model and its version, or the file.
+    """
 
     checkpoint: str
     sha256: str
     architecture: Architecture
     parameters: int
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)

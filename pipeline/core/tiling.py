@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import lcm, log, prod
 from typing import Any
 
@@ -135,6 +136,7 @@ class Tiling:
     price: float
 
 
+@lru_cache(maxsize=32)  # the volumes of a dataset are often of one shape
 def choose_tiling(request: TileRequest) -> Tiling:
     """Tiles that keep every rule.
 

@@ -1,1 +1,1 @@
-"""Whole datasets: which volumes there are, and which of those that are still being uploaded are complete."""
+"""Whole datasets: many volumes, each a run, on one pool of workers; versions that readers see whole; inboxes."""

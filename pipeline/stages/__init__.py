@@ -6,12 +6,13 @@ run.yaml -plan-> plan.json -infer-> ledger + output.zarr -verify-> verification.
 from __future__ import annotations
 
 from pipeline.stages.computed import infer, report, verify
-from pipeline.stages.driven import cancel, driving, part_in_cluster, workers_starting
-from pipeline.stages.planned import adopt, load_plan, measure, placed, plan
+from pipeline.stages.driven import cancel, driven, driving, part_in_cluster, workers_starting
+from pipeline.stages.planned import adopt, load_plan, measure, placed, plan, stage_log
 
 __all__ = [
     "adopt",
     "cancel",
+    "driven",
     "driving",
     "infer",
     "load_plan",
@@ -20,6 +21,7 @@ __all__ = [
     "placed",
     "plan",
     "report",
+    "stage_log",
     "verify",
     "workers_starting",
 ]

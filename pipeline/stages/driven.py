@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.cluster.pool import allocation_joined, starting
-from pipeline.config import RunConfig
+from pipeline.config import ClusterConfig, ComputeConfig, RunConfig
 from pipeline.core.ledger import Progress
 from pipeline.errors import StorageError
 from pipeline.inference import crew_for
@@ -84,9 +84,9 @@ def cancel(output: str, wait_seconds: float = CANCEL_SECONDS) -> Progress | None
 
 
 @contextmanager
-def part_in_cluster(config: RunConfig) -> Iterator[None]:
+def part_in_cluster(cluster: ClusterConfig, compute: ComputeConfig, output: str) -> Iterator[None]:
     """As one of many tasks of an allocation (kind slurm-allocation): be what it is to be. Others than the driver end here."""
-    with allocation_joined(config.cluster, config.compute.threads, RunDirectory(config.output.url).jobs_path):
+    with allocation_joined(cluster, compute.threads, RunDirectory(output).jobs_path):
         yield
 
 

@@ -48,7 +48,8 @@ def adopt(config: RunConfig, resolved: Plan) -> Plan:
     """
     directory = RunDirectory(config.output.url)
     stored = directory.load_plan()
-    return _adopted(config, directory, stored, resolved, begun=stored is not None and _begun(stored, directory))
+    with stage_log(directory, config, "plan"):
+        return _adopted(config, directory, stored, resolved, begun=stored is not None and _begun(stored, directory))
 
 
 def _planned(config: RunConfig) -> Plan:
@@ -105,7 +106,7 @@ def placed(stored: Plan, config: RunConfig) -> Plan:
         stored,
         source=replace(stored.source, url=config.input.url),
         output=replace(stored.output, url=config.output.url),
-        model=replace(stored.model, checkpoint=config.model.checkpoint),
+        model=replace(stored.model, checkpoint=config.model.checkpoint, title=config.model.title),
     )
 
 

@@ -17,12 +17,14 @@ import numpy as np
 import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
+from zarr.storage import FsspecStore
 
 from pipeline.core.box import Box, Triple
 from pipeline.core.volume import KNOWN_AXES, Description, Space
 from pipeline.errors import PipelineError, StorageError
 from pipeline.storage.foreign import ForeignArray, foreign_levels, foreign_place, open_foreign
 from pipeline.storage.ngff import Multiscale, read_multiscale
+from pipeline.storage.objects import ObjectStore, is_remote, is_s3, refusal, s3, told
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def open_volume(url: str, *, level: int = 0, axes: str = "auto") -> Volume:
     """Open a volume.
 
     Args:
-        url: A Zarr array, an OME-Zarr group, a dataset of an HDF5 file (`FILE.h5/inner/dataset`), or a TIFF file.
+        url: A Zarr array or an OME-Zarr group, its path or a URL such as `s3://bucket/volume.zarr`; a dataset of an HDF5 file
+            (`FILE.h5/inner/dataset`), or a TIFF file.
         level: Resolution level of an OME-Zarr group or of a TIFF with a pyramid, 0 the finest.
         axes: Axes as stored (`yx`, `cyx`, `zyx`, `czyx`), or `auto`: the metadata's, else by their number.
 
@@ -118,9 +121,37 @@ def store_levels(url: str) -> int:
 
 
 def _open(url: str) -> zarr.Array | zarr.Group:
-    if "://" not in url and not Path(url).exists():
+    if not is_remote(url) and not Path(url).exists():
         raise StorageError(f"Input '{url}' was asked for, but there is nothing there. Check input.url.")
-    return zarr.open(url, mode="r")
+    if not is_remote(url):
+        return zarr.open(url, mode="r")
+    with told(url, "be read"):  # zarr asks for several objects at once, and leaves the other requests lie when one is refused
+        ObjectStore(url).read("zarr.json")
+    if is_s3(url):
+        store = FsspecStore(s3(asynchronous=True), path=url.partition("://")[2].rstrip("/"), read_only=True)
+    else:
+        store = FsspecStore.from_url(url, read_only=True)
+    try:
+        return zarr.open(store, mode="r")
+    except FileNotFoundError as error:
+        raise _absent(url) from error
+
+
+def _absent(url: str) -> StorageError:
+    """What a store has in place of a volume: no bucket, nothing, or something else."""
+    with told(url, "be read"):
+        found = ObjectStore(url).children("")
+    if not found:
+        return StorageError(f"Input '{url}' was asked for, but there is nothing there. Check the URL and AWS_ENDPOINT_URL.")
+    return _no_store(url, f"it holds {', '.join(found[:8])}")
+
+
+def _no_store(url: str, detail: str) -> StorageError:
+    return StorageError(
+        f"Input '{url}' is not a Zarr array or group ({detail}). Expected a whole zarr.json, or .zarray or .zgroup, in "
+        "it: check input.url, repair the store, or convert the volume to OME-Zarr. HDF5 and TIFF are known by their names: "
+        "FILE.h5/dataset, FILE.tif."
+    )
 
 
 @contextmanager
@@ -131,12 +162,9 @@ def _understood(url: str) -> Iterator[None]:
     except PipelineError:
         raise
     except Exception as error:  # damaged metadata and remote stores raise whatever they happen to meet
+        refused = refusal(url, "be read", error) if is_remote(url) else None
         detail = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise StorageError(
-            f"Input '{url}' is not a Zarr array or group ({detail}). Expected a whole zarr.json, or .zarray or .zgroup, in "
-            "it: check input.url, repair the store, or convert the volume to OME-Zarr. HDF5 and TIFF are known by their names: "
-            "FILE.h5/dataset, FILE.tif."
-        ) from error
+        raise (refused or _no_store(url, detail)) from error
 
 
 def _level(node: zarr.Array | zarr.Group, multiscale: Multiscale | None, url: str, level: int) -> zarr.Array:

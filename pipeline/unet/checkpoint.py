@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -85,7 +86,7 @@ def load_checkpoint(path: str | Path, *, padding: Padding | None = None) -> Chec
     return _loaded(path, padding, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
 
-@lru_cache(maxsize=1)  # the runs of a data set have one network
+@lru_cache(maxsize=1)  # the runs of a dataset have one network
 def _loaded(path: Path, padding: Padding | None, _state: tuple[int, ...]) -> Checkpoint:
     tensors, metadata = _read(path)
     _refuse_strange(tensors, str(path))
@@ -127,10 +128,12 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if path.suffix == ".safetensors" or _opens_like_safetensors(path):
+    named = path.suffix == ".safetensors" and not zipfile.is_zipfile(path)  # a registry calls all of them so
+    if named or _opens_like_safetensors(path):
         return _read_safetensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by its content: of a name torch would guess
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of damaged bytes the unpickler makes IndexError, struct.error, AssertionError and more
         raise ModelError(
             f"Checkpoint '{path}' cannot be read as a state_dict ({path.stat().st_size} bytes; {first_line(error)}). "

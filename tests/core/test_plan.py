@@ -171,7 +171,7 @@ def test_a_fingerprint_changes_with_each_part_of_the_identity(key):
 
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_a_fingerprint_does_not_change_with_what_leaves_the_bytes_alone(name):
-    """A data set that was moved, or a new version of torch, must not cost a day of work."""
+    """A dataset that was moved, or a new version of torch, must not cost a day of work."""
     changed = having(PLAN, name, NEUTRAL[name])
     assert changed != PLAN
     assert changed.fingerprint == PLAN.fingerprint

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import fsspec
 import h5py
 import numpy as np
 import tifffile
@@ -14,6 +13,7 @@ import zarr
 from pipeline.core.volume import Space
 from pipeline.dataset.catalogue import Catalogue
 from pipeline.storage.ngff import image_attributes
+from pipeline.storage.objects import ObjectStore
 
 VOXELS = np.arange(4 * 6 * 8, dtype="uint8").reshape(4, 6, 8)
 
@@ -100,7 +100,7 @@ def reasons(catalogue: Catalogue) -> dict[str, str]:
 
 def fill(url: str, folder: Path) -> None:
     """Copy a folder to a store."""
-    system, path = fsspec.url_to_fs(url)
+    store = ObjectStore(url)
     for file in folder.rglob("*"):
         if file.is_file():
-            system.pipe(f"{path}/{file.relative_to(folder)}", file.read_bytes())
+            store.write(file.relative_to(folder).as_posix(), file.read_bytes())

@@ -1,29 +1,49 @@
-"""A bucket of a real server that speaks S3."""
+"""One pool of workers for all datasets of these tests, and commands that end with their test."""
 
-import fsspec
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 
+from pipeline.cluster.pool import Crew, Pool, open_pool
+from pipeline.config import ClusterConfig
+from tests.dataset.dataset_cases import shared_with
+from tests.e2e.commands import Command
+from tests.storage.conftest import bucket, s3_environment, s3_server  # noqa: F401 - fixtures of these tests too
 
-@pytest.fixture(scope="session")
-def s3_server():
-    """Its address."""
-    moto = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """Two real workers."""
+    with open_pool(ClusterConfig(), Crew(2, 1, 2 * 10**9), tmp_path_factory.mktemp("jobs")) as pool:
+        yield pool
 
 
 @pytest.fixture
-def bucket(s3_server, monkeypatch):
-    """The URL of a bucket; what a client needs is in the environment."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    fsspec.get_filesystem_class("s3").clear_instance_cache()  # one made for another server would go on asking that
-    fsspec.filesystem("s3").makedirs("catalogue", exist_ok=True)
-    yield "s3://catalogue"
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+def pooled(workers: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    """Datasets of this process take them."""
+    with shared_with(workers, monkeypatch):
+        yield workers
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home for Prefect's database."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture
+def started(prefect_home: Path) -> Iterator[Callable[..., Command]]:
+    """Start commands that end with the test, whatever becomes of it."""
+    commands: list[Command] = []
+
+    def start(*arguments: object) -> Command:
+        commands.append(Command(arguments, prefect_home))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        if command.is_running():
+            command.kill_all()

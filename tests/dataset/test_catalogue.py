@@ -414,7 +414,7 @@ def test_prefixes_and_patterns_of_s3(bucket, stored):
 def test_a_bucket_that_is_not_there_is_told(bucket):
     """Not an inbox in which nothing has come yet."""
     for source in ("s3://nix/set", "s3://nix/set/*.zarr", "s3://nix/set.csv"):
-        with pytest.raises(StorageError, match="there is no such bucket"):
+        with pytest.raises(StorageError, match="there is no bucket 'nix'"):
             read_catalogue(source, may_be_empty=True)
     assert len(read_catalogue(f"{bucket}/inbox", may_be_empty=True)) == 0
 
@@ -434,7 +434,7 @@ def test_a_store_that_is_listed_costs_few_requests(bucket, tmp_path, caplog):
 
 def test_a_store_that_cannot_be_asked_says_why():
     """A protocol that is not installed, or is none."""
-    with pytest.raises(StorageError, match=r"cannot be listed or read .*Protocol not known"):
+    with pytest.raises(StorageError, match="nix:// is no protocol that fsspec knows"):
         read_catalogue("nix://bucket/set")
 
 

@@ -55,7 +55,7 @@ def test_a_mask_says_itself_what_a_cell_is(tmp_path):
 
 
 def test_ignored_voxels_do_not_count(tmp_path):
-    """Unlabelled parts are neither membrane nor cell; ids near the end of uint64 mark them in some data sets."""
+    """Unlabelled parts are neither membrane nor cell; ids near the end of uint64 mark them in some datasets."""
     ids = cubes().astype(np.uint64)
     ids[2:5, 3:9, 4:7] = unknown = 2**64 - 3
     box = Box.of_shape(ids.shape)

@@ -21,6 +21,12 @@ tiles:  {core: [64, "${WIDTH}", 128]}
 compute:
 """
 
+DATASET = """
+volumes: inbox
+output: {url: segmented}
+model: {name: em, registry: models}
+"""
+
 TRAINING = """
 data: {volumes: [{image: em.zarr, labels: ids.zarr}]}
 output: out
@@ -40,6 +46,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "membranes.yaml").write_text(RUN)
     (tmp_path / "em.yaml").write_text(TRAINING)
+    (tmp_path / "set.yaml").write_text(DATASET)
     return tmp_path
 
 
@@ -66,10 +73,22 @@ def test_a_recipe_becomes_a_deployment_of_training(home):
     ]
 
 
+def test_a_data_set_becomes_a_deployment_that_goes_over_it_or_one_that_watches_it(home):
+    """One YAML for both: its volumes are the catalogue of the one and the inbox of the other."""
+    found = [deployment.deployment_of(Path("set.yaml"), watch=watch) for watch in (False, True)]
+    assert [each.title for each in found] == ["halotile-dataset/set", "halotile-watch/set"]
+    assert found[0].parameters["config"] == {
+        "volumes": f"{home}/inbox",
+        "output": {"url": f"{home}/segmented"},
+        "model": {"name": "em", "registry": f"{home}/models"},
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         ([], "none is configured"),
+        (["membranes.yaml", "--watch"], "--watch is for a dataset"),
         (["membranes.yaml"], "none is configured"),
         (["membranes.yaml", "--cron", "at two"], "--cron 'at two'"),
         (["membranes.yaml", "--cron", "0 2 * * *", "--timezone", "Mars/Olympus"], "Mars/Olympus"),

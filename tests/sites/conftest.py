@@ -1,4 +1,4 @@
-"""A site on this machine: a real SLURM, networks that can be cut, and the bytes that a calm local run writes."""
+"""A site on this machine: a real SLURM, a real S3, networks that can be cut, and the bytes that a calm local run writes."""
 
 from __future__ import annotations
 
@@ -79,6 +79,22 @@ def namespaces() -> Iterator[Callable[[str], None]]:
         yield call
     finally:
         call("down")
+
+
+@pytest.fixture(scope="session")
+def gateway() -> Iterator[Callable[[str], None]]:
+    """A server of S3, to which the environment leads; gives what kills and starts it."""
+    state = Path(tempfile.mkdtemp(prefix="halotile-s3-"))
+    call = bring_up("radosgw.sh", SITE_S3=str(state))
+    given = {"ENDPOINT_URL": (state / "endpoint").read_text().strip(), "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "testtest"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in given.items():
+            patch.setenv(f"AWS_{name}", value)
+        try:
+            yield call
+        finally:
+            call("down")
+    shutil.rmtree(state)
 
 
 @pytest.fixture

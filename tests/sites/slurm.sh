@@ -64,7 +64,7 @@ SlurmdParameters=config_overrides
 SlurmctldTimeout=10
 SlurmdTimeout=10
 KillWait=3
-MinJobAge=60
+MinJobAge=1800
 CompleteWait=0
 EnforcePartLimits=ALL
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP

@@ -1,6 +1,8 @@
 """Volumes as other tools wrote them, and as zarr writes them today."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from pipeline.core.box import Box
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
+from pipeline.storage.objects import s3
 from pipeline.storage.volume import Volume, is_volume_file, open_volume, store_levels
 from tests.pipeline_cases import random_volume, save_array
 
@@ -187,6 +190,66 @@ def test_a_folder_is_a_store_whatever_its_name(tmp_path, name):
 def test_files_are_known_by_their_names(url, is_file):
     """What is not there yet is asked for by name too; what is remote is a store."""
     assert is_volume_file(url) is is_file
+
+
+# --- object stores --------------------------------------------------------------------------------------------------------
+
+
+def uploaded(path: Path, bucket: str) -> str:
+    """A store, copied to a bucket; gives its URL."""
+    s3().put(str(path), f"{bucket}/{path.name}", recursive=True)
+    return f"{bucket}/{path.name}"
+
+
+@pytest.mark.parametrize("options", [{"zarr_format": 2}, {"zarr_format": 3}, {"zarr_format": 3, "shards": (4, 8, 8)}])
+def test_a_volume_on_an_object_store_is_the_volume_on_disk(tmp_path, bucket, options):
+    """Both formats and shards, which are read by ranges; equal descriptions but for the URL make equal fingerprints."""
+    path = save_array(tmp_path / "a.zarr", random_volume((9, 20, 17)), (2, 4, 4), **options)
+    local, remote = open_volume(str(path)), open_volume(uploaded(path, bucket))
+    assert replace(remote.description, url=local.description.url) == local.description
+    assert (remote.format, remote.shards) == (local.format, local.shards)
+    np.testing.assert_array_equal(whole(remote), whole(local))
+    box = Box((1, 3, 5), (8, 11, 16))
+    np.testing.assert_array_equal(remote.read(box), local.read(box))
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_an_image_on_an_object_store_has_its_levels_and_its_place(tmp_path, bucket, zarr_format):
+    """OME-Zarr 0.4 and 0.5: the metadata of the group, and the array that it names."""
+    transforms = [{"type": "scale", "scale": [40, 4, 4]}]
+    multiscale = {"datasets": [{"path": "s0", "coordinateTransformations": transforms}]}
+    path = write_image(tmp_path / "i", random_volume((3, 4, 5)), "zyx", multiscale, zarr_format=zarr_format)
+    url = uploaded(path, bucket)
+    assert store_levels(url) == 1
+    assert open_volume(f"{url}/").description.space.scale == (40.0, 4.0, 4.0)
+    np.testing.assert_array_equal(whole(open_volume(f"{url}/s0")), whole(open_volume(str(path))))
+
+
+def test_threads_read_one_volume_on_an_object_store_at_once(tmp_path, bucket):
+    """The engine reads ahead in a thread of its own, beside the one that opened it."""
+    path = save_array(tmp_path / "a.zarr", random_volume((9, 20, 17)), (2, 4, 4), shards=(4, 8, 8))
+    volume, expected = open_volume(uploaded(path, bucket)), whole(open_volume(str(path)))
+    boxes = [Box((z, y, 0), (z + 1, y + 5, 17)) for z in range(9) for y in range(0, 20, 5)]
+    with ThreadPoolExecutor(8) as pool:
+        for box, found in zip(boxes, pool.map(volume.read, boxes), strict=True):
+            np.testing.assert_array_equal(found[0], expected[0][box.within(Box.of_shape(volume.shape))])
+
+
+def test_what_is_no_volume_on_an_object_store_is_told(tmp_path, bucket):
+    """No bucket, nothing there, a folder of something else, a group that is no image: each in its own words."""
+    zarr.create_group(str(tmp_path / "group.zarr"))
+    group = uploaded(tmp_path / "group.zarr", bucket)
+    s3().pipe_file(f"{bucket}/pictures/0001.tif", b"II*")
+    s3().pipe_file(f"{bucket}/torn/zarr.json", b'{"zarr_format": 3, "node_ty')
+    for url, words in (
+        (f"{bucket}/gone.zarr", "was asked for, but there is nothing there. Check the URL and AWS_ENDPOINT_URL"),
+        ("s3://no-such-bucket-here/x.zarr", "there is no bucket 'no-such-bucket-here'"),
+        (f"{bucket}/pictures", r"is not a Zarr array or group \(it holds 0001.tif\)"),
+        (f"{bucket}/torn", "is not a Zarr array or group"),
+        (group, "has no OME-Zarr image metadata"),
+    ):
+        with pytest.raises(StorageError, match=words):
+            open_volume(url)
 
 
 # --- placement in space -------------------------------------------------------------------------------------------------

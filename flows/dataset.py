@@ -1,0 +1,213 @@
+"""Datasets as Prefect flows: a sub-flow a volume, none a tile, and no task in it.
+
+A server records a task run with a dozen rows. Hundreds of small volumes, each with five tasks, would keep it busier than the
+workers; so a volume's stages are lines of its sub-flow's log, and what is tried again is the volume, by the next run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, runtime
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Failed
+
+from flows.api_log import keep_tiles_from_prefect
+from flows.interruption import cancelled_when_asked
+from flows.progress import ProgressArtifact, tell_dashboard
+from pipeline.dataset.outcome import Outcome
+from pipeline.dataset.reprocess import reprocess
+from pipeline.dataset.round import Round, logged_round, volumes_of
+from pipeline.dataset.settings import DatasetConfig
+from pipeline.dataset.summary import Summary, failures
+from pipeline.dataset.volume import Team, VolumeOfSet, segment
+from pipeline.dataset.watch import watch
+from pipeline.errors import DatasetError
+
+log = logging.getLogger("pipeline")
+
+ROWS = 500
+"""Volumes in the artifact's table at most; the others are in the summary's files."""
+
+_cancelled_when_asked = cancelled_when_asked("finished volumes are kept")
+
+
+@dataclass
+class _InHand:
+    """A volume on its way through its sub-flow, and what came of it."""
+
+    volume: VolumeOfSet
+    team: Team
+    outcome: list[Outcome] = field(default_factory=list)
+
+
+_in_hand: ContextVar[_InHand] = ContextVar("flows.dataset.in_hand")
+
+Hearer = Callable[[Outcome, Summary], None]
+
+_hearer: ContextVar[Hearer] = ContextVar("flows.dataset.hearer", default=lambda *_: None)
+
+
+@contextmanager
+def heard(hearer: Hearer) -> Iterator[None]:
+    """Have somebody told of each volume of a flow that is called in here."""
+    before = _hearer.set(hearer)
+    try:
+        yield
+    finally:
+        _hearer.reset(before)
+
+
+@flow(name="halotile-volume", flow_run_name="{name}", persist_result=False, validate_parameters=False)
+@cancelled_when_asked("finished tiles are kept")
+def _segment_volume(name: str, url: str) -> Any:  # noqa: ARG001 - what Prefect's page says of it
+    """One volume of a dataset: plan, infer, verify, report, publish.
+
+    Args:
+        name: Of the volume.
+        url: Where it lies.
+    """
+    here = _in_hand.get()
+    outcome = segment(here.volume, here.team)
+    here.outcome.append(outcome)
+    return Failed(message=outcome.reason[:1000]) if outcome.state == "failed" else outcome.state
+
+
+def _as_sub_flow(volume: VolumeOfSet, team: Team) -> Outcome:
+    here = _InHand(volume, team)
+    _in_hand.set(here)  # this thread's context is its own
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # its end would cost a second; the parent has one
+        state: State = _segment_volume(volume.name, volume.entry.url, return_state=True)
+    if state.is_cancelled():
+        raise KeyboardInterrupt
+    if not here.outcome:  # Prefect itself failed
+        return volume.outcome("failed", f"its flow run ended as {state.name}: {state.message}")
+    return here.outcome[0]
+
+
+def _run_name() -> str:
+    config = runtime.flow_run.parameters["config"]
+    return Path(config.output.url if isinstance(config, DatasetConfig) else config["output"]["url"]).name
+
+
+@flow(name="halotile-dataset", flow_run_name=_run_name, persist_result=False)
+@_cancelled_when_asked
+def reprocess_dataset(config: DatasetConfig, moved: bool = False) -> Summary:
+    """Have every volume of a dataset segmented and published. Running it again does what is left.
+
+    Gives the summary. A volume that fails does not stop the others; in the end the run fails, naming it.
+
+    Args:
+        config: The dataset.
+        moved: Whether volumes may lie elsewhere than when they were done.
+    """
+    keep_tiles_from_prefect()
+    return _go_over(config, partial(_reprocess_round, moved=moved), prefect=True, on_outcome=_hearer.get())
+
+
+@flow(name="halotile-watch", flow_run_name=_run_name, persist_result=False)
+@_cancelled_when_asked
+def watch_inbox(config: DatasetConfig) -> Summary:
+    """Segment and publish the volumes of an inbox that are complete and were not done. For a schedule; several may run at once.
+
+    Gives the summary.
+
+    Args:
+        config: The dataset; its `volumes` is the inbox.
+    """
+    keep_tiles_from_prefect()
+    return _go_over(config, watch, prefect=True, on_outcome=_hearer.get())
+
+
+# --- with Prefect or without ------------------------------------------------------------------------------------------
+
+
+Go = Callable[..., Round]
+
+
+def _reprocess_round(
+    config: DatasetConfig, on_begin: Callable[[Round], Callable[[Outcome], None]], *, moved: bool = False, **how: Any
+) -> Round:
+    """All volumes of the catalogue."""
+    volumes, left_out = volumes_of(config, moved=moved)
+    found = Round(config, volumes, left_out=left_out)
+    try:
+        reprocess(found.volumes, on_begin(found), **how)
+    finally:
+        found.close()
+    return found
+
+
+def _go_over(config: DatasetConfig, go: Go, *, prefect: bool, on_outcome: Hearer) -> Summary:
+    """Go over a dataset, and raise in the end where volumes failed.
+
+    Args:
+        config: The set.
+        go: `_reprocess_round`, or `watch`.
+        prefect: Whether each volume is a sub-flow, and the summary an artifact.
+        on_outcome: Told of each volume.
+
+    Raises:
+        DatasetError: Volumes failed, by name; the others are done.
+    """
+
+    def begin(found: Round) -> Callable[[Outcome], None]:
+        bar = ProgressArtifact("halotile-progress", config.output.url) if prefect else None
+
+        def tell(outcome: Outcome) -> None:
+            found.tell(outcome)
+            summary = found.summary
+            on_outcome(outcome, summary)
+            if bar:
+                bar.tell(100 * len(summary.outcomes) / summary.volumes)
+
+        return tell
+
+    with logged_round(config, alone=go is not watch, stage="watch" if go is watch else "reprocess"):
+        how = {"segment_one": _as_sub_flow if prefect else segment, "on_dashboard": tell_dashboard}
+        found = go(config, begin, **how)
+        summary = found.summary
+        if prefect:
+            _show(summary)
+        if found.failed:
+            raise DatasetError(
+                f"{summary.told()}.\n{failures(found.failed)}\nThe others are done and published; running again does only what is left. "
+                f"See '{config.home / 'summary.html'}'."
+            )
+        return summary
+
+
+def reprocess_plainly(config: DatasetConfig, on_outcome: Hearer, *, moved: bool = False) -> Summary:
+    """The same as the flow, without Prefect."""
+    return _go_over(config, partial(_reprocess_round, moved=moved), prefect=False, on_outcome=on_outcome)
+
+
+def watch_plainly(config: DatasetConfig, on_outcome: Hearer) -> Summary:
+    """The same as the flow, without Prefect."""
+    return _go_over(config, watch, prefect=False, on_outcome=on_outcome)
+
+
+def _show(summary: Summary) -> None:
+    """The table on Prefect's page: what needs somebody first."""
+    rows = [
+        {
+            "volume": outcome.name,
+            "state": outcome.state,
+            "why": outcome.why[:300],
+            "voxels": outcome.voxels or "",
+            "seconds": outcome.seconds or "",
+            "version": outcome.fingerprint[:12],
+            "model": outcome.model,
+        }
+        for outcome in summary.ordered[:ROWS]
+    ]
+    create_table_artifact(rows, key="halotile-summary", description=f"{summary.output}\n\n{summary.told()}")

@@ -1,0 +1,171 @@
+"""What a dataset will cost before it costs: volumes, voxels, arithmetic, hours, bytes, money. Nothing is written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import timedelta
+
+from pipeline.cluster.pool import machine
+from pipeline.core.plan import Plan
+from pipeline.dataset.outcome import Outcome
+from pipeline.dataset.reprocess import crew_of, shared_machine, typical
+from pipeline.dataset.settings import DatasetConfig, PriceConfig
+from pipeline.dataset.threads import Threads
+from pipeline.dataset.volume import VolumeOfSet, skipped
+from pipeline.errors import PipelineError
+from pipeline.measure import Expectation, expectation
+from pipeline.planning import Machine, make_plan
+
+log = logging.getLogger("pipeline")
+
+LOOKERS = 4
+
+VOLUME_SECONDS = 0.3
+"""Of each volume besides its tiles: plan, verification, report, switch."""
+
+NAMED = 10
+"""Volumes that cannot be done, named at most."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A dataset before a go over it.
+
+    Args:
+        volumes: In the catalogue.
+        skipped: Done already.
+        plans: Of those that are to do; their statistics are rough.
+        refused: Why others cannot be done, by name.
+        workers: That would share them.
+        measured: What the largest volume was found to take, from a few of its turns; None where nothing is to do.
+        price: Of things.
+    """
+
+    volumes: int
+    skipped: int
+    plans: Sequence[Plan]
+    refused: dict[str, str]
+    workers: int
+    measured: Expectation | None
+    price: PriceConfig
+
+    @property
+    def worker_seconds(self) -> float:
+        """Of all workers together."""
+        if self.measured is None:
+            return 0.0
+        work = sum(plan.cost.multiply_adds for plan in self.plans) / self.measured.multiply_adds_a_second
+        return work + VOLUME_SECONDS * len(self.plans)
+
+    @property
+    def seconds(self) -> float:
+        """Of the clock: as long as every worker has a tile, and no shorter than the longest volume's tiles in a row."""
+        if self.measured is None:
+            return 0.0
+        rate = self.measured.multiply_adds_a_second
+        longest = max(plan.cost.multiply_adds / min(len(plan.grid), self.workers) for plan in self.plans) / rate
+        return max(self.worker_seconds / self.workers, longest)
+
+    @property
+    def output_bytes(self) -> int:
+        """Before compression."""
+        return sum(plan.cost.output_bytes for plan in self.plans)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """For people."""
+        done = sum(plan.cost.multiply_adds for plan in self.plans)
+        once = sum(plan.cost.one_pass_multiply_adds for plan in self.plans)
+        rows = [
+            ("volumes", f"{self.volumes:,}: {len(self.plans):,} to do, {self.skipped:,} done, {len(self.refused):,} that cannot be"),
+            ("voxels to do", f"{sum(plan.source.voxels for plan in self.plans):,}"),
+            ("tiles", f"{sum(len(plan.grid) for plan in self.plans):,}"),
+            ("arithmetic", f"{done / 1e12:.3f} T multiply-adds, {done / once if once else 1:.2f} x one pass"),
+            ("to write", f"up to {self.output_bytes / 1e9:.3f} GB before compression"),
+            ("time", self._time()),
+            *self._money(),
+        ]
+        named = [(name, why) for name, why in self.refused.items()]
+        rows += [(f"cannot: {name}", why.splitlines()[0]) for name, why in named[:NAMED]]
+        return [*rows, *([("cannot", f"and {len(named) - NAMED} more")] if len(named) > NAMED else [])]
+
+    def _time(self) -> str:
+        if self.measured is None:
+            return "none: nothing is to do"
+        return (
+            f"about {_duration(self.seconds)} with {self.workers} worker(s), {self.worker_seconds / 3600:.2f} worker hours, "
+            "from a few slabs of the largest volume computed here"
+        )
+
+    def _money(self) -> list[tuple[str, str]]:
+        hours, stored = self.worker_seconds / 3600, self.output_bytes / 1e12
+        rows = []
+        if self.price.worker_hour:
+            rows.append(("workers", f"{hours * self.price.worker_hour:,.2f} {self.price.currency}"))
+        if self.price.terabyte_month:
+            rows.append(("storage", f"up to {stored * self.price.terabyte_month:,.2f} {self.price.currency} a month"))
+        return rows or [("money", "not told: set price.worker_hour and price.terabyte_month")]
+
+
+def estimate(
+    config: DatasetConfig, volumes: Sequence[VolumeOfSet], on_advance: Callable[[int, int], None] = lambda *_: None
+) -> Estimate:
+    """Plan every volume that is to do, roughly, and measure the largest on this machine.
+
+    Args:
+        config: The set.
+        volumes: Its volumes.
+        on_advance: Told how many were looked at, of all.
+
+    Raises:
+        PipelineError: Nothing can be said at all.
+    """
+    offered = machine(config.cluster)
+    found = _looked(volumes, offered, on_advance)
+    left = [volume for volume, seen in found if not isinstance(seen, Outcome)]
+    like = typical(left, offered) if left else None
+    crew = crew_of(left, like, offered) if left else None
+    plans, refused = _planned(left, shared_machine(offered, crew), like) if crew else ([], {})
+    measured = expectation(max(plans, key=lambda plan: plan.cost.multiply_adds), 1) if plans else None
+    return Estimate(
+        len(volumes), len(volumes) - len(left), plans, refused, crew.workers if crew else 0, measured, config.price
+    )
+
+
+def _looked(
+    volumes: Sequence[VolumeOfSet], offered: Machine, on_advance: Callable[[int, int], None]
+) -> list[tuple[VolumeOfSet, Outcome | None]]:
+    with Threads(LOOKERS, "look") as threads:
+        looks: list[tuple[VolumeOfSet, Future[Outcome | None]]] = [
+            (volume, threads.submit(_done, volume, offered)) for volume in volumes
+        ]
+        found = []
+        for number, (volume, look) in enumerate(looks, start=1):
+            found.append((volume, look.result()))
+            on_advance(number, len(volumes))
+    return found
+
+
+def _done(volume: VolumeOfSet, offered: Machine) -> Outcome | None:
+    try:
+        return skipped(volume, offered)
+    except PipelineError:
+        return None  # it is planned in full, and refused there by name
+
+
+def _planned(
+    volumes: Sequence[VolumeOfSet], offered: Machine, like: Plan | None
+) -> tuple[list[Plan], dict[str, str]]:
+    plans, refused = [], {}
+    for volume in volumes:
+        try:
+            plans.append(make_plan(volume.run(str(volume.folder / "plan")), offered, like=like, rough=True))
+        except PipelineError as error:
+            refused[volume.name] = str(error)
+    return plans, refused
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))

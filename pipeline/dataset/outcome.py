@@ -1,0 +1,85 @@
+"""What became of one volume of a dataset, and the mark that it leaves beside its versions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline import durable
+
+State = Literal["done", "skipped", "failed", "busy", "waiting"]
+
+MARK = "outcome.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one volume.
+
+    Args:
+        name: Of the volume.
+        url: Where it lies.
+        state: `done` now; `skipped`, since it was done before; `failed`; `busy`, since another process is at it; `waiting`
+            for its files.
+        reason: Why, in words; empty where it was done.
+        fingerprint: Of the version that was asked for, where readers see it.
+        seen: Fingerprint of what readers see.
+        image: Where that version lies.
+        model: The network that made it.
+        voxels: Of the volume.
+        tiles: Computed now.
+        seconds: That this took, from the plan to the switch.
+        ended: When, ISO 8601, UTC.
+        signature: Of the volume's files, where they were looked at.
+        attempts: Of volumes that fail: how often, in a row, with these files.
+    """
+
+    name: str
+    url: str
+    state: State
+    reason: str = ""
+    fingerprint: str = ""
+    seen: str = ""
+    image: str = ""
+    model: str = ""
+    voxels: int = 0
+    tiles: int = 0
+    seconds: float = 0.0
+    ended: str = ""
+    signature: str = ""
+    attempts: int = 0
+
+    @property
+    def why(self) -> str:
+        """The reason in one line: the first that says something."""
+        lines = [line.strip() for line in self.reason.splitlines() if line.strip()]
+        if len(lines) > 1 and lines[0].endswith(":"):
+            return f"{lines[0]} {lines[1]}"
+        return lines[0] if lines else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_mark(folder: Path) -> Outcome | None:
+    """What a volume's folder says became of it; None where nothing did yet, or a newer version wrote it."""
+    try:
+        said = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        return Outcome(**{field.name: said[field.name] for field in fields(Outcome)})
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_mark(folder: Path, outcome: Outcome) -> Outcome:
+    """Leave the mark, with the time; whole or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    marked = replace(outcome, ended=datetime.now(UTC).isoformat(timespec="seconds"))
+    folder.mkdir(parents=True, exist_ok=True)
+    durable.replace(folder / MARK, (json.dumps(marked.to_dict(), indent=2) + "\n").encode())
+    return marked

@@ -1,0 +1,146 @@
+"""All volumes of a dataset, each a run, a few at a time, on one pool of workers.
+
+What readers have already is found first, by metadata, and skipped. The pool is opened only where something is left, and once.
+A volume that fails is noted and left; the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, as_completed
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.cluster.forwarding import dashboard_link, forwarded
+from pipeline.cluster.pool import Crew, SharedPool, machine, open_pool
+from pipeline.core.plan import Plan
+from pipeline.dataset.outcome import Outcome
+from pipeline.dataset.settings import DatasetConfig
+from pipeline.dataset.threads import Threads
+from pipeline.dataset.volume import Team, VolumeOfSet, segment, skipped
+from pipeline.errors import PipelineError
+from pipeline.inference import crew_size
+from pipeline.planning import Machine, make_plan
+from pipeline.storage.rundir import RunDirectory
+from pipeline.storage.volume import open_volume
+
+log = logging.getLogger("pipeline")
+
+LOOKERS = 4
+"""Volumes whose metadata are looked at, at once."""
+
+MOST_AT_ONCE = 64
+"""Volumes in hand, where the configuration leaves that open."""
+
+Segment = Callable[[VolumeOfSet, Team], Outcome]
+
+
+def reprocess(
+    volumes: Sequence[VolumeOfSet],
+    on_outcome: Callable[[Outcome], None],
+    *,
+    segment_one: Segment = segment,
+    on_dashboard: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Have every volume's output as it is asked for.
+
+    Args:
+        volumes: Of one set.
+        on_outcome: Told of each, in this thread, as it ends.
+        segment_one: What is done with each that is not done; called in threads, in a copy of this one's context.
+        on_dashboard: Told where Dask's dashboard is, where there is one.
+
+    Raises:
+        PipelineError: There are no workers; volumes that were not come to have no outcome.
+        KeyboardInterrupt: It was asked to end; the volumes in hand have ended in order.
+    """
+    if not volumes:
+        return
+    config = volumes[0].config
+    offered = machine(config.cluster)
+    left = _left(volumes, offered, on_outcome)
+    if not left:
+        return
+    log.info("%d of %d volumes to do", len(left), len(volumes))
+    with _team(config, left, offered, on_dashboard) as team:
+        many = min(team.machine.workers or 1, len(left)) + 2 if config.concurrency == "auto" else config.concurrency
+        with Threads(min(many, MOST_AT_ONCE, len(left)), "volume") as threads:
+            for ended in as_completed([threads.submit(segment_one, volume, team) for volume in left]):
+                on_outcome(ended.result())
+
+
+def _left(
+    volumes: Sequence[VolumeOfSet], offered: Machine, on_outcome: Callable[[Outcome], None]
+) -> list[VolumeOfSet]:
+    """Those that are not done, in order; the others are told."""
+    left = []
+    with Threads(LOOKERS, "look") as threads:
+        looks: list[tuple[VolumeOfSet, Future[Outcome | None]]] = [
+            (volume, threads.submit(_looked, volume, offered)) for volume in volumes
+        ]
+        for volume, look in looks:
+            if outcome := look.result():
+                on_outcome(outcome)
+            else:
+                left.append(volume)
+    return left
+
+
+def _looked(volume: VolumeOfSet, offered: Machine) -> Outcome | None:
+    if volume.signature:  # it has a mark to leave as well
+        return None
+    try:
+        return skipped(volume, offered)
+    except (PipelineError, OSError):
+        return None  # it is tried in full, and fails there by name
+
+
+# --- who computes -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _team(
+    config: DatasetConfig, left: Sequence[VolumeOfSet], offered: Machine, on_dashboard: Callable[[str], None]
+) -> Iterator[Team]:
+    """Workers for all that is left; what they log goes to the logs of the runs that it is about."""
+    like = typical(left, offered)
+    crew = crew_of(left, like, offered)
+    jobs = RunDirectory(config.home).jobs_path
+    with open_pool(config.cluster, crew, jobs) as pool, forwarded(pool.client, config.log.level):
+        if link := dashboard_link(pool.client):
+            log.info("Dask's dashboard: %s", link)
+            on_dashboard(link)
+        yield Team(shared_machine(offered, crew), SharedPool(pool), like)
+
+
+def shared_machine(offered: Machine, crew: Crew) -> Machine:
+    """What a volume's planner may count on: that there are so many workers, and as many volumes at once."""
+    return replace(offered, workers=crew.workers, runs=crew.workers)
+
+
+def typical(volumes: Sequence[VolumeOfSet], offered: Machine) -> Plan | None:
+    """The plan of the largest volume that can be opened, roughly; its threads, dtype and device are the set's."""
+    sizes = {volume.name: _voxels(volume) for volume in volumes}
+    runs = replace(offered, runs=len(volumes))
+    for volume in sorted(volumes, key=lambda v: -sizes[v.name]):
+        try:
+            return make_plan(volume.run(str(volume.folder / "plan")), runs, rough=True)
+        except PipelineError as error:
+            log.debug("%s cannot say what workers should be: %s", volume.name, error)
+    return None
+
+
+def _voxels(volume: VolumeOfSet) -> int:
+    config = volume.run(str(volume.folder / "plan")).input
+    try:
+        return open_volume(config.url, level=config.level, axes=config.axes).description.voxels
+    except PipelineError:
+        return 0
+
+
+def crew_of(volumes: Sequence[VolumeOfSet], like: Plan | None, offered: Machine) -> Crew:
+    """Workers for a set: as for a run of as many tiles as there may be at most."""
+    config = volumes[0].run(str(Path(volumes[0].folder) / "plan"))
+    return crew_size(config, offered, like, len(like.grid) * len(volumes)) if like else Crew(1, 1, offered.memory_bytes)

@@ -1,0 +1,160 @@
+"""One go over a dataset: who may do it, what is logged of it, and its summary, kept up to date meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from pipeline import stages
+from pipeline.dataset.catalogue import read_catalogue
+from pipeline.dataset.outcome import Outcome
+from pipeline.dataset.search import LeftOut
+from pipeline.dataset.settings import DatasetConfig
+from pipeline.dataset.summary import FILES, Summary
+from pipeline.dataset.volume import VolumeOfSet
+from pipeline.errors import StorageError
+from pipeline.logs import logged
+from pipeline.registry import with_model
+from pipeline.storage.objects import ObjectStore, told
+from pipeline.storage.rundir import RunDirectory
+from pipeline.unet.checkpoint import load_checkpoint
+
+log = logging.getLogger("pipeline")
+
+PAGE_SECONDS = 10.0
+"""Between two writings of the summary while it grows."""
+
+
+class Round:
+    """A go over a dataset. Outcomes are told to it, and it keeps the summary.
+
+    Args:
+        config: The set, its model a file.
+        volumes: That it goes over.
+        known: What earlier rounds say of others.
+        left_out: What was found that is no volume.
+    """
+
+    def __init__(
+        self,
+        config: DatasetConfig,
+        volumes: Sequence[VolumeOfSet],
+        known: Sequence[Outcome] = (),
+        left_out: Sequence[LeftOut] = (),
+    ) -> None:
+        self.config, self.volumes = config, volumes
+        self._outcomes = {outcome.name: outcome for outcome in known}
+        names = {volume.name for volume in volumes} | set(self._outcomes)
+        told = [f"{one.url}: {one.why}" for one in left_out]
+        for line in told:
+            log.warning("left out: %s", line)
+        self._summary = Summary(config.output.url, _source(config), _now(), len(names), left_out=told)
+        self._written = float("-inf")
+        self.failed: list[Outcome] = []
+
+    @property
+    def summary(self) -> Summary:
+        return replace(self._summary, outcomes=list(self._outcomes.values()))
+
+    def tell(self, outcome: Outcome) -> None:
+        """Take up what became of a volume."""
+        self._outcomes[outcome.name] = outcome
+        if outcome.state == "failed":
+            self.failed.append(outcome)
+        if time.monotonic() - self._written > PAGE_SECONDS:
+            self._write()
+
+    def close(self) -> None:
+        """It is over, in whatever way."""
+        self._summary = replace(self._summary, ended=_now())
+        self._write()
+        log.info("%s", self.summary.told())
+
+    def _write(self) -> None:
+        """A disk that is full costs the page, not the round."""
+        home = self.config.home
+        try:
+            self.summary.write(home)
+            if self.config.staging:
+                self._send(self.config.output.url)
+        except (OSError, StorageError) as error:
+            log.warning("the summary in '%s' is not up to date: %s", home, error)
+        self._written = time.monotonic()
+
+
+    def _send(self, url: str) -> None:
+        store = ObjectStore(url)
+        with told(url, "take the summary"):
+            for name in FILES:
+                store.send(self.config.home / name, name)
+
+
+@contextmanager
+def logged_round(config: DatasetConfig, *, alone: bool, stage: str) -> Iterator[None]:
+    """While open, log in the set's own run directory.
+
+    Args:
+        config: The set.
+        alone: Whether to refuse where another process goes over it, and to heed `halotile cancel`.
+        stage: reprocess or watch.
+
+    Raises:
+        StorageError: Another one is at it, or its folder cannot be written.
+    """
+    directory = RunDirectory(config.home)
+    try:
+        directory.path.mkdir(parents=True, exist_ok=True)
+        config.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"The folder '{config.home}' of all outputs cannot be made ({error}). Choose another output.url or staging, or "
+            "change the permissions above it."
+        ) from error
+    with logged(directory.log_path, config.log, run=config.home.name, stage=stage):
+        if not alone:
+            yield
+            return
+        with stages.driven(str(config.home)):
+            yield
+
+
+def volumes_of(config: DatasetConfig, *, moved: bool = False) -> tuple[list[VolumeOfSet], tuple[LeftOut, ...]]:
+    """All volumes of the catalogue, and what was found that is none.
+
+    Args:
+        config: The set.
+        moved: Whether volumes may lie elsewhere than when they were done.
+
+    Raises:
+        ConfigError, StorageError, ModelError: The catalogue or the model cannot be read.
+    """
+    found = with_one_model(config)
+    catalogue = read_catalogue(config.source)
+    return [VolumeOfSet(found, entry, moved=moved) for entry in catalogue], catalogue.left_out
+
+
+def with_one_model(config: DatasetConfig) -> DatasetConfig:
+    """A dataset whose model is a file that can be used: looked up once, so that all volumes have the same.
+
+    Raises:
+        ModelError: It cannot.
+    """
+    found = with_model(config)
+    load_checkpoint(found.model.checkpoint, padding=found.model.padding)  # one refusal, not one a volume
+    return found
+
+
+def _source(config: DatasetConfig) -> str:
+    if isinstance(config.volumes, str):
+        return config.volumes
+    return ", ".join(part if isinstance(part, str) else part.url for part in config.volumes[:3]) + (
+        f" and {len(config.volumes) - 3} more" if len(config.volumes) > 3 else ""
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

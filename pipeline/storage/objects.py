@@ -1,0 +1,229 @@
+"""Object stores, by fsspec: what is asked of them, and what they refuse, told.
+
+Endpoint and credentials come from the environment, as those of every S3 client: AWS_ENDPOINT_URL, AWS_PROFILE,
+AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_REGION. A store that does not answer is given up after about a minute,
+one that is not there after seconds.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from zarr.core.sync import sync
+
+from pipeline.credentials import carried, redacted
+from pipeline.errors import StorageError
+
+ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
+"""Protocols of stores where an object is replaced in one step: a reader gets the old one or the new one."""
+
+EXTRAS = {"s3": "halotile[s3]", "s3a": "halotile[s3]", "gs": "gcsfs", "gcs": "gcsfs"} | dict.fromkeys(
+    ("az", "abfs", "abfss"), "adlfs"
+)
+"""What to install for a protocol."""
+
+ATTEMPTS, READ_SECONDS, CONNECT_SECONDS = 3, 10, 5
+
+AGAIN = 2
+"""Rounds of attempts that s3fs makes, for answers that end in the middle."""
+
+PIECE = 2**25
+"""Bytes that are read at once where an object is only looked at."""
+
+_OURS = ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure")
+"""Packages whose errors are a store's."""
+
+
+def is_remote(url: str) -> bool:
+    """Whether a location is a URL of a store, not a path."""
+    return "://" in url
+
+
+def is_s3(url: str) -> bool:
+    """Whether a URL is of S3 or of a store that speaks as it does."""
+    return protocol(url) in ("s3", "s3a")
+
+
+def protocol(url: str) -> str:
+    """What stands before `://`, in small letters."""
+    return url.partition("://")[0].lower()
+
+
+def s3(*, asynchronous: bool = False) -> Any:
+    """The client of S3 that all threads of this process share; fsspec's own cache would keep one a thread, with its connections.
+
+    Another is made where the environment that it was made of has changed.
+
+    Args:
+        asynchronous: For use from the event loop of zarr, and only there.
+    """
+    given = frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+    return _s3(os.getpid(), asynchronous, given)
+
+
+@cache
+def _s3(process: int, asynchronous: bool, given: frozenset[tuple[str, str]]) -> Any:  # noqa: ARG001 - the key
+    retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
+    patience = {"retries": retries, "connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
+    own = {"skip_instance_cache": True, "use_listings_cache": False}  # others change what is there meanwhile
+    found = fsspec.filesystem("s3", asynchronous=asynchronous, config_kwargs=patience, max_concurrency=2, **own)
+    found.retries = AGAIN
+    if asynchronous:  # the others close themselves
+        atexit.register(_close, found)
+    return found
+
+
+def _close(system: Any) -> None:
+    """Close the connections from the loop that they belong to, which ends after this; else each complains at the end."""
+
+    async def close() -> None:
+        await (await system.set_session()).close()
+
+    if system._s3 is not None:
+        sync(close(), timeout=1)
+
+
+class ObjectStore:
+    """The objects below a URL; their keys are relative to it. Methods may be called from several threads.
+
+    Args:
+        url: Such as `s3://bucket/dataset/name`.
+
+    Raises:
+        StorageError: The URL carries credentials, or the package of its protocol is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        if kind := carried(url):
+            raise StorageError(f"A URL of a store carries {kind}. Give them in the environment: AWS_PROFILE, AWS_ACCESS_KEY_ID.")
+        if "::" in url:
+            raise StorageError(f"'{url}' is a chain of stores ('::'), which is not supported. Unpack it, and name what was in it.")
+        self.url = url.rstrip("/")
+        with told(self.url, "be opened"):
+            system, root = (s3(), self.url) if is_s3(url) else fsspec.url_to_fs(self.url)
+        self._system, self._root = system, system._strip_protocol(root).rstrip("/")
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}" if key else self._root
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Bytes of each object below a prefix, by key."""
+        found = self._system.find(self._path(prefix), detail=True)
+        return {self._key(path): int(entry["size"] or 0) for path, entry in found.items()}
+
+    def children(self, prefix: str) -> list[str]:
+        """Names one step below a prefix."""
+        try:
+            found = self._system.ls(self._path(prefix), detail=False)
+        except FileNotFoundError as error:
+            if code_of(error) == "NoSuchBucket":
+                raise
+            return []
+        return sorted({path.rstrip("/").rpartition("/")[2] for path in found})
+
+    def _key(self, path: str) -> str:
+        return path.removeprefix(f"{self._root}/")
+
+    def read(self, key: str) -> bytes | None:
+        """An object; None where there is none."""
+        try:
+            return self._system.cat_file(self._path(key))
+        except FileNotFoundError as error:
+            if code_of(error) == "NoSuchBucket":
+                raise
+            return None
+
+    def digest(self, key: str, size: int) -> str:
+        """SHA-256 of an object of so many bytes, read in pieces."""
+        found = hashlib.sha256()
+        for start in range(0, size, PIECE):
+            found.update(self._system.cat_file(self._path(key), start=start, end=min(start + PIECE, size)))
+        return found.hexdigest()
+
+    def write(self, key: str, content: bytes) -> None:
+        self._system.pipe_file(self._path(key), content)
+
+    def send(self, path: Path, key: str) -> None:
+        """Store a file as an object; a large one in parts, which show only when all are there."""
+        self._system.put_file(str(path), self._path(key))
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is removed already."""
+        try:
+            self._system.rm_file(self._path(key))
+        except FileNotFoundError as error:
+            if code_of(error) == "NoSuchBucket":
+                raise
+
+    def modified(self, key: str) -> datetime:
+        """When an object was stored."""
+        found = self._system.modified(self._path(key))
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+@contextmanager
+def told(url: str, what: str) -> Iterator[None]:
+    """Tell what a store refuses.
+
+    Args:
+        url: Of the store, or in it.
+        what: What it should have been or done: `be read`.
+
+    Raises:
+        StorageError: It did not.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (found := refusal(url, what, error)) is None:
+            raise
+        raise found from error
+
+
+def refusal(url: str, what: str, error: Exception) -> StorageError | None:
+    """What an error of fsspec or of a store's client means; None where it is no such error."""
+    asked = f"'{url}' could not {what}"
+    kind = protocol(url)
+    detail = redacted((str(error).splitlines() or [""])[0][:200])
+    if isinstance(error, ImportError):
+        return StorageError(f"{asked}: the package for {kind}:// is not installed here. Run: pip install '{EXTRAS.get(kind, kind)}'")
+    if isinstance(error, ValueError) and "Protocol not known" in str(error):
+        return StorageError(f"{asked}: {kind}:// is no protocol that fsspec knows. Check the URL.")
+    if not isinstance(error, OSError) and not type(error).__module__.startswith(_OURS):
+        return None
+    if isinstance(error, OSError) and error.filename:
+        return StorageError(f"{asked}, because of '{error.filename}' here ({error.strerror}). Repair that, then do it again.")
+    code = code_of(error)
+    if code == "NoSuchBucket":
+        bucket = url.partition("://")[2].partition("/")[0]
+        return StorageError(f"{asked}: there is no bucket '{bucket}'. Make it, or check the URL and AWS_ENDPOINT_URL.")
+    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+        return StorageError(
+            f"{asked}: the store refuses it ({code or type(error).__name__}: {detail}). Check AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, and what they may do there: list, read, and for outputs write and delete."
+        )
+    if isinstance(error, FileNotFoundError):
+        return StorageError(f"{asked}: there is nothing there. Check the URL and AWS_ENDPOINT_URL.")
+    return StorageError(
+        f"{asked}: the store cannot be reached, or failed ({code or type(error).__name__}: {detail}). Check AWS_ENDPOINT_URL and the "
+        "network, then do it again: what is stored already stays."
+    )
+
+
+def code_of(error: BaseException | None) -> str:
+    """The store's own word for an error, such as `NoSuchBucket`; empty where it gave none."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        error = error.__cause__
+    return ""

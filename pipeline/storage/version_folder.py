@@ -1,0 +1,279 @@
+"""The local folder of one volume: its versions, each with the run that made it, and the lock of whoever writes there.
+
+    FOLDER/.lock                                   held by the one who writes
+    FOLDER/versions/FINGERPRINT/NAME.ome.zarr      the image of a version
+    FOLDER/versions/FINGERPRINT/NAME.ome.zarr.run/ its run directory
+    FOLDER/versions/FINGERPRINT/published.json     written just before readers are sent to it
+
+A version goes in two steps, a rename to a hidden name and the removal of the tree, so that nobody finds half of one. What a
+removal that was killed left is swept by the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.versions import Version
+from pipeline.durable import replace
+from pipeline.errors import BusyError, StorageError
+from pipeline.storage.output import FINGERPRINT_ATTRIBUTE
+from pipeline.storage.rundir import RunDirectory
+
+FORMAT = 1
+"""Of `published.json` and of `current.json`, which are the same document."""
+
+VERSIONS, RECORD, GONE = "versions", "published.json", ".gone"
+
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
+"""Fingerprints and names of volumes: one folder each, never hidden, never above the output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What readers are sent to.
+
+    Args:
+        fingerprint: Of its plan.
+        image: The image's path or URL; that of one version, so it stays what it is while others are published.
+        published: When, with its zone.
+        about: What was said of it.
+    """
+
+    fingerprint: str
+    image: str
+    published: datetime
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def record_of(found: Published, name: str) -> bytes:
+    """The document that says of a version that it was published; the image's place in it is relative to the output."""
+    said = {
+        "format": FORMAT,
+        "fingerprint": found.fingerprint,
+        "image": f"{VERSIONS}/{found.fingerprint}/{name}.ome.zarr",
+        "published": found.published.isoformat(),
+        "about": dict(found.about),
+    }
+    return (json.dumps(said, indent=2, allow_nan=False) + "\n").encode()
+
+
+def published_in(record: bytes, output: str, place: str) -> Published:
+    """What such a document says.
+
+    Args:
+        record: Its bytes.
+        output: Path or URL of the output that it is of.
+        place: Where it lies, for the message.
+
+    Raises:
+        StorageError: It is none.
+    """
+    try:
+        said = json.loads(record)
+        if said["format"] != FORMAT:
+            raise ValueError(f"format {said['format']}")
+        if str(said["image"]).split("/")[:-1] != [VERSIONS, said["fingerprint"]]:
+            raise ValueError(f"image '{said['image']}' of version {said['fingerprint']}")
+        when = datetime.fromisoformat(said["published"])
+        return Published(said["fingerprint"], f"{output}/{said['image']}", when, dict(said["about"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"'{place}' does not say what is published ({type(error).__name__}: {error}): it was changed by hand, or written "
+            f"by a newer version than this one, which reads format {FORMAT}. Publish again, or update Halotile."
+        ) from error
+
+
+class VersionFolder:
+    """The versions of one volume on a file system. An object of this class belongs to one thread.
+
+    Args:
+        folder: `DATASET/NAME`, or `STAGING/NAME`.
+        name: Of the volume.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        if not _PART.fullmatch(name):
+            raise StorageError(
+                f"'{name}' cannot be the name of a volume's output. Use letters, digits, '.', '_', '+' and '-', no '.' first."
+            )
+        self.folder = folder.absolute()
+        self.name = name
+        self._entered = 0
+
+    def home(self, fingerprint: str) -> Path:
+        """The folder of a version."""
+        if not _PART.fullmatch(fingerprint):
+            raise StorageError(f"'{fingerprint}' is no fingerprint of a version of '{self.folder}'.")
+        return self.folder / VERSIONS / fingerprint
+
+    def image(self, fingerprint: str) -> Path:
+        return self.home(fingerprint) / f"{self.name}.ome.zarr"
+
+    def record(self, fingerprint: str) -> Path:
+        return self.home(fingerprint) / RECORD
+
+    def versions(self) -> list[Version]:
+        """What is there, by fingerprint; folders that hold no version of this volume are passed over."""
+        root = self.folder / VERSIONS
+        names = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        return [self._version(name) for name in names if _PART.fullmatch(name) and self._holds_one(name)]
+
+    def _holds_one(self, fingerprint: str) -> bool:
+        image = self.image(fingerprint)
+        return image.is_dir() or RunDirectory(image).path.is_dir()
+
+    def _version(self, fingerprint: str) -> Version:
+        made = [RunDirectory(self.image(fingerprint)).plan_path, self.home(fingerprint)]
+        begun = next(path for path in made if path.exists()).stat().st_mtime
+        record = self.record(fingerprint)
+        said = published_in(record.read_bytes(), str(self.folder), str(record)) if record.is_file() else None
+        return Version(fingerprint, datetime.fromtimestamp(begun, UTC), said.published if said else None)
+
+    def check_whole(self, fingerprint: str) -> None:
+        """Refuse a version that is not finished and verified.
+
+        Raises:
+            StorageError: It is not.
+        """
+        image = self.image(fingerprint)
+        problem = _unfinished(image, fingerprint) or _unverified(image, fingerprint)
+        if problem:
+            raise StorageError(
+                f"Version {fingerprint} of '{self.folder}' cannot be published: {problem}. Run it to its end and verify it "
+                "(`halotile run`), then publish it again. What readers see has not changed."
+            )
+
+    def make_durable(self, fingerprint: str) -> None:
+        """Flush what a run need not: the names in all folders of a version, and its metadata. Chunks were, one by one."""
+        for folder, _, files in os.walk(self.home(fingerprint), topdown=False):
+            for path in (*(Path(folder, file) for file in files if file.endswith(".json")), Path(folder)):
+                _sync(path)
+        for above in (self.folder / VERSIONS, self.folder, self.folder.parent):
+            _sync(above)
+
+    def write_record(self, found: Published) -> None:
+        """Say of a version that it was published.
+
+        Raises:
+            StorageError: The file system refuses.
+        """
+        record = self.record(found.fingerprint)
+        try:
+            replace(record, record_of(found, self.name))
+        except OSError as error:
+            raise StorageError(
+                f"Version {found.fingerprint} could not be published: '{record}' cannot be written ({error}). What readers see "
+                "has not changed. Make room or repair the file system, then publish it again."
+            ) from error
+
+    # --- removal --------------------------------------------------------------------------------------------------------
+
+    def is_driven(self, fingerprint: str) -> bool:
+        """Whether a run writes to a version now."""
+        return RunDirectory(self.image(fingerprint)).is_driven()
+
+    def remove(self, fingerprint: str) -> None:
+        """Remove a version; one that is not there is removed already."""
+        home = self.home(fingerprint)
+        if home.is_dir():
+            hidden = home.with_name(f"{GONE}-{fingerprint}-{uuid.uuid4().hex}")
+            home.rename(hidden)
+            _sync(home.parent)
+            shutil.rmtree(hidden)
+
+    def sweep(self) -> None:
+        """Finish the removals that were killed."""
+        root = self.folder / VERSIONS
+        for left in (*root.glob(f"{GONE}-*"), *root.glob(f"*/{GONE}-*")):
+            shutil.rmtree(left)
+
+    # --- the lock ---------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Be the one who writes here; ends with the process, however it ends. May be entered again by the same object.
+
+        Raises:
+            BusyError: Somebody else is.
+            StorageError: The file system has no locks.
+        """
+        if self._entered:
+            self._entered += 1
+            try:
+                yield
+            finally:
+                self._entered -= 1
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("a+") as file:
+            _lock_or_refuse(file, self.folder)
+            self._entered = 1
+            try:
+                yield
+            finally:
+                self._entered = 0
+
+
+def _lock_or_refuse(file: Any, folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise BusyError(
+            f"Output '{folder}' is being written by another ({file.read() or 'unknown'}, lock '{file.name}'). "
+            "Wait until it ends, or end it."
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"'{file.name}' cannot be locked ({error}): this file system has no locks between processes. They keep two writers "
+            "off one volume. Mount it with them (Lustre: -o flock; NFS: version 4), or put the folder elsewhere."
+        ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+
+
+def _unfinished(image: Path, fingerprint: str) -> str | None:
+    """What the group's metadata lack, in words."""
+    try:
+        said = json.loads((image / "zarr.json").read_bytes())["attributes"][FINGERPRINT_ATTRIBUTE]
+        found, state = said["fingerprint"], said["state"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"'{image}' is no output of a run ({type(error).__name__}: {error})"
+    if found != fingerprint:
+        return f"'{image}' says that it was made for {found}"
+    return None if state == "complete" else f"'{image}' is {state}"
+
+
+def _unverified(image: Path, fingerprint: str) -> str | None:
+    """What the verification lacks, in words."""
+    directory = RunDirectory(image)
+    try:
+        said = directory.read_json(directory.verification_path)
+        if said is None:
+            return f"it was not verified: there is no '{directory.verification_path}'"
+        if said["fingerprint"] != fingerprint:
+            return f"'{directory.verification_path}' is of {said['fingerprint']}"
+        return None if said["complete"] is True else f"its verification found that {said['missing'] + said['invalid']} tiles lack"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"'{directory.verification_path}' cannot be read ({type(error).__name__}: {error})"
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,155 @@
+"""Whole datasets on real workers: what is done, skipped and failed, what readers see meanwhile, and what a rerun does."""
+
+import csv
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from flows.dataset import reprocess_plainly
+from pipeline.errors import ConfigError, DatasetError, ModelError, StorageError
+from pipeline.storage.rundir import RunDirectory
+from tests.dataset.dataset_cases import DataSet, make_dataset
+from tests.pipeline_cases import fill_up, mounted, sessions
+
+
+def go(dataset: DataSet, **how) -> dict[str, str]:
+    """Reprocess without Prefect; gives the states, as they were told."""
+    told = {}
+    try:
+        reprocess_plainly(dataset.config, lambda outcome, _: told.update({outcome.name: outcome.state}), **how)
+    except DatasetError:
+        assert "failed" in told.values()
+    else:
+        assert "failed" not in told.values()
+    return told
+
+
+def test_twenty_volumes_one_corrupt_and_one_done_already(tmp_path, pooled):
+    """The day of an imaging core: one bad volume stops nobody, is named with its reason, and is all that a rerun does."""
+    dataset = make_dataset(tmp_path, volumes=20)
+    whole = str(dataset.content["volumes"])
+    assert go(dataset.having(volumes=str(dataset.volume("v03")))) == {"v03": "done"}
+    dataset.corrupt("v07")
+
+    dataset = dataset.having(volumes=whole)
+    assert Counter(go(dataset).values()) == {"done": 18, "skipped": 1, "failed": 1}
+    failed = next(o for o in dataset.summary["outcomes"] if o["state"] == "failed")
+    assert failed["name"] == "v07"
+    assert "could not be read" in failed["reason"]
+    assert not (dataset.output / "v07" / "current").exists()
+    for name in ("v00", "v19"):
+        expected = dataset.expected(name, seed=1)
+        assert np.abs(dataset.array(name) - expected).max() <= 1e-5 * np.ptp(expected)
+
+    dataset.add_again("v07", seed=7)
+    assert Counter(go(dataset).values()) == {"skipped": 19, "done": 1}
+    assert Counter(dataset.states().values()) == {"skipped": 19, "done": 1}
+    assert Counter(go(dataset).values()) == {"skipped": 20}
+
+
+def test_a_new_version_of_the_model_does_all_again_and_the_old_one_is_found_when_set_back(tmp_path, pooled):
+    """`latest` moves; what the old version made stays, so setting it back costs a switch and no arithmetic."""
+    dataset = make_dataset(tmp_path, volumes=3)
+    go(dataset)
+    before = {name: dataset.current(name) for name in ("v00", "v01", "v02")}
+    assert dataset.register(seed=2) == 2
+    assert Counter(go(dataset).values()) == {"done": 3}
+    assert all(dataset.current(name) != path and path.is_dir() for name, path in before.items())
+    expected = dataset.expected("v01", seed=2)
+    assert np.abs(dataset.array("v01") - expected).max() <= 1e-5 * np.ptp(expected)
+    assert "noise version 2" in dataset.summary["outcomes"][0]["model"]
+    report = (dataset.current("v01").with_name("v01.ome.zarr.run") / "report.html").read_text()
+    assert "noise version 2" in report
+
+    back = dataset.having(model={"version": 1})
+    assert Counter(go(back).values()) == {"done": 3}
+    assert {name: dataset.current(name) for name in before} == before
+    assert [s.tiles for s in sessions(RunDirectory(before["v00"]))] == [1]  # nothing was computed again
+
+
+def test_old_versions_go_by_the_rule_and_never_the_current_one(tmp_path, pooled):
+    """Disks are finite; what readers see is not to be touched."""
+    dataset = make_dataset(tmp_path, volumes=1, keep={"versions": 0, "days": 0})
+    go(dataset)
+    first = dataset.current("v00")
+    dataset.register(seed=2)
+    go(dataset)
+    assert not first.exists()
+    assert dataset.current("v00").is_dir()
+    assert len(list((dataset.output / "v00" / "versions").iterdir())) == 1
+
+
+def test_a_changed_key_does_just_what_it_changes(tmp_path, pooled):
+    """A key that no byte depends on makes no version; one that bytes depend on does."""
+    dataset = make_dataset(tmp_path, volumes=2)
+    go(dataset)
+    assert Counter(go(dataset.having(concurrency=1, cluster={"workers": 1})).values()) == {"skipped": 2}
+    assert Counter(go(dataset.having(output={"activation": "sigmoid"})).values()) == {"done": 2}
+
+
+def test_another_volume_under_the_same_name_is_refused_and_one_that_moved_is_not(tmp_path, pooled):
+    """A fingerprint knows shapes, not voxels: without this a volume of the same shape would be skipped as done."""
+    dataset = make_dataset(tmp_path, volumes=1)
+    go(dataset)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(tmp_path / "volumes", elsewhere)
+    moved = dataset.having(volumes=str(elsewhere))
+    assert go(moved) == {"v00": "failed"}
+    assert "run once with --moved" in moved.summary["outcomes"][0]["reason"]
+    assert go(moved) == {"v00": "failed"}  # asking twice is no permission
+    assert go(moved, moved=True) == {"v00": "skipped"}
+    assert go(moved) == {"v00": "skipped"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "said"),
+    [
+        ({"volumes": "/nowhere/*.zarr"}, (ConfigError, StorageError), "nowhere"),
+        ({"model": {"name": "nose"}}, ModelError, "Did you mean 'noise'?"),
+    ],
+)
+def test_what_cannot_be_a_data_set_is_refused_before_any_work(tmp_path, keys, error, said):
+    """A wrong path or model is told at once, not twenty times."""
+    dataset = make_dataset(tmp_path, volumes=1).having(**keys)
+    with pytest.raises(error, match=said.replace("?", r"\?")):
+        reprocess_plainly(dataset.config, lambda *_: None)
+
+
+def test_the_summary_is_a_page_a_table_and_data(tmp_path, pooled):
+    """What a person opens in the morning, and what a program reads."""
+    dataset = make_dataset(tmp_path, volumes=2)
+    dataset.corrupt("v01")
+    go(dataset)
+    page = (dataset.output / "summary.html").read_text()
+    assert "2 volumes: 1 failed, 1 done" in page
+    links = [part.split('"')[0] for part in page.split('href="')[1:]] + [part.split('"')[0] for part in page.split('src="')[1:]]
+    assert any(link.endswith("report.html") for link in links)
+    assert any(link.endswith("thumbnail.png") for link in links)
+    assert all((dataset.output / link).is_file() for link in links)
+    with (dataset.output / "summary.csv").open() as file:
+        assert [(row["name"], row["state"]) for row in csv.DictReader(file)] == [("v01", "failed"), ("v00", "done")]
+    assert "http-equiv" not in page  # it is over: nothing reloads
+
+
+def test_a_disk_that_is_full_in_mid_data_set_publishes_no_half_and_after_room_is_made_the_rest_is_done(tmp_path, pooled):
+    """Each volume says what happened; nothing half-written is shown; nothing done is lost."""
+    with mounted(tmp_path / "disk", "-o", "size=3m"):
+        dataset = make_dataset(tmp_path / "data", volumes=4, concurrency=1)
+        dataset = dataset.having(output={"url": str(tmp_path / "disk" / "output")})
+        go(dataset.having(volumes=str(dataset.volume("v00"))))
+        filler = fill_up(tmp_path / "disk", but=150_000)  # one volume more, and not another
+        dataset = dataset.having(volumes=str(tmp_path / "data" / "volumes"))
+        told = go(dataset)
+        assert told["v00"] == "skipped"
+        assert "failed" in told.values()
+        for name, state in told.items():
+            current = dataset.output / name / "current"
+            assert current.exists() == (state != "failed")
+            assert not current.is_symlink() or current.exists()
+        for name in (name for name, state in told.items() if state != "failed"):
+            assert dataset.array(name).shape == (16, 24, 24)
+        filler.unlink()
+        after = go(dataset)
+        assert after == {name: "done" if state == "failed" else "skipped" for name, state in told.items()}

@@ -1,0 +1,135 @@
+"""Inboxes: what is complete is done once, by whichever watcher comes first; what still grows is left alone."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from flows.dataset import watch_plainly
+from pipeline.dataset.outcome import read_mark
+from pipeline.errors import DatasetError
+from pipeline.storage.rundir import RunDirectory
+from tests.dataset.dataset_cases import SHAPE, DataSet, make_dataset
+from tests.pipeline_cases import done_entries, random_volume
+
+QUIET = 2.0
+
+
+def look(dataset: DataSet) -> dict[str, str]:
+    """One look without Prefect; gives the states of what it did."""
+    told: dict[str, str] = {}
+    try:
+        watch_plainly(dataset.config, lambda outcome, _: told.update({outcome.name: outcome.state}))
+    except DatasetError:
+        assert "failed" in told.values()
+    return told
+
+
+def inbox(folder: Path, *, volumes: int = 1, **watch) -> DataSet:
+    """A dataset whose volumes are an inbox that is quiet after two seconds."""
+    return make_dataset(folder, volumes=volumes, watch={"quiet_minutes": QUIET / 60, **watch})
+
+
+def upload_slowly(path: Path, seed: int, pause: float) -> None:
+    """As an uploader does: metadata first, then a chunk now and then."""
+    array = zarr.create_array(str(path), shape=SHAPE, chunks=(8, 24, 24), dtype="uint8")
+    volume = random_volume(SHAPE, seed=seed)
+    for start in range(0, SHAPE[0], 8):
+        time.sleep(pause)
+        array[start : start + 8] = volume[start : start + 8]
+
+
+def test_a_volume_is_taken_when_two_looks_saw_the_same_files(tmp_path, pooled):
+    """The first look can know nothing; after the second it is done, and after that there is nothing to do."""
+    dataset = inbox(tmp_path)
+    assert look(dataset) == {}
+    assert dataset.states() == {"v00": "waiting"}
+    time.sleep(QUIET + 0.1)
+    assert look(dataset) == {"v00": "done"}
+    assert look(dataset) == {}
+    assert dataset.states() == {"v00": "done"}
+    dataset.add("v01", seed=1)
+    assert look(dataset) == {}
+    assert dataset.states() == {"v00": "done", "v01": "waiting"}
+
+
+def test_a_marker_is_the_only_rule_where_one_is_named(tmp_path, pooled):
+    """The uploader's word: at once with it, never without."""
+    dataset = make_dataset(tmp_path, volumes=2, watch={"marker": ".done"})
+    (tmp_path / "volumes" / "v01.zarr.done").touch()
+    assert look(dataset) == {"v01": "done"}
+    assert dataset.states() == {"v00": "waiting", "v01": "done"}
+    assert look(dataset) == {}
+
+
+def test_a_volume_that_fails_is_tried_so_often_and_again_when_its_files_change(tmp_path, pooled):
+    """A schedule of five minutes must not burn a cluster on one broken volume; a repaired one must not be forgotten."""
+    dataset = inbox(tmp_path, attempts=2)
+    dataset.corrupt("v00")
+    look(dataset)
+    time.sleep(QUIET + 0.1)
+    assert look(dataset) == {"v00": "failed"}
+    assert look(dataset) == {"v00": "failed"}
+    assert look(dataset) == {}
+    assert read_mark(dataset.output / "v00").attempts == 2
+    dataset.add_again("v00", seed=3)
+    look(dataset)
+    time.sleep(QUIET + 0.1)
+    assert look(dataset) == {"v00": "done"}
+
+
+def test_a_volume_that_changes_after_it_was_done_is_told_and_not_taken_for_done(tmp_path, pooled):
+    """Its fingerprint is the same, its voxels are not: silence would show old membranes on new data."""
+    dataset = inbox(tmp_path)
+    look(dataset)
+    time.sleep(QUIET + 0.1)
+    look(dataset)
+    dataset.add_again("v00", seed=3)
+    look(dataset)
+    time.sleep(QUIET + 0.1)
+    assert look(dataset) == {"v00": "failed"}
+    assert "files have changed since its output was made" in dataset.summary["outcomes"][0]["reason"]
+    assert look(dataset) == {}  # it was told
+
+
+def test_a_quiet_time_shorter_than_the_uploads_pauses_takes_it_early(tmp_path, pooled):
+    """The negative control of the one below: what was taken early has other values, so it would be seen."""
+    dataset = make_dataset(tmp_path, volumes=0, watch={"quiet_minutes": 0.1 / 60})
+    upload = threading.Thread(target=upload_slowly, args=(dataset.volume("v00"), 0, 3.0))
+    upload.start()
+    told: dict[str, str] = {}
+    while not told:
+        told = look(dataset)
+    upload.join()
+    expected = dataset.expected("v00", seed=1)
+    assert told == {"v00": "done"}
+    assert np.abs(dataset.array("v00") - expected).max() > 1e-2 * np.ptp(expected)
+
+
+@pytest.mark.slow
+def test_two_watchers_at_once_on_growing_volumes_do_each_once_and_none_early(tmp_path, started):
+    """Two machines' cron jobs, and uploads that go on meanwhile."""
+    dataset = inbox(tmp_path, volumes=0)
+    names = [f"v{number:02}" for number in range(5)]
+    uploads = [
+        threading.Thread(target=upload_slowly, args=(dataset.volume(name), number, 1.2 + 0.6 * (number % 2)))
+        for number, name in enumerate(names)
+    ]
+    for number, upload in enumerate(uploads):
+        threading.Timer(3.0 * number, upload.start).start()
+    deadline = time.monotonic() + 200
+    while len(list(dataset.output.glob("*/current"))) < len(names):
+        assert time.monotonic() < deadline
+        pair = [started("watch", dataset.yaml, "--no-prefect") for _ in range(2)]
+        assert [command.wait() for command in pair] == [0, 0], [command.error for command in pair]
+    for number, name in enumerate(names):
+        uploads[number].join()
+        expected = dataset.expected(name, seed=1)
+        assert np.abs(dataset.array(name) - expected).max() <= 1e-5 * np.ptp(expected)  # of all its chunks
+        assert len(list((dataset.output / name / "versions").iterdir())) == 1
+        tiles = done_entries(RunDirectory(dataset.current(name)))
+        assert sorted(set(tiles)) == sorted(tiles)
+    assert set(dataset.states().values()) <= {"done", "skipped"}  # skipped: another watcher was quicker
