@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -129,7 +130,8 @@ def _bench(job: Job) -> _Bench:
         let_go()  # first: the networks and the buffers of two jobs need not fit
         _benches[job] = _opened(job, plan, earlier)
         device = _benches[job].plan.compute.device
-        _about(job).info("ready: a worker on %s, device %s", socket.gethostname(), device)
+        level = logging.DEBUG if earlier else logging.INFO  # hundreds of small runs have the same workers
+        _about(job).log(level, "ready: a worker on %s, device %s", socket.gethostname(), device)
     return _benches[job]
 
 
