@@ -73,7 +73,9 @@ def prepare(job: Job) -> float | None:
     with _opening:  # one model a process, also where a worker has several threads
         bench = _bench(job)
         widest = bench.plan.grid.widest()
-        if bench.plan.compute.device == "cuda":
+        if bench.predictor.is_used_to(widest):
+            pass  # by an earlier run of this network
+        elif bench.plan.compute.device == "cuda":
             self_test(bench.checkpoint, bench.plan)
             bench.predictor.rehearse(widest)
         else:
