@@ -23,6 +23,7 @@ from prefect.states import Failed
 
 from flows.api_log import keep_tiles_from_prefect
 from flows.interruption import cancelled_when_asked
+from flows.orphans import end_orphans
 from flows.progress import ProgressArtifact, tell_dashboard
 from pipeline.dataset.outcome import Outcome
 from pipeline.dataset.reprocess import reprocess
@@ -111,6 +112,7 @@ def reprocess_dataset(config: DatasetConfig, moved: bool = False) -> Summary:
         moved: Whether volumes may lie elsewhere than when they were done.
     """
     keep_tiles_from_prefect()
+    end_orphans(_segment_volume.name)
     return _go_over(config, partial(_reprocess_round, moved=moved), prefect=True, on_outcome=_hearer.get())
 
 
@@ -125,6 +127,7 @@ def watch_inbox(config: DatasetConfig) -> Summary:
         config: The dataset; its `volumes` is the inbox.
     """
     keep_tiles_from_prefect()
+    end_orphans(_segment_volume.name)
     return _go_over(config, watch, prefect=True, on_outcome=_hearer.get())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -72,7 +73,9 @@ def prepare(job: Job) -> float | None:
     with _opening:  # one model a process, also where a worker has several threads
         bench = _bench(job)
         widest = bench.plan.grid.widest()
-        if bench.plan.compute.device == "cuda":
+        if bench.predictor.is_used_to(widest):
+            pass  # by an earlier run of this network
+        elif bench.plan.compute.device == "cuda":
             self_test(bench.checkpoint, bench.plan)
             bench.predictor.rehearse(widest)
         else:
@@ -129,7 +132,8 @@ def _bench(job: Job) -> _Bench:
         let_go()  # first: the networks and the buffers of two jobs need not fit
         _benches[job] = _opened(job, plan, earlier)
         device = _benches[job].plan.compute.device
-        _about(job).info("ready: a worker on %s, device %s", socket.gethostname(), device)
+        level = logging.DEBUG if earlier else logging.INFO  # hundreds of small runs have the same workers
+        _about(job).log(level, "ready: a worker on %s, device %s", socket.gethostname(), device)
     return _benches[job]
 
 

@@ -109,6 +109,10 @@ class UNetPredictor:
         self._sweep = Sweep(self._plan.model.architecture, self._kernels, tile.schedule, self._sweep)
         self._sweep.warm_up()
 
+    def is_used_to(self, tile: Tile) -> bool:
+        """Whether the last tile, of this plan or of an earlier one that this took over, had the same shapes."""
+        return self._sweep is not None and self._sweep.schedule == tile.schedule
+
     def rehearse(self, tile: Tile) -> None:
         """Run a tile on zeros until all layers take part: a GPU that is too small for it is found before the first tile.
 

@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from pipeline.core.ledger import TileRecord
+from tests.dataset.dataset_cases import make_dataset
 from tests.e2e.commands import Command, wait_until
 from tests.pipeline_cases import Run, sessions, stored_objects
 from tests.sites.site_cases import PRELOAD, TILES, Slurm, done, site_run, slurm_run
@@ -207,3 +208,22 @@ def finished(slurm: Slurm, statuses: dict[str, int], *logs: Path) -> None:
     wait_until(over, 400)
     found = {job: slurm.ended(job)["ExitCode"] for job in statuses}
     assert found == {job: f"{status}:0" for job, status in statuses.items()}, [log.read_text() for log in logs]
+
+
+def test_a_dataset_is_done_in_an_allocation_and_by_jobs(slurm, namespaces, tmp_path):
+    """Many volumes, one crew: the tasks of one srun, and then, for a new model, a job a worker submitted from here."""
+    allocation = {"kind": "slurm-allocation", "memory_gb": 2, "host": "10.77.0.1"}
+    dataset = make_dataset(tmp_path, volumes=4, cluster=allocation)
+    dataset = dataset.having(cluster={"workers": "auto"})
+    crew = ("--ntasks=4", "--nodes=2", "--cpus-per-task=1", "--mem-per-cpu=2800M", "--export=ALL,HALOTILE_COMMAND=reprocess")
+    job = slurm.submit(*crew, f"--output={tmp_path}/log", "deploy/slurm/allocation.sbatch", dataset.yaml)
+    finished(slurm, {job: 0}, tmp_path / "log")
+    assert set(dataset.states().values()) == {"done"}
+
+    dataset.register(seed=2)
+    asked = {"walltime": "00:10:00", "cores": 1, "prologue": [PRELOAD]}
+    jobs = dataset.having(cluster={"kind": "slurm", "workers": 2, "slurm": asked})
+    command = Command(["reprocess", jobs.yaml, "--no-prefect"], tmp_path / "prefect")
+    assert command.wait(200) == 0, command.error
+    assert set(jobs.states().values()) == {"done"}
+    assert "noise version 2" in jobs.summary["outcomes"][0]["model"]
