@@ -55,7 +55,7 @@ def crew_for(config: RunConfig, plan: Plan, progress: Progress) -> Crew:
     """Workers for what is to do."""
     offered = machine(config.cluster)
     wanted = min(workers_that_fit(config, offered, plan), progress.total - progress.count("done"))
-    number = wanted if config.cluster.kind in ("local", "cuda", "slurm") else offered.workers or wanted
+    number = wanted if config.cluster.kind in ("local", "cuda", "slurm", "kubernetes") else offered.workers or wanted
     memory_bytes = memory_bytes_a_worker(config, offered, offered.workers or number)
     return Crew(number, plan.compute.threads, memory_bytes, plan.compute.device)
 
