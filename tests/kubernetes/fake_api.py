@@ -52,6 +52,8 @@ class FakeApi:
         forbidden: Verbs and resources that nobody may.
         installed: Whether Dask's resources are.
         requests: All that was asked, `VERB resource`.
+        addresses: Of pods, by name.
+        default_log: What every container printed.
     """
 
     forbidden: set[tuple[str, str]] = field(default_factory=set)
@@ -59,8 +61,8 @@ class FakeApi:
     requests: list[str] = field(default_factory=list)
     objects: dict[tuple[str, str, str], Json] = field(default_factory=dict)
     log: list[tuple[int, str, str, Json]] = field(default_factory=list)
-    logs: dict[str, str] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
+    default_log: str = ""
     closing: bool = False
 
     def __post_init__(self) -> None:
@@ -244,8 +246,8 @@ class FakeApi:
         return web.json_response(self.delete(*self._asked(request)))
 
     async def _log(self, request: web.Request) -> web.Response:
-        _, _, name = self._asked(request)
-        return web.Response(text=self.logs.get(name, ""))
+        self._asked(request)
+        return web.Response(text=self.default_log)
 
     async def _forward(self, request: web.Request) -> web.WebSocketResponse:
         """Bytes to a pod's port and back, each frame with its channel in front; the first of each channel names the port."""

@@ -28,6 +28,8 @@ from tests.kubernetes.fake_api import FakeApi, Json
 ROOT = Path(__file__).resolve().parents[2]
 TICK_SECONDS = 0.1
 GRACE_SECONDS = 5
+NOBODY = "127.77.0.1"
+"""Of a Service without pods: it refuses connections."""
 
 
 @dataclass
@@ -51,6 +53,8 @@ class FakeNodes:
         images: Those that can be pulled; None: all.
         full: Whether no node has room.
         quota: Whether no pod may be made.
+        environment: Variables of all containers.
+        foreign: Pods that are somebody else's.
     """
 
     api: FakeApi
@@ -59,6 +63,7 @@ class FakeNodes:
     full: bool = False
     quota: bool = False
     environment: dict[str, str] = field(default_factory=dict)
+    foreign: set[str] = field(default_factory=set)
     pods: dict[str, _Running] = field(default_factory=dict)
     _end: threading.Event = field(default_factory=threading.Event)
 
@@ -116,9 +121,10 @@ class FakeNodes:
         names = {}
         for service in self.api.all("services"):
             selector = service["spec"]["selector"].items()
+            whole = f"{service['metadata']['name']}.{service['metadata']['namespace']}"
+            names[whole] = NOBODY
             for pod in self.api.all("pods"):
                 if pod["metadata"]["name"] in self.pods and selector <= pod["metadata"]["labels"].items():
-                    whole = f"{service['metadata']['name']}.{service['metadata']['namespace']}"
                     names[whole] = self.pods[pod["metadata"]["name"]].address
         part = self.names.with_suffix(".part")
         part.write_text(json.dumps(names))
@@ -131,6 +137,8 @@ class FakeNodes:
         for name in set(self.pods) - set(found):
             self._kill(name)
         for name, pod in found.items():
+            if name in self.foreign:
+                continue
             status = self._status(name, pod)
             if status != pod["status"]:
                 try:
