@@ -41,6 +41,9 @@ MEMORY_FACTOR, MEMORY_BYTES = 1.05, 500_000_000
 SCHEDULER_RESOURCES = {"cpu": "1", "memory": "2Gi"}
 """It holds no data, and does not grow with the volume."""
 
+COMPONENT = "halotile/component"
+"""Label of scheduler, worker and driver: what network policies select. Prefect sets app.kubernetes.io/name anew on its pods."""
+
 TMP_SIZE = "8Gi"
 """Of /tmp, the one place besides volumes that a pod may write to."""
 
@@ -118,7 +121,7 @@ def _joint(match: re.Match[str]) -> str:
 
 
 def _metadata(asked: KubernetesConfig, component: str) -> Json:
-    found: Json = {"labels": {**asked.labels, "app.kubernetes.io/component": component}}
+    found: Json = {"labels": {**asked.labels, COMPONENT: component}}
     return found | ({"annotations": dict(asked.annotations)} if asked.annotations else {})
 
 

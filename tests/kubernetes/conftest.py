@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.kubernetes.fake_api import FakeApi
+from tests.kubernetes.fake_api import DRIVER, FakeApi
 from tests.kubernetes.fake_nodes import ROOT, FakeNodes
+from tests.kubernetes.manifest_cases import manifests
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Kubernetes:
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
-            "KUBECONFIG": str(self.config),
+            "KUBECONFIG": str(self.folder / "operator-config"),
             "PYTHONPATH": f"{ROOT / 'tests/kubernetes/names'}",
             "FAKE_DNS": str(self.nodes.names),
         }
@@ -79,7 +80,8 @@ def kubernetes(tmp_path, monkeypatch) -> Iterator[Kubernetes]:
     thread.start()
     started.wait()
     config = folder / "config"
-    config.write_text(_KUBECONFIG.format(port=port[0]))
+    config.write_text(_KUBECONFIG.format(port=port[0], token=DRIVER))
+    (folder / "operator-config").write_text(_KUBECONFIG.format(port=port[0], token="operator"))
     monkeypatch.setenv("KUBECONFIG", str(config))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     nodes = FakeNodes(api, folder)
@@ -91,6 +93,13 @@ def kubernetes(tmp_path, monkeypatch) -> Iterator[Kubernetes]:
         api.closing = True
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+    assert set(api.requests) <= permitted(), "deploy/kubernetes/rbac.yaml lacks what the driver does"
+
+
+def permitted() -> set[str]:
+    """What the Role of the driver lets it do, `VERB resource`."""
+    (role,) = [found for name, found in manifests() if name == "rbac.yaml:Role:halotile-driver"]
+    return {f"{verb} {kind}" for rule in role["rules"] for verb in rule["verbs"] for kind in rule["resources"]}
 
 
 @pytest.fixture
@@ -108,7 +117,7 @@ _KUBECONFIG = """
 apiVersion: v1
 kind: Config
 clusters: [{{name: fake, cluster: {{server: "http://127.0.0.1:{port}"}}}}]
-users: [{{name: me, user: {{token: none}}}}]
+users: [{{name: me, user: {{token: {token}}}}}]
 contexts: [{{name: fake, context: {{cluster: fake, user: me, namespace: halotile}}}}]
 current-context: fake
 """

@@ -34,6 +34,8 @@ KINDS = {
     },
 }
 WIDE = {"namespaces", "customresourcedefinitions"}
+DRIVER = "driver"
+"""Its token."""
 VERBS = {"POST": "create", "GET": "get", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -51,7 +53,7 @@ class FakeApi:
     Args:
         forbidden: Verbs and resources that nobody may.
         installed: Whether Dask's resources are.
-        requests: All that was asked, `VERB resource`.
+        requests: All that the driver asked, `VERB resource`.
         addresses: Of pods, by name.
         default_log: What every container printed.
     """
@@ -162,7 +164,8 @@ class FakeApi:
         plural, namespace = info["plural"], info.get("namespace", "")
         part = {"log": "/log", "portforward": "/portforward"}.get(request.path.rpartition("/")[2], "")
         verb = VERBS[request.method] if "name" in info or request.method == "POST" else "list"
-        self.requests.append(f"{verb} {plural}{part}")
+        if request.headers.get("Authorization") == f"Bearer {DRIVER}":
+            self.requests.append(f"{verb} {plural}{part}")
         if ("dask" in plural and not self.installed) or not any(plural in kinds for kinds in KINDS.values()):
             raise Refused(404, "the server could not find the requested resource")
         if (verb, plural + part) in self.forbidden:

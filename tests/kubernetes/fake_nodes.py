@@ -8,6 +8,7 @@ pod's own address, a Secret's files lie in a folder of the test, and names of Se
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import random
@@ -23,7 +24,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.kubernetes.fake_api import FakeApi, Json
+from tests.kubernetes.fake_api import FakeApi, Json, Refused
 
 ROOT = Path(__file__).resolve().parents[2]
 TICK_SECONDS = 0.1
@@ -141,10 +142,8 @@ class FakeNodes:
                 continue
             status = self._status(name, pod)
             if status != pod["status"]:
-                try:
+                with contextlib.suppress(Refused):  # it was deleted meanwhile
                     self.api.patch("pods", pod["metadata"]["namespace"], name, {"status": status})
-                except Exception:  # noqa: BLE001, S112 - it was deleted meanwhile
-                    continue
 
     def _status(self, name: str, pod: Json) -> Json:
         container = pod["spec"]["containers"][0]
@@ -222,14 +221,10 @@ class FakeNodes:
         running = self.pods.pop(name)
         if running.process.poll() is None:
             os.killpg(running.process.pid, signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 running.process.wait(GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(running.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         running.process.wait()
 
 

@@ -33,6 +33,7 @@ def asked(workers: int = 2, image: str = IMAGE, **keys) -> ClusterConfig:
 
 
 def crew(workers: int = 2) -> Crew:
+    """Workers."""
     return Crew(workers, threads=1, memory_bytes=10**9)
 
 
