@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import dask
-import httpx
 import kr8s
 from dask_kubernetes.operator import KubeCluster
 from dask_kubernetes.operator._objects import DaskCluster
@@ -34,6 +33,7 @@ from distributed.security import Security
 from kr8s.asyncio.objects import Deployment, Pod, Secret, Service
 
 from pipeline.cluster import pods
+from pipeline.cluster.apiserver import SILENT, explained, unreachable
 from pipeline.cluster.manifest import (
     HTTP_PORT,
     PORT,
@@ -48,7 +48,7 @@ from pipeline.cluster.pool import Crew, Opened
 from pipeline.cluster.security import security_of
 from pipeline.cluster.settings import SETTINGS
 from pipeline.config import ClusterConfig, KubernetesConfig, TlsConfig
-from pipeline.errors import ConfigError, InferenceError, PipelineError
+from pipeline.errors import ConfigError, InferenceError
 from pipeline.planning import Machine
 
 log = logging.getLogger("pipeline")
@@ -145,11 +145,11 @@ class _Pods(KubeCluster):
         self.sync(self._begin)
 
     async def _begin(self) -> None:
-        with _explained(self.namespace):
+        with explained(self.namespace):
             try:
                 self._api = await kr8s.asyncio.api()
             except (ValueError, KeyError) as error:  # no configuration at all, or one that is none
-                raise _unreachable(error) from error
+                raise unreachable(error) from error
             await super()._start()
 
     async def _start(self) -> None:
@@ -229,7 +229,7 @@ class _Pods(KubeCluster):
         container = await Pod(pod, namespace=self.namespace)
         try:
             lines = [line async for line in container.logs(previous=True, tail_lines=LOG_LINES)]
-        except (kr8s.ServerError, kr8s.NotFoundError, httpx.HTTPError) as error:
+        except (*SILENT, kr8s.ServerError) as error:
             return f"    (not to be had: {error})"
         return "\n".join(f"    {line}" for line in lines) or "    (nothing)"
 
@@ -248,13 +248,14 @@ class _Pods(KubeCluster):
         """Delete the pods; what cannot be deleted is told, and no reason to fail a run that is done."""
         try:
             super().close(timeout)
-            self.sync(self._disconnect)
-            self._loop_runner.stop()
-        except (OSError, TimeoutError, httpx.HTTPError, kr8s.ServerError, kr8s.APITimeoutError, kr8s.NotFoundError) as error:
+        except (*SILENT, kr8s.ServerError) as error:
             log.warning(
                 "DaskCluster %s could not be deleted (%s): the operator does it two minutes after this run; or kubectl -n %s delete daskcluster %s",
                 *(self.name, error or type(error).__name__, self.namespace, self.name),
             )
+        finally:
+            self.sync(self._disconnect)
+            self._loop_runner.stop()
 
     async def _disconnect(self) -> None:
         """Close what kr8s leaves open with its loop."""
@@ -299,7 +300,7 @@ class _Watch:
             found, self._asked = self._asked, None
             try:
                 self._told = found.result()
-            except (OSError, httpx.HTTPError, kr8s.ServerError, kr8s.APITimeoutError) as error:
+            except (*SILENT, kr8s.ServerError) as error:
                 self._told = f"Kubernetes does not say how the pods are ({error})"
         if self._asked is None and time.monotonic() - self._looked >= LOOK_SECONDS:
             self._looked = time.monotonic()
@@ -328,41 +329,3 @@ def _secret(keys: Mapping[str, str], owner: Json) -> Json:
         "immutable": True,
         "data": {name: b64encode(text.encode()).decode() for name, text in keys.items()},
     }
-
-
-@contextmanager
-def _explained(namespace: str) -> Iterator[None]:
-    """What an API answers, as an error that says what to do."""
-    try:
-        yield
-    except PipelineError:
-        raise
-    except kr8s.ServerError as error:
-        raise _refusal(error, namespace) from error
-    except (kr8s.APITimeoutError, httpx.HTTPError, OSError) as error:
-        raise _unreachable(error) from error
-
-
-def _refusal(error: kr8s.ServerError, namespace: str) -> ConfigError:
-    code = error.response.status_code if error.response is not None else 0
-    told = " ".join(str(error).split())
-    if code == 404 and "namespaces" in told:
-        why = f"There is no namespace '{namespace}'. Create it (kubectl apply -f deploy/kubernetes/namespace.yaml), or correct cluster.kubernetes.namespace."
-    elif code == 404:
-        why = "Dask's operator is not installed: its resource DaskCluster is unknown. deploy/kubernetes/README.md installs it."
-    elif code in (401, 403):
-        why = (
-            f"This account may not do that in namespace '{namespace}'. Give it the Role of deploy/kubernetes/rbac.yaml, run as the "
-            "service account `halotile-driver`, or correct cluster.kubernetes.namespace. A quota or an admission rule answers so too."
-        )
-    else:
-        why = "Correct cluster.kubernetes, or ask who runs this Kubernetes."
-    return ConfigError(f"Kubernetes refuses the pods of this run ({code}: {told[:400]}). {why}")
-
-
-def _unreachable(error: Exception) -> ConfigError:
-    return ConfigError(
-        f"cluster.kind is 'kubernetes', but no API server answers ({type(error).__name__}: {error}). In a pod, mount a token of its "
-        "service account (automountServiceAccountToken: true); elsewhere, let KUBECONFIG or ~/.kube/config name a cluster that "
-        "`kubectl get pods` reaches."
-    )

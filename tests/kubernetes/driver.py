@@ -1,4 +1,4 @@
-"""A driver that a test may kill: opens a pool of pods, says so, and waits. `python driver.py KUBERNETES_YAML FOLDER`."""
+"""A driver that a test may kill: opens a pool of pods, says so, and waits. `python -m tests.kubernetes.driver CLUSTER_JSON FOLDER`."""
 
 import json
 import sys

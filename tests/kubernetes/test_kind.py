@@ -138,6 +138,7 @@ def test_the_pods_of_a_run_that_fails_are_deleted_too(operator, tmp_path):
     until(lambda: not operator.nodes.pods)
 
 
+@pytest.mark.slow
 def test_the_operator_deletes_the_pods_of_a_driver_that_was_killed(operator, tmp_path):
     """Nobody is left to do it; the scheduler tells the operator that it is alone, over TLS or not."""
     command = [sys.executable, "-m", "tests.kubernetes.driver", asked(1).model_dump_json(), str(tmp_path / "o.zarr.run" / "jobs")]
@@ -240,6 +241,7 @@ def test_a_scheduler_that_cannot_start_is_told_with_the_end_of_its_log(operator,
     assert "No module named 'pipeline'" in told
 
 
+@pytest.mark.slow
 def test_workers_that_do_not_come_are_told_with_the_reason(operator, tmp_path):
     """What `dispatch` repeats every few minutes, and at last as the run's error."""
     with open_pool(asked(2), crew(2), tmp_path / "o.zarr.run" / "jobs") as pool:
