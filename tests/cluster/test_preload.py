@@ -17,7 +17,7 @@ def test_a_scheduler_is_alone_until_a_driver_comes_and_after_it_has_gone():
     """Its answer decides when the pods of a killed driver are deleted, and that those of a patient one are not."""
     with (
         dask.config.set(POD_SETTINGS),
-        LocalCluster(n_workers=0, processes=False, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
+        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
     ):
         scheduler = cluster.scheduler
         port = scheduler.http_server.port
@@ -37,7 +37,7 @@ def test_a_scheduler_is_alone_until_a_driver_comes_and_after_it_has_gone():
             assert time.monotonic() < deadline
         assert since > began
         assert asked("/health") == "ok"
-        for closed in ("/api/v1/retire_workers", "/json/counts.json", "/info/main/workers.html", "/status"):
+        for closed in ("/api/v1/retire_workers", "/json/counts.json", "/info/main/workers.html"):
             assert _refused(f"http://127.0.0.1:{port}{closed}")
 
 
