@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli import REFUSED, status
 from pipeline import stages
 from pipeline.cluster import kubernetes as kind
 from pipeline.cluster import manifest
@@ -254,3 +255,13 @@ def test_workers_that_do_not_come_are_told_with_the_reason(operator, tmp_path):
         for pod in operator.api.all("pods", component="worker"):
             operator.api.delete("pods", "halotile", pod["metadata"]["name"])
         until(lambda: "no pod yet: FailedCreate (exceeded quota: gpus)" in pool.tend(), 30)
+
+
+def test_a_package_that_is_not_installed_is_told_with_its_extra(capsys):
+    """Few need it, so that few have it."""
+
+    def without() -> None:
+        raise ModuleNotFoundError("No module named 'dask_kubernetes'", name="dask_kubernetes")
+
+    assert status(without) == REFUSED
+    assert "pip install 'halotile[kubernetes]'" in capsys.readouterr().err
