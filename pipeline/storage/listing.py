@@ -14,8 +14,8 @@ from typing import Any
 
 import fsspec
 
-from pipeline.credentials import redacted
 from pipeline.errors import PipelineError, StorageError
+from pipeline.storage.objects import code_of, is_remote, is_s3, refusal, s3
 
 STORE_FILES = frozenset({"zarr.json", ".zarray", ".zgroup"})
 """What makes a folder a Zarr store; `**` looks for nothing below one: there may be millions of chunks."""
@@ -51,7 +51,7 @@ def children(url: str) -> list[Item] | None:
     """
     try:
         with _told(url):
-            found = _local_children(url) if "://" not in url else _remote_children(url)
+            found = _local_children(url) if not is_remote(url) else _remote_children(url)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return sorted(found, key=lambda item: item.name)
@@ -63,7 +63,7 @@ def item_at(url: str) -> Item | None:
     Raises:
         StorageError: The store cannot be asked.
     """
-    if "://" not in url:
+    if not is_remote(url):
         return Item(url, os.path.isdir(url), os.path.islink(url)) if os.path.lexists(url) else None  # noqa: PTH112, PTH114 - a `Path` apiece costs as much
     try:
         with _told(url):
@@ -79,16 +79,16 @@ def small_files(urls: Sequence[str]) -> list[bytes | OSError | None]:
     Raises:
         StorageError: A store cannot be asked.
     """
-    found: list[bytes | OSError | None] = [None if "://" in url else _local_file(url) for url in urls]
+    found: list[bytes | OSError | None] = [None if is_remote(url) else _local_file(url) for url in urls]
     asked: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
     for i, url in enumerate(urls):
-        if "://" in url:
+        if is_remote(url):
             with _told(url):
                 system, path = _system(url)
             asked.setdefault(id(system), (system, []))[1].append((i, path))
     for system, wanted in asked.values():
         with _told(urls[wanted[0][0]]):
-            answers = system.cat_ranges([path for _, path in wanted], None, None, on_error="return")  # `cat` takes `[` for a pattern
+            answers = _contents(system, [path for _, path in wanted], of_s3=is_s3(urls[wanted[0][0]]))
             for (i, _), answer in zip(wanted, answers, strict=True):
                 found[i] = _answer(answer)
     return found
@@ -112,7 +112,7 @@ class Matches:
 def is_pattern(url: str) -> bool:
     """Whether a location holds `*`, `?` or `[`, and is not simply there under that name. A `?` in a URL of the web begins its query."""
     signs = "*[" if url.lower().startswith(("http://", "https://")) else "*?["
-    return any(sign in url for sign in signs) and not ("://" not in url and os.path.lexists(url))
+    return any(sign in url for sign in signs) and (is_remote(url) or not os.path.lexists(url))
 
 
 def matching(pattern: str) -> Matches:
@@ -147,7 +147,7 @@ def stamps(url: str) -> list[tuple[str, ...]]:
     """
     try:
         with _told(url):
-            return sorted(_local_stamps(url) if "://" not in url else _remote_stamps(url))
+            return sorted(_local_stamps(url) if not is_remote(url) else _remote_stamps(url))
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -202,9 +202,15 @@ def _stamp(key: str, found: os.stat_result) -> tuple[str, ...]:
 
 def _system(url: str) -> tuple[Any, str]:
     """The store, and the location as it names it."""
-    whole = {"max_concurrency": 1} if url.lower().startswith(("s3://", "s3a://")) else {}  # more: it asks for sizes first
-    system, path = fsspec.url_to_fs(url, use_listings_cache=False, **whole)
+    if is_s3(url):
+        return s3(), s3()._strip_protocol(url).rstrip("/")
+    system, path = fsspec.url_to_fs(url, use_listings_cache=False)
     return system, path.rstrip("/")
+
+
+def _contents(system: Any, paths: list[str], *, of_s3: bool) -> list[Any]:
+    """Objects, or why one could not be had. `cat` would take a `[` for a pattern, and S3's client ask for each size first."""
+    return system.cat_ranges(paths, None, None, on_error="return", **({"max_concurrency": 1} if of_s3 else {}))
 
 
 def _remote_children(url: str) -> list[Item]:
@@ -224,7 +230,7 @@ def _remote_stamps(url: str) -> Iterator[tuple[str, ...]]:
 
 
 def _answer(found: Any) -> bytes | OSError | None:
-    if isinstance(found, Exception) and (_code(found) == "NoSuchBucket" or not isinstance(found, OSError)):
+    if isinstance(found, Exception) and (code_of(found) == "NoSuchBucket" or not isinstance(found, OSError)):
         raise found
     if isinstance(found, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return None
@@ -283,23 +289,19 @@ def _told(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (PipelineError, FileNotFoundError, NotADirectoryError) as error:
-        if _code(error) == "NoSuchBucket":
-            raise StorageError(f"'{url}' cannot be listed or read: there is no such bucket. Check the URL and AWS_ENDPOINT_URL.") from error
+    except PipelineError:
         raise
-    except ImportError as error:
-        raise StorageError(
-            f"'{url}' cannot be listed: the package for {url.partition('://')[0]}:// is not installed here ({error}). Install it."
-        ) from error
     except Exception as error:  # stores raise whatever their clients happen to meet
-        detail = redacted((str(error).splitlines() or [""])[0][:200])
-        raise StorageError(
-            f"'{url}' cannot be listed or read ({type(error).__name__}: {detail}). Check the location, what you may read "
-            "there, and for a store its credentials and endpoint in the environment."
-        ) from error
+        absent = isinstance(error, FileNotFoundError | NotADirectoryError)
+        if absent and not (is_remote(url) and code_of(error) == "NoSuchBucket"):
+            raise
+        found = refusal(url, "be listed or read", error) if is_remote(url) else _of_files(url, error)
+        if found is None:
+            raise
+        raise found from error
 
 
-def _code(error: Exception) -> str:
-    """S3's own word for an error."""
-    response = getattr(error.__cause__, "response", None)
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+def _of_files(url: str, error: Exception) -> StorageError | None:
+    if not isinstance(error, OSError):
+        return None
+    return StorageError(f"'{url}' could not be listed or read ({error.strerror or error}). Check the path, and who may read it.")

@@ -125,7 +125,7 @@ class ObjectStore:
         try:
             found = self._system.ls(self._path(prefix), detail=False)
         except FileNotFoundError as error:
-            if _code(error) == "NoSuchBucket":
+            if code_of(error) == "NoSuchBucket":
                 raise
             return []
         return sorted({path.rstrip("/").rpartition("/")[2] for path in found})
@@ -138,7 +138,7 @@ class ObjectStore:
         try:
             return self._system.cat_file(self._path(key))
         except FileNotFoundError as error:
-            if _code(error) == "NoSuchBucket":
+            if code_of(error) == "NoSuchBucket":
                 raise
             return None
 
@@ -161,7 +161,7 @@ class ObjectStore:
         try:
             self._system.rm_file(self._path(key))
         except FileNotFoundError as error:
-            if _code(error) == "NoSuchBucket":
+            if code_of(error) == "NoSuchBucket":
                 raise
 
     def modified(self, key: str) -> datetime:
@@ -202,7 +202,7 @@ def refusal(url: str, what: str, error: Exception) -> StorageError | None:
         return None
     if isinstance(error, OSError) and error.filename:
         return StorageError(f"{asked}, because of '{error.filename}' here ({error.strerror}). Repair that, then do it again.")
-    code = _code(error)
+    code = code_of(error)
     if code == "NoSuchBucket":
         bucket = url.partition("://")[2].partition("/")[0]
         return StorageError(f"{asked}: there is no bucket '{bucket}'. Make it, or check the URL and AWS_ENDPOINT_URL.")
@@ -219,7 +219,7 @@ def refusal(url: str, what: str, error: Exception) -> StorageError | None:
     )
 
 
-def _code(error: BaseException | None) -> str:
+def code_of(error: BaseException | None) -> str:
     """The store's own word for an error, such as `NoSuchBucket`; empty where it gave none."""
     while error is not None:
         response = getattr(error, "response", None)

@@ -13,6 +13,7 @@ import zarr
 from pipeline.core.volume import Space
 from pipeline.dataset.catalogue import Catalogue
 from pipeline.storage.ngff import image_attributes
+from pipeline.storage.objects import ObjectStore
 
 VOXELS = np.arange(4 * 6 * 8, dtype="uint8").reshape(4, 6, 8)
 
@@ -95,3 +96,11 @@ def by_name(catalogue: Catalogue) -> dict[str, str]:
 def reasons(catalogue: Catalogue) -> dict[str, str]:
     """Why something was left out, by its own name."""
     return {one.url.rpartition("/")[2]: one.why for one in catalogue.left_out}
+
+
+def fill(url: str, folder: Path) -> None:
+    """Copy a folder to a store."""
+    store = ObjectStore(url)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            store.write(file.relative_to(folder).as_posix(), file.read_bytes())

@@ -11,6 +11,7 @@ from pipeline.cluster.pool import Crew, Pool, open_pool
 from pipeline.config import ClusterConfig
 from tests.dataset.dataset_cases import shared_with
 from tests.e2e.commands import Command
+from tests.storage.conftest import bucket, s3_environment, s3_server  # noqa: F401 - fixtures of these tests too
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from pipeline.storage import listing
 from pipeline.storage.volume import open_volume
 from tests.dataset.catalogue_cases import (
     by_name,
+    fill,
     make_array,
     make_bare,
     make_collection,
@@ -360,14 +361,6 @@ def test_listing_opens_one_document_a_volume(tmp_path, monkeypatch):
 # --- stores -------------------------------------------------------------------------------------------------------------
 
 
-def fill(url: str, folder) -> None:
-    """Copy a folder to a store."""
-    system, path = fsspec.url_to_fs(url)
-    for file in folder.rglob("*"):
-        if file.is_file():
-            system.pipe(f"{path}/{file.relative_to(folder)}", file.read_bytes())
-
-
 @pytest.fixture
 def stored(tmp_path):
     """A folder for `fill`: an image, an array, a plate, a broken store, and what is none."""
@@ -412,24 +405,6 @@ def test_prefixes_and_patterns_of_a_store(stored):
         fsspec.filesystem("memory").rm("/catalogue", recursive=True)
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """A bucket of a real server that speaks S3, and what a client needs of the environment."""
-    moto = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.filesystem("s3").mkdir("catalogue")
-        yield "s3://catalogue"
-    server.stop()
-
-
 def test_prefixes_and_patterns_of_s3(bucket, stored):
     """The same, by requests to a server."""
     fill(f"{bucket}/lab/set", stored)
@@ -439,7 +414,7 @@ def test_prefixes_and_patterns_of_s3(bucket, stored):
 def test_a_bucket_that_is_not_there_is_told(bucket):
     """Not an inbox in which nothing has come yet."""
     for source in ("s3://nix/set", "s3://nix/set/*.zarr", "s3://nix/set.csv"):
-        with pytest.raises(StorageError, match="there is no such bucket"):
+        with pytest.raises(StorageError, match="there is no bucket 'nix'"):
             read_catalogue(source, may_be_empty=True)
     assert len(read_catalogue(f"{bucket}/inbox", may_be_empty=True)) == 0
 
@@ -459,7 +434,7 @@ def test_a_store_that_is_listed_costs_few_requests(bucket, tmp_path, caplog):
 
 def test_a_store_that_cannot_be_asked_says_why():
     """A protocol that is not installed, or is none."""
-    with pytest.raises(StorageError, match=r"cannot be listed or read .*Protocol not known"):
+    with pytest.raises(StorageError, match="nix:// is no protocol that fsspec knows"):
         read_catalogue("nix://bucket/set")
 
 
