@@ -193,9 +193,11 @@ def _by_name(url: str) -> Sight:
     if place is None:
         if low.endswith((*TIFF_SUFFIXES, *HDF5_SUFFIXES)):
             return Sight(url, "file", "HDF5 and TIFF are read from paths alone: convert it to OME-Zarr (halotile convert)")
+        if low.endswith(".zarr"):
+            return Sight(url, "damaged", "it is a file, or a link that leads nowhere")
         return Sight(url, "file", "no file that a run reads")
     if not place.path.is_file():
-        return Sight(url, "nothing")
+        return Sight(url, "damaged" if place.path.is_symlink() else "nothing", "it is a link that leads nowhere")
     if place.kind == "TIFF":
         return Sight(url, "tiff")
     return Sight(url, "dataset") if place.inner else _hdf5(url)

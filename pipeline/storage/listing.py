@@ -171,7 +171,7 @@ def _local_file(url: str) -> bytes | OSError | None:
 
 
 def _local_stamps(root: str) -> Iterator[tuple[str, ...]]:
-    """Links are followed, each folder once. What vanishes meanwhile is left out: no later look sees it either."""
+    """Links are followed, each folder once. Where something vanishes meanwhile, the rest of its folder is left out: so that look is like no other."""
     waiting, met = [root], set()
     if os.path.isfile(root):  # noqa: PTH113 - as above
         yield _stamp("", os.stat(root))  # noqa: PTH116 - as above
@@ -187,8 +187,8 @@ def _local_stamps(root: str) -> Iterator[tuple[str, ...]]:
                 for entry in entries:
                     if entry.is_dir():
                         waiting.append(entry.path)
-                    elif entry.is_file() or not entry.is_symlink():
-                        yield _stamp(entry.path.removeprefix(root).strip("/"), entry.stat())
+                    else:
+                        yield _stamp(entry.path.removeprefix(root).strip("/"), entry.stat(follow_symlinks=entry.is_file()))
         except (FileNotFoundError, NotADirectoryError):
             continue
 
@@ -230,10 +230,11 @@ def _remote_stamps(url: str) -> Iterator[tuple[str, ...]]:
 
 
 def _answer(found: Any) -> bytes | OSError | None:
-    if isinstance(found, Exception) and (code_of(found) == "NoSuchBucket" or not isinstance(found, OSError)):
-        raise found
-    if isinstance(found, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+    """One that is not there, or may not be read, says something of a volume; what else goes wrong, of the store."""
+    if isinstance(found, FileNotFoundError | NotADirectoryError | IsADirectoryError) and code_of(found) != "NoSuchBucket":
         return None
+    if isinstance(found, Exception) and not isinstance(found, PermissionError):
+        raise found
     return found
 
 

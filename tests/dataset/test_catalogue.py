@@ -66,8 +66,10 @@ def test_what_looks_like_a_volume_and_is_broken_is_an_entry(tmp_path):
     (tmp_path / "cut.h5").write_bytes(make_hdf5(tmp_path / "x.h5", "raw").read_bytes()[:700])
     (tmp_path / "x.h5").unlink()
     (tmp_path / "cut.tif").write_bytes(b"II*")
+    for name in ("lost.zarr", "lost.tiff"):
+        (tmp_path / name).symlink_to(tmp_path / "gone")
     found = read_catalogue(str(tmp_path))
-    assert list(by_name(found)) == ["cut.h5", "cut.tif", "headless", "old", "torn"]
+    assert list(by_name(found)) == ["cut.h5", "cut.tif", "headless", "lost.tiff", "lost.zarr", "old", "torn"]
     for entry in found:
         with pytest.raises(StorageError):
             open_volume(entry.url)
