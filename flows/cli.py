@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 DONE, FAILED, REFUSED, UNVERIFIED, INTERRUPTED = 0, 1, 2, 3, 130
 
-EXTRAS = dict.fromkeys(("edt", "lightning_fabric", "scipy", "skimage", "tensorboard", "threadpoolctl"), "train") | {"dask_jobqueue": "slurm"}
+EXTRAS = dict.fromkeys(("edt", "lightning_fabric", "scipy", "skimage", "tensorboard", "threadpoolctl"), "train") | {
+    "dask_jobqueue": "slurm",
+    "dask_kubernetes": "kubernetes",
+    "kr8s": "kubernetes",
+}
 """Packages that are not installed with Halotile itself, and which extra brings them."""
 
 app = App(

@@ -46,7 +46,8 @@ from pipeline.training.recipe import TrainConfig
 TAG = "halotile"
 """Of every deployment, and so of its runs: what the automations look at."""
 
-POOL_TYPE = "process"
+POOL_TYPES = ("process", "kubernetes")
+"""Of work pools: the first is made where there is none, the other by deploy/kubernetes."""
 
 HEARTBEAT_SECONDS = 30
 """Between signs of life of a run; Prefect takes no less."""
@@ -154,7 +155,7 @@ def deploy(
 
     Args:
         deployments: In addition to the forms.
-        pool: Work pool of type process; made where there is none.
+        pool: Work pool of type process, made where there is none, or of type kubernetes.
         notify: A notification block, TYPE/NAME, told of runs that failed or crashed; none by default.
         lost_seconds: Without a heartbeat, after which a run counts as crashed.
 
@@ -171,9 +172,10 @@ def deploy(
     automation = lost_runs(lost_seconds)
     with _told(url), get_client(sync_client=True) as client:
         block = _notification_block(client, notify) if notify else None
-        rows = [_work_pool(client, pool)]
+        kind = _work_pool(client, pool)
+        rows = [("work pool", f"{pool} ({kind})")]
         for deployment in [*forms(), *deployments]:
-            page = url_for("deployment", _create(client, deployment, pool))
+            page = url_for("deployment", _create(client, deployment, pool, job_variables(kind)))
             rows.append(("deployment", f"{deployment.title}{_when(deployment)}  {page or ''}"))
         rows.append(("automation", _declare(client, automation)))
         if block:
@@ -196,22 +198,22 @@ def _told(url: str) -> Iterator[None]:
         ) from error
 
 
-def _work_pool(client: SyncPrefectClient, name: str) -> tuple[str, str]:
-    """Confirm the work pool, or make it."""
+def _work_pool(client: SyncPrefectClient, name: str) -> str:
+    """Confirm the work pool, or make it; gives its type."""
     try:
         found = client.read_work_pool(name)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
-        found = client.create_work_pool(WorkPoolCreate(name=name, type=POOL_TYPE, base_job_template=template))
-    if found.type != POOL_TYPE:
+        found = client.create_work_pool(WorkPoolCreate(name=name, type=POOL_TYPES[0], base_job_template=template))
+    if found.type not in POOL_TYPES:
         raise ConfigError(
-            f"Work pool '{name}' is of type '{found.type}'; the deployments run on one of type '{POOL_TYPE}'. "
+            f"Work pool '{name}' is of type '{found.type}'; the deployments run on one of type {' or '.join(POOL_TYPES)}. "
             "Name another with --pool; it is made where there is none."
         )
-    return "work pool", f"{name} ({found.type})"
+    return found.type
 
 
-def _create(client: SyncPrefectClient, deployment: Deployment, pool: str) -> UUID:
+def _create(client: SyncPrefectClient, deployment: Deployment, pool: str, variables: dict[str, Any]) -> UUID:
     """Make the deployment, or replace the one of that name, its schedule included."""
     flow, single = deployment.flow, bool(deployment.parameters)
     schedule = deployment.schedule
@@ -220,7 +222,7 @@ def _create(client: SyncPrefectClient, deployment: Deployment, pool: str) -> UUI
         deployment.name,
         entrypoint=f"{flow.fn.__module__}.{flow.fn.__name__}",
         work_pool_name=pool,
-        job_variables=job_variables(),
+        job_variables=variables,
         parameters=deployment.parameters,
         parameter_openapi_schema=parameter_schema(flow).model_dump(exclude_unset=True),
         enforce_parameter_schema="${" not in json.dumps(deployment.parameters),  # may stand for a number
@@ -234,15 +236,15 @@ def _create(client: SyncPrefectClient, deployment: Deployment, pool: str) -> UUI
     )
 
 
-def job_variables() -> dict[str, Any]:
-    """What a worker gives to the process of a run: signs of life, our log lines, and this working directory."""
+def job_variables(pool_type: str = POOL_TYPES[0]) -> dict[str, Any]:
+    """What a worker gives to a run: signs of life, our log lines, and, to a process, this working directory."""
     environment = {
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "PREFECT_LOGGING_EXTRA_LOGGERS": "pipeline",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # threads that know of no run have lines too
         "DASK_LOGGING__DISTRIBUTED": "warning",  # its comings and goings would fill the worker's log
     }
-    return {"env": environment, "working_dir": str(Path.cwd())}
+    return {"env": environment, **({"working_dir": str(Path.cwd())} if pool_type == "process" else {})}
 
 
 def _when(deployment: Deployment) -> str:

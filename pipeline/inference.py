@@ -60,7 +60,7 @@ def crew_for(config: RunConfig, plan: Plan, progress: Progress) -> Crew:
 def crew_size(config: RunConfig, offered: Machine, plan: Plan, tiles: int = 2**62) -> Crew:
     """Workers for so many tiles of a plan."""
     wanted = min(workers_that_fit(config, offered, plan), tiles)
-    number = wanted if config.cluster.kind in ("local", "cuda", "slurm") else offered.workers or wanted
+    number = wanted if config.cluster.kind in ("local", "cuda", "slurm", "kubernetes") else offered.workers or wanted
     memory_bytes = memory_bytes_a_worker(config, offered, offered.workers or number)
     return Crew(number, plan.compute.threads, memory_bytes, plan.compute.device)
 

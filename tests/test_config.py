@@ -71,6 +71,7 @@ def test_three_paths_are_a_run(tmp_path):
             "security": "auto",
             "address": None,
             "slurm": None,
+            "kubernetes": None,
         },
         "log": {"level": "info", "format": "text"},
     }
@@ -523,12 +524,21 @@ def test_a_run_directory_in_the_place_of_the_input_is_refused(tmp_path):
 # --- clusters -----------------------------------------------------------------------------------------------------------
 
 SLURM = {"kind": "slurm", "workers": 2, "memory_gb": 4, "slurm": {"walltime": "1-02:03:04", "cores": 8}}
+PODS = {"kind": "kubernetes", "workers": 2, "memory_gb": 4, "kubernetes": {"image": "i", "cores": 1}}
 
 
 def clustered(cluster, **sections):
     """A run with this cluster."""
     content = {"input": {"url": "i.zarr"}, "output": {"url": "o.zarr"}, "model": {"checkpoint": "m.pt"}, **sections}
     return validated(RunConfig, {**content, "cluster": cluster}, source="run.yaml")
+
+
+def test_pods_of_one_configuration_are_one_pool():
+    """Workers that are begun while Prefect starts are found again by their configuration, mappings in it or not."""
+    found, same = (clustered({**PODS, "kubernetes": {**PODS["kubernetes"], "env": {"A": "b"}}}).cluster for _ in range(2))
+    assert hash(found) == hash(same)
+    assert found == same
+    assert found != clustered(PODS).cluster
 
 
 def test_a_walltime_is_read_as_slurm_reads_it():
@@ -548,7 +558,13 @@ def test_a_walltime_is_read_as_slurm_reads_it():
         ({**SLURM, "slurm": {**SLURM["slurm"], "gpus": 2}}, r"cluster\.slurm\.gpus"),
         ({"security": {"ca_file": "ca.pem"}}, r"cluster\.security"),
         ({"wait_minutes": 0}, r"cluster\.wait_minutes"),
-        ({"kind": "kubernetes"}, r"cluster\.kind"),
+        ({"kind": "cloud"}, r"cluster\.kind"),
+        ({"kind": "kubernetes"}, r"kind kubernetes needs kubernetes \(image, cores\), workers \(pods\), memory_gb \(of a worker\) too"),
+        ({**PODS, "memory_gb": "auto"}, r"kind kubernetes needs memory_gb \(of a worker\) too; see configs/kubernetes\.yaml"),
+        ({**PODS, "kubernetes": {"image": "i", "cores": 1, "user": 0}}, r"cluster\.kubernetes\.user"),
+        ({**PODS, "kubernetes": {"image": "i", "cores": 1, "namespace": "My Lab"}}, r"cluster\.kubernetes\.namespace"),
+        ({**PODS, "kubernetes": {"image": "i", "cores": 1, "volumes": [{"claim": "c", "path": "data"}]}}, r"cluster\.kubernetes\.volumes"),
+        ({**PODS, "kubernetes": {"image": "i", "cores": 1, "tolerations": [{"efect": "NoSchedule"}]}}, r"tolerations"),
     ],
 )
 def test_a_cluster_that_cannot_be_is_refused_with_what_it_lacks(cluster, told):
@@ -563,7 +579,7 @@ def test_a_cluster_of_cards_does_not_compute_on_processors():
         clustered({"kind": "cuda"}, compute={"device": "cpu"})
 
 
-@pytest.mark.parametrize("name", ["local", "cuda", "slurm", "slurm-allocation", "address"])
+@pytest.mark.parametrize("name", ["local", "cuda", "slurm", "slurm-allocation", "kubernetes", "address"])
 def test_each_kind_of_cluster_has_an_example_that_is_one(name):
     """They are what people copy."""
     found = read_config(RunConfig, Path(__file__).parents[1] / "configs" / f"{name}.yaml")

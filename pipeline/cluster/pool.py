@@ -1,4 +1,4 @@
-"""Workers for a run, of whichever kind: processes here, jobs of SLURM, tasks of an allocation, or somebody else's.
+"""Workers for a run, of whichever kind: processes here, jobs of SLURM, tasks of an allocation, pods, or somebody else's.
 
 Each kind is a module with two functions (`Kind`): what its workers have, and how they come to be. This one connects to them.
 """
@@ -31,6 +31,7 @@ KINDS = {
     "cuda": "pipeline.cluster.cuda",
     "slurm": "pipeline.cluster.slurm",
     "slurm-allocation": "pipeline.cluster.allocation",
+    "kubernetes": "pipeline.cluster.kubernetes",
     "address": "pipeline.cluster.address",
 }
 """Where each `cluster.kind` is; imported when it is asked for."""

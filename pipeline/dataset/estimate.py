@@ -8,14 +8,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 
-from pipeline.cluster.pool import machine
+from pipeline.cluster.pool import Crew, machine
 from pipeline.core.plan import Plan
 from pipeline.dataset.outcome import Outcome
 from pipeline.dataset.reprocess import crew_of, shared_machine, typical
 from pipeline.dataset.settings import DatasetConfig, PriceConfig
 from pipeline.dataset.threads import Threads
 from pipeline.dataset.volume import VolumeOfSet, skipped
-from pipeline.errors import PipelineError
+from pipeline.errors import ModelError, PipelineError
 from pipeline.measure import Expectation, expectation
 from pipeline.planning import Machine, make_plan
 
@@ -40,7 +40,7 @@ class Estimate:
         plans: Of those that are to do; their statistics are rough.
         refused: Why others cannot be done, by name.
         workers: That would share them.
-        measured: What the largest volume was found to take, from a few of its turns; None where nothing is to do.
+        measured: What the largest volume was found to take, from a few of its turns; None where that cannot be found here.
         price: Of things.
     """
 
@@ -92,8 +92,10 @@ class Estimate:
         return [*rows, *([("cannot", f"and {len(named) - NAMED} more")] if len(named) > NAMED else [])]
 
     def _time(self) -> str:
-        if self.measured is None:
+        if not self.plans:
             return "none: nothing is to do"
+        if self.measured is None:
+            return "cannot be measured on this machine, which computes otherwise than the workers"
         return (
             f"about {_duration(self.seconds)} with {self.workers} worker(s), {self.worker_seconds / 3600:.2f} worker hours, "
             "from a few slabs of the largest volume computed here"
@@ -102,7 +104,7 @@ class Estimate:
     def _money(self) -> list[tuple[str, str]]:
         hours, stored = self.worker_seconds / 3600, self.output_bytes / 1e12
         rows = []
-        if self.price.worker_hour:
+        if self.price.worker_hour and self.measured:
             rows.append(("workers", f"{hours * self.price.worker_hour:,.2f} {self.price.currency}"))
         if self.price.terabyte_month:
             rows.append(("storage", f"up to {stored * self.price.terabyte_month:,.2f} {self.price.currency} a month"))
@@ -126,12 +128,21 @@ def estimate(
     found = _looked(volumes, offered, on_advance)
     left = [volume for volume, seen in found if not isinstance(seen, Outcome)]
     like = typical(left, offered) if left else None
-    crew = crew_of(left, like, offered) if left else None
-    plans, refused = _planned(left, shared_machine(offered, crew), like) if crew else ([], {})
-    measured = expectation(max(plans, key=lambda plan: plan.cost.multiply_adds), 1) if plans else None
-    return Estimate(
-        len(volumes), len(volumes) - len(left), plans, refused, crew.workers if crew else 0, measured, config.price
-    )
+    crew = crew_of(like, len(left), offered) if like else Crew(1, 1, offered.memory_bytes)
+    plans, refused = _planned(left, shared_machine(offered, crew), like.plan if like else None)
+    measured = _measured(plans)
+    return Estimate(len(volumes), len(volumes) - len(left), plans, refused, crew.workers, measured, config.price)
+
+
+def _measured(plans: Sequence[Plan]) -> Expectation | None:
+    """What the most costly of the plans takes on this machine, where it has what the workers compute on."""
+    if not plans:
+        return None
+    try:
+        return expectation(max(plans, key=lambda plan: plan.cost.multiply_adds), 1)
+    except ModelError as error:
+        log.warning("how long it takes cannot be measured here: %s", error)
+        return None
 
 
 def _looked(

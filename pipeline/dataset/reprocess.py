@@ -10,11 +10,11 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from pipeline.cluster.forwarding import dashboard_link, forwarded
 from pipeline.cluster.pool import Crew, SharedPool, machine, open_pool
+from pipeline.config import RunConfig
 from pipeline.core.plan import Plan
 from pipeline.dataset.outcome import Outcome
 from pipeline.dataset.settings import DatasetConfig
@@ -106,13 +106,16 @@ def _team(
 ) -> Iterator[Team]:
     """Workers for all that is left; what they log goes to the logs of the runs that it is about."""
     like = typical(left, offered)
-    crew = crew_of(left, like, offered)
+    if like is None:  # not one can be planned: each says why, and needs no worker for that
+        yield Team(offered, None, None)
+        return
+    crew = crew_of(like, len(left), offered)
     jobs = RunDirectory(config.home).jobs_path
     with open_pool(config.cluster, crew, jobs) as pool, forwarded(pool.client, config.log.level):
         if link := dashboard_link(pool.client):
             log.info("Dask's dashboard: %s", link)
             on_dashboard(link)
-        yield Team(shared_machine(offered, crew), SharedPool(pool), like)
+        yield Team(shared_machine(offered, crew), SharedPool(pool), like.plan)
 
 
 def shared_machine(offered: Machine, crew: Crew) -> Machine:
@@ -120,27 +123,37 @@ def shared_machine(offered: Machine, crew: Crew) -> Machine:
     return replace(offered, workers=crew.workers, runs=crew.workers)
 
 
-def typical(volumes: Sequence[VolumeOfSet], offered: Machine) -> Plan | None:
-    """The plan of the largest volume that can be opened, roughly; its threads, dtype and device are the set's."""
-    sizes = {volume.name: _voxels(volume) for volume in volumes}
+@dataclass(frozen=True, slots=True)
+class Typical:
+    """The largest volume of a set that can be planned, roughly; its threads, dtype and device are the set's."""
+
+    config: RunConfig
+    plan: Plan
+
+
+def typical(volumes: Sequence[VolumeOfSet], offered: Machine) -> Typical | None:
+    """The one of these; None where none can be planned."""
     runs = replace(offered, runs=len(volumes))
-    for volume in sorted(volumes, key=lambda v: -sizes[v.name]):
+    for _, config in sorted(_sized(volumes), key=lambda found: -found[0]):
         try:
-            return make_plan(volume.run(str(volume.folder / "plan")), runs, rough=True)
+            return Typical(config, make_plan(config, runs, rough=True))
         except PipelineError as error:
-            log.debug("%s cannot say what workers should be: %s", volume.name, error)
+            log.debug("'%s' cannot say what workers should be: %s", config.input.url, error)
     return None
 
 
-def _voxels(volume: VolumeOfSet) -> int:
-    config = volume.run(str(volume.folder / "plan")).input
-    try:
-        return open_volume(config.url, level=config.level, axes=config.axes).description.voxels
-    except PipelineError:
-        return 0
+def _sized(volumes: Sequence[VolumeOfSet]) -> Iterator[tuple[int, RunConfig]]:
+    """Voxels of those that can be opened, and their runs."""
+    for volume in volumes:
+        try:
+            config = volume.run(str(volume.folder / "plan"))
+            found = open_volume(config.input.url, level=config.input.level, axes=config.input.axes)
+        except PipelineError as error:
+            log.debug("%s cannot be opened: %s", volume.name, error)
+        else:
+            yield found.description.voxels, config
 
 
-def crew_of(volumes: Sequence[VolumeOfSet], like: Plan | None, offered: Machine) -> Crew:
-    """Workers for a set: as for a run of as many tiles as there may be at most."""
-    config = volumes[0].run(str(Path(volumes[0].folder) / "plan"))
-    return crew_size(config, offered, like, len(like.grid) * len(volumes)) if like else Crew(1, 1, offered.memory_bytes)
+def crew_of(like: Typical, volumes: int, offered: Machine) -> Crew:
+    """Workers for so many volumes: as for a run of as many tiles as there may be at most."""
+    return crew_size(like.config, offered, like.plan, len(like.plan.grid) * volumes)

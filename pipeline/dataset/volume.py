@@ -32,12 +32,12 @@ class Team:
 
     Args:
         machine: What the workers have.
-        pool: The workers.
+        pool: The workers; None where there is nothing that they could do.
         like: A plan whose threads, dtype and device new plans take.
     """
 
     machine: Machine
-    pool: SharedPool
+    pool: SharedPool | None
     like: Plan | None
 
 

@@ -1,0 +1,331 @@
+"""`cluster.kind: kubernetes`: a pod a worker and one for the scheduler, which Dask's operator makes of a `DaskCluster`.
+
+`manifest` says what they are; the operator's Deployments replace the pods that are lost. dask-kubernetes' `KubeCluster` creates
+the resource and deletes it. What it cannot do is done here: it speaks no TLS, waits for a scheduler for ever, and says of what
+goes wrong that something did.
+
+How the pods end, whatever the driver's end: `KubeCluster.close` deletes the resource; where a driver was killed the operator
+does, two minutes after it (`preload`); and where the driver is a pod, Kubernetes does when that pod is deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import dask
+import kr8s
+from dask_kubernetes.operator import KubeCluster
+from dask_kubernetes.operator._objects import DaskCluster
+from dask_kubernetes.operator.kubecluster.kubecluster import CreateMode
+from distributed.core import rpc
+from distributed.deploy import Cluster
+from distributed.security import Security
+from kr8s.asyncio.objects import Deployment, Pod, Secret, Service
+
+from pipeline.cluster import pods
+from pipeline.cluster.apiserver import SILENT, explained, unreachable
+from pipeline.cluster.manifest import (
+    HTTP_PORT,
+    PORT,
+    Json,
+    Owner,
+    cluster_name,
+    dask_cluster,
+    keys_name,
+    scheduler_url,
+)
+from pipeline.cluster.pool import Crew, Opened
+from pipeline.cluster.security import security_of
+from pipeline.cluster.settings import SETTINGS
+from pipeline.config import ClusterConfig, KubernetesConfig, TlsConfig
+from pipeline.errors import ConfigError, InferenceError
+from pipeline.planning import Machine
+
+log = logging.getLogger("pipeline")
+
+OPERATOR_SECONDS = 60
+"""So long until the operator has seen a new cluster; it takes less than one where it runs."""
+
+HOPELESS_SECONDS = 120
+"""So long a pod may be in a state that seldom mends itself: a registry that is away for a moment."""
+
+LOOK_SECONDS = 5.0
+"""Between two looks at the pods."""
+
+IN_VAIN = 3
+"""So many starts of containers (or as many as there are workers), none of which joined, end the run."""
+
+CLOSE_SECONDS = 60
+"""To delete a cluster; the operator deletes it later where this did not."""
+
+LOG_LINES = 8
+"""Of a container that ended, quoted in an error."""
+
+
+def machine(config: ClusterConfig) -> Machine:
+    """What all workers have together; the API is not asked."""
+    asked, workers, memory_bytes = _asked(config)
+    return Machine(asked.cores * workers, memory_bytes * workers, workers, "cuda" if asked.gpus else "cpu")
+
+
+@contextmanager
+def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
+    """Pods, running or on their way; all are deleted at the end.
+
+    Raises:
+        ConfigError: There is no API, or no operator, or it refuses such pods.
+        InferenceError: The scheduler's pod does not come.
+    """
+    asked, _, _ = _asked(config)
+    name = cluster_name(folder.parent.name.removesuffix(".run"), uuid.uuid4().hex[:8])
+    security, keys = _security(config)
+    manifest = dask_cluster(asked, crew, name, encrypted=security is not None, owner=_owner(os.environ, asked.namespace))
+    with dask.config.set(SETTINGS), _Pods(manifest, security, keys, config.wait_seconds) as cluster:
+        cluster.begin()
+        log.info("DaskCluster %s in namespace %s", name, asked.namespace)
+        yield Opened(cluster, security, tend=_Watch(cluster, crew.workers).tend)
+
+
+def _asked(config: ClusterConfig) -> tuple[KubernetesConfig, int, int]:
+    """What pods shall be, how many workers there shall be, and bytes of each."""
+    if config.kubernetes is None or config.workers == "auto" or config.memory_gb == "auto":
+        raise ConfigError("cluster.kind kubernetes needs cluster.kubernetes, workers and memory_gb; see configs/kubernetes.yaml.")
+    return config.kubernetes, config.workers, int(config.memory_gb * 1e9)
+
+
+def _owner(environment: Mapping[str, str], namespace: str) -> Owner | None:
+    """The driver's own pod, as deploy/kubernetes tells it; one of another namespace can own nothing."""
+    found = [environment.get(f"HALOTILE_POD_{part}") for part in ("NAME", "UID", "NAMESPACE")]
+    return Owner(str(found[0]), str(found[1])) if all(found) and found[2] == namespace else None
+
+
+def _security(config: ClusterConfig) -> tuple[Security | None, dict[str, str]]:
+    """How to talk to the scheduler, and the files that its pods need for it: the site's, or the run's own."""
+    if config.security == "none":
+        return None, {}
+    if isinstance(config.security, TlsConfig):
+        files = {"ca.pem": config.security.ca_file, "cert.pem": config.security.cert_file, "key.pem": config.security.key_file}
+        return security_of(config.security), {name: Path(file).read_text() for name, file in files.items()}
+    found = Security.temporary()
+    own = {"ca.pem": found.tls_ca_file, "cert.pem": found.tls_scheduler_cert, "key.pem": found.tls_scheduler_key}
+    return found, {name: str(text) for name, text in own.items()}
+
+
+class _Pods(KubeCluster):
+    """KubeCluster with TLS, an end to its waiting, and errors that say what to do."""
+
+    def __init__(self, manifest: Json, security: Security | None, keys: Mapping[str, str], wait_seconds: float) -> None:
+        self.security, self._keys, self._wait_seconds = security, keys, wait_seconds
+        self._resource: DaskCluster | None = None
+        self._forward: Any = None
+        self._api: Any = None
+        super().__init__(
+            custom_cluster_spec=manifest,
+            namespace=manifest["metadata"]["namespace"],
+            create_mode=CreateMode.CREATE_ONLY,
+            quiet=True,
+        )
+
+    def begin(self) -> None:
+        """Create the pods, and connect to their scheduler; deletes what there is when it fails.
+
+        Raises:
+            ConfigError, InferenceError: It cannot be had.
+        """
+        self.sync(self._begin)
+
+    async def _begin(self) -> None:
+        with explained(self.namespace):
+            try:
+                self._api = await kr8s.asyncio.api()
+            except (ValueError, KeyError) as error:  # no configuration at all, or one that is none
+                raise unreachable(error) from error
+            await super()._start()
+
+    async def _start(self) -> None:
+        """Nothing in the constructor: what begins there cannot be ended where it is interrupted."""
+
+    async def _watch_component_status(self) -> None:
+        """Nothing: it is for a table on a terminal."""
+
+    @property
+    def dashboard_link(self) -> str:
+        """None is served."""
+        return ""
+
+    @property
+    def selector(self) -> str:
+        return f"dask.org/cluster-name={self.name}"
+
+    async def _create_cluster(self) -> None:
+        resource = await DaskCluster(self._custom_cluster_spec, namespace=self.namespace)
+        await resource.create()
+        self._resource = resource
+        if self._keys:
+            await (await Secret(_secret(self._keys, resource.raw["metadata"]), namespace=self.namespace)).create()
+        await self._actioned(resource)
+        await self._scheduler_ready()
+        address = await self._address()
+        arguments = self.security.get_connection_args("client") if self.security else {}
+        self.scheduler_comm = rpc(address, connection_args=arguments)
+
+    async def _actioned(self, resource: DaskCluster) -> None:
+        """The operator has seen it."""
+        deadline = time.monotonic() + OPERATOR_SECONDS
+        while "phase" not in (resource.raw.get("status") or {}):
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"Kubernetes took the DaskCluster '{self.name}', but nobody acted upon it for {OPERATOR_SECONDS} s: Dask's "
+                    f"operator does not run, or does not watch namespace '{self.namespace}'. Look at its pod (kubectl get pods -A "
+                    "-l app.kubernetes.io/name=dask-kubernetes-operator); deploy/kubernetes/README.md installs it."
+                )
+            await asyncio.sleep(0.5)
+            await resource.refresh()
+
+    async def _scheduler_ready(self) -> None:
+        began = hopeful = time.monotonic()
+        while True:
+            found = await self.listed(Pod, "scheduler")
+            if any(map(pods.is_ready, found)):
+                return
+            now = time.monotonic()
+            in_vain = pods.restarts(found) >= IN_VAIN
+            if not (found and all(map(pods.is_hopeless, found))):
+                hopeful = now
+            if in_vain or now - hopeful > HOPELESS_SECONDS or now - began > self._wait_seconds:
+                raise await self.useless("scheduler", found)
+            await asyncio.sleep(0.5)
+
+    async def listed(self, kind: type[Pod] | type[Deployment], component: str) -> list[Json]:
+        """What the API says of this cluster's pods or Deployments of a component."""
+        selector = f"{self.selector},dask.org/component={component}"
+        return [found.raw.to_dict() async for found in kind.list(namespace=self.namespace, label_selector=selector)]
+
+    async def useless(self, component: str, found: list[Json]) -> InferenceError:
+        """The error of pods that do not come to run."""
+        told = pods.described(found, await self.listed(Deployment, component))
+        ended = [pod for pod in found if pods.last_end(pod)]
+        if ended:
+            told += f"; the last ended with {pods.last_end(ended[-1])}. Its log ends with:\n{await self._log_of(ended[-1])}\n"
+        return InferenceError(
+            f"The {component} of DaskCluster '{self.name}' in namespace '{self.namespace}' did not start: {told.rstrip('.')}. "
+            "Likely the image (cluster.kubernetes.image, image_pull_secrets), a Secret or claim that is not there, resources "
+            "that no node has (cores, memory_gb, gpus, node_selector, tolerations), a quota, or pods that cannot reach one "
+            "another. Run again to resume: what is finished is kept."
+        )
+
+    async def _log_of(self, pod: Json) -> str:
+        """The last lines of a container's end."""
+        container = await Pod(pod, namespace=self.namespace)
+        try:
+            lines = [line async for line in container.logs(previous=True, tail_lines=LOG_LINES)]
+        except (*SILENT, kr8s.ServerError) as error:
+            return f"    (not to be had: {error})"
+        return "\n".join(f"    {line}" for line in lines) or "    (nothing)"
+
+    async def _address(self) -> str:
+        """Of the scheduler, as it is reached from here: by its Service, or, from outside, through the API."""
+        encrypted = self.security is not None
+        if "KUBERNETES_SERVICE_HOST" in os.environ:
+            return scheduler_url(self.name, self.namespace, encrypted=encrypted)
+        service = await Service.get(f"{self.name}-scheduler", namespace=self.namespace, timeout=OPERATOR_SECONDS)
+        self._forward = service.portforward(PORT, local_port="auto")
+        port = await self._forward.start()
+        self.forwarded_dashboard_port = HTTP_PORT
+        return f"{'tls' if encrypted else 'tcp'}://127.0.0.1:{port}"
+
+    def close(self, timeout: float = CLOSE_SECONDS) -> None:
+        """Delete the pods; what cannot be deleted is told, and no reason to fail a run that is done."""
+        try:
+            super().close(timeout)
+        except (*SILENT, kr8s.ServerError) as error:
+            log.warning(
+                "DaskCluster %s could not be deleted (%s): the operator does it two minutes after this run; or kubectl -n %s delete daskcluster %s",
+                *(self.name, error or type(error).__name__, self.namespace, self.name),
+            )
+        finally:
+            self.sync(self._disconnect)
+            self._loop_runner.stop()
+
+    async def _disconnect(self) -> None:
+        """Close what kr8s leaves open with its loop."""
+        if self._api is not None and self._api._session is not None:
+            await self._api._session.aclose()
+
+    async def _close(self, timeout: float = CLOSE_SECONDS) -> None:
+        await Cluster._close(self)
+        if self._forward is not None:
+            await self._forward.stop()
+            self._forward = None
+        if self._resource is None:
+            return
+        resource, self._resource = self._resource, None
+        with suppress(kr8s.NotFoundError):
+            await resource.delete()
+        deadline = time.monotonic() + timeout
+        while await resource.exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"it is still there after {timeout:.0f} s")
+            await asyncio.sleep(0.2)
+
+
+class _Watch:
+    """Looks at the workers' pods while a run goes on. Nothing is replaced here: the operator's Deployments do that."""
+
+    def __init__(self, cluster: _Pods, wanted: int) -> None:
+        self._cluster, self._wanted = cluster, wanted
+        self._looked, self._hopeful = -LOOK_SECONDS, time.monotonic()
+        self._told = ""
+        self._joined = False
+        self._asked: Future[str] | None = None
+
+    def tend(self) -> str:
+        """How the pods are, some seconds ago; tiles do not wait for a slow API.
+
+        Raises:
+            InferenceError: Worker after worker ends before it has joined, or none can start: more of them would too.
+        """
+        self._joined = self._joined or bool(self._cluster.scheduler_info["workers"])
+        if self._asked is not None and self._asked.done():
+            found, self._asked = self._asked, None
+            try:
+                self._told = found.result()
+            except (*SILENT, kr8s.ServerError) as error:
+                self._told = f"Kubernetes does not say how the pods are ({error})"
+        if self._asked is None and time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._asked = asyncio.run_coroutine_threadsafe(self._look(), self._cluster.loop.asyncio_loop)
+        return self._told
+
+    async def _look(self) -> str:
+        found = await self._cluster.listed(Pod, "worker")
+        if self._joined or not found or not all(map(pods.is_hopeless, found)):
+            self._hopeful = time.monotonic()
+        in_vain = not self._joined and pods.restarts(found) >= max(IN_VAIN, self._wanted)
+        if in_vain or time.monotonic() - self._hopeful > HOPELESS_SECONDS:
+            raise await self._cluster.useless("worker", found)
+        deployments = [] if len(found) >= self._wanted else await self._cluster.listed(Deployment, "worker")
+        return pods.described(found, deployments)
+
+
+def _secret(keys: Mapping[str, str], owner: Json) -> Json:
+    """The certificates, which go with their DaskCluster."""
+    reference = {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskCluster", "name": owner["name"], "uid": owner["uid"]}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": keys_name(owner["name"]), "labels": dict(owner["labels"]), "ownerReferences": [reference]},
+        "type": "Opaque",
+        "immutable": True,
+        "data": {name: b64encode(text.encode()).decode() for name, text in keys.items()},
+    }
