@@ -14,7 +14,8 @@ from pipeline.dataset.rows import Row
 from pipeline.errors import ConfigError
 from pipeline.storage.foreign import foreign_place
 from pipeline.storage.kinds import HOLDERS, VOLUMES, Sight, looked_at, members
-from pipeline.storage.listing import STORE_FILES, Item, Matches, children, is_pattern, matching
+from pipeline.storage.listing import Item, children
+from pipeline.storage.patterns import STORE_FILES, Matches, is_pattern, matching
 
 NAMED = 8
 """Things that an error names at most."""
