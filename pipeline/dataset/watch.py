@@ -44,6 +44,7 @@ def watch(config: DatasetConfig, on_begin: Callable[[Round], Callable[[Outcome],
         marker=rule.marker,
         level=found.input.level,
         axes=found.input.axes,
+        clock=rule.clock,
     )
     arrivals = inbox.look()
     volumes = [_volume(found, arrival) for arrival in arrivals]
