@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from pipeline import stages
-from pipeline.dataset.catalogue import read_catalogue
+from pipeline.dataset.catalogue import Entry, read_catalogue
 from pipeline.dataset.outcome import Outcome
 from pipeline.dataset.search import LeftOut
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.summary import FILES, Summary
 from pipeline.dataset.volume import VolumeOfSet
-from pipeline.errors import StorageError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.logs import logged
 from pipeline.registry import with_model
 from pipeline.storage.objects import ObjectStore, told
@@ -134,7 +134,22 @@ def volumes_of(config: DatasetConfig, *, moved: bool = False) -> tuple[list[Volu
     """
     found = with_one_model(config)
     catalogue = read_catalogue(config.source)
+    _check_names(catalogue)
     return [VolumeOfSet(found, entry, moved=moved) for entry in catalogue], catalogue.left_out
+
+
+def _check_names(catalogue: Iterable[Entry]) -> None:
+    """Refuse volumes whose folders would lie where the summary does.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    taken = [entry.name for entry in catalogue if entry.name.lower() in FILES]
+    if taken:
+        raise ConfigError(
+            f"Volumes cannot be called {', '.join(taken)}: these are the files of the dataset's summary. Give them other names in "
+            "the catalogue."
+        )
 
 
 def with_one_model(config: DatasetConfig) -> DatasetConfig:

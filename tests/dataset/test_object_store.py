@@ -13,7 +13,6 @@ from pipeline.storage.objects import ObjectStore, s3
 from pipeline.storage.publication import read_current
 from tests.dataset.dataset_cases import DataSet, make_dataset
 from tests.dataset.test_reprocess import go
-from tests.storage.conftest import bucket, s3_environment, s3_server  # noqa: F401 - fixtures
 
 
 def image_of(output: str, name: str) -> str:
@@ -27,7 +26,7 @@ def array_at(url: str) -> np.ndarray:
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, bucket: str) -> DataSet:  # noqa: F811 - the fixture
+def dataset(tmp_path: Path, bucket: str) -> DataSet:
     """Two volumes in a bucket, and outputs to another place in it."""
     made = make_dataset(tmp_path, volumes=2)
     s3().put(str(tmp_path / "volumes"), f"{bucket}/volumes", recursive=True)

@@ -107,6 +107,7 @@ def test_another_volume_under_the_same_name_is_refused_and_one_that_moved_is_not
     ("keys", "error", "said"),
     [
         ({"volumes": "/nowhere/*.zarr"}, (ConfigError, StorageError), "nowhere"),
+        ({"volumes": [{"url": "/data/x.zarr", "name": "summary.html"}]}, ConfigError, "the dataset's summary"),
         ({"model": {"name": "nose"}}, ModelError, "Did you mean 'noise'?"),
     ],
 )

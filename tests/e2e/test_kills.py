@@ -49,13 +49,14 @@ def computing(command: Command, run: Run, tiles: int) -> None:
     assert command.is_running(), command.wait() or command.error
 
 
+@pytest.mark.timeout(900)  # a minute on a quiet machine
 def test_a_second_run_is_refused_and_an_interrupted_one_resumes(started, tmp_path, pooled):
     """Two drivers at once, then Ctrl-C, then the same command: what everybody does sooner or later."""
-    run = slow(tmp_path, tiles=80)
+    run = slow(tmp_path, tiles=60)
     first = started("run", run.yaml)
-    computing(first, run, tiles=2)
+    computing(first, run, tiles=1)
 
-    second = started("run", run.yaml)
+    second = started("run", run.yaml, "--no-prefect")  # which is quicker, on a busy machine too
     assert second.wait() == 2
     assert f"is being written by another run (process {first.process.pid}" in second.error
     assert "Traceback" not in second.error
@@ -63,19 +64,19 @@ def test_a_second_run_is_refused_and_an_interrupted_one_resumes(started, tmp_pat
 
     ends_in_order(first, first.interrupt)
     kept = len(done_entries(run.directory))
-    assert 2 <= kept < 80
+    assert 1 <= kept < 60
 
     third = started("run", run.yaml)
-    computing(third, run, tiles=kept + 2)
+    computing(third, run, tiles=kept + 1)
     ends_in_order(third, third.process.terminate)  # what a batch system does first
     more = len(done_entries(run.directory)) - kept
-    assert 2 <= more < 80 - kept
+    assert 1 <= more < 60 - kept
 
     stages.plan(run.config)
-    assert stages.infer(run.config).tiles == 80 - kept - more
-    assert Counter(done_entries(run.directory)) == Counter(range(80))
+    assert stages.infer(run.config).tiles == 60 - kept - more
+    assert Counter(done_entries(run.directory)) == Counter(range(60))
     assert stages.verify(run.config).complete
-    assert [s.tiles for s in sessions(run.directory)] == [kept, more, 80 - kept - more]
+    assert [s.tiles for s in sessions(run.directory)] == [kept, more, 60 - kept - more]
 
 
 def ends_in_order(command: Command, signalled: Callable[[], object]) -> None:

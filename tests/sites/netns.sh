@@ -17,7 +17,8 @@ net=${SITE_NET:-10.77.0}
 up() {
     local i
     ((EUID == 0)) || { echo "netns.sh: needs root" >&2; exit 69; }
-    command -v ip >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends iproute2 >/dev/null; } || exit 69
+    command -v ip >/dev/null || flock /tmp/halotile-apt.lock bash -c \
+        'apt-get update -qq && apt-get install -y -qq --no-install-recommends iproute2 >/dev/null' || exit 69
     ip link add "${prefix}br" type bridge || { echo "netns.sh: remains of a run that was killed? netns.sh down" >&2; exit 69; }
     ip addr add "$net.1/24" dev "${prefix}br"
     ip link set "${prefix}br" up

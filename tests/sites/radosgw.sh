@@ -21,8 +21,8 @@ install() {
     local tool
     for tool in ceph-mon ceph-osd radosgw radosgw-admin curl; do
         command -v "$tool" >/dev/null && continue
-        apt-get update -qq && apt-get install -y -qq --no-install-recommends \
-            ceph-mon ceph-osd ceph-common radosgw curl >/dev/null
+        flock /tmp/halotile-apt.lock bash -c 'apt-get update -qq && apt-get install -y -qq --no-install-recommends \
+            ceph-mon ceph-osd ceph-common radosgw curl >/dev/null'
         return
     done
 }

@@ -19,7 +19,8 @@ install() {
     local tool
     for tool in munged slurmctld slurmd sbatch; do
         command -v "$tool" >/dev/null && continue
-        apt-get update -qq && apt-get install -y -qq --no-install-recommends munge slurmctld slurmd slurm-client >/dev/null
+        flock /tmp/halotile-apt.lock bash -c \
+            'apt-get update -qq && apt-get install -y -qq --no-install-recommends munge slurmctld slurmd slurm-client >/dev/null'
         return
     done
 }
