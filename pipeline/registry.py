@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pipeline.config import ModelConfig, Whole
+from pipeline.durable import sync
 from pipeline.errors import ModelError
 
 FORMAT = 1
@@ -213,7 +214,7 @@ def _replace(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.part")  # one, as only the holder of the lock writes
     _write(part, text)
     part.replace(path)
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
@@ -277,13 +278,13 @@ def _place(folder: Path, version: int, sources: dict[str, Path], metrics: str | 
             raise ModelError(
                 f"Checkpoint '{sources[CHECKPOINT]}' changed while it was copied. Register it when it is done."
             )
-        _sync_folder(part)
+        sync(part)
         part.rename(folder / str(version))
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    _sync_folder(folder)
-    _sync_folder(folder.parent)
+    sync(folder)
+    sync(folder.parent)
 
 
 def _check_file(entry: Entry) -> None:
@@ -313,15 +314,6 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 AnyRun = TypeVar("AnyRun", bound=Whole)

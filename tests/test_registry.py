@@ -165,14 +165,14 @@ STEPS = [
     ("_copy", 1),
     ("_write", 1),
     ("_digest", 2),
-    ("_sync_folder", 1),
-    ("_sync_folder", 2),
+    ("sync", 1),
+    ("sync", 2),
     ("_replace", 1),
     ("_write", 2),
 ]
 
 
-@pytest.mark.parametrize("step", [*STEPS, ("_sync_folder", 4)], ids=lambda step: f"{step[0]} {step[1]}")
+@pytest.mark.parametrize("step", [*STEPS, ("sync", 4)], ids=lambda step: f"{step[0]} {step[1]}")
 def test_a_kill_anywhere_leaves_the_index_whole(tmp_path, step):
     """What was there is there, and the next registration works; a number that was given is not given again."""
     register(tmp_path / "r", "em", made(tmp_path, b"first"))
@@ -181,7 +181,7 @@ def test_a_kill_anywhere_leaves_the_index_whole(tmp_path, step):
     job.start()
     job.join(30)
     assert job.exitcode == -signal.SIGKILL, "the step was never reached"
-    done = step == ("_sync_folder", 4)  # after the index was replaced: the version is there
+    done = step == ("sync", 4)  # after the index was replaced: the version is there
     assert [entry.version for entry in versions(tmp_path / "r", "em")] == ([1, 2] if done else [1])
     assert resolve(tmp_path / "r", "em", 1).path.read_bytes() == b"first"
     entry = register(tmp_path / "r", "em", made(tmp_path, b"third"))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.versions import Keep, Version, expired
+from pipeline.durable import sync
 from pipeline.errors import StorageError
 from pipeline.storage.version_folder import RECORD, VERSIONS, Published, VersionFolder, published_in
 
@@ -83,11 +84,7 @@ class LinkedPublication:
         beside = self.folder / f".{LINK}-{uuid.uuid4().hex}"
         beside.symlink_to(target)
         beside.replace(self.folder / LINK)
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(self.folder)
 
     def expire(self, keep: Keep, now: datetime, spare: Collection[str] = ()) -> list[str]:
         """Remove the versions that may go; never the current one, nor one that a run writes to, nor those of `spare`.

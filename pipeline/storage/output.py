@@ -8,7 +8,6 @@ would otherwise be read and merged. All-fill units leave no object: only the led
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from zarr.storage import LocalStore, MemoryStore, WrapperStore
 from pipeline.core.box import Box, Triple
 from pipeline.core.ledger import Units
 from pipeline.core.plan import Plan
+from pipeline.durable import sync
 from pipeline.errors import StorageError
 from pipeline.storage.ngff import image_attributes
 
@@ -49,13 +49,9 @@ class RecordingStore(WrapperStore[LocalStore]):
 
 
 def synced(path: Path) -> None:
-    """Flush a file and its folder: a full disk under the page cache tells nobody before this."""
-    for target in (path, path.parent):
-        handle = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    """Flush a file and its folder."""
+    sync(path)
+    sync(path.parent)
 
 
 class Output:

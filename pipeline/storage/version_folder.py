@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.versions import Version
-from pipeline.durable import replace
+from pipeline.durable import replace, sync
 from pipeline.errors import BusyError, StorageError
 from pipeline.storage.output import FINGERPRINT_ATTRIBUTE
 from pipeline.storage.rundir import RunDirectory
@@ -159,9 +159,9 @@ class VersionFolder:
         """Flush what a run need not: the names in all folders of a version, and its metadata. Chunks were, one by one."""
         for folder, _, files in os.walk(self.home(fingerprint), topdown=False):
             for path in (*(Path(folder, file) for file in files if file.endswith(".json")), Path(folder)):
-                _sync(path)
+                sync(path)
         for above in (self.folder / VERSIONS, self.folder, self.folder.parent):
-            _sync(above)
+            sync(above)
 
     def write_record(self, found: Published) -> None:
         """Say of a version that it was published.
@@ -190,7 +190,7 @@ class VersionFolder:
         if home.is_dir():
             hidden = home.with_name(f"{GONE}-{fingerprint}-{uuid.uuid4().hex}")
             home.rename(hidden)
-            _sync(home.parent)
+            sync(home.parent)
             shutil.rmtree(hidden)
 
     def sweep(self) -> None:
@@ -269,11 +269,3 @@ def _unverified(image: Path, fingerprint: str) -> str | None:
         return None if said["complete"] is True else f"its verification found that {said['missing'] + said['invalid']} tiles lack"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"'{directory.verification_path}' cannot be read ({type(error).__name__}: {error})"
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
