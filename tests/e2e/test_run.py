@@ -131,6 +131,7 @@ def test_the_run_directory_holds_no_leftovers(finished):
         "report.json",
         "report.html",
         "slices.png",
+        "thumbnail.png",
     }
     assert names == artifacts | {"driver.lock", "tiles.lock", "prefect.log"}
     assert not list(finished.output.rglob("*.partial"))
