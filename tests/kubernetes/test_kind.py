@@ -237,7 +237,10 @@ def test_a_scheduler_for_which_no_node_has_room_is_waited_for_so_long(operator, 
 
 def test_a_scheduler_that_cannot_start_is_told_with_the_end_of_its_log(operator, tmp_path):
     """An image without Halotile in it, say."""
-    operator.nodes.environment["PYTHONPATH"] = str(ROOT / "tests/kubernetes/names")
+    without = tmp_path / "image" / "pipeline"  # found before one that is installed
+    without.mkdir(parents=True)
+    (without / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'pipeline'\")")
+    operator.nodes.environment["PYTHONPATH"] = f"{without.parent}:{ROOT / 'tests/kubernetes/names'}"
     operator.api.default_log = "ModuleNotFoundError: No module named 'pipeline'"
     told = refusal(tmp_path)
     assert "did not start" in told
