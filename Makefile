@@ -41,7 +41,7 @@ test: lint ## lint, then all tests; ARGS="-k grid" reaches pytest
 	$(BIN)/python -m pytest $(ARGS)
 
 test-cluster: $(READY) ## tests on real servers, as root on Debian: SLURM, S3, Prefect, cut networks; ARGS as above
-	$(BIN)/python -m pytest -m site -n 2 --dist loadgroup tests/sites tests/kubernetes $(ARGS)
+	bash tests/sites/side_by_side.sh $(BIN)/python $(ARGS)
 
 bench: $(READY) ## compare with one whole pass and with others; writes docs/benchmarks.md, in half an hour
 	$(BIN)/python -m pip install -qq -c deploy/constraints.txt -e '.[bench]'

@@ -25,7 +25,7 @@ from tests.kubernetes.fake_nodes import ROOT
 from tests.pipeline_cases import make_run, stored_objects
 
 IMAGE = "registry.example.org/halotile:1"
-pytestmark = [pytest.mark.site, pytest.mark.xdist_group("servers")]
+pytestmark = pytest.mark.site
 
 TRIED = Work(work.ready, work.nothing, "run")
 

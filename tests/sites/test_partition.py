@@ -17,7 +17,7 @@ from tests.e2e.commands import ROOT, wait_until
 from tests.pipeline_cases import stored_objects
 from tests.sites.site_cases import TILES, done, site_run
 
-pytestmark = [pytest.mark.site, pytest.mark.xdist_group("networks"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.site, pytest.mark.timeout(400)]
 
 SITE = ROOT / "tests" / "sites"
 

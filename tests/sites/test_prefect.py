@@ -17,7 +17,7 @@ from tests.pipeline_cases import Run, done_entries, make_run, stored_objects
 from tests.sites.postgres_cases import postgres
 from tests.sites.prefect_cases import Site, engines, eventually, family, kill_family
 
-pytestmark = [pytest.mark.site, pytest.mark.xdist_group("servers"), pytest.mark.timeout(900)]  # a machine that does other things is three times as slow
+pytestmark = [pytest.mark.site, pytest.mark.timeout(900)]  # a machine that does other things is three times as slow
 
 LOST_SECONDS = 40
 """As short as the command allows: a run gives a sign of life every 30 s."""

@@ -31,7 +31,7 @@ from tests.storage.publishing_cases import (
     told,
 )
 
-pytestmark = [pytest.mark.site, pytest.mark.xdist_group("servers"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.site, pytest.mark.timeout(120)]
 
 A, B = fingerprint(1), fingerprint(2)
 
