@@ -15,9 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from httpx import HTTPError
 from prefect import flow, runtime
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Failed
 
@@ -86,8 +88,12 @@ def _segment_volume(name: str, url: str) -> Any:  # noqa: ARG001 - what Prefect'
 def _as_sub_flow(volume: VolumeOfSet, team: Team) -> Outcome:
     here = _InHand(volume, team)
     _in_hand.set(here)  # this thread's context is its own
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # its end would cost a second; the parent has one
-        state: State = _segment_volume(volume.name, volume.entry.url, return_state=True)
+    try:
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # its end would cost a second; the parent has one
+            state: State = _segment_volume(volume.name, volume.entry.url, return_state=True)
+    except (HTTPError, PrefectException) as error:  # costs the volume's place on the page, not the volume
+        log.warning("%s is not shown as it is on Prefect's page: %s", volume.name, str(error).splitlines()[0])
+        return here.outcome[0] if here.outcome else segment(volume, team)
     if state.is_cancelled():
         raise KeyboardInterrupt
     if not here.outcome:  # Prefect itself failed
@@ -213,4 +219,7 @@ def _show(summary: Summary) -> None:
         }
         for outcome in summary.ordered[:ROWS]
     ]
-    create_table_artifact(rows, key="halotile-summary", description=f"{summary.output}\n\n{summary.told()}")
+    try:
+        create_table_artifact(rows, key="halotile-summary", description=f"{summary.output}\n\n{summary.told()}")
+    except (HTTPError, PrefectException) as error:
+        log.warning("the summary is not on Prefect's page, but in the dataset's folder: %s", str(error).splitlines()[0])

@@ -1,0 +1,41 @@
+"""What becomes of a volume whose sub-flow Prefect cannot record."""
+
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from prefect.exceptions import PrefectHTTPStatusError
+
+from flows import dataset
+from pipeline.dataset.outcome import Outcome
+
+DONE = Outcome("v00", "/data/v00.zarr", "done")
+
+
+def unavailable(*_: object, **__: object) -> None:
+    """As a server says whose database is locked for too long."""
+    request = httpx.Request("POST", "http://127.0.0.1/api/task_runs/")
+    raise PrefectHTTPStatusError("503 Service Unavailable", request=request, response=httpx.Response(503, request=request))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_server_that_is_too_busy_costs_a_volume_its_place_on_the_page_and_nothing_else(monkeypatch, caplog, when):
+    """Hundreds of volumes and SQLite: what cannot be recorded is still computed, once."""
+    computed = []
+
+    def segment(volume, team):
+        computed.append(volume.name)
+        return DONE
+
+    def sub_flow(*_: object, **__: object) -> None:
+        if when == "after":
+            dataset._in_hand.get().outcome.append(segment(volume, None))
+        unavailable()
+
+    volume = SimpleNamespace(name="v00", entry=SimpleNamespace(url="/data/v00.zarr"))
+    monkeypatch.setattr(dataset, "segment", segment)
+    monkeypatch.setattr(dataset, "_segment_volume", sub_flow)
+    monkeypatch.setattr(dataset.log, "propagate", True)
+    assert dataset._as_sub_flow(volume, None) == DONE
+    assert computed == ["v00"]
+    assert "not shown as it is on Prefect's page" in caplog.text
