@@ -54,8 +54,13 @@ def _heed(directory: RunDirectory, token: str, over: threading.Event) -> None:
     """End this process as Ctrl-C does, once somebody asks for it."""
     while not over.wait(HEED_SECONDS):
         if directory.heed(token):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), _interrupting())
             return
+
+
+def _interrupting() -> signal.Signals:
+    """What ends this process in order. One that a script started in the background ignores Ctrl-C."""
+    return signal.SIGTERM if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else signal.SIGINT
 
 
 def cancel(output: str, wait_seconds: float = CANCEL_SECONDS) -> Progress | None:
