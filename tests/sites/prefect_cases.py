@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -192,18 +193,35 @@ class Site:
 
     # --- below the API ------------------------------------------------------------------------------------------------
 
-    def rows(self) -> dict[str, int]:
-        """Rows of the tables of SQLite that grow with runs."""
-        tables = ("flow_run", "task_run", "flow_run_state", "task_run_state", "artifact", "log", "events")
+    def rows_of(self, flow_run: str) -> Counter[str]:
+        """Rows that SQLite holds of one flow run, by table, and of events by their name; not what others leave meanwhile."""
+        of_tasks = "select id from task_run where flow_run_id = ?"
+        counted = {
+            "task_run": "flow_run_id = ?",
+            "flow_run_state": "flow_run_id = ?",
+            "task_run_state": f"task_run_id in ({of_tasks})",
+            "artifact": "flow_run_id = ?",
+            "log": "flow_run_id = ?",
+        }
         with contextlib.closing(sqlite3.connect(f"file:{self.home}/prefect.db?mode=ro", uri=True)) as database:
-            return {name: database.execute(f"select count(*) from {name}").fetchone()[0] for name in tables}
+            found = Counter(
+                {
+                    table: database.execute(f"select count(*) from {table} where {which}", [flow_run]).fetchone()[0]
+                    for table, which in counted.items()
+                }
+            )
+            named = database.execute(
+                "select event, count(*) from events where instr(resource_id || related_resource_ids, ?) group by event", [flow_run]
+            )
+            found.update(dict(named))
+        return found
 
-    def settled_rows(self) -> dict[str, int]:
-        """Rows once they have not grown for eight seconds: the server records events when it has time."""
-        found, since = self.rows(), time.monotonic()
+    def settled_rows_of(self, flow_run: str) -> Counter[str]:
+        """Rows of a run once they have not grown for eight seconds: the server records events when it has time."""
+        found, since = self.rows_of(flow_run), time.monotonic()
         while time.monotonic() - since < 8:
             time.sleep(0.3)
-            if (now := self.rows()) != found:
+            if (now := self.rows_of(flow_run)) != found:
                 found, since = now, time.monotonic()
         return found
 
