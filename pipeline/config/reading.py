@@ -1,0 +1,139 @@
+"""YAML in, checked objects out; all that is wrong with one is told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.config.problems import violations
+from pipeline.config.section import Section, expanded
+from pipeline.credentials import carried, shown
+from pipeline.errors import ConfigError
+
+AnyConfig = TypeVar("AnyConfig", bound="Section")
+
+TOLD = 30
+"""Problems that one error tells at most: a file that is no configuration at all has hundreds."""
+
+
+def read_config(cls: type[AnyConfig], path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
+    """Read one YAML into `cls`.
+
+    Args:
+        cls: The object wanted.
+        path: The YAML; paths in it are relative to the working directory, `${NAME}` is taken from the environment.
+        overrides: `key.key=value` each, applied in order; values are YAML.
+
+    Raises:
+        ConfigError: Everything that is wrong with it, at once.
+    """
+    return validated(cls, read_content(path, overrides), source=str(path))
+
+
+def read_content(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What one YAML says, overridden, with nothing expanded or checked yet.
+
+    Raises:
+        ConfigError: It cannot be read, or is not keys and values.
+    """
+    content = _load_yaml(Path(path))
+    for override in overrides:
+        _override(content, override)
+    return content
+
+
+def validated(cls: type[AnyConfig], content: Any, *, source: str) -> AnyConfig:
+    """`content` as a `cls`.
+
+    Raises:
+        ConfigError: Everything that is wrong with it, at once.
+    """
+    try:
+        return cls.model_validate(content)
+    except ValidationError as error:
+        problems = violations(cls, error.errors())
+        title = f"Configuration '{source}' cannot be a run ({len(problems)} problem{'s'[: len(problems) > 1]}):"
+        more = [f"and {len(problems) - TOLD} more"] if len(problems) > TOLD else []
+        raise ConfigError("\n".join([title, *(f"  {p}" for p in [*problems[:TOLD], *more])])) from error
+
+
+def as_parameters(cls: type[AnyConfig], content: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """`content` for another process, which has another working directory: checked, and with local paths made absolute.
+
+    `${NAME}` stays as written, so that what it stands for is kept nowhere.
+
+    Raises:
+        ConfigError: It is no `cls`.
+    """
+    return _placed(content, validated(cls, content, source=source).model_dump(mode="json"))
+
+
+def _placed(written: Any, found: Any) -> Any:
+    """What was written, with paths as they were found to be: the only texts that a configuration changes."""
+    if isinstance(written, Mapping):
+        return {key: _placed(value, found[key]) for key, value in written.items() if value is not None}
+    if isinstance(written, list | tuple) and isinstance(found, list):
+        return [_placed(value, other) for value, other in zip(written, found, strict=True)]
+    if not isinstance(written, str) or not isinstance(found, str) or found == (meant := expanded(written)):
+        return written
+    if meant == written:
+        return found
+    return written if meant.startswith(("/", "~", "file://")) else f"{Path.cwd()}/{written}"
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = content_of_yaml(path.read_text(encoding="utf-8"), f"Configuration '{path}'")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Configuration '{path}' cannot be read ({error}). Check the path.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"Configuration '{path}' holds {type(content).__name__}, not keys. See configs/example.yaml.")
+    return content
+
+
+def content_of_yaml(text: str, what: str) -> Any:
+    """What a YAML's text says.
+
+    Args:
+        text: Of the YAML.
+        what: It is, for errors.
+
+    Raises:
+        ConfigError: It is no YAML.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
+        raise ConfigError(f"{what} is not YAML:\n  {_of_yaml(error, text)}") from error
+
+
+def _of_yaml(error: Exception, text: str) -> str:
+    """What an error says of a YAML; it quotes lines, so of one that carries credentials only where it is."""
+    if not carried(text):
+        return str(error)[:600]
+    mark = getattr(error, "problem_mark", None)
+    return f"{type(error).__name__}{f', line {mark.line + 1}' if mark else ''} {shown(text)}"
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    told = shown(override)
+    if not equals or not name.strip():
+        raise ConfigError(f"--set '{told}' is not key=value, such as tiles.core=[64, 128, 128].")
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError) as error:
+        why = _of_yaml(error, text).splitlines()[0]
+        raise ConfigError(f"The value in --set '{told}' is not YAML ({why}).") from error
+    *parents, leaf = name.strip().split(".")
+    for parent in parents:
+        child = content[parent] = {} if content.get(parent) is None else content[parent]
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set '{told}': '{parent}' holds a value, not keys.")
+        content = child
+    content[leaf] = value

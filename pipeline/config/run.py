@@ -1,0 +1,164 @@
+"""A run: a volume in, a prediction out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.cluster import ClusterConfig
+from pipeline.config.section import Auto, Location, Margin, Positive, Section, Voxels, Whole
+
+Level = Annotated[int, Field(ge=0, description="Resolution level of an OME-Zarr image, 0 the finest.")]
+Axes = Annotated[
+    str, Field(description="yx, cyx, zyx or czyx; auto: the metadata's, else by the number of dimensions.")
+]
+Nonfinite = Annotated[
+    Literal["fail", "zero"],
+    Field(description="What to do with NaN and infinity: fail by the tile's name, or take them as 0."),
+]
+
+
+class InputConfig(Section):
+    """What is read: a Zarr array, an OME-Zarr group, HDF5 (`FILE.h5/dataset`) or TIFF."""
+
+    url: Location = Field(description="A path, or FILE.h5/dataset; never written to.")
+    level: Level = 0
+    axes: Axes = "auto"
+    nonfinite: Nonfinite = "fail"
+
+
+class OutputConfig(Section):
+    """What is written: an OME-Zarr group whose array `0` holds the prediction."""
+
+    url: Location = Field(description="A path; one of its own for each run. Its run directory is PATH.run.")
+    dtype: Literal["float32", "uint8"] = Field("float32", description="uint8 is rint(255 * clip(v, 0, 1)).")
+    activation: Literal["none", "sigmoid", "softmax"] = Field("none", description="none: logits; not with uint8.")
+    chunks: Auto | Voxels = Field("auto", description="z, y, x; auto: at most 64 an axis.")
+    shards: Literal["auto", "none"] | Voxels = Field("auto", description="z, y, x; auto: the tile's core, or parts of it.")
+
+    @model_validator(mode="after")
+    def _eight_bits_need_a_range(self) -> OutputConfig:
+        if self.dtype == "uint8" and self.activation == "none":
+            raise ValueError(
+                "dtype uint8 stores rint(255 * clip(v, 0, 1)), which means nothing for raw logits (activation none). "
+                "Set output.activation to sigmoid or softmax, or output.dtype to float32"
+            )
+        return self
+
+
+class ModelConfig(Section):
+    """Which network: a checkpoint of ours, or a plain state_dict of the notes' class; or the name of a registered one.
+
+    What is named is looked up when a run is read (`registry.with_model`), which puts its file into `checkpoint`.
+    """
+
+    checkpoint: Location = Field("", description="A path. Or leave it empty, and give name and registry.")
+    padding: Literal["same", "valid"] | None = Field(None, description="Only where the checkpoint does not say.")
+    name: str | None = Field(None, description="Of a registered model.")
+    version: Literal["latest"] | Positive = Field("latest", description="Of the registered model.")
+    registry: Location | None = Field(None, description="The folder of registered models.")
+
+    @property
+    def title(self) -> str:
+        """As a person names it; of a registered one, once it has been looked up, its version."""
+        return f"{self.name} version {self.version}" if self.name else Path(self.checkpoint).name
+
+    @model_validator(mode="after")
+    def _a_file_or_a_name(self) -> ModelConfig:
+        if self.name is None and (not self.checkpoint or self.registry or self.version != "latest"):
+            raise ValueError(
+                "checkpoint: required, but not there; or name and registry, for a model that was registered"
+            )
+        if self.name is not None and not self.registry:
+            raise ValueError(
+                f"name is '{self.name}', but no registry says where it is kept. Set model.registry to its folder"
+            )
+        return self
+
+
+class NormalizeConfig(Section):
+    """How stored values become the network's input; absent, the checkpoint's rule."""
+
+    mode: Literal["none", "minmax", "zscore", "percentile"] = Field(description="One set of numbers a volume.")
+    low: float = Field(1.0, ge=0, le=100, description="Percentile that becomes 0 (mode percentile).")
+    high: float = Field(99.0, ge=0, le=100, description="Percentile that becomes 1 (mode percentile).")
+
+    @model_validator(mode="after")
+    def _low_below_high(self) -> NormalizeConfig:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low} %) must be below high ({self.high} %)")
+        return self
+
+
+class TilesConfig(Section):
+    """The unit of work, voxels along z, y, x."""
+
+    core: Auto | Voxels = Field("auto", description="z, y, x that a tile owns and writes.")
+    halo: Auto | Margin = Field("auto", description="z, y, x of context a side, at least the receptive radius.")
+
+
+class ComputeConfig(Section):
+    """How a worker computes."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 where the hardware has it and the values differ by no more than the tolerance."
+    )
+    tolerance: Auto | Annotated[float, Field(ge=0)] = Field(
+        "auto", description="Of values that are written; auto: one step of a uint8 output, none of a float32 output."
+    )
+    threads: Auto | Positive = Field("auto", description="Of one worker; part of the plan.")
+    device_memory_gb: Auto | Annotated[float, Field(gt=0)] = Field(
+        "auto", description="Free memory of a worker's card; needed where workers are on other machines."
+    )
+
+
+class LogConfig(Section):
+    """What `OUTPUT.run/run.log` holds. No part of a plan."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+def device_fits_cluster(self: Any) -> Any:
+    """Refuse workers on cards that shall not use them."""
+    if self.cluster.kind == "cuda" and self.compute.device == "cpu":
+        raise ValueError(
+            "cluster.kind is 'cuda', a worker a GPU, but compute.device is 'cpu'. Set cluster.kind to 'local', or leave "
+            "compute.device at 'auto'"
+        )
+    return self
+
+
+class RunConfig(Whole):
+    """One run: a volume in, a prediction out."""
+
+    input: InputConfig
+    output: OutputConfig
+    model: ModelConfig
+    normalize: NormalizeConfig | None = None
+    tiles: TilesConfig = TilesConfig()
+    compute: ComputeConfig = ComputeConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    log: LogConfig = LogConfig()
+
+    _device = model_validator(mode="after")(device_fits_cluster)
+
+    @model_validator(mode="after")
+    def _output_apart_from_input(self) -> RunConfig:
+        source, target = Path(self.input.url), Path(self.output.url)
+        places = (target, target.with_name(f"{target.name}.run"))
+        if "://" not in self.input.url and any(_inside(a, b) for p in places for a, b in ((p, source), (source, p))):
+            raise ValueError(
+                f"output.url '{target}' and input.url '{source}' (or its run directory OUTPUT.run) lie inside one another: the input store is never "
+                "written to. Set output.url to a path of its own"
+            )
+        if "://" in self.output.url:
+            raise ValueError(f"output.url '{self.output.url}' is not a local path; outputs go to a file system so far")
+        return self
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())

@@ -1,0 +1,76 @@
+"""What every group of keys is made of: strictness about names, paths made absolute, `${NAME}` from the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from pipeline.credentials import carried, shown
+from pipeline.errors import ConfigError
+
+Auto = Literal["auto"]
+Positive = Annotated[int, Field(ge=1)]
+Voxels = Annotated[tuple[Positive, Positive, Positive], Field(description="z, y, x")]
+Margin = Annotated[tuple[int, int, int], Field(description="z, y, x")]
+
+
+class Section(BaseModel):
+    """A group of keys: frozen, and strict about names."""
+
+    # Inputs are hidden where others print pydantic's own error, Prefect for one: they may hold credentials.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class Whole(Section):
+    """What one YAML holds, or one form. `${NAME}` is taken from the environment here, so that secrets stay out of both."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expanded_without_empty_sections(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping):
+            return content
+        return {name: expanded(value) for name, value in content.items() if value is not None}
+
+
+def _absolute(url: Any) -> Any:
+    """Local paths made absolute, against the working directory; `file://` dropped; other URLs as they are."""
+    if not isinstance(url, str) or not url.strip():
+        raise ValueError("a path is needed")
+    if kind := carried(url):
+        raise ValueError(
+            f"the URL carries {kind}, which would stand in the plan, the ledger, the report and the logs. Take it out, and "
+            "give it by the environment variables or the profile of the storage library (such as AWS_PROFILE)"
+        )
+    url = url.removeprefix("file://")
+    if "://" in url:
+        return url
+    return os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 - must not resolve links, nor fail at `~no-one`
+
+
+Location = Annotated[str, BeforeValidator(_absolute)]
+
+
+def expanded(value: Any) -> Any:
+    """`value` with every `${NAME}` in it, however deep, replaced by what the environment says.
+
+    Raises:
+        ConfigError: A variable is not set.
+    """
+    if isinstance(value, Mapping):
+        return {key: expanded(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [expanded(child) for child in value]
+    return _from_environment(value) if isinstance(value, str) else value
+
+
+def _from_environment(text: str) -> str:
+    def look_up(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ConfigError(f"'{shown(text)}' names the environment variable {match[1]}, which is not set. Set it.")
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", look_up, text)
