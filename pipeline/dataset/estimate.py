@@ -14,7 +14,7 @@ from pipeline.dataset.outcome import Outcome
 from pipeline.dataset.reprocess import crew_of, shared_machine, typical
 from pipeline.dataset.settings import DatasetConfig, PriceConfig
 from pipeline.dataset.threads import Threads
-from pipeline.dataset.volume import VolumeOfSet, skipped
+from pipeline.dataset.volume import VolumeOfSet, standing
 from pipeline.errors import ModelError, PipelineError
 from pipeline.measure import Expectation, expectation
 from pipeline.planning import Machine, make_plan
@@ -130,8 +130,9 @@ def estimate(
     like = typical(left, offered) if left else None
     crew = crew_of(like, len(left), offered) if like else Crew(1, 1, offered.memory_bytes)
     plans, refused = _planned(left, shared_machine(offered, crew), like.plan if like else None)
-    measured = _measured(plans)
-    return Estimate(len(volumes), len(volumes) - len(left), plans, refused, crew.workers, measured, config.price)
+    refused |= {volume.name: seen.reason for volume, seen in found if seen and seen.state == "failed"}
+    done = sum(seen is not None and seen.state != "failed" for _, seen in found)
+    return Estimate(len(volumes), done, plans, refused, crew.workers, _measured(plans), config.price)
 
 
 def _measured(plans: Sequence[Plan]) -> Expectation | None:
@@ -161,7 +162,7 @@ def _looked(
 
 def _done(volume: VolumeOfSet, offered: Machine) -> Outcome | None:
     try:
-        return skipped(volume, offered)
+        return standing(volume, offered)
     except PipelineError:
         return None  # it is planned in full, and refused there by name
 

@@ -14,8 +14,6 @@ see to it that nobody else does.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import time
 from collections.abc import Collection, Iterable
@@ -32,7 +30,7 @@ from pipeline.dataset.rows import Source
 from pipeline.dataset.search import LeftOut
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage.foreign import foreign_place
-from pipeline.storage.listing import children, stamps
+from pipeline.storage.listing import children, signature_of
 from pipeline.storage.volume import open_volume
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -188,9 +186,9 @@ class Inbox:
 
 
 def _signature(url: str) -> str:
-    """SHA-256 of the places, sizes and times of a volume's files."""
+    """Of a volume's files, all levels of it."""
     place = foreign_place(url)
-    return hashlib.sha256(json.dumps(stamps(str(place.path) if place else url)).encode()).hexdigest()
+    return signature_of(str(place.path) if place else url)
 
 
 def since_boot() -> tuple[str, float]:

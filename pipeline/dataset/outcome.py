@@ -27,14 +27,16 @@ class Outcome:
         reason: Why, in words; empty where it was done.
         fingerprint: Of the version that was asked for, where readers see it.
         seen: Fingerprint of what readers see.
+        seen_url: Where that was made from.
+        seen_files: Signature of the files that it was made from; empty where that is not known.
         image: Where that version lies.
         model: The network that made it.
         voxels: Of the volume.
         tiles: Computed now.
         seconds: That this took, from the plan to the switch.
         ended: When, ISO 8601, UTC.
-        signature: Of the volume's files, where they were looked at.
-        attempts: Of volumes that fail: how often, in a row, with these files.
+        signature: Of the volume's files, or of its marker, where a watcher looked at them.
+        attempts: Of volumes that fail: how often watchers tried, in a row, with these files.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Outcome:
     reason: str = ""
     fingerprint: str = ""
     seen: str = ""
+    seen_url: str = ""
+    seen_files: str = ""
     image: str = ""
     model: str = ""
     voxels: int = 0

@@ -19,7 +19,7 @@ from pipeline.core.plan import Plan
 from pipeline.dataset.outcome import Outcome
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.threads import Threads
-from pipeline.dataset.volume import Team, VolumeOfSet, segment, skipped
+from pipeline.dataset.volume import Team, VolumeOfSet, noted, segment, standing
 from pipeline.errors import PipelineError
 from pipeline.inference import crew_size
 from pipeline.planning import Machine, make_plan
@@ -89,10 +89,9 @@ def _left(
 
 
 def _looked(volume: VolumeOfSet, offered: Machine) -> Outcome | None:
-    if volume.signature:  # it has a mark to leave as well
-        return None
     try:
-        return skipped(volume, offered)
+        outcome = standing(volume, offered)
+        return outcome and noted(volume, outcome)
     except (PipelineError, OSError):
         return None  # it is tried in full, and fails there by name
 

@@ -7,6 +7,7 @@ was killed goes on, and a model that is set back finds the version that it once 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,10 +15,14 @@ from pipeline import stages
 from pipeline.config import RunConfig
 from pipeline.core.plan import Plan
 from pipeline.core.versions import Version
+from pipeline.dataset.origin import Origin, read_origin
 from pipeline.errors import PlanError
 from pipeline.planning import Machine, make_plan
 from pipeline.storage.publication import Publication
 from pipeline.storage.rundir import RunDirectory
+from pipeline.storage.version_folder import Published
+
+log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,37 +41,51 @@ class Settled:
 
 
 def settled(
-    run: Callable[[str], RunConfig], publication: Publication, machine: Machine, like: Plan | None
+    run: Callable[[str], RunConfig],
+    publication: Publication,
+    machine: Machine,
+    like: Plan | None,
+    origin: Origin | None,
 ) -> Settled:
-    """The version that a configuration asks for.
+    """The version that a configuration asks for. One that was begun from other files is begun anew.
 
     Args:
         run: The run that writes to an image's path.
         publication: Of the volume.
         machine: What its workers have.
         like: A plan of another volume of the set; see `make_plan`.
+        origin: What it would be made from now; None: from the voxels that those that are there were made from.
 
     Raises:
         StorageError, ModelError, ConfigError, PlanError: It cannot be a run; says what to do.
     """
-    found = published(run, publication, machine) or _begun(run, publication, machine)
-    if found:
+    current = publication.current()
+    found = published(run, publication, machine, current) if current else None
+    if found := found or _begun(run, publication, machine, origin):
         return found
-    earlier = next(_plans(publication), None)  # its statistics hold, whatever else has changed
+    earlier = next(_plans(publication, origin), None)  # its statistics hold, whatever else has changed
     place = run(str(publication.image("new")))
     made = make_plan(place, machine, earlier=earlier and stages.placed(earlier, place), like=like)
+    if _is_of_others(publication, made.fingerprint, origin):
+        log.warning("%s: its files have changed since it was begun; what was computed from the old ones is dropped", publication.output)
+        publication.discard(made.fingerprint)
     config = run(str(publication.image(made.fingerprint)))
     return Settled(config, stages.placed(made, config), is_current=False)
 
 
-def published(run: Callable[[str], RunConfig], publication: Publication, machine: Machine) -> Settled | None:
+def published(
+    run: Callable[[str], RunConfig], publication: Publication, machine: Machine, current: Published
+) -> Settled | None:
     """The current version, where it is the one that a configuration asks for."""
-    current = publication.current()
-    return _agreeing(run, publication, machine, current.fingerprint, is_current=True) if current else None
+    return _agreeing(run, publication, machine, current.fingerprint, is_current=True)
 
 
-def _begun(run: Callable[[str], RunConfig], publication: Publication, machine: Machine) -> Settled | None:
+def _begun(
+    run: Callable[[str], RunConfig], publication: Publication, machine: Machine, origin: Origin | None
+) -> Settled | None:
     for version in _newest_first(publication):
+        if _is_of_others(publication, version.fingerprint, origin):
+            continue
         if found := _agreeing(run, publication, machine, version.fingerprint, is_current=False):
             return found
     return None
@@ -91,8 +110,19 @@ def _agreeing(
     return Settled(config, earlier, is_current)
 
 
-def _plans(publication: Publication) -> Iterator[Plan]:
+def _is_of_others(publication: Publication, fingerprint: str, origin: Origin | None) -> bool:
+    """Whether a version that is there was made from files that are not there any more."""
+    if origin is None:
+        return False
+    publication.recall(fingerprint)
+    found = read_origin(publication.image(fingerprint))
+    return found is not None and found.differs(origin)
+
+
+def _plans(publication: Publication, origin: Origin | None) -> Iterator[Plan]:
     for version in _newest_first(publication):
+        if _is_of_others(publication, version.fingerprint, origin):
+            continue
         if plan := RunDirectory(publication.image(version.fingerprint)).load_plan():
             yield plan
 

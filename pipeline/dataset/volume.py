@@ -15,6 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.core.plan import Plan
 from pipeline.credentials import redacted
 from pipeline.dataset.catalogue import Entry
+from pipeline.dataset.origin import Origin, origin_of, write_origin
 from pipeline.dataset.outcome import Outcome, read_mark, write_mark
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.version import Settled, published, settled
@@ -22,6 +23,7 @@ from pipeline.errors import BusyError, PipelineError, StorageError
 from pipeline.planning import Machine
 from pipeline.storage.publication import Publication, open_publication
 from pipeline.storage.rundir import RunDirectory
+from pipeline.storage.version_folder import Published
 
 log = logging.getLogger("pipeline")
 
@@ -73,6 +75,15 @@ class VolumeOfSet:
         """Its local folder."""
         return self.config.home / self.name
 
+    @property
+    def places(self) -> str:
+        """All that there is of its output, for a person who is to delete it."""
+        return " and ".join(f"'{place}'" for place in dict.fromkeys((self.output, str(self.folder))))
+
+    def origin(self) -> Origin:
+        """What it would be made from now; lists its files."""
+        return replace(origin_of(self.run(str(self.folder / "plan"))), url=self.entry.url)
+
     def publication(self) -> Publication:
         return open_publication(self.output, self.name, self.config.staging)
 
@@ -85,37 +96,76 @@ class VolumeOfSet:
         return Outcome(self.name, self.entry.url, state, reason, signature=self.signature)  # type: ignore[arg-type]
 
 
-def skipped(volume: VolumeOfSet, machine: Machine) -> Outcome | None:
-    """Its outcome, where readers see what is asked for already; costs a look at metadata.
+def standing(volume: VolumeOfSet, machine: Machine) -> Outcome | None:
+    """Its outcome, where readers see what is asked for already; costs a look at metadata, mostly.
+
+    `skipped`; or `failed`, where its files are known to have changed since.
 
     Raises:
         PipelineError: It cannot be a run any more, or is another volume.
     """
-    before = read_mark(volume.folder)
-    _refuse_another(volume, before)
-    found = published(volume.run, volume.publication(), machine)
-    if found is None:
+    publication, before = volume.publication(), read_mark(volume.folder)
+    current = publication.current()
+    if current is None:
         return None
-    reason = f"version {found.plan.fingerprint[:12]} is there and verified"
-    outcome = _told(volume.outcome("skipped", reason), volume, found)
-    if before and before.url != volume.entry.url:
-        with volume.publication().exclusive():
-            write_mark(volume.folder, outcome)
-    return outcome
+    source = _source(current, before)
+    _refuse_another(volume, source)
+    found = published(volume.run, publication, machine, current)
+    return found and _stood(volume, found, source, before)
 
 
-def _refuse_another(volume: VolumeOfSet, before: Outcome | None) -> None:
-    """Refuse an output that was made from another place: a fingerprint knows of neither places nor voxels.
+def noted(volume: VolumeOfSet, outcome: Outcome) -> Outcome:
+    """The same, with the mark in its folder brought up to it.
+
+    Raises:
+        BusyError: Somebody else writes there.
+    """
+    before = read_mark(volume.folder)
+    if before and before.state in ("done", "skipped") and _tells(before) == _tells(outcome):
+        return outcome
+    with volume.publication().exclusive():
+        return _marked(volume, outcome, read_mark(volume.folder))
+
+
+def _tells(mark: Outcome) -> tuple[str, ...]:
+    return ("skipped" if mark.state == "done" else mark.state, mark.url, mark.seen, mark.seen_url, mark.signature)
+
+
+def _source(current: Published, before: Outcome | None) -> Origin:
+    """What readers see was made from; a mark knows of moves since."""
+    if before and before.seen == current.fingerprint and before.seen_url:
+        return Origin(before.seen_url, before.seen_files)
+    return Origin(str(current.about.get("input", "")), str(current.about.get("files", "")))
+
+
+def _refuse_another(volume: VolumeOfSet, source: Origin) -> None:
+    """Refuse to take what was made from another place for this volume's: a fingerprint knows of neither places nor voxels.
 
     Raises:
         StorageError: It was.
     """
-    if before and before.url != volume.entry.url and not volume.moved:
+    if source.url and source.url != volume.entry.url and not volume.moved:
         raise StorageError(
-            f"Output '{volume.output}' was made from '{before.url}', but the catalogue names '{volume.entry.url}' now. If it is the "
+            f"Output '{volume.output}' was made from '{source.url}', but the catalogue names '{volume.entry.url}' now. If it is the "
             "same volume and was moved, run once with --moved; if it is another one, give it another name in the catalogue, "
-            f"or delete '{volume.folder}'."
+            f"or delete {volume.places}."
         )
+
+
+def _stood(volume: VolumeOfSet, found: Settled, source: Origin, before: Outcome | None) -> Outcome:
+    """Of what readers see already. The files are listed only where something says that they may have changed."""
+    suspect = volume.signature or volume.moved or (before and before.state == "failed")
+    origin = volume.origin() if suspect else replace(source, url=volume.entry.url)
+    if source.differs(origin) and not volume.moved:
+        reason = (
+            "Its files have changed since its output was made from them, and the output still is of the old ones. To make it "
+            f"again, delete {volume.places}; to keep both, bring the new files under another name; if the voxels are the same, "
+            "run `halotile reprocess --moved` once."
+        )
+        outcome = replace(_told(volume.outcome("failed", reason), volume, found, source), fingerprint="", image="")
+        return replace(outcome, attempts=volume.config.watch.attempts)  # it is told once
+    reason = f"version {found.plan.fingerprint[:12]} is there and verified"
+    return _told(volume.outcome("skipped", reason), volume, found, origin)
 
 
 def segment(volume: VolumeOfSet, team: Team, on_stage: Callable[[str], None] = lambda _: None) -> Outcome:
@@ -136,8 +186,7 @@ def segment(volume: VolumeOfSet, team: Team, on_stage: Callable[[str], None] = l
             before = read_mark(volume.folder)
             if volume.signature and before and before != volume.mark and before.signature == volume.signature:
                 return before if before.state == "failed" else replace(before, state="skipped", reason="done meanwhile")
-            _refuse_another(volume, before)
-            outcome = _attempted(volume, publication, team, on_stage)
+            outcome = _attempted(volume, publication, team, on_stage, before)
             return _marked(volume, replace(outcome, seconds=round(time.perf_counter() - began, 3)), before)
     except BusyError as error:
         return volume.outcome("busy", str(error))
@@ -148,10 +197,10 @@ def segment(volume: VolumeOfSet, team: Team, on_stage: Callable[[str], None] = l
 
 
 def _attempted(
-    volume: VolumeOfSet, publication: Publication, team: Team, on_stage: Callable[[str], None]
+    volume: VolumeOfSet, publication: Publication, team: Team, on_stage: Callable[[str], None], before: Outcome | None
 ) -> Outcome:
     try:
-        return _made(volume, publication, team, on_stage)
+        return _made(volume, publication, team, on_stage, before)
     except PipelineError as error:
         reason = str(error)
     except OSError as error:
@@ -173,16 +222,39 @@ def _seen(publication: Publication) -> str:
     return current.fingerprint if current else ""
 
 
-def _made(volume: VolumeOfSet, publication: Publication, team: Team, on_stage: Callable[[str], None]) -> Outcome:
+def _made(
+    volume: VolumeOfSet, publication: Publication, team: Team, on_stage: Callable[[str], None], before: Outcome | None
+) -> Outcome:
     on_stage("plan")
-    found = settled(volume.run, publication, team.machine, team.like)
+    current = publication.current()
+    source = _source(current, before) if current else Origin("")
+    _refuse_another(volume, source)
+    origin = volume.origin()
+    found = settled(volume.run, publication, team.machine, team.like, None if volume.moved else origin)
     if found.is_current:  # another process has made it since it was looked for
-        return _told(volume.outcome("skipped", "it was done meanwhile"), volume, found)
-    computed = 0 if publication.is_kept(found.plan.fingerprint) else _computed(found, team, on_stage)
+        return _stood(volume, found, source, before)
+    computed = 0
+    if not publication.is_kept(found.plan.fingerprint):
+        write_origin(publication.image(found.plan.fingerprint), origin)
+        computed = _computed(found, team, on_stage)
+        _refuse_changing(volume, origin)
     on_stage("publish")
     with stages.stage_log(RunDirectory(found.config.output.url), found.config, "publish"):
-        _publish(volume, publication, found.plan)
-    return replace(_told(volume.outcome("done"), volume, found), tiles=computed)
+        _publish(volume, publication, found.plan, origin)
+    return replace(_told(volume.outcome("done"), volume, found, origin), tiles=computed)
+
+
+def _refuse_changing(volume: VolumeOfSet, origin: Origin) -> None:
+    """Refuse to show what was computed while its files were written: some tiles are of the old ones.
+
+    Raises:
+        StorageError: They were.
+    """
+    if origin.differs(volume.origin()):
+        raise StorageError(
+            f"The files of '{volume.entry.url}' changed while it was segmented, so that its tiles may be of different voxels; nothing "
+            "of it is published. Run it again when nobody writes to it any more: it is begun anew."
+        )
 
 
 def _computed(found: Settled, team: Team, on_stage: Callable[[str], None]) -> int:
@@ -198,22 +270,24 @@ def _computed(found: Settled, team: Team, on_stage: Callable[[str], None]) -> in
     return computed
 
 
-def _publish(volume: VolumeOfSet, publication: Publication, plan: Plan) -> None:
-    about = {"input": plan.source.url, "model": _model(plan), "voxels": plan.source.voxels}
+def _publish(volume: VolumeOfSet, publication: Publication, plan: Plan, origin: Origin) -> None:
+    about = {"input": origin.url, "files": origin.files, "model": _model(plan), "voxels": plan.source.voxels}
     publication.publish(plan.fingerprint, about)
     publication.free(plan.fingerprint)
     gone = publication.expire(volume.config.keep.rule, datetime.now(UTC), spare={plan.fingerprint})
     log.info("published %s%s", plan.fingerprint[:12], f"; {len(gone)} old version(s) removed" if gone else "")
 
 
-def _told(outcome: Outcome, volume: VolumeOfSet, found: Settled) -> Outcome:
-    """With what its version is."""
+def _told(outcome: Outcome, volume: VolumeOfSet, found: Settled, origin: Origin) -> Outcome:
+    """With what its version is, and was made from."""
     plan = found.plan
     place = Path(found.config.output.url).relative_to(volume.folder)
     return replace(
         outcome,
         fingerprint=plan.fingerprint,
         seen=plan.fingerprint,
+        seen_url=origin.url,
+        seen_files=origin.files,
         image=f"{volume.output}/{place}",
         model=_model(plan),
         voxels=plan.source.voxels,
@@ -227,10 +301,15 @@ def _model(plan: Plan) -> str:
 
 def _marked(volume: VolumeOfSet, outcome: Outcome, before: Outcome | None) -> Outcome:
     """The outcome as it is left beside the versions, where that can be written."""
-    again = before is not None and before.state == "failed" and before.signature == outcome.signature
-    attempts = (before.attempts if again and before else 0) + 1 if outcome.state == "failed" else 0
+    if before and not outcome.signature:  # what watchers saw holds
+        outcome = replace(outcome, signature=before.signature)
+    if before and outcome.state == "failed" and outcome.seen == before.seen:
+        outcome = replace(outcome, seen_url=before.seen_url, seen_files=before.seen_files)
+    if outcome.state == "failed" and volume.signature:
+        again = before is not None and before.state == "failed" and before.signature == outcome.signature
+        outcome = replace(outcome, attempts=max(outcome.attempts, (before.attempts if again and before else 0) + 1))
     try:
-        return write_mark(volume.folder, replace(outcome, attempts=attempts))
+        return write_mark(volume.folder, outcome)
     except OSError as error:
         log.warning("what became of %s could not be noted in its folder: %s", volume.name, error)
         return outcome

@@ -12,12 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.dataset.inbox import Arrival, Inbox
-from pipeline.dataset.outcome import MARK, Outcome, read_mark, write_mark
+from pipeline.dataset.outcome import MARK, Outcome, read_mark
 from pipeline.dataset.reprocess import reprocess
 from pipeline.dataset.round import Round, with_one_model
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.volume import VolumeOfSet
-from pipeline.errors import BusyError
 from pipeline.storage.rundir import RunDirectory
 
 log = logging.getLogger("pipeline")
@@ -58,10 +57,7 @@ def watch(config: DatasetConfig, on_begin: Callable[[Round], Callable[[Outcome],
     log.info("%d volume(s) in the inbox: %d new and complete, %d not yet", len(volumes), len(new), len(waiting))
     tell = on_begin(round_)
     try:
-        changed = [volume for volume in new if volume.mark and volume.mark.state in ("done", "skipped")]
-        for volume in changed:
-            tell(_changed(volume))
-        reprocess([volume for volume in new if volume not in changed], tell, **how)
+        reprocess(new, tell, **how)
     finally:
         round_.close()
     return round_
@@ -75,28 +71,9 @@ def _volume(config: DatasetConfig, arrival: Arrival) -> VolumeOfSet:
 def _is_due(volume: VolumeOfSet) -> bool:
     """Whether a complete volume was never tried, or failed less often than it may, or has changed since."""
     mark = volume.mark
-    if mark is None:
+    if mark is None or mark.signature != volume.signature:  # what a reprocess did has none yet
         return True
-    if mark.signature != volume.signature:
-        return mark.signature != ""  # a reprocess did it, which looks at no files
     return mark.state == "failed" and mark.attempts < volume.config.watch.attempts
-
-
-def _changed(volume: VolumeOfSet) -> Outcome:
-    """A volume that was done, and has other files now. Its content is no part of a fingerprint, so it cannot be told from before."""
-    reason = (
-        "Its files have changed since its output was made from them, and the output still is of the old ones. To make it "
-        f"again, delete the folder '{volume.folder}'; to keep both, bring the new files under another name."
-    )
-    before = volume.mark
-    outcome = replace(
-        volume.outcome("failed", reason), attempts=volume.config.watch.attempts, seen=before.seen if before else ""
-    )
-    try:
-        with volume.publication().exclusive():
-            return write_mark(volume.folder, outcome)
-    except BusyError as error:
-        return volume.outcome("busy", str(error))
 
 
 def _marks(config: DatasetConfig) -> list[Outcome]:

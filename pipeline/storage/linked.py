@@ -102,6 +102,18 @@ class LinkedPublication:
                 self._there.remove(fingerprint)
             return gone
 
+    def discard(self, fingerprint: str) -> None:
+        """Remove a version that is not finished, to begin it anew.
+
+        Raises:
+            StorageError: It was published, or cannot be removed.
+            BusyError: Somebody else writes there.
+        """
+        if self._there.record(fingerprint).is_file():
+            raise self._there.refuse_published(fingerprint)
+        with self._told(f"version {fingerprint} could not be removed"), self.exclusive():
+            self._there.remove(fingerprint)
+
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
         """Tell what the file system refuses, and what readers see now."""

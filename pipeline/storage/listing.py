@@ -5,6 +5,8 @@ Nothing is cached, since others change what is there meanwhile, and no voxel is 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,6 +105,15 @@ def stamps(url: str) -> list[tuple[str, ...]]:
             return sorted(_local_stamps(url) if not is_remote(url) else _remote_stamps(url))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def signature_of(url: str) -> str:
+    """SHA-256 of the stamps of a volume's files: another one means that something was written.
+
+    Raises:
+        StorageError: Something in it may not be listed.
+    """
+    return hashlib.sha256(json.dumps(stamps(url)).encode()).hexdigest()
 
 
 # --- a file system ------------------------------------------------------------------------------------------------------

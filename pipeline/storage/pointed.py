@@ -45,7 +45,7 @@ POINTER = "current.json"
 
 PLAN = "plan.json"
 
-ARTIFACTS = (PLAN, "ledger.jsonl", "verification.json", "report.html", "report.json", "slices.png", "thumbnail.png")
+ARTIFACTS = (PLAN, "origin.json", "ledger.jsonl", "verification.json", "report.html", "report.json", "slices.png", "thumbnail.png")
 """Of the run directory: those that are there go up with the image."""
 
 AT_ONCE = 8
@@ -256,6 +256,20 @@ class PointedPublication:
                 self._remove(fingerprint)
                 self._there.remove(fingerprint)
             return gone
+
+    def discard(self, fingerprint: str) -> None:
+        """Remove a version that is not finished, here and there, to begin it anew.
+
+        Raises:
+            StorageError: It was published, or cannot be removed.
+            BusyError: Somebody else writes there.
+        """
+        with self.exclusive(), told(self.output, "be rid of an unfinished version"):
+            group = f"{VERSIONS}/{fingerprint}/{self.image(fingerprint).name}/{METADATA}"
+            if self._store.read(group) is not None:  # it went up last, so the version is whole
+                raise self._there.refuse_published(fingerprint)
+            self._there.remove(fingerprint)
+            self._remove(fingerprint)
 
     def _sweep(self) -> None:
         """Finish the removals that were killed."""

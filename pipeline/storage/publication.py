@@ -54,6 +54,9 @@ class Publication(Protocol):
     def expire(self, keep: Keep, now: datetime, spare: Collection[str] = ()) -> list[str]:
         """Remove the versions that may go, and tell which; never the current one, one that is written, or `spare`."""
 
+    def discard(self, fingerprint: str) -> None:
+        """Remove a version that is not finished, to begin it anew; refuses one that was published."""
+
     def exclusive(self) -> AbstractContextManager[None]:
         """Be the one who writes this volume; raises `BusyError` at once where somebody else is. May be entered again."""
 

@@ -49,6 +49,7 @@ class RunDirectory:
         self.output = Path(output).resolve()  # one directory, and one lock, whatever links lead to the output
         self.path = self.output.with_name(self.output.name + ".run")
         self.plan_path = self.path / "plan.json"
+        self.origin_path = self.path / "origin.json"
         self.ledger_path = self.path / "ledger.jsonl"
         self.log_path = self.path / "run.log"
         self.verification_path = self.path / "verification.json"

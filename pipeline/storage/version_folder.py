@@ -193,6 +193,15 @@ class VersionFolder:
             sync(home.parent)
             shutil.rmtree(hidden)
 
+    def refuse_published(self, fingerprint: str) -> StorageError:
+        """The error of a version that cannot be begun anew, since readers may have it open."""
+        return StorageError(
+            f"Version {fingerprint} of '{self.folder}' is asked for again, but it was published once, and made from files that "
+            "have changed since. Where the voxels are the same (only moved, or touched), run once with --moved. Otherwise delete "
+            f"'{VERSIONS}/{fingerprint}' in the output, and in the staging folder where there is one, and run again: readers who "
+            "have it open lose it."
+        )
+
     def sweep(self) -> None:
         """Finish the removals that were killed."""
         root = self.folder / VERSIONS

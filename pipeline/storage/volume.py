@@ -44,6 +44,14 @@ class Volume:
         return self.description.shape
 
     @property
+    def place(self) -> str:
+        """Where its voxels are stored: the array's folder or prefix, or the file."""
+        url = self.description.url
+        if found := foreign_place(url):
+            return str(found.path)
+        return f"{url.rstrip('/')}/{self.array.path}".rstrip("/")  # type: ignore[union-attr]
+
+    @property
     def format(self) -> str:
         """How it is stored: `Zarr v2`, `Zarr v3`, `HDF5` or `TIFF`."""
         if isinstance(self.array, ForeignArray):

@@ -144,8 +144,8 @@ def test_what_is_done_is_not_listed_again(quiet, place, monkeypatch):
     one, other = make_image(place / "a.zarr"), make_image(place / "b.zarr")
     states(quiet, 0)
     listed = []
-    stamps = inbox_module.stamps
-    monkeypatch.setattr(inbox_module, "stamps", lambda url: listed.append(url) or stamps(url))
+    signature_of = inbox_module.signature_of
+    monkeypatch.setattr(inbox_module, "signature_of", lambda url: listed.append(url) or signature_of(url))
     assert [arrival.entry.name for arrival in quiet.look(10, done={str(one)})] == ["b"]
     assert listed == [str(other)]
     assert states(quiet, 11) == {"a": "complete", "b": "complete"}
@@ -344,15 +344,15 @@ def test_what_another_watcher_adds_meanwhile_is_kept(quiet, place, tmp_path, mon
     """A look that began before a volume came knows nothing of it, and does not call it gone."""
     make_image(place / "a.zarr")
     other = Inbox(str(place), tmp_path / "seen.json", quiet_seconds=10)
-    stamps = inbox_module.stamps
+    signature_of = inbox_module.signature_of
 
     def meanwhile(url: str) -> list:
-        monkeypatch.setattr(inbox_module, "stamps", stamps)
+        monkeypatch.setattr(inbox_module, "signature_of", signature_of)
         make_image(place / "b.zarr")
         other.look(0)
-        return stamps(url)
+        return signature_of(url)
 
-    monkeypatch.setattr(inbox_module, "stamps", meanwhile)
+    monkeypatch.setattr(inbox_module, "signature_of", meanwhile)
     assert states(quiet, 0) == {"a": "growing"}
     assert states(quiet, 10) == {"a": "complete", "b": "complete"}
 
