@@ -90,7 +90,7 @@ def reprocess(
     config: DataSet,
     *,
     dry_run: Annotated[bool, Parameter(help="Only say what it would do and cost; nothing is written.", negative=())] = False,
-    moved: Annotated[bool, Parameter(help="Volumes may lie elsewhere than when they were done.", negative=())] = False,
+    moved: Annotated[bool, Parameter(help="Volumes lie elsewhere, or were touched; their voxels are the same.", negative=())] = False,
     prefect: Annotated[bool, Parameter(help="Report to Prefect's server, a sub-flow a volume.")] = True,
     set_: Overrides = None,
 ) -> int:

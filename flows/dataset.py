@@ -115,7 +115,7 @@ def reprocess_dataset(config: DatasetConfig, moved: bool = False) -> Summary:
 
     Args:
         config: The dataset.
-        moved: Whether volumes may lie elsewhere than when they were done.
+        moved: Whether volumes may lie elsewhere, or have other times, than when they were done or begun: their voxels are the same.
     """
     keep_tiles_from_prefect()
     end_orphans(_segment_volume.name)

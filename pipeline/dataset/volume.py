@@ -52,7 +52,7 @@ class VolumeOfSet:
         entry: As the catalogue has it.
         signature: Of its files, where they were looked at.
         mark: What had become of it by then.
-        moved: Whether it may lie elsewhere than when it was done.
+        moved: Whether it may lie elsewhere, or have other times, than when it was done or begun: its voxels are the same.
     """
 
     config: DatasetConfig
