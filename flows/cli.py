@@ -59,9 +59,10 @@ def plan(
     set_: Overrides = None,
 ) -> int:
     """Dry run: print tiles, halo, amplification, memory and bytes to write; write plan.json."""
+    asked = _read(config, set_)
+
     from pipeline import stages  # noqa: PLC0415 - see above
 
-    asked = _read(config, set_)
     found = stages.plan(asked)
     print_plan(found, stages.measure(asked) if measure else None)
     print(f"plan written to {found.output.url}.run/plan.json; `halotile run {config}` does it")
@@ -78,9 +79,10 @@ def run(
     set_: Overrides = None,
 ) -> int:
     """Segment a volume: plan, infer, verify, report. Run it again to resume."""
+    found = _read(config, set_)
+
     from flows.running import run_volume  # noqa: PLC0415 - see above
 
-    found = _read(config, set_)
     print_end(found, run_volume(found, prefect=prefect))
     return DONE
 
@@ -143,9 +145,11 @@ def cancel(
 @app.command
 def verify(config: Config, *, set_: Overrides = None) -> int:
     """Compare every stored byte of the output with the ledger; tiles that differ are marked, and a run mends them."""
+    asked = _read(config, set_)
+
     from pipeline import stages  # noqa: PLC0415 - see above
 
-    found = stages.verify(_read(config, set_))
+    found = stages.verify(asked)
     print(f"verified: {found.valid} of {found.tiles} tiles, {found.objects} objects")
     return DONE
 
@@ -166,12 +170,14 @@ def train(
     set_: Overrides = None,
 ) -> int:
     """Train a network, score it on what is held back, register it. Run it again to resume."""
-    from flows.training_bar import TrainingBar  # noqa: PLC0415 - see above
-    from pipeline import learning  # noqa: PLC0415 - see above
     from pipeline.config import read_config  # noqa: PLC0415 - see above
     from pipeline.training.recipe import TrainConfig  # noqa: PLC0415 - see above
 
-    recipe = read_config(TrainConfig, config, set_ or ())
+    recipe = read_config(TrainConfig, config, set_ or ())  # what is wrong with it is told at once, not after heavy imports
+
+    from flows.training_bar import TrainingBar  # noqa: PLC0415 - see above
+    from pipeline import learning  # noqa: PLC0415 - see above
+
     bar = TrainingBar()
     try:
         checkpoint = learning.train(recipe, bar)

@@ -113,7 +113,7 @@ def test_a_quiet_time_shorter_than_the_uploads_pauses_takes_it_early(tmp_path, p
 def test_two_watchers_at_once_on_growing_volumes_do_each_once_and_none_early(tmp_path, started):
     """Two machines' cron jobs, and uploads that go on meanwhile."""
     dataset = inbox(tmp_path, volumes=0)
-    names = [f"v{number:02}" for number in range(5)]
+    names = [f"v{number:02}" for number in range(3)]
     uploads = [
         threading.Thread(target=upload_slowly, args=(dataset.volume(name), number, 1.2 + 0.6 * (number % 2)))
         for number, name in enumerate(names)

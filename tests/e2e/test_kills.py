@@ -24,10 +24,10 @@ WORKERS = 2
 IN_FLIGHT = WORKERS * TILES_AHEAD
 
 
-def slow(folder: Path, *, tiles: int) -> Run:
-    """So many tiles, in sixteens, of enough work to be hit in mid-tile."""
+def slow(folder: Path, *, tiles: int, width: int = 96) -> Run:
+    """So many tiles, in sixteens, of enough work to be hit in mid-tile where the network is wide."""
     keys = {"tiles": {"core": [16, 16, 16]}}
-    return make_run(folder, architecture=Architecture(3, 2, 96), shape=(tiles - 3, 59, 63), **keys)
+    return make_run(folder, architecture=Architecture(3, 2, width), shape=(tiles - 3, 59, 63), **keys)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def held_up(run: Run, tile: int) -> Iterator[None]:
 
 def test_a_second_run_is_refused_and_an_interrupted_one_resumes(started, tmp_path, pooled):
     """Two drivers at once, then Ctrl-C, then the same command: what everybody does sooner or later."""
-    run = slow(tmp_path, tiles=48)
+    run = slow(tmp_path, tiles=48, width=64)
     first = started("run", run.yaml)
     computing(first, run, tiles=1)
     with held_up(run, tile=12):
