@@ -37,6 +37,15 @@ VALID = Architecture(2, 2, 4, padding="valid")
 CLASSES = Architecture(3, 1, 2, in_channels=2, out_channels=3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    """Bioimageio collects garbage several times a test, which takes seconds where other tests have left much in memory."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _collected():
     """What bioimageio left open is closed here, where that may pass, and not in another file's test."""
