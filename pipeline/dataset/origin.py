@@ -6,6 +6,7 @@ are now: tiles of an upload that broke off are not mixed with those of the one t
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from pipeline.errors import StorageError
 from pipeline.storage.listing import signature_of
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.volume import open_volume
+
+log = logging.getLogger("pipeline")
+
+MOST_FILES = 1_000_000
+"""Of a volume, to list them: some minutes on a parallel file system, and a thousand requests of a store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +40,16 @@ class Origin:
 
 
 def origin_of(config: RunConfig) -> Origin:
-    """What a run would be made from now. Lists the files of the level that it reads.
+    """What a run would be made from now. Lists the files of the level that it reads, unless there are too many.
 
     Raises:
         StorageError: It cannot be opened, or its files may not be listed.
     """
     asked = config.input
     found = open_volume(asked.url, level=asked.level, axes=asked.axes)
+    if found.files > MOST_FILES:
+        log.warning("%s: its %d files are not listed, so nobody notices when they change meanwhile", asked.url, found.files)
+        return Origin(asked.url)
     return Origin(asked.url, signature_of(found.place))
 
 

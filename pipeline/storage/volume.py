@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,14 @@ class Volume:
     def shards(self) -> tuple[int, ...] | None:
         """Extents of a shard along the array's axes; None where there are none."""
         return None if isinstance(self.array, ForeignArray) else self.array.shards
+
+    @property
+    def files(self) -> int:
+        """How many files or objects hold its voxels, where none is missing."""
+        if isinstance(self.array, ForeignArray):
+            return 1
+        stored = self.array.shards or self.array.chunks
+        return prod(-(-extent // part) for extent, part in zip(self.array.shape, stored, strict=True))
 
     def read(self, box: Box) -> np.ndarray:
         """Voxels of a box inside the volume, (C, Z, Y, X), the stored dtype."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.dataset import origin as origin_module
 from pipeline.dataset import volume as volume_module
 from pipeline.dataset.estimate import estimate
 from pipeline.dataset.round import volumes_of
@@ -124,6 +125,17 @@ def test_a_path_that_is_mended_in_the_catalogue_is_another_try(tmp_path, pooled)
     assert go(mended) == {"a": "done"}
     assert go(dataset.having(volumes=[{"url": f"{right}x", "name": "a"}])) == {"a": "failed"}  # that is another one
     assert go(mended) == {"a": "skipped"}
+
+
+def test_volumes_of_too_many_files_are_not_listed_and_that_is_said(tmp_path, pooled, monkeypatch, caplog):
+    """A listing of a hundred million chunks takes hours; then a change cannot be noticed, which nobody should learn later."""
+    dataset = half_done(tmp_path)
+    monkeypatch.setattr(origin_module, "MOST_FILES", 23)  # 6 x 2 x 2 chunks
+    again(dataset, seed=3)
+    with caplog.at_level("WARNING", "pipeline"):
+        assert go(dataset) == {"v00": "done"}
+    assert "24 files are not listed" in caplog.text
+    assert not is_exact(dataset, "v00")
 
 
 # --- an inbox -----------------------------------------------------------------------------------------------------------
