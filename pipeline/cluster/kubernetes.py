@@ -56,6 +56,9 @@ log = logging.getLogger("pipeline")
 OPERATOR_SECONDS = 60
 """So long until the operator has seen a new cluster; it takes less than one where it runs."""
 
+ANSWER_SECONDS = 60
+"""For a scheduler whose pod is ready to answer."""
+
 HOPELESS_SECONDS = 120
 """So long a pod may be in a state that seldom mends itself: a registry that is away for a moment."""
 
@@ -178,6 +181,24 @@ class _Pods(KubeCluster):
         address = await self._address()
         arguments = self.security.get_connection_args("client") if self.security else {}
         self.scheduler_comm = rpc(address, connection_args=arguments)
+        await self._answered(address)
+
+    async def _answered(self, address: str) -> None:
+        """The scheduler listens: its pod is ready a moment before, and what is forwarded to a closed port breaks off."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while True:
+            try:
+                await self.scheduler_comm.identity()
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise InferenceError(
+                        f"The scheduler of DaskCluster '{self.name}' is ready, but does not answer at {address} ({error}). Likely a "
+                        "network policy or a proxy between this driver and namespace "
+                        f"'{self.namespace}', or certificates that it does not take (cluster.security). Run again to resume."
+                    ) from error
+                await asyncio.sleep(0.2)
+            else:
+                return
 
     async def _actioned(self, resource: DaskCluster) -> None:
         """The operator has seen it."""

@@ -65,6 +65,7 @@ class FakeApi:
     log: list[tuple[int, str, str, Json]] = field(default_factory=list)
     addresses: dict[str, str] = field(default_factory=dict)
     default_log: str = ""
+    broken_forwards: int = 0
     closing: bool = False
 
     def __post_init__(self) -> None:
@@ -258,7 +259,15 @@ class FakeApi:
         port = int(request.query["ports"])
         socket = web.WebSocketResponse()
         await socket.prepare(request)
-        reader, writer = await asyncio.open_connection(self.addresses[name], port)
+        if self.broken_forwards:
+            self.broken_forwards -= 1
+            await socket.close()
+            return socket
+        try:
+            reader, writer = await asyncio.open_connection(self.addresses[name], port)
+        except ConnectionRefusedError:  # nobody listens there yet: a kubelet breaks off too
+            await socket.close()
+            return socket
         for channel in (b"\x00", b"\x01"):
             await socket.send_bytes(channel + port.to_bytes(2, "little"))
 

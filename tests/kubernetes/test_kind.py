@@ -75,6 +75,17 @@ def test_tiles_are_computed_by_pods_that_end_with_the_run(operator, tmp_path, se
     )["spec"]  # as it was printed, nothing of it dropped or changed on the way
 
 
+def test_a_scheduler_that_does_not_listen_yet_is_waited_for(operator, tmp_path, monkeypatch):
+    """Its pod is ready once it answers over HTTP, a moment before it listens for drivers; one that never does is named."""
+    operator.api.broken_forwards = 3
+    with open_pool(asked(1), crew(1), tmp_path / "o.zarr.run" / "jobs") as pool:
+        assert [o.result for o in dispatch(pool, TRIED, range(1), retries=0)] == [0]
+    assert operator.api.broken_forwards == 0
+    monkeypatch.setattr(kind, "ANSWER_SECONDS", 1)
+    operator.api.broken_forwards = 10**6
+    assert "is ready, but does not answer" in refusal(tmp_path)
+
+
 def test_a_run_on_pods_has_the_same_bytes_as_a_run_here(operator, tmp_path):
     """The promise, on this kind too: with the real worker, the real network, and the file system that pods and driver share."""
     outputs = {}
