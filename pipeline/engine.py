@@ -214,8 +214,9 @@ def _read(source: Source, tile: Tile, span: Span, nonfinite: str) -> np.ndarray:
     try:
         array = source.read(inside)
     except Exception as error:  # file systems and codecs raise anything, zlib.error and EOFError too
+        why = error.__cause__ if isinstance(error, StorageError) and error.__cause__ else error
         raise InferenceError(
-            f"{tile} could not be read: the input box {inside} gave {type(error).__name__}: {error}. "
+            f"{tile} could not be read: the input box {inside} gave {type(why).__name__}: {why}. "
             "The input is damaged or out of reach there; repair it, then run again: finished tiles are kept."
         ) from error
     return spread(_finite(array, tile, inside, nonfinite), indices)

@@ -163,7 +163,7 @@ def _looked(
 def _done(volume: VolumeOfSet, offered: Machine) -> Outcome | None:
     try:
         return standing(volume, offered)
-    except PipelineError:
+    except (PipelineError, OSError):
         return None  # it is planned in full, and refused there by name
 
 

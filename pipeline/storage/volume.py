@@ -73,10 +73,20 @@ class Volume:
         return prod(-(-extent // part) for extent, part in zip(self.array.shape, stored, strict=True))
 
     def read(self, box: Box) -> np.ndarray:
-        """Voxels of a box inside the volume, (C, Z, Y, X), the stored dtype."""
+        """Voxels of a box inside the volume, (C, Z, Y, X), the stored dtype.
+
+        Raises:
+            StorageError: They are damaged, or out of reach.
+        """
         by_axis = dict(zip("zyx", (slice(a, b) for a, b in zip(box.start, box.stop, strict=True)), strict=True))
         axes = self.description.axes
-        found = np.asarray(self.array[tuple(by_axis.get(axis, slice(None)) for axis in axes)])
+        try:
+            found = np.asarray(self.array[tuple(by_axis.get(axis, slice(None)) for axis in axes)])
+        except Exception as error:  # file systems, stores and codecs raise anything, zlib.error and EOFError too
+            raise StorageError(
+                f"Volume '{self.description.url}' could not be read: the box {box} gave {type(error).__name__}: {error}. It is "
+                "damaged or out of reach there; repair it."
+            ) from error
         if "z" not in axes:
             found = np.expand_dims(found, axes.index("y"))
         return found if "c" in axes else found[np.newaxis]
