@@ -73,13 +73,14 @@ class Catalogue(Sequence[Entry]):
         return self.entries[index]
 
 
-def read_catalogue(source: Source, *, may_be_empty: bool = False) -> Catalogue:
+def read_catalogue(source: Source, *, may_be_empty: bool = False, without: Sequence[str] = ()) -> Catalogue:
     """The volumes that a source names or leads to.
 
     Args:
         source: A Zarr array, an OME-Zarr image, plate or collection, HDF5 or TIFF; a folder or a prefix of a store, for all that lie
             directly in it; a pattern (`*`, `?`, `[...]`, `**`); a YAML or CSV; or a list of these and of mappings with the keys
             `url`, `name`, `level` and `axes`.
+        without: Folders or prefixes where nothing is a volume: the set's own outputs.
         may_be_empty: A folder or pattern without volumes is none, not an error; nor is a prefix that is not there yet.
 
     Raises:
@@ -90,9 +91,27 @@ def read_catalogue(source: Source, *, may_be_empty: bool = False) -> Catalogue:
     problems = [part.problem for part in parts if part.problem and not (part.may_come and may_be_empty)]
     if problems:
         raise StorageError("\n".join(problems[:NAMED]))
-    volumes = [volume for part in parts for volume in part.volumes]
+    found = [volume for part in parts for volume in part.volumes]
+    volumes = [volume for volume in found if not _lies_in(volume.url, without)]
+    if found and not volumes and not may_be_empty:
+        raise StorageError(
+            f"The catalogue finds {len(found)} volumes, such as '{found[0].url}', and all of them are outputs of this dataset "
+            f"itself ({', '.join(without)}). Name its inputs."
+        )
     _check_once(volumes)
-    return Catalogue(_named(volumes), tuple(one for part in parts for one in part.left_out))
+    own = [LeftOut(volume.url, "an output of this dataset") for volume in found if _lies_in(volume.url, without)]
+    return Catalogue(_named(volumes), (*(one for part in parts for one in part.left_out), *_some(own)))
+
+
+def _lies_in(url: str, folders: Sequence[str]) -> bool:
+    return any(url == folder or url.startswith(f"{folder.rstrip('/')}/") for folder in folders)
+
+
+def _some(own: Sequence[LeftOut]) -> Sequence[LeftOut]:
+    """There may be hundreds: they are told by the first."""
+    if len(own) < 2:
+        return own
+    return [LeftOut(own[0].url, f"an output of this dataset, as are {len(own) - 1} more")]
 
 
 def _check_once(volumes: Sequence[Volume]) -> None:

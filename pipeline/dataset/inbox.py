@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -69,6 +69,7 @@ class Inbox:
         axes: Likewise.
         clock: A name for the wall clock, the same for all watchers whose clocks are kept together, so that their looks add up. None:
             this machine's seconds since boot, which nobody can set; then two looks of the same machine are needed.
+        without: Folders or prefixes where nothing is a volume.
 
     Raises:
         ConfigError: Neither `quiet_seconds` nor a marker, or both; or they mean nothing.
@@ -84,6 +85,7 @@ class Inbox:
         level: int = 0,
         axes: str = "auto",
         clock: str | None = None,
+        without: Sequence[str] = (),
     ) -> None:
         if (quiet_seconds is None) == (marker is None):
             raise ConfigError(
@@ -95,7 +97,7 @@ class Inbox:
         if marker is not None and (not marker or "/" in marker):
             raise ConfigError(f"marker is {marker!r}; expected a suffix for the volume's name, such as .done.")
         self.source, self.quiet_seconds, self.marker = source, quiet_seconds, marker
-        self.level, self.axes, self.clock = level, axes, clock
+        self.level, self.axes, self.clock, self.without = level, axes, clock, without
         self.observations = Observations(Path(observations))
         self.left_out: tuple[LeftOut, ...] = ()
         """What the last look found that is no volume, markers aside."""
@@ -112,7 +114,7 @@ class Inbox:
             StorageError: The source cannot be listed, or the observations cannot be kept.
         """
         known = frozenset() if self.marker else frozenset(self.observations.read().volumes)
-        found = read_catalogue(self.source, may_be_empty=True)
+        found = read_catalogue(self.source, may_be_empty=True, without=self.without)
         entries = [entry for entry in found if entry.url not in done]
         self.left_out = tuple(one for one in found.left_out if not (self.marker and one.url.endswith(self.marker)))
         if self.marker:

@@ -69,11 +69,14 @@ class Outcome:
 
 
 def read_mark(folder: Path) -> Outcome | None:
-    """What a volume's folder says became of it; None where nothing did yet, or a newer version wrote it."""
+    """What a volume's folder says became of it; None where nothing did yet, it cannot be read, or a newer version wrote it.
+
+    What cannot be read is no reason to stop: whatever is done with the volume next compares it with what readers see.
+    """
     try:
         said = json.loads((folder / MARK).read_text(encoding="utf-8"))
         return Outcome(**{field.name: said[field.name] for field in fields(Outcome)})
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from pipeline import stages
 from pipeline.dataset.catalogue import Entry, read_catalogue
-from pipeline.dataset.outcome import Outcome
+from pipeline.dataset.outcome import Outcome, read_mark
 from pipeline.dataset.search import LeftOut
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.summary import FILES, Summary
@@ -54,6 +54,7 @@ class Round:
             log.warning("left out: %s", line)
         self._summary = Summary(config.output.url, _source(config), _now(), len(names), left_out=told)
         self._written = float("-inf")
+        self._told: set[str] = set()
         self.failed: list[Outcome] = []
 
     @property
@@ -63,6 +64,7 @@ class Round:
     def tell(self, outcome: Outcome) -> None:
         """Take up what became of a volume."""
         self._outcomes[outcome.name] = outcome
+        self._told.add(outcome.name)
         if outcome.state == "failed":
             self.failed.append(outcome)
         if time.monotonic() - self._written > PAGE_SECONDS:
@@ -77,6 +79,7 @@ class Round:
     def _write(self) -> None:
         """A disk that is full costs the page, not the round."""
         home = self.config.home
+        self._look_again()
         try:
             self.summary.write(home)
             if self.config.staging:
@@ -85,6 +88,12 @@ class Round:
             log.warning("the summary in '%s' is not up to date: %s", home, error)
         self._written = time.monotonic()
 
+    def _look_again(self) -> None:
+        """What others have done meanwhile, so that the last to write does not tell what was before."""
+        for name in self._outcomes.keys() - self._told:
+            mark = read_mark(self.config.home / name)
+            if mark and mark.ended > self._outcomes[name].ended:
+                self._outcomes[name] = mark
 
     def _send(self, url: str) -> None:
         store = ObjectStore(url)
@@ -133,9 +142,19 @@ def volumes_of(config: DatasetConfig, *, moved: bool = False) -> tuple[list[Volu
         ConfigError, StorageError, ModelError: The catalogue or the model cannot be read.
     """
     found = with_one_model(config)
-    catalogue = read_catalogue(config.source)
+    catalogue = read_catalogue(config.source, without=places(config))
     _check_names(catalogue)
     return [VolumeOfSet(found, entry, moved=moved) for entry in catalogue], catalogue.left_out
+
+
+def places(config: DatasetConfig) -> tuple[str, ...]:
+    """Where a set writes: nothing there is a volume of it."""
+    return tuple(dict.fromkeys((config.output.url, str(config.home))))
+
+
+def is_summary(name: str) -> bool:
+    """Whether a volume's folder would lie where a file of the summary does."""
+    return name.lower() in FILES
 
 
 def _check_names(catalogue: Iterable[Entry]) -> None:
@@ -144,7 +163,7 @@ def _check_names(catalogue: Iterable[Entry]) -> None:
     Raises:
         ConfigError: There is one.
     """
-    taken = [entry.name for entry in catalogue if entry.name.lower() in FILES]
+    taken = [entry.name for entry in catalogue if is_summary(entry.name)]
     if taken:
         raise ConfigError(
             f"Volumes cannot be called {', '.join(taken)}: these are the files of the dataset's summary. Give them other names in "

@@ -80,7 +80,7 @@ class Summary:
         home.mkdir(parents=True, exist_ok=True)
         contents = (json.dumps(self.to_dict(), indent=2) + "\n", self._csv(), self._page())
         for name, content in zip(FILES, contents, strict=True):
-            durable.replace(home / name, content.encode())
+            durable.replace(home / name, content.encode(), shared=True)  # watchers write it too
 
     def _csv(self) -> str:
         text = io.StringIO()

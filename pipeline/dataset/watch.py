@@ -14,7 +14,8 @@ from typing import Any
 from pipeline.dataset.inbox import Arrival, Inbox
 from pipeline.dataset.outcome import MARK, Outcome, read_mark
 from pipeline.dataset.reprocess import reprocess
-from pipeline.dataset.round import Round, with_one_model
+from pipeline.dataset.round import Round, is_summary, places, with_one_model
+from pipeline.dataset.search import LeftOut
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.volume import VolumeOfSet
 from pipeline.storage.rundir import RunDirectory
@@ -44,8 +45,11 @@ def watch(config: DatasetConfig, on_begin: Callable[[Round], Callable[[Outcome],
         level=found.input.level,
         axes=found.input.axes,
         clock=rule.clock,
+        without=places(found),
     )
-    arrivals = inbox.look()
+    looked = inbox.look()
+    arrivals = [arrival for arrival in looked if not is_summary(arrival.entry.name)]
+    misnamed = [LeftOut(a.entry.url, "its output would lie where the summary does: rename it") for a in looked if a not in arrivals]
     volumes = [_volume(found, arrival) for arrival in arrivals]
     waiting = [
         volume.outcome("waiting", arrival.why)
@@ -53,7 +57,7 @@ def watch(config: DatasetConfig, on_begin: Callable[[Round], Callable[[Outcome],
         if arrival.state != "complete" and volume.mark is None
     ]
     new = [v for v, arrival in zip(volumes, arrivals, strict=True) if arrival.state == "complete" and _is_due(v)]
-    round_ = Round(found, new, known=[*_marks(found), *waiting], left_out=inbox.left_out)
+    round_ = Round(found, new, known=[*_marks(found), *waiting], left_out=[*inbox.left_out, *misnamed])
     log.info("%d volume(s) in the inbox: %d new and complete, %d not yet", len(volumes), len(new), len(waiting))
     tell = on_begin(round_)
     try:

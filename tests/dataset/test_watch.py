@@ -9,7 +9,8 @@ import pytest
 import zarr
 
 from flows.dataset import watch_plainly
-from pipeline.dataset.outcome import read_mark
+from pipeline.dataset.outcome import Outcome, read_mark, write_mark
+from pipeline.dataset.round import Round, volumes_of
 from pipeline.errors import DatasetError
 from pipeline.storage.rundir import RunDirectory
 from tests.dataset.dataset_cases import SHAPE, DataSet, make_dataset
@@ -107,6 +108,51 @@ def test_a_quiet_time_shorter_than_the_uploads_pauses_takes_it_early(tmp_path, p
     expected = dataset.expected("v00", seed=1)
     assert told == {"v00": "done"}
     assert np.abs(dataset.array("v00") - expected).max() > 1e-2 * np.ptp(expected)
+
+
+def test_the_folder_of_one_volume_does_not_end_the_look(tmp_path, pooled):
+    """A file where an output's folder should be, and a name that the summary has: each is told, the rest is done."""
+    dataset = make_dataset(tmp_path, volumes=2, watch={"marker": ".done"})
+    dataset.add("summary.csv")
+    for name in ("v00", "v01", "summary.csv"):
+        (tmp_path / "volumes" / f"{name}.zarr.done").touch()
+    dataset.output.mkdir()
+    (dataset.output / "v00").write_text("in the way")
+    assert look(dataset) == {"v00": "failed", "v01": "done"}
+    assert dataset.states() == {"v00": "failed", "v01": "done"}
+    (left,) = dataset.summary["left_out"]
+    assert "summary.csv.zarr: its output would lie where the summary does" in left
+
+
+def test_watchers_that_write_the_summary_at_once_leave_a_whole_one_that_knows_all(tmp_path):
+    """The second must not tell of a volume what was before the first had done it; and no reader meets half a page."""
+    dataset = make_dataset(tmp_path, volumes=2, watch={"marker": ".done"})
+    volumes, _ = volumes_of(dataset.config)
+    waiting = [volume.outcome("waiting", "no marker yet") for volume in volumes]
+    rounds = [Round(dataset.config, [], known=waiting) for _ in range(2)]
+    done = [write_mark(volume.folder, volume.outcome("done")) for volume in volumes]
+    ended = threading.Event()
+
+    def write(round_: Round, outcome: Outcome) -> None:
+        round_.tell(outcome)
+        while not ended.is_set():
+            round_.close()
+
+    writers = [threading.Thread(target=write, args=pair) for pair in zip(rounds, done, strict=True)]
+    for writer in writers:
+        writer.start()
+    until = time.monotonic() + 3
+    while not (dataset.output / "summary.json").exists():
+        assert time.monotonic() < until
+    seen = []
+    while time.monotonic() < until:
+        seen.append(dataset.states())
+    ended.set()
+    for writer in writers:
+        writer.join()
+    assert len(seen) > 10
+    assert all(states == {"v00": "done", "v01": "done"} for states in seen)
+    assert not list(dataset.output.glob("*.part"))
 
 
 @pytest.mark.slow
