@@ -144,12 +144,17 @@ def _device_memory_bytes(config: RunConfig, device: str, machine: Machine) -> in
         return None
     if given != "auto":
         return int(given * 1e9)
-    if machine.device is not None and not visible_cards():
+    if _is_elsewhere(machine):
         raise ConfigError(
             f"Workers of cluster.kind '{config.cluster.kind}' compute on cards that this machine cannot see, so tiles cannot be "
             "chosen to fit them. Set compute.device_memory_gb to the free memory of the smallest of them."
         )
     return free_device_bytes(device)
+
+
+def _is_elsewhere(machine: Machine) -> bool:
+    """Whether workers have cards that this machine cannot see."""
+    return machine.device is not None and not visible_cards()
 
 
 def _check_fit(config: RunConfig, volume: Volume, checkpoint: Checkpoint) -> None:
@@ -200,7 +205,7 @@ def _tile_request(
         memory_bytes=machine.memory_bytes,
         workers=1,
         device=device,
-        device_memory_bytes=_device_memory_bytes(config, device, machine),
+        device_memory_bytes=None if pinned and _is_elsewhere(machine) else _device_memory_bytes(config, device, machine),
         **tiles,
     )
 

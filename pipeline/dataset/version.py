@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline import stages
 from pipeline.config import RunConfig
 from pipeline.core.plan import Plan
 from pipeline.core.versions import Version
 from pipeline.dataset.origin import Origin, read_origin
-from pipeline.errors import PlanError
+from pipeline.errors import ConfigError, ModelError, PlanError
 from pipeline.planning import Machine, make_plan
 from pipeline.storage.publication import Publication
 from pipeline.storage.rundir import RunDirectory
@@ -77,7 +77,7 @@ def published(
     run: Callable[[str], RunConfig], publication: Publication, machine: Machine, current: Published
 ) -> Settled | None:
     """The current version, where it is the one that a configuration asks for."""
-    return _agreeing(run, publication, machine, current.fingerprint, is_current=True)
+    return _agreeing(run, publication, machine, current.fingerprint, is_current=True, is_made=True)
 
 
 def _begun(
@@ -86,21 +86,35 @@ def _begun(
     for version in _newest_first(publication):
         if _is_of_others(publication, version.fingerprint, origin):
             continue
-        if found := _agreeing(run, publication, machine, version.fingerprint, is_current=False):
+        is_made = version.published is not None
+        try:
+            found = _agreeing(run, publication, machine, version.fingerprint, is_current=False, is_made=is_made)
+        except (ModelError, ConfigError) as error:  # it was begun on a device that is not here
+            log.debug("%s: version %s does not go on here: %s", publication.output, version.fingerprint, error)
+            continue
+        if found:
             return found
     return None
 
 
 def _agreeing(
-    run: Callable[[str], RunConfig], publication: Publication, machine: Machine, fingerprint: str, *, is_current: bool
+    run: Callable[[str], RunConfig],
+    publication: Publication,
+    machine: Machine,
+    fingerprint: str,
+    *,
+    is_current: bool,
+    is_made: bool,
 ) -> Settled | None:
-    """A version that is there, where what is asked for now would be it."""
+    """A version that is there, where what is asked for now would be it. One that is made needs no device here."""
     config = run(str(publication.image(fingerprint)))
     publication.recall(fingerprint)
     stored = RunDirectory(config.output.url).load_plan()
     if stored is None or stored.fingerprint != fingerprint:
         return None
     earlier = stages.placed(stored, config)
+    if is_made and machine.device is None:
+        machine = replace(machine, device=stored.compute.device, workers=machine.workers or 1)
     try:
         under = make_plan(config, machine, earlier=earlier, governs=True)
     except PlanError:

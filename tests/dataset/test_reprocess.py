@@ -3,11 +3,14 @@
 import csv
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from flows.dataset import reprocess_plainly
+from pipeline.dataset.estimate import estimate
+from pipeline.dataset.round import volumes_of
 from pipeline.errors import ConfigError, DatasetError, ModelError, StorageError
 from pipeline.storage.rundir import RunDirectory
 from tests.dataset.dataset_cases import DataSet, make_dataset
@@ -154,3 +157,52 @@ def test_a_disk_that_is_full_in_mid_data_set_publishes_no_half_and_after_room_is
         filler.unlink()
         after = go(dataset)
         assert after == {name: "done" if state == "failed" else "skipped" for name, state in told.items()}
+
+
+def test_a_damaged_volume_that_plans_must_read_is_one_failure(tmp_path, pooled):
+    """Statistics read voxels: where the largest volume's are damaged, nobody else may pay for it, nor may the dry run."""
+    dataset = make_dataset(tmp_path, volumes=3, normalize={"mode": "zscore"})
+    dataset.add("v03", shape=(32, 24, 24))
+    for chunk in dataset.volume("v03").rglob("*"):
+        if chunk.is_file() and chunk.name != "zarr.json":
+            chunk.write_bytes(b"\x00damaged")
+    found = estimate(dataset.config, volumes_of(dataset.config)[0])
+    assert (len(found.plans), list(found.refused)) == (3, ["v03"])
+    assert "could not be read: the box" in found.refused["v03"]
+    assert Counter(go(dataset).values()) == {"done": 3, "failed": 1}
+    (failed,) = [o for o in dataset.summary["outcomes"] if o["state"] == "failed"]
+    assert failed["name"] == "v03"
+    assert "could not be read: the box" in failed["reason"]
+
+
+def test_outputs_made_on_a_gpu_are_done_on_a_machine_without_one(tmp_path, pooled):
+    """The night's run had cards, the notebook has none: what is there is still there, and a new model can be run here."""
+    dataset = make_dataset(tmp_path, volumes=1, compute={"device": "auto"})
+    go(dataset)
+    image = dataset.current("v00")
+    plan = RunDirectory(image).load_plan()
+    made = replace(plan, compute=replace(plan.compute, device="cuda"))
+    home = image.parent.rename(image.parent.with_name(made.fingerprint))
+    (home / "v00.ome.zarr.run" / "plan.json").write_text(made.to_json())
+    record = home / "published.json"
+    record.write_text(record.read_text().replace(plan.fingerprint, made.fingerprint))
+    link = dataset.output / "v00" / "current"
+    link.unlink()
+    link.symlink_to(f"versions/{made.fingerprint}/v00.ome.zarr")
+    assert go(dataset) == {"v00": "skipped"}
+    assert go(dataset.having(compute={"device": "cpu"})) == {"v00": "done"}  # that was asked for, and it is not
+    dataset.register(seed=2)
+    assert go(dataset.having(compute={"device": "auto"})) == {"v00": "done"}
+
+
+@pytest.mark.parametrize("pattern", ["**", "**/*.zarr", "*"])
+def test_outputs_below_the_inputs_are_no_volumes(tmp_path, pooled, pattern):
+    """A pattern that reaches them would segment the segmentations, one go after the other."""
+    dataset = make_dataset(tmp_path, volumes=2)
+    volumes = tmp_path / "volumes"
+    dataset = dataset.having(volumes=f"{volumes}/{pattern}", output={"url": str(volumes / "segmented")})
+    assert go(dataset) == {"v00": "done", "v01": "done"}
+    assert go(dataset) == {"v00": "skipped", "v01": "skipped"}
+    only = dataset.having(volumes=f"{volumes}/segmented/**/*.ome.zarr")
+    with pytest.raises(StorageError, match="all of them are outputs of this dataset"):
+        go(only)
