@@ -126,6 +126,7 @@ class PointedPublication:
                 self._upload(fingerprint)
             else:
                 self._check_stored(fingerprint)
+                self._store.write(f"{VERSIONS}/{fingerprint}/{RECORD}", record_of(found, self._there.name))  # its date tells others' ages
             if not is_current:
                 self._store.write(POINTER, record_of(found, self._there.name))
             return found

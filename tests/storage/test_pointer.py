@@ -211,6 +211,33 @@ def test_old_versions_go_here_and_in_the_store(publication, output, store):
     assert told(stored(read_current(output).image)) == C
 
 
+def test_a_version_that_was_shown_again_counts_from_then(publication, store, monkeypatch):
+    """Its readers were sent away when the one after that was published: they have all the days that the rule gives them."""
+    day = timedelta(days=1)
+    begun = datetime.now(UTC)
+
+    def publish_on(number: int, version: str) -> list[str]:
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return begun + number * day
+
+        monkeypatch.setattr("pipeline.storage.pointed.datetime", Clock)
+        if not publication.is_kept(version):
+            make_version(publication, version)
+        publication.publish(version, {})
+        publication.free(version)
+        return publication.expire(Keep(1, 7), begun + number * day)
+
+    assert [publish_on(0, A), publish_on(1, B), publish_on(30, A)] == [[], [], []]
+    assert store.read(f"versions/{A}/published.json") == store.read("current.json")
+    assert publish_on(31, C) == []
+    assert publication.expire(Keep(0, 7), begun + 37 * day) == [B]
+    assert publication.expire(Keep(0, 7), begun + 37.9 * day) == []
+    assert publication.expire(Keep(0, 7), begun + 38 * day) == [A]
+    assert kept(store) == {C}
+
+
 def test_a_removal_that_was_killed_leaves_no_image_and_is_finished_by_the_next(publication, store, monkeypatch, requests):
     """The mark first, then the group's metadata: from then on it is no version for anybody."""
     published(publication, A, B)
