@@ -42,7 +42,9 @@ class LinkedPublication:
         return self._there.image(fingerprint)
 
     def current(self) -> Published | None:
-        return read_link(self.folder)
+        """What readers see. A link whose version was deleted, or is being made again, counts as none."""
+        target = _target(self.folder / LINK)
+        return None if target is None or _is_gone((self.folder / target).with_name(RECORD)) else read_link(self.folder)
 
     def versions(self) -> list[Version]:
         return self._there.versions()
@@ -94,12 +96,12 @@ class LinkedPublication:
             BusyError: Somebody else writes there.
         """
         with self._told("old versions could not be removed"), self.exclusive():
-            self._there.sweep()
-            current = self.current()
+            current = read_link(self.folder)
             going = expired(self.versions(), current.fingerprint if current else None, keep, now, spare)
             gone = [fingerprint for fingerprint in going if not self._there.is_driven(fingerprint)]
             for fingerprint in gone:
-                self._there.remove(fingerprint)
+                self._there.hide(fingerprint)
+            self._there.sweep()
             return gone
 
     def discard(self, fingerprint: str) -> None:
@@ -112,7 +114,8 @@ class LinkedPublication:
         if self._there.record(fingerprint).is_file():
             raise self._there.refuse_published(fingerprint)
         with self._told(f"version {fingerprint} could not be removed"), self.exclusive():
-            self._there.remove(fingerprint)
+            self._there.hide(fingerprint)
+            self._there.sweep()
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
@@ -152,8 +155,17 @@ def read_link(folder: Path) -> Published | None:
             break
     raise StorageError(
         f"'{folder / LINK}' leads to '{target}', which is not there as it was published: somebody removed it, or copied the "
-        "output in part. Copy it again, or publish a version that is whole."
+        f"output in part. Copy it again; or delete '{VERSIONS}/{target.parts[1]}' there and run again: it is made anew."
     )
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether there is surely nothing: where the file system cannot tell, its error goes up."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _target(link: Path) -> Path | None:

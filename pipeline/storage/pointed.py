@@ -4,8 +4,8 @@ A version is computed in a folder of a file system, uploaded, read back, and onl
 upload that was killed goes on: each object is looked at, and sent only where its bytes are not there. The group's metadata go
 last, so that until then there is no image for readers of OME-Zarr.
 
-A version goes in steps: a mark that says so, the group's metadata, all else, the mark. What carries a mark is no version any
-more, and is swept by the next removal.
+A version goes in steps: it is hidden in the staging folder; in the store go a mark that says so, the group's metadata, all else,
+the mark; then what was hidden. What carries a mark is no version any more, and is swept by the next removal.
 """
 
 from __future__ import annotations
@@ -83,8 +83,21 @@ class PointedPublication:
         return self._there.exclusive()
 
     def current(self) -> Published | None:
+        """What readers see. A pointer whose version was deleted, or is being made again, counts as none."""
         with told(self.output, "be read"):
-            return read_pointer(self._store)
+            return self._current()
+
+    def _current(self) -> Published | None:
+        found = read_pointer(self._store)
+        return found if found and self._is_whole(found.fingerprint) else None
+
+    def _is_whole(self, fingerprint: str) -> bool:
+        """Whether all of a version was uploaded: the group's metadata go last, and are removed first."""
+        return self._store.read(self._group(fingerprint)) is not None
+
+    def _group(self, fingerprint: str) -> str:
+        """The key of an image's own metadata."""
+        return f"{VERSIONS}/{fingerprint}/{self.image(fingerprint).name}/{METADATA}"
 
     def versions(self) -> list[Version]:
         """What is in the staging folder and in the store, by fingerprint; published is what the store says to be."""
@@ -117,7 +130,7 @@ class PointedPublication:
             is_here = self.image(fingerprint).is_dir()
             if is_here:
                 self._there.check_whole(fingerprint)
-            now = read_pointer(self._store)
+            now = self._current()
             image = f"{self.output}/{VERSIONS}/{fingerprint}/{self.image(fingerprint).name}"
             is_current = now is not None and now.fingerprint == fingerprint
             found = now if now and is_current else Published(fingerprint, image, datetime.now(UTC), dict(about))
@@ -136,15 +149,23 @@ class PointedPublication:
     def is_kept(self, fingerprint: str) -> bool:
         """Whether a version is whole in the store, and its image is there alone."""
         with told(self.output, "be looked at"):
-            stored = self._store.read(f"{VERSIONS}/{fingerprint}/{RECORD}") is not None
-            return stored and not self.image(fingerprint).exists() and self._store.read(_mark(fingerprint)) is None
+            return not self.image(fingerprint).exists() and self._is_stored(fingerprint)
+
+    def _is_stored(self, fingerprint: str) -> bool:
+        """Whether a version is whole in the store, and is not being removed."""
+        return self._is_whole(fingerprint) and self._store.read(_mark(fingerprint)) is None
 
     def recall(self, fingerprint: str) -> None:
-        """Bring a version's run directory back to the staging folder, where it is not there: its plan, ledger, reports."""
+        """Bring a version's run directory back to the staging folder, where it is not there: its plan, ledger, reports.
+
+        Only that of a whole version: the ledger of another would say that tiles are done which are nowhere.
+        """
         run = RunDirectory(self.image(fingerprint)).path
         if run.is_dir():
             return
         with told(self.output, "be recalled"), self.exclusive():
+            if not self._is_stored(fingerprint):
+                return
             found = {name: self._store.read(f"{VERSIONS}/{fingerprint}/{run.name}/{name}") for name in ARTIFACTS}
             if found[PLAN] is None:
                 return
@@ -191,7 +212,7 @@ class PointedPublication:
         self._store.delete(_mark(fingerprint))
         there = self._store.sizes(prefix)
         files = {f"{prefix}/{path.relative_to(home).as_posix()}": path for path in self._files(image)}
-        group, record = f"{prefix}/{image.name}/{METADATA}", f"{prefix}/{RECORD}"
+        group, record = self._group(fingerprint), f"{prefix}/{RECORD}"
         vouched = self._vouched(fingerprint, f"{prefix}/{image.name}")
         _check_present(vouched, files, image)
 
@@ -255,7 +276,7 @@ class PointedPublication:
             gone = [fingerprint for fingerprint in going if not self._there.is_driven(fingerprint)]
             for fingerprint in gone:
                 self._remove(fingerprint)
-                self._there.remove(fingerprint)
+            self._there.sweep()
             return gone
 
     def discard(self, fingerprint: str) -> None:
@@ -266,24 +287,33 @@ class PointedPublication:
             BusyError: Somebody else writes there.
         """
         with self.exclusive(), told(self.output, "be rid of an unfinished version"):
-            group = f"{VERSIONS}/{fingerprint}/{self.image(fingerprint).name}/{METADATA}"
-            if self._store.read(group) is not None:  # it went up last, so the version is whole
+            if self._is_whole(fingerprint):
                 raise self._there.refuse_published(fingerprint)
-            self._there.remove(fingerprint)
             self._remove(fingerprint)
+            self._there.sweep()
 
     def _sweep(self) -> None:
-        """Finish the removals that were killed."""
-        self._there.sweep()
+        """Finish the removals that were killed in the store. What a run makes anew here meanwhile stays."""
         for name in self._store.children(VERSIONS):
             if self._store.read(_mark(name)) is not None:
-                self._remove(name)
+                if self.image(name).exists() or self._there.is_driven(name):
+                    self._remove_stored(name)
+                else:
+                    self._remove(name)
 
     def _remove(self, fingerprint: str) -> None:
+        """Remove a version, first here: a run directory alone would say that tiles are done which are nowhere.
+
+        It is only hidden here, and `sweep` removes it: so what a kill leaves in the store can be told from here.
+        """
+        self._there.hide(fingerprint)
+        self._remove_stored(fingerprint)
+
+    def _remove_stored(self, fingerprint: str) -> None:
         keys = self._store.sizes(f"{VERSIONS}/{fingerprint}")
         if not keys:
             return
-        mark, group = _mark(fingerprint), f"{VERSIONS}/{fingerprint}/{self.image(fingerprint).name}/{METADATA}"
+        mark, group = _mark(fingerprint), self._group(fingerprint)
         self._store.write(mark, b"")
         self._store.delete(group)
         _in_threads(self._store.delete, [key for key in keys if key not in (mark, group)])

@@ -184,14 +184,12 @@ class VersionFolder:
         """Whether a run writes to a version now."""
         return RunDirectory(self.image(fingerprint)).is_driven()
 
-    def remove(self, fingerprint: str) -> None:
-        """Remove a version; one that is not there is removed already."""
+    def hide(self, fingerprint: str) -> None:
+        """Begin the removal of a version, which `sweep` ends: it is none any more. One that is not there is removed already."""
         home = self.home(fingerprint)
         if home.is_dir():
-            hidden = home.with_name(f"{GONE}-{fingerprint}-{uuid.uuid4().hex}")
-            home.rename(hidden)
+            home.rename(home.with_name(f"{GONE}-{fingerprint}-{uuid.uuid4().hex}"))
             sync(home.parent)
-            shutil.rmtree(hidden)
 
     def refuse_published(self, fingerprint: str) -> StorageError:
         """The error of a version that cannot be begun anew, since readers may have it open."""
@@ -203,7 +201,7 @@ class VersionFolder:
         )
 
     def sweep(self) -> None:
-        """Finish the removals that were killed."""
+        """End the removals that were begun, those of killed processes too."""
         root = self.folder / VERSIONS
         for left in (*root.glob(f"{GONE}-*"), *root.glob(f"*/{GONE}-*")):
             shutil.rmtree(left)

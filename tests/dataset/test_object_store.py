@@ -78,6 +78,54 @@ def test_a_version_that_was_damaged_in_the_store_is_not_shown_again(dataset, tmp
     assert image_of(output, "v00") == second
 
 
+@pytest.fixture
+def in_memory(tmp_path: Path, request: pytest.FixtureRequest) -> DataSet:
+    """One volume, and an output in a store of this process."""
+    made = make_dataset(tmp_path, volumes=1)
+    url = f"memory://{request.node.name.translate(str.maketrans('', '', '_[]-'))}/segmented"
+    return made.having(output={"url": url}, staging=str(tmp_path / "staging"))
+
+
+def test_a_version_that_somebody_deleted_in_the_store_is_made_again(in_memory, tmp_path, pooled):
+    """There and in the staging folder, as errors say; the pointer that still names it does not make it done."""
+    output = in_memory.content["output"]["url"]
+    go(in_memory)
+    first = read_current(f"{output}/v00")
+    store = ObjectStore(f"{output}/v00")
+    for key in store.sizes("versions"):
+        store.delete(key)
+    shutil.rmtree(tmp_path / "staging" / "v00" / "versions")
+    assert go(in_memory) == {"v00": "done"}
+    assert read_current(f"{output}/v00").published > first.published
+    expected = in_memory.expected("v00", seed=1)
+    assert np.abs(array_at(first.image) - expected).max() <= 1e-5 * np.ptp(expected)
+    assert go(in_memory) == {"v00": "skipped"}
+
+
+def test_a_model_whose_versions_removal_was_killed_may_be_set_back(in_memory, tmp_path, pooled, monkeypatch):
+    """What it left is neither taken for a version nor for tiles that are done."""
+    dataset = in_memory.having(keep={"versions": 0, "days": 0})
+    go(dataset)
+    first = image_of(dataset.content["output"]["url"], "v00")
+    dataset.register(seed=2)
+    delete = ObjectStore.delete
+
+    def dies(self, key):
+        delete(self, key)
+        if key.endswith("ome.zarr/zarr.json"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "delete", dies)
+        with pytest.raises(KeyboardInterrupt):
+            go(dataset)
+    back = dataset.having(model={"version": 1})
+    assert go(back) == {"v00": "done"}
+    assert image_of(dataset.content["output"]["url"], "v00") == first
+    expected = dataset.expected("v00", seed=1)
+    assert np.abs(array_at(first) - expected).max() <= 1e-5 * np.ptp(expected)
+
+
 def _summary(output: str) -> dict:
 
 

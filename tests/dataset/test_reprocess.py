@@ -84,6 +84,23 @@ def test_old_versions_go_by_the_rule_and_never_the_current_one(tmp_path, pooled)
     assert len(list((dataset.output / "v00" / "versions").iterdir())) == 1
 
 
+def test_a_version_that_somebody_deleted_is_made_again(tmp_path, pooled):
+    """The plain way to ask for it; a run of it that fails half way goes on like any other."""
+    dataset = make_dataset(tmp_path, volumes=1)
+    go(dataset)
+    shutil.rmtree(dataset.current("v00").parent)
+    whole = tmp_path / "whole"
+    shutil.copytree(dataset.volume("v00"), whole)
+    dataset.corrupt("v00")
+    assert go(dataset) == {"v00": "failed"}
+    shutil.rmtree(dataset.volume("v00"))
+    whole.rename(dataset.volume("v00"))
+    assert go(dataset) == {"v00": "done"}
+    assert go(dataset) == {"v00": "skipped"}
+    expected = dataset.expected("v00", seed=1)
+    assert np.abs(dataset.array("v00") - expected).max() <= 1e-5 * np.ptp(expected)
+
+
 def test_a_changed_key_does_just_what_it_changes(tmp_path, pooled):
     """A key that no byte depends on makes no version; one that bytes depend on does."""
     dataset = make_dataset(tmp_path, volumes=2)

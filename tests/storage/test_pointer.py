@@ -256,10 +256,72 @@ def test_a_removal_that_was_killed_leaves_no_image_and_is_finished_by_the_next(p
             publication.expire(Keep(0, 0), datetime.now(UTC))
     assert requests[0] == ("write", f"versions/{A}/.gone")
     assert deleted[0] == f"versions/{A}/{NAME}.ome.zarr/zarr.json"
-    shutil.rmtree(publication.image(A).parent)
+    assert not publication.image(A).parent.exists()
     assert [v.fingerprint for v in publication.versions()] == [B]
     assert publication.expire(Keep(9, 9), datetime.now(UTC)) == []
     assert kept(store) == {B}
+
+
+@pytest.mark.parametrize("step", ["ObjectStore.write", "ObjectStore.delete", "shutil.rmtree"])
+def test_a_removal_that_was_killed_at_any_step_leaves_no_run_without_its_image(publication, store, monkeypatch, step):
+    """A ledger that says that tiles are done which are nowhere would fail every rerun of a model that is set back."""
+    published(publication, A, B)
+    publication.free(A)
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"pipeline.storage.objects.{step}" if "Store" in step else step, dies)
+        with pytest.raises(KeyboardInterrupt):
+            publication.expire(Keep(0, 0), datetime.now(UTC))
+    directory = RunDirectory(publication.image(A)).path
+    assert not directory.exists()
+    publication.recall(A)
+    is_there = step == "ObjectStore.write"  # it was not begun in the store
+    assert directory.exists() == publication.is_kept(A) == is_there
+    assert publication.expire(Keep(0, 0), datetime.now(UTC)) == ([A] if is_there else [])
+    assert [v.fingerprint for v in publication.versions()] == [B]
+    assert kept(store) == {B}
+    assert not list(publication.folder.glob("versions/.gone-*"))
+
+
+def test_what_a_killed_removal_left_here_goes_with_what_it_left_in_the_store(publication, store):
+    """A run directory whose image is nowhere any more; not a version that is computed anew."""
+    published(publication, A, B, C)
+    publication.free(A)
+    for version in (A, B):
+        store.write(f"versions/{version}/.gone", b"")
+    assert publication.expire(Keep(9, 9), datetime.now(UTC)) == []
+    assert kept(store) == {C}
+    assert not publication.image(A).parent.exists()
+    assert publication.image(B).is_dir()
+
+
+@pytest.mark.parametrize("left", [(), ("published.json",)])
+def test_a_version_that_somebody_deleted_may_be_made_again(publication, output, store, left):
+    """Also where an upload of it was killed near its end: what is not whole in the store is not current for who writes."""
+    published(publication, A)
+    first = read_current(output)
+    for key in store.sizes(f"versions/{A}"):
+        if not key.endswith(left or "none"):
+            store.delete(key)
+    assert publication.current() is None
+    shutil.rmtree(publication.image(A).parent)
+    published(publication, A)
+    assert publication.current() == read_current(output)
+    assert publication.current().published > first.published
+    assert told(stored(read_current(output).image)) == A
+
+
+def test_an_upload_that_was_killed_and_lost_its_staging_folder_is_neither_kept_nor_recalled(publication, store):
+    """Its ledger and its record are there; its metadata, which go last, are not."""
+    published(publication, A)
+    store.delete(f"versions/{A}/{NAME}.ome.zarr/zarr.json")
+    shutil.rmtree(publication.image(A).parent)
+    publication.recall(A)
+    assert not RunDirectory(publication.image(A)).path.exists()
+    assert not publication.is_kept(A)
 
 
 def test_a_version_whose_removal_was_killed_may_be_published_again(publication, output, store):

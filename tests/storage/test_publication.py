@@ -148,20 +148,47 @@ def test_a_version_that_is_not_there_or_leads_elsewhere_is_refused(publication):
         open_publication("/data/x", "a/b")
 
 
-@pytest.mark.parametrize("kind", ["folder", "foreign link", "dangling link"])
+@pytest.mark.parametrize("kind", ["folder", "foreign link"])
 def test_something_else_in_the_place_of_the_link_is_refused(publication, output, kind):
-    """Nothing is ever overwritten that publishing did not make; and a link to nothing is told, not followed."""
+    """Nothing is ever overwritten that publishing did not make."""
     published(publication, A)
     (output / "current").unlink()
     if kind == "folder":
         (output / "current").mkdir()
     else:
-        (output / "current").symlink_to("/etc" if kind == "foreign link" else f"versions/{B}/{NAME}.ome.zarr")
+        (output / "current").symlink_to("/etc")
     make_version(publication, C)
-    with pytest.raises(StorageError, match=r"is not a link into 'versions'|is not there as it was published"):
+    with pytest.raises(StorageError, match="is not a link into 'versions'"):
         publication.publish(C, {})
     with pytest.raises(StorageError):
         read_current(str(output))
+
+
+@pytest.mark.parametrize("deleted", ["the version", "all versions"])
+def test_a_version_that_somebody_deleted_may_be_made_again(publication, output, deleted):
+    """Deleting it is how a person asks for that. Readers are told that it is gone; nothing else is removed meanwhile."""
+    published(publication, A, B)
+    shutil.rmtree(output / "versions" / (B if deleted == "the version" else ""))
+    with pytest.raises(StorageError, match="which is not there as it was published"):
+        read_current(str(output))
+    assert publication.current() is None
+    with pytest.raises(StorageError, match="which is not there as it was published"):
+        publication.expire(Keep(0, 0), datetime.now(UTC))
+    published(publication, B)
+    assert told(files_of(Path(read_current(str(output)).image))) == B
+
+
+def test_half_of_a_version_that_somebody_deleted_is_told_with_what_to_do(publication, output):
+    """A run directory without its image says that tiles are done which are nowhere; nobody is to guess which was meant."""
+    published(publication, A)
+    shutil.rmtree(publication.image(A))
+    make_version(publication, B)
+    for refused in (publication.current, lambda: publication.publish(B, {})):
+        with pytest.raises(StorageError, match=rf"delete 'versions/{A}' there and run again: it is made anew"):
+            refused()
+    shutil.rmtree(publication.image(A).parent)
+    published(publication, A)
+    assert publication.current().fingerprint == A
 
 
 def test_a_record_of_another_format_is_refused(publication, output):
