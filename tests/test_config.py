@@ -547,6 +547,9 @@ def test_a_walltime_is_read_as_slurm_reads_it():
     assert found.walltime_seconds == 86400 + 2 * 3600 + 3 * 60 + 4
 
 
+POD = {"image": "i", "cores": 1}
+
+
 @pytest.mark.parametrize(
     ("cluster", "told"),
     [
@@ -565,6 +568,12 @@ def test_a_walltime_is_read_as_slurm_reads_it():
         ({**PODS, "kubernetes": {"image": "i", "cores": 1, "namespace": "My Lab"}}, r"cluster\.kubernetes\.namespace"),
         ({**PODS, "kubernetes": {"image": "i", "cores": 1, "volumes": [{"claim": "c", "path": "data"}]}}, r"cluster\.kubernetes\.volumes"),
         ({**PODS, "kubernetes": {"image": "i", "cores": 1, "tolerations": [{"efect": "NoSchedule"}]}}, r"tolerations"),
+        ({**PODS, "kubernetes": {**POD, "tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}}, r"Exists takes no value"),
+        ({**PODS, "kubernetes": {**POD, "tolerations": [{"key": "a", "operator": "Equal"}]}}, r"Equal needs a value"),
+        ({**PODS, "kubernetes": {**POD, "tolerations": [{"value": "b"}]}}, r"without a key"),
+        ({**PODS, "kubernetes": {**POD, "labels": {"a": "b c"}}}, r"cluster\.kubernetes\.labels"),
+        ({**PODS, "kubernetes": {**POD, "node_selector": {"a b": "c"}}}, r"cluster\.kubernetes\.node_selector"),
+        ({**PODS, "kubernetes": {**POD, "volumes": [{"claim": c, "path": p} for c, p in (("a", "/d"), ("b", "/d/"))]}}, r"more than once"),
     ],
 )
 def test_a_cluster_that_cannot_be_is_refused_with_what_it_lacks(cluster, told):

@@ -59,6 +59,9 @@ OPERATOR_SECONDS = 60
 ANSWER_SECONDS = 60
 """For a scheduler whose pod is ready to answer."""
 
+ATTEMPT_SECONDS = 5
+"""Of them, for one attempt."""
+
 HOPELESS_SECONDS = 120
 """So long a pod may be in a state that seldom mends itself: a registry that is away for a moment."""
 
@@ -178,27 +181,39 @@ class _Pods(KubeCluster):
             await (await Secret(_secret(self._keys, resource.raw["metadata"]), namespace=self.namespace)).create()
         await self._actioned(resource)
         await self._scheduler_ready()
-        address = await self._address()
-        arguments = self.security.get_connection_args("client") if self.security else {}
-        self.scheduler_comm = rpc(address, connection_args=arguments)
-        await self._answered(address)
+        self.scheduler_comm = await self._connected()
 
-    async def _answered(self, address: str) -> None:
-        """The scheduler listens: its pod is ready a moment before, and what is forwarded to a closed port breaks off."""
+    async def _connected(self) -> rpc:
+        """The way to the scheduler, once it has answered.
+
+        Its pod is ready a moment before it listens, and what is forwarded to a closed port breaks off, or says nothing any more: so
+        each attempt is short, and has a way of its own.
+        """
+        arguments = self.security.get_connection_args("client") if self.security else {}
         deadline = time.monotonic() + ANSWER_SECONDS
         while True:
+            address = await self._address()
+            asked = rpc(address, connection_args=arguments, timeout=ATTEMPT_SECONDS)
             try:
-                await self.scheduler_comm.identity()
-            except OSError as error:
+                await asyncio.wait_for(asked.identity(), 2 * ATTEMPT_SECONDS)
+            except OSError as error:  # what was closed, refused, or took too long
                 if time.monotonic() > deadline:
                     raise InferenceError(
                         f"The scheduler of DaskCluster '{self.name}' is ready, but does not answer at {address} ({error}). Likely a "
                         "network policy or a proxy between this driver and namespace "
                         f"'{self.namespace}', or certificates that it does not take (cluster.security). Run again to resume."
                     ) from error
+                await self._stop_forwarding()
                 await asyncio.sleep(0.2)
             else:
-                return
+                return rpc(address, connection_args=arguments)
+            finally:
+                await asked.close_rpc()
+
+    async def _stop_forwarding(self) -> None:
+        if self._forward is not None:
+            await self._forward.stop()
+            self._forward = None
 
     async def _actioned(self, resource: DaskCluster) -> None:
         """The operator has seen it."""
@@ -223,6 +238,8 @@ class _Pods(KubeCluster):
             in_vain = pods.restarts(found) >= IN_VAIN
             if not (found and all(map(pods.is_hopeless, found))):
                 hopeful = now
+            if not found and now - began > OPERATOR_SECONDS and not await self.listed(Deployment, "scheduler"):
+                raise self.unmade("scheduler")
             if in_vain or now - hopeful > HOPELESS_SECONDS or now - began > self._wait_seconds:
                 raise await self.useless("scheduler", found)
             await asyncio.sleep(0.5)
@@ -231,6 +248,15 @@ class _Pods(KubeCluster):
         """What the API says of this cluster's pods or Deployments of a component."""
         selector = f"{self.selector},dask.org/component={component}"
         return [found.raw.to_dict() async for found in kind.list(namespace=self.namespace, label_selector=selector)]
+
+    def unmade(self, component: str) -> InferenceError:
+        """The error of what the operator was asked for and could not make."""
+        return InferenceError(
+            f"Dask's operator has made nothing of the {component} of DaskCluster '{self.name}' in namespace '{self.namespace}' for "
+            f"{OPERATOR_SECONDS} s: Kubernetes refuses it, and the operator's log says why (kubectl logs -A -l "
+            "app.kubernetes.io/name=dask-kubernetes-operator). Likely a key of cluster.kubernetes that it does not take: tolerations, "
+            "labels, node_selector, volumes; or the operator's rights. Correct it, and run again."
+        )
 
     async def useless(self, component: str, found: list[Json]) -> InferenceError:
         """The error of pods that do not come to run."""
@@ -285,9 +311,7 @@ class _Pods(KubeCluster):
 
     async def _close(self, timeout: float = CLOSE_SECONDS) -> None:
         await Cluster._close(self)
-        if self._forward is not None:
-            await self._forward.stop()
-            self._forward = None
+        await self._stop_forwarding()
         if self._resource is None:
             return
         resource, self._resource = self._resource, None
@@ -308,6 +332,8 @@ class _Watch:
         self._looked, self._hopeful = -LOOK_SECONDS, time.monotonic()
         self._told = ""
         self._joined = False
+        self._before: int | None = None
+        self._began = time.monotonic()
         self._asked: Future[str] | None = None
 
     def tend(self) -> str:
@@ -332,10 +358,14 @@ class _Watch:
         found = await self._cluster.listed(Pod, "worker")
         if self._joined or not found or not all(map(pods.is_hopeless, found)):
             self._hopeful = time.monotonic()
-        in_vain = not self._joined and pods.restarts(found) >= max(IN_VAIN, self._wanted)
+        if self._before is None:  # they started, and ended, while there was no scheduler yet: that says nothing of them
+            self._before = pods.restarts(found)
+        in_vain = not self._joined and pods.restarts(found) - self._before >= max(IN_VAIN, self._wanted)
         if in_vain or time.monotonic() - self._hopeful > HOPELESS_SECONDS:
             raise await self._cluster.useless("worker", found)
         deployments = [] if len(found) >= self._wanted else await self._cluster.listed(Deployment, "worker")
+        if not found and not deployments and time.monotonic() - self._began > OPERATOR_SECONDS:
+            raise self._cluster.unmade("worker")
         return pods.described(found, deployments)
 
 

@@ -251,4 +251,4 @@ def _of_lost_nodes() -> Iterator[Json]:
 
 
 def _toleration(asked: TolerationConfig) -> Json:
-    return asked.model_dump(exclude_none=True)
+    return asked.model_dump(exclude_none=True) | {"operator": asked.resolved_operator}

@@ -42,6 +42,11 @@ class SlurmConfig(Section):
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253, description="As Kubernetes names things.")]
 
 
+LabelKey = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$", max_length=317)]
+LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)]
+Labels = dict[LabelKey, LabelValue]
+
+
 class ClaimConfig(Section):
     """A PersistentVolumeClaim, and where pods have it: the path at which the driver has it too."""
 
@@ -55,9 +60,23 @@ class TolerationConfig(Section):
     """A taint of nodes that workers may run on nevertheless."""
 
     key: str | None = Field(None, description="Empty, with operator Exists: any.")
-    operator: Literal["Equal", "Exists"] = "Exists"
+    operator: Literal["Equal", "Exists"] | None = Field(None, description="Empty: Equal where there is a value, else Exists.")
     value: str | None = Field(None, description="With operator Equal.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(None, description="Empty: any.")
+
+    @model_validator(mode="after")
+    def _as_kubernetes_takes_it(self) -> TolerationConfig:
+        if self.operator == "Exists" and self.value is not None:
+            raise ValueError(f"operator Exists takes no value, but value is '{self.value}'. Leave one of them out")
+        if self.operator == "Equal" and self.value is None:
+            raise ValueError("operator Equal needs a value. Give it, or leave the operator out")
+        if self.key is None and self.resolved_operator == "Equal":
+            raise ValueError("a toleration without a key is of every taint, and takes no value. Give the key")
+        return self
+
+    @property
+    def resolved_operator(self) -> Literal["Equal", "Exists"]:
+        return self.operator or ("Exists" if self.value is None else "Equal")
 
 
 class KubernetesConfig(Section):
@@ -69,9 +88,9 @@ class KubernetesConfig(Section):
     gpus: Literal[0, 1] = Field(0, description="Cards of a worker.")
     gpu_resource: str = Field("nvidia.com/gpu", description="As the device plugin names a card.")
     volumes: tuple[ClaimConfig, ...] = Field((), description="Where data, checkpoint and output lie.")
-    node_selector: dict[str, str] = Field({}, description="Labels of the nodes for workers.")
+    node_selector: Labels = Field({}, description="Labels of the nodes for workers.")
     tolerations: tuple[TolerationConfig, ...] = Field((), description="Of workers; the scheduler stays off such nodes.")
-    scheduler_node_selector: dict[str, str] = Field({}, description="Labels of the nodes for the scheduler.")
+    scheduler_node_selector: Labels = Field({}, description="Labels of the nodes for the scheduler.")
     priority_class: DnsLabel | None = Field(None, description="PriorityClass of all pods.")
     service_account: DnsLabel | None = Field(None, description="Of all pods, for admission and image pulls.")
     image_pull_secrets: tuple[DnsLabel, ...] = ()
@@ -79,8 +98,15 @@ class KubernetesConfig(Section):
     env: dict[str, str] = Field({}, description="Further variables of workers; no secrets.")
     user: int = Field(10001, ge=1, description="Numeric user of all pods; needs to be allowed to write the output.")
     group: int = Field(10001, ge=1, description="Numeric group of all pods, and of their volumes.")
-    labels: dict[str, str] = Field({}, description="Of all pods.")
+    labels: Labels = Field({}, description="Of all pods.")
     annotations: dict[str, str] = Field({}, description="Of all pods.")
+
+    @model_validator(mode="after")
+    def _one_volume_a_path(self) -> KubernetesConfig:
+        paths = [volume.path.rstrip("/") for volume in self.volumes]
+        if twice := {path for path in paths if paths.count(path) > 1}:
+            raise ValueError(f"volumes names {', '.join(sorted(twice))} more than once. Mount one claim at a path")
+        return self
 
     def __hash__(self) -> int:  # mappings have none
         return hash(self.model_dump_json())
@@ -139,6 +165,11 @@ class ClusterConfig(Section):
     def wait_seconds(self) -> float:
         """How long a run may be without any worker."""
         return 60.0 * (WAIT_MINUTES[self.kind] if self.wait_minutes == "auto" else self.wait_minutes)
+
+    @property
+    def orphan_seconds(self) -> float:
+        """How long workers may go on whose driver died: those of Kubernetes until its operator has seen that they are alone."""
+        return 300.0 if self.kind == "kubernetes" else 60.0
 
     @property
     def on_loopback(self) -> bool:

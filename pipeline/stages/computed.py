@@ -58,7 +58,7 @@ def infer(
             output.publish()
             log.info("all %d tiles were done already; nothing to compute", progress.total)
             return Session(plan.fingerprint, 0, 0.0, 0.0, 0.0, 0, _now())
-        directory.wait_for_orphans()
+        directory.wait_for_orphans(config.cluster.orphan_seconds)
         session = infer_missing(config, plan, directory, token, progress, on_advance, on_dashboard, shared)
         output.publish()
         return session

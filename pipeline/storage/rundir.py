@@ -26,7 +26,6 @@ from pipeline.core.ledger import Progress, Session, TileRecord, parse_lines
 from pipeline.core.plan import Plan
 from pipeline.errors import PipelineError, StorageError
 
-ORPHAN_WAIT_SECONDS = 60.0
 TAKEOVER_SECONDS = 900.0
 SYNC_SECONDS = 1.0
 
@@ -208,7 +207,7 @@ class RunDirectory:
         except OSError as error:
             raise _without_locks(file.name, error) from error
 
-    def wait_for_orphans(self, seconds: float = ORPHAN_WAIT_SECONDS) -> None:
+    def wait_for_orphans(self, seconds: float) -> None:
         """Wait until no worker of an earlier driver is at a tile; none begins another, since this driver's token stands.
 
         Raises:

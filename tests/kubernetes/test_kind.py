@@ -1,5 +1,6 @@
 """`cluster.kind: kubernetes`, with the real KubeCluster and Dask's real operator on a fake API, and pods that are real processes."""
 
+import asyncio
 import functools
 import json
 import os
@@ -256,6 +257,37 @@ def test_a_scheduler_that_cannot_start_is_told_with_the_end_of_its_log(operator,
     told = refusal(tmp_path)
     assert "did not start" in told
     assert "No module named 'pipeline'" in told
+
+
+def test_what_the_operator_cannot_make_is_told(operator, tmp_path, monkeypatch):
+    """A label that Kubernetes does not take stops no DaskCluster: its pods never come, and only the operator knows why."""
+    monkeypatch.setattr(kind, "OPERATOR_SECONDS", 5)
+    operator.api.forbidden.add(("create", "deployments"))
+    told = refusal(tmp_path)
+    assert "has made nothing of the scheduler" in told
+    assert "the operator's log says why" in told
+
+
+class Crashing:
+    """A cluster whose workers start, end, and start again: so often they did by each look."""
+
+    def __init__(self, *restarts: int) -> None:
+        self.restarts = iter(restarts)
+
+    async def listed(self, what, _component):
+        return [{"status": {"containerStatuses": [{"restartCount": next(self.restarts)}]}}] if what is kind.Pod else []
+
+    async def useless(self, component, _found):
+        return InferenceError(f"The {component} did not start")
+
+
+def test_starts_of_workers_from_before_there_was_a_scheduler_count_for_nothing():
+    """Its node may take minutes to come; workers end meanwhile, and the first look would end the run."""
+    watch = kind._Watch(Crashing(20, 20, 21, 22, 23), wanted=1)
+    for _ in range(4):
+        asyncio.run(watch._look())
+    with pytest.raises(InferenceError, match="The worker did not start"):
+        asyncio.run(watch._look())  # three in vain since
 
 
 @pytest.mark.slow

@@ -1,22 +1,27 @@
 """The manifests, as strictly judged as an API server can: unknown fields refused, every pod as confined as we say."""
 
 import asyncio
+import inspect
 import json
 from importlib.metadata import version
 
 import dask.config
 import jsonschema
 import kubernetes_validate
+import prefect_kubernetes.worker
 import pytest
 from dask_kubernetes.operator.validation import validate_cluster_name
+from prefect_kubernetes.settings import KubernetesObserverSettings
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from ruamel.yaml import YAML
 
+from flows.cli import INTERRUPTED, UNVERIFIED
+from flows.cli import REFUSED as REFUSED_STATUS
 from flows.deployment import job_variables
 from pipeline.cluster import manifest
 from pipeline.cluster.manifest import Owner, cluster_name, dask_cluster, variables
 from pipeline.cluster.pool import Crew
-from pipeline.config import KubernetesConfig, RunConfig, validated
+from pipeline.config import ClusterConfig, KubernetesConfig, RunConfig, validated
 from tests.kubernetes.manifest_cases import (
     CHART,
     EXAMPLE,
@@ -51,7 +56,7 @@ def test_a_manifest_is_what_kubernetes_takes(name):
     ("name", "path"),
     [
         ("run.yaml:Job:membranes", "spec.template.spec.securityContext.runAsNonRot"),
-        ("run.yaml:Job:membranes", "spec.podFailurePolicy.rules.0.onExitCodes.operater"),
+        ("run.yaml:Job:membranes", "spec.podFailurePolicy.rules.1.onExitCodes.operater"),
         ("prefect-worker.yaml:Deployment:halotile-prefect-worker", "spec.template.spec.containers.0.resorces"),
         ("network-policy.yaml:NetworkPolicy:scheduler", "spec.ingress.0.form"),
         ("rbac.yaml:Role:halotile-driver", "rules.0.verb"),
@@ -183,6 +188,20 @@ def test_workers_go_to_spot_nodes_and_the_scheduler_does_not():
     assert "nvidia.com/gpu" not in spec["scheduler"]["spec"]["containers"][0]["resources"]["limits"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "made_of_it"),
+    [
+        ({"key": "spot", "value": "true"}, {"key": "spot", "operator": "Equal", "value": "true"}),
+        ({"key": "spot"}, {"key": "spot", "operator": "Exists"}),
+        ({}, {"operator": "Exists"}),
+    ],
+)
+def test_a_toleration_is_of_what_it_names(asked, made_of_it):
+    """Kubernetes refuses a value with Exists, long after the run was begun, and tells only the operator."""
+    spec = made(KubernetesConfig(image="i", cores=1, tolerations=[asked]))["spec"]["worker"]["spec"]
+    assert made_of_it in spec["tolerations"]
+
+
 def test_secrets_go_to_workers_only_and_by_name():
     """The manifest can be printed; the scheduler opens no store."""
     spec = example()["spec"]
@@ -209,6 +228,39 @@ def test_the_run_of_the_job_is_a_run():
     job = documents(FOLDER / "run.yaml")[1]
     assert config.cluster.kubernetes.image == job["spec"]["template"]["spec"]["containers"][0]["image"]
     assert config.cluster.kubernetes.namespace == job["metadata"]["namespace"]
+
+
+def test_a_driver_that_was_lost_is_made_again_and_one_that_was_ended_is_not():
+    """The first rule that fits holds: a drained driver ends with 130 too, but its pod says why."""
+    job = documents(FOLDER / "run.yaml")[1]["spec"]
+    drained, ended = job["podFailurePolicy"]["rules"]
+    assert (drained["action"], drained["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
+    assert (ended["action"], ended["onExitCodes"]["values"]) == ("FailJob", [UNVERIFIED, INTERRUPTED])
+    assert REFUSED_STATUS not in ended["onExitCodes"]["values"]  # an API that is away for a moment is a refusal as well
+    assert job["backoffLimit"] > 1
+
+
+def test_a_driver_waits_for_workers_of_the_last_one_until_they_are_deleted():
+    """They hold their tiles until the operator has seen that they are alone, and Kubernetes has ended them."""
+    asked = ClusterConfig(kind="kubernetes", workers=1, memory_gb=1, kubernetes={"image": "i", "cores": 1})
+    operator_looks, grace = 5, 30
+    assert asked.orphan_seconds > manifest.ALONE_SECONDS + operator_looks + grace + 60
+
+
+def test_prefects_worker_looks_where_it_may_and_the_pool_has_no_dead_keys():
+    """Without, its observer asks for pods everywhere, is refused, and nobody marks what crashed."""
+    worker = ALL["prefect-worker.yaml:Deployment:halotile-prefect-worker"]
+    env = {e["name"]: e.get("value") for e in worker["spec"]["template"]["spec"]["containers"][0]["env"]}
+    told = KubernetesObserverSettings(namespaces=env["PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"])
+    assert told.model_config["env_prefix"] == "PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_"
+    role = ALL["rbac.yaml:Role:halotile-prefect"]
+    assert told.namespaces == {role["metadata"]["namespace"]}
+    pool = json.loads((FOLDER / "prefect-pool.json").read_text())
+    source = inspect.getsource(prefect_kubernetes.worker)
+    template = json.dumps(pool["job_configuration"]["job_manifest"])
+    for name in pool["variables"]["properties"]:
+        used = f"self.{name}" in source or f"configuration.{name}" in source
+        assert f"{{{{ {name} }}}}" in template or used, f"nothing reads {name}"
 
 
 def test_values_of_the_operators_chart_are_ones_that_it_has():

@@ -172,7 +172,7 @@ def test_a_file_system_without_locks_is_refused(directory, monkeypatch):
         with pytest.raises(StorageError, match="has no locks between processes"), directory.tile(1, token):
             pass
         with pytest.raises(StorageError, match="has no locks between processes"):
-            directory.wait_for_orphans()
+            directory.wait_for_orphans(seconds=60)
 
 
 def test_a_worker_of_an_earlier_driver_writes_nothing_more(directory):
