@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline import stages
@@ -15,6 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.core.plan import Plan
 from pipeline.credentials import redacted
 from pipeline.dataset.catalogue import Entry
+from pipeline.dataset.housekeeping import clear, free, tidy
 from pipeline.dataset.origin import Origin, origin_of, write_origin
 from pipeline.dataset.outcome import Outcome, read_mark, write_mark
 from pipeline.dataset.settings import DatasetConfig
@@ -115,15 +115,16 @@ def standing(volume: VolumeOfSet, machine: Machine) -> Outcome | None:
 
 
 def noted(volume: VolumeOfSet, outcome: Outcome) -> Outcome:
-    """The same, with the mark in its folder brought up to it.
+    """The same, with the mark in its folder brought up to it, and rid of what is left there.
 
     Raises:
         BusyError: Somebody else writes there.
     """
-    before = read_mark(volume.folder)
+    publication, before = volume.publication(), read_mark(volume.folder)
+    tidy(publication, outcome.seen, volume.config.keep.rule)
     if before and before.state in ("done", "skipped") and _tells(before) == _tells(outcome):
         return outcome
-    with volume.publication().exclusive():
+    with publication.exclusive():
         return _marked(volume, outcome, read_mark(volume.folder))
 
 
@@ -233,6 +234,8 @@ def _made(
     found = settled(volume.run, publication, team.machine, team.like, None if volume.moved else origin)
     if found.is_current:  # another process has made it since it was looked for
         return _stood(volume, found, source, before)
+    if current:  # its copy may be here still, where its publisher was killed
+        free(publication, current.fingerprint)
     computed = 0
     if not publication.is_kept(found.plan.fingerprint):
         write_origin(publication.image(found.plan.fingerprint), origin)
@@ -273,9 +276,8 @@ def _computed(found: Settled, team: Team, on_stage: Callable[[str], None]) -> in
 def _publish(volume: VolumeOfSet, publication: Publication, plan: Plan, origin: Origin) -> None:
     about = {"input": origin.url, "files": origin.files, "model": _model(plan), "voxels": plan.source.voxels}
     publication.publish(plan.fingerprint, about)
-    publication.free(plan.fingerprint)
-    gone = publication.expire(volume.config.keep.rule, datetime.now(UTC), spare={plan.fingerprint})
-    log.info("published %s%s", plan.fingerprint[:12], f"; {len(gone)} old version(s) removed" if gone else "")
+    log.info("published %s", plan.fingerprint[:12])
+    clear(publication, plan.fingerprint, volume.config.keep.rule)
 
 
 def _told(outcome: Outcome, volume: VolumeOfSet, found: Settled, origin: Origin) -> Outcome:

@@ -104,6 +104,9 @@ class LinkedPublication:
             self._there.sweep()
             return gone
 
+    def is_tidy(self, current: str, keep: Keep, now: datetime) -> bool:
+        return self._there.is_tidy(current, keep, now)
+
     def discard(self, fingerprint: str) -> None:
         """Remove a version that is not finished, to begin it anew.
 

@@ -279,6 +279,10 @@ class PointedPublication:
             self._there.sweep()
             return gone
 
+    def is_tidy(self, current: str, keep: Keep, now: datetime) -> bool:
+        """By the staging folder alone: what only the store has, since that folder was lost, goes after the next switch."""
+        return not self.image(current).exists() and self._there.is_tidy(current, keep, now)
+
     def discard(self, fingerprint: str) -> None:
         """Remove a version that is not finished, here and there, to begin it anew.
 

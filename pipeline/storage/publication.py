@@ -54,6 +54,9 @@ class Publication(Protocol):
     def expire(self, keep: Keep, now: datetime, spare: Collection[str] = ()) -> list[str]:
         """Remove the versions that may go, and tell which; never the current one, one that is written, or `spare`."""
 
+    def is_tidy(self, current: str, keep: Keep, now: datetime) -> bool:
+        """Whether a look at the local folder finds nothing to free or to expire beside the current version."""
+
     def discard(self, fingerprint: str) -> None:
         """Remove a version that is not finished, to begin it anew; refuses one that was published."""
 

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.versions import Version
+from pipeline.core.versions import Keep, Version, expired
 from pipeline.durable import replace, sync
 from pipeline.errors import BusyError, StorageError
 from pipeline.storage.output import FINGERPRINT_ATTRIBUTE
@@ -202,9 +202,16 @@ class VersionFolder:
 
     def sweep(self) -> None:
         """End the removals that were begun, those of killed processes too."""
-        root = self.folder / VERSIONS
-        for left in (*root.glob(f"{GONE}-*"), *root.glob(f"*/{GONE}-*")):
+        for left in self._begun():
             shutil.rmtree(left)
+
+    def _begun(self) -> list[Path]:
+        root = self.folder / VERSIONS
+        return [*root.glob(f"{GONE}-*"), *root.glob(f"*/{GONE}-*")]
+
+    def is_tidy(self, current: str, keep: Keep, now: datetime) -> bool:
+        """Whether nothing is here that may go, and no removal that was begun."""
+        return not self._begun() and not expired(self.versions(), current, keep, now)
 
     # --- the lock ---------------------------------------------------------------------------------------------------------
 

@@ -126,6 +126,27 @@ def test_a_model_whose_versions_removal_was_killed_may_be_set_back(in_memory, tm
     assert np.abs(array_at(first) - expected).max() <= 1e-5 * np.ptp(expected)
 
 
+@pytest.mark.parametrize("then", ["again", "another model"])
+def test_a_go_that_was_killed_right_after_the_switch_leaves_no_image_here(in_memory, tmp_path, pooled, monkeypatch, then):
+    """The staging disk would hold each image for as long as its version lives."""
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.storage.pointed.PointedPublication.free", dies)
+        with pytest.raises(KeyboardInterrupt):
+            go(in_memory)
+    (image,) = (tmp_path / "staging").rglob("*.ome.zarr")
+    if then == "again":
+        assert go(in_memory) == {"v00": "skipped"}
+    else:
+        in_memory.register(seed=2)
+        assert go(in_memory) == {"v00": "done"}
+    assert not list((tmp_path / "staging").rglob("*.ome.zarr"))
+    assert image.with_name("v00.ome.zarr.run").is_dir()
+
+
 def _summary(output: str) -> dict:
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from flows.dataset import reprocess_plainly
 from pipeline.dataset.estimate import estimate
+from pipeline.dataset.outcome import read_mark
 from pipeline.dataset.round import volumes_of
 from pipeline.errors import ConfigError, DatasetError, ModelError, StorageError
 from pipeline.storage.rundir import RunDirectory
@@ -82,6 +83,56 @@ def test_old_versions_go_by_the_rule_and_never_the_current_one(tmp_path, pooled)
     assert not first.exists()
     assert dataset.current("v00").is_dir()
     assert len(list((dataset.output / "v00" / "versions").iterdir())) == 1
+
+
+def test_versions_whose_time_comes_later_go_when_the_volume_is_found_done(tmp_path, pooled):
+    """A set that is done stays done for months: its disk must not wait for the next model. A dry run removes nothing."""
+    dataset = make_dataset(tmp_path, volumes=1, keep={"versions": 0, "days": 7})
+    go(dataset)
+    dataset.register(seed=2)
+    go(dataset)
+    versions = dataset.output / "v00" / "versions"
+    assert go(dataset) == {"v00": "skipped"}
+    assert len(list(versions.iterdir())) == 2
+    due = dataset.having(keep={"days": 0})
+    assert estimate(due.config, volumes_of(due.config)[0]).skipped == 1
+    assert len(list(versions.iterdir())) == 2
+    assert go(due) == {"v00": "skipped"}
+    assert list(versions.iterdir()) == [dataset.current("v00").parent]
+
+
+@pytest.mark.parametrize("error", [OSError(39, "Directory not empty: '.nfs0001'"), RuntimeError("that nobody foresaw")])
+def test_what_cannot_be_removed_after_the_switch_is_told_and_fails_nothing(tmp_path, pooled, monkeypatch, caplog, error):
+    """Readers see the new version by then. What is left half-removed goes with the next go, which finds the volume done."""
+    dataset = make_dataset(tmp_path, volumes=1, keep={"versions": 0, "days": 0})
+    go(dataset)
+    first = dataset.current("v00")
+    dataset.register(seed=2)
+
+    def refuses(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch, caplog.at_level("WARNING", "pipeline"):
+        patch.setattr("shutil.rmtree", refuses)
+        assert go(dataset) == {"v00": "done"}
+    assert f"stays until the next go: {'' if isinstance(error, RuntimeError) else 'Output'}" in caplog.text
+    assert read_mark(dataset.output / "v00").state == "done"
+    assert dataset.current("v00") != first
+    versions = dataset.output / "v00" / "versions"
+    assert len(list(versions.iterdir())) == 2
+    assert go(dataset) == {"v00": "skipped"}
+    assert list(versions.iterdir()) == [dataset.current("v00").parent]
+
+
+def test_a_volume_that_is_found_done_is_marked_as_failed_no_more(tmp_path, pooled):
+    """Else a failure of a model that was taken back would be listed for ever."""
+    dataset = make_dataset(tmp_path, volumes=1)
+    go(dataset)
+    tight = dataset.having(tiles={"halo": [0, 0, 0]})
+    assert go(tight) == {"v00": "failed"}
+    assert read_mark(dataset.output / "v00").state == "failed"
+    assert go(dataset) == {"v00": "skipped"}
+    assert read_mark(dataset.output / "v00").state == "skipped"
 
 
 def test_a_version_that_somebody_deleted_is_made_again(tmp_path, pooled):

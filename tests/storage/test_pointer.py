@@ -286,6 +286,32 @@ def test_a_removal_that_was_killed_at_any_step_leaves_no_run_without_its_image(p
     assert not list(publication.folder.glob("versions/.gone-*"))
 
 
+def test_what_is_to_go_is_seen_without_asking_the_store(publication, monkeypatch):
+    """Thousands of volumes that are done are looked at each time."""
+    published(publication, A, B)
+    for version in (A, B):
+        publication.free(version)
+    now = datetime.now(UTC)
+    with monkeypatch.context() as patch:
+        patch.setattr(publication, "_store", None)
+        assert publication.is_tidy(B, Keep(1, 0), now)
+        assert not publication.is_tidy(B, Keep(0, 0), now)
+        publication.image(B).mkdir()
+        assert not publication.is_tidy(B, Keep(1, 0), now)
+        publication.free(B)
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "delete", dies)
+        with pytest.raises(KeyboardInterrupt):
+            publication.expire(Keep(0, 0), now)
+    assert not publication.is_tidy(B, Keep(9, 9), now)  # what is left in the store alone
+    publication.expire(Keep(9, 9), now)
+    assert publication.is_tidy(B, Keep(0, 0), now)
+
+
 def test_what_a_killed_removal_left_here_goes_with_what_it_left_in_the_store(publication, store):
     """A run directory whose image is nowhere any more; not a version that is computed anew."""
     published(publication, A, B, C)
