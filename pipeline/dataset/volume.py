@@ -122,7 +122,8 @@ def noted(volume: VolumeOfSet, outcome: Outcome) -> Outcome:
     """
     publication, before = volume.publication(), read_mark(volume.folder)
     tidy(publication, outcome.seen, volume.config.keep.rule)
-    if before and before.state in ("done", "skipped") and _tells(before) == _tells(outcome):
+    now = replace(outcome, signature=outcome.signature or before.signature) if before else outcome
+    if before and before.state in ("done", "skipped") and _tells(before) == _tells(now):
         return outcome
     with publication.exclusive():
         return _marked(volume, outcome, read_mark(volume.folder))

@@ -178,6 +178,9 @@ def test_what_reprocess_did_is_watched_too(tmp_path, pooled):
     dataset.register(seed=2)
     assert Counter(go(dataset).values()) == {"done": 2}
     assert look(dataset) == {}
+    marks = {path: path.stat().st_ino for path in dataset.output.glob("*/outcome.json")}
+    assert Counter(go(dataset).values()) == {"skipped": 2}
+    assert {path: path.stat().st_ino for path in marks} == marks  # what tells nothing new is not written, nor locked
     dataset.add_again("v01", seed=4)
     assert look_twice(dataset) == {"v01": "failed"}
 
