@@ -18,7 +18,8 @@ Only metadata of groups is read; no voxel is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -26,6 +27,7 @@ from pipeline.core.names import Place, distinct_names
 from pipeline.dataset.rows import Source, rows_of
 from pipeline.dataset.search import NAMED, LeftOut, Volume, searched
 from pipeline.errors import ConfigError, StorageError
+from pipeline.storage.objects import is_remote
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def read_catalogue(source: Source, *, may_be_empty: bool = False, without: Seque
         source: A Zarr array, an OME-Zarr image, plate or collection, HDF5 or TIFF; a folder or a prefix of a store, for all that lie
             directly in it; a pattern (`*`, `?`, `[...]`, `**`); a YAML or CSV; or a list of these and of mappings with the keys
             `url`, `name`, `level` and `axes`.
-        without: Folders or prefixes where nothing is a volume: the set's own outputs.
+        without: Folders or prefixes where nothing is a volume: the set's own outputs. Links on the way there are followed.
         may_be_empty: A folder or pattern without volumes is none, not an error; nor is a prefix that is not there yet.
 
     Raises:
@@ -92,19 +94,35 @@ def read_catalogue(source: Source, *, may_be_empty: bool = False, without: Seque
     if problems:
         raise StorageError("\n".join(problems[:NAMED]))
     found = [volume for part in parts for volume in part.volumes]
-    volumes = [volume for volume in found if not _lies_in(volume.url, without)]
+    inside = _inside(found, without)
+    volumes = [volume for volume in found if volume.url not in inside]
     if found and not volumes and not may_be_empty:
         raise StorageError(
             f"The catalogue finds {len(found)} volumes, such as '{found[0].url}', and all of them are outputs of this dataset "
             f"itself ({', '.join(without)}). Name its inputs."
         )
     _check_once(volumes)
-    own = [LeftOut(volume.url, "an output of this dataset") for volume in found if _lies_in(volume.url, without)]
+    own = [LeftOut(volume.url, "an output of this dataset") for volume in found if volume.url in inside]
     return Catalogue(_named(volumes), (*(one for part in parts for one in part.left_out), *_some(own)))
 
 
-def _lies_in(url: str, folders: Sequence[str]) -> bool:
-    return any(url == folder or url.startswith(f"{folder.rstrip('/')}/") for folder in folders)
+def _inside(volumes: Sequence[Volume], folders: Sequence[str]) -> frozenset[str]:
+    """Locations of those that lie in such folders, by whatever links. Each folder is resolved once, and no volume: that one is a
+    link itself says nothing of where it lies."""
+    if not folders:
+        return frozenset()
+    roots = {_resolved(folder).rstrip("/") for folder in folders}
+    parents = {url: url.rpartition("/")[0] for url in (volume.url for volume in volumes)}
+    real = {parent: _resolved(parent) for parent in set(parents.values())}
+    return frozenset(url for url, parent in parents.items() if _lies_in(f"{real[parent]}/{url.rpartition('/')[2]}", roots))
+
+
+def _resolved(url: str) -> str:
+    return url if is_remote(url) else os.path.realpath(url)  # not `Path.resolve`, which fails at links that go round
+
+
+def _lies_in(url: str, folders: Collection[str]) -> bool:
+    return any(url == folder or url.startswith(f"{folder}/") for folder in folders)
 
 
 def _some(own: Sequence[LeftOut]) -> Sequence[LeftOut]:

@@ -274,3 +274,14 @@ def test_outputs_below_the_inputs_are_no_volumes(tmp_path, pooled, pattern):
     only = dataset.having(volumes=f"{volumes}/segmented/**/*.ome.zarr")
     with pytest.raises(StorageError, match="all of them are outputs of this dataset"):
         go(only)
+
+
+@pytest.mark.parametrize(("of_volumes", "of_output"), [("alias", "volumes"), ("volumes", "alias")])
+def test_outputs_that_a_link_leads_to_are_no_volumes(tmp_path, pooled, of_volumes, of_output):
+    """Sites mount one folder under several names: the same outputs, written otherwise, are the same outputs."""
+    dataset = make_dataset(tmp_path, volumes=1)
+    (tmp_path / "alias").symlink_to(tmp_path / "volumes")
+    dataset = dataset.having(volumes=f"{tmp_path / of_volumes}/**", output={"url": str(tmp_path / of_output / "segmented")})
+    assert go(dataset) == {"v00": "done"}
+    assert go(dataset) == {"v00": "skipped"}
+    assert any("an output of this dataset" in line for line in dataset.summary["left_out"])
