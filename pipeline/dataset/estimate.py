@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -10,12 +11,12 @@ from datetime import timedelta
 
 from pipeline.cluster.pool import Crew, machine
 from pipeline.core.plan import Plan
-from pipeline.dataset.outcome import Outcome
+from pipeline.dataset.outcome import Outcome, reason_of
 from pipeline.dataset.reprocess import crew_of, shared_machine, typical
 from pipeline.dataset.settings import DatasetConfig, PriceConfig
 from pipeline.dataset.threads import Threads
 from pipeline.dataset.volume import VolumeOfSet, standing
-from pipeline.errors import ModelError, PipelineError
+from pipeline.errors import ModelError
 from pipeline.measure import Expectation, expectation
 from pipeline.planning import Machine, make_plan
 
@@ -25,6 +26,9 @@ LOOKERS = 4
 
 VOLUME_SECONDS = 0.3
 """Of each volume besides its tiles: plan, verification, report, switch."""
+
+MEASURED = 3
+"""Volumes that are tried at most until the voxels of one can be read; each costs a few slabs of computing."""
 
 NAMED = 10
 """Volumes that cannot be done, named at most."""
@@ -40,7 +44,8 @@ class Estimate:
         plans: Of those that are to do; their statistics are rough.
         refused: Why others cannot be done, by name.
         workers: That would share them.
-        measured: What the largest volume was found to take, from a few of its turns; None where that cannot be found here.
+        measured: What the largest volume that can be read was found to take, from a few of its turns; None where that cannot be
+            found here.
         price: Of things.
     """
 
@@ -95,10 +100,10 @@ class Estimate:
         if not self.plans:
             return "none: nothing is to do"
         if self.measured is None:
-            return "cannot be measured on this machine, which computes otherwise than the workers"
+            return "could not be measured on this machine; the log says why"
         return (
             f"about {_duration(self.seconds)} with {self.workers} worker(s), {self.worker_seconds / 3600:.2f} worker hours, "
-            "from a few slabs of the largest volume computed here"
+            "from a few slabs of a large volume computed here"
         )
 
     def _money(self) -> list[tuple[str, str]]:
@@ -136,14 +141,17 @@ def estimate(
 
 
 def _measured(plans: Sequence[Plan]) -> Expectation | None:
-    """What the most costly of the plans takes on this machine, where it has what the workers compute on."""
-    if not plans:
-        return None
-    try:
-        return expectation(max(plans, key=lambda plan: plan.cost.multiply_adds), 1)
-    except ModelError as error:
-        log.warning("how long it takes cannot be measured here: %s", error)
-        return None
+    """What the most costly of the plans that can be read takes on this machine, where it has what the workers compute on."""
+    for plan in heapq.nlargest(MEASURED, plans, key=lambda plan: plan.cost.multiply_adds):
+        try:
+            return expectation(plan, 1)
+        except ModelError as error:
+            log.warning("how long it takes cannot be measured here: %s", error)
+            return None
+        except Exception as error:  # of this volume: plans read no voxel, mostly
+            log.warning("'%s' cannot say how long it takes: %s", plan.source.url, reason_of(error))
+            log.debug("the same, at length", exc_info=True)
+    return None
 
 
 def _looked(
@@ -163,8 +171,9 @@ def _looked(
 def _done(volume: VolumeOfSet, offered: Machine) -> Outcome | None:
     try:
         return standing(volume, offered)
-    except (PipelineError, OSError):
-        return None  # it is planned in full, and refused there by name
+    except Exception as error:  # whatever it is: the volume is planned in full, and refused there by name
+        log.debug("%s cannot be looked at: %s", volume.name, reason_of(error), exc_info=True)
+        return None
 
 
 def _planned(
@@ -174,8 +183,9 @@ def _planned(
     for volume in volumes:
         try:
             plans.append(make_plan(volume.run(str(volume.folder / "plan")), offered, like=like, rough=True))
-        except PipelineError as error:
-            refused[volume.name] = str(error)
+        except Exception as error:  # one volume that nobody foresaw does not hide the others
+            log.debug("%s cannot be planned", volume.name, exc_info=True)
+            refused[volume.name] = reason_of(error)
     return plans, refused
 
 

@@ -14,6 +14,7 @@ see to it that nobody else does.
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -26,12 +27,15 @@ import psutil
 from pipeline.core.arrival import Judgement, Look, judged
 from pipeline.dataset.catalogue import Entry, read_catalogue
 from pipeline.dataset.observations import Observations, Seen
+from pipeline.dataset.outcome import reason_of
 from pipeline.dataset.rows import Source
 from pipeline.dataset.search import LeftOut
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage.foreign import foreign_place
 from pipeline.storage.listing import children, signature_of
 from pipeline.storage.volume import open_volume
+
+log = logging.getLogger("pipeline")
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -182,8 +186,9 @@ class Inbox:
         level = self.level if entry.level is None else entry.level
         try:
             open_volume(entry.url, level=level, axes=entry.axes or self.axes)
-        except StorageError as error:
-            return Arrival(entry, "unreadable", signature, None, f"{why}, but: {error}")
+        except Exception as error:  # one volume that nobody foresaw does not end the look at the others
+            log.debug("%s cannot be opened", entry.name, exc_info=True)
+            return Arrival(entry, "unreadable", signature, None, f"{why}, but: {reason_of(error)}")
         return Arrival(entry, "complete", signature, 0.0, why)
 
 

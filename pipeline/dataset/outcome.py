@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import durable
+from pipeline.credentials import redacted
+from pipeline.errors import PipelineError
 
 State = Literal["done", "skipped", "failed", "busy", "waiting"]
 
@@ -66,6 +68,11 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def reason_of(error: Exception) -> str:
+    """Why, in words: errors raised on purpose speak for themselves, others by their kind as well."""
+    return redacted(str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}")
 
 
 def read_mark(folder: Path) -> Outcome | None:

@@ -16,11 +16,10 @@ from pipeline.cluster.forwarding import dashboard_link, forwarded
 from pipeline.cluster.pool import Crew, SharedPool, machine, open_pool
 from pipeline.config import RunConfig
 from pipeline.core.plan import Plan
-from pipeline.dataset.outcome import Outcome
+from pipeline.dataset.outcome import Outcome, reason_of
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.threads import Threads
 from pipeline.dataset.volume import Team, VolumeOfSet, noted, segment, standing
-from pipeline.errors import PipelineError
 from pipeline.inference import crew_size
 from pipeline.planning import Machine, make_plan
 from pipeline.storage.rundir import RunDirectory
@@ -92,8 +91,9 @@ def _looked(volume: VolumeOfSet, offered: Machine) -> Outcome | None:
     try:
         outcome = standing(volume, offered)
         return outcome and noted(volume, outcome)
-    except (PipelineError, OSError):
-        return None  # it is tried in full, and fails there by name
+    except Exception as error:  # whatever it is: the volume is tried in full, and fails there by name
+        log.debug("%s cannot be looked at: %s", volume.name, reason_of(error), exc_info=True)
+        return None
 
 
 # --- who computes -----------------------------------------------------------------------------------------------------
@@ -136,8 +136,8 @@ def typical(volumes: Sequence[VolumeOfSet], offered: Machine) -> Typical | None:
     for _, config in sorted(_sized(volumes), key=lambda found: -found[0]):
         try:
             return Typical(config, make_plan(config, runs, rough=True))
-        except PipelineError as error:
-            log.debug("'%s' cannot say what workers should be: %s", config.input.url, error)
+        except Exception as error:  # as above
+            log.debug("'%s' cannot say what workers should be: %s", config.input.url, reason_of(error), exc_info=True)
     return None
 
 
@@ -147,8 +147,8 @@ def _sized(volumes: Sequence[VolumeOfSet]) -> Iterator[tuple[int, RunConfig]]:
         try:
             config = volume.run(str(volume.folder / "plan"))
             found = open_volume(config.input.url, level=config.input.level, axes=config.input.axes)
-        except PipelineError as error:
-            log.debug("%s cannot be opened: %s", volume.name, error)
+        except Exception as error:  # as above
+            log.debug("%s cannot be opened: %s", volume.name, reason_of(error), exc_info=True)
         else:
             yield found.description.voxels, config
 

@@ -258,6 +258,23 @@ def test_a_marked_volume_that_cannot_be_opened_is_unreadable(place, tmp_path):
     assert f"'{place}/a.zarr.done' is there, but: " in found.why
 
 
+def test_a_volume_that_nobody_foresaw_is_unreadable_and_told(quiet, place, monkeypatch):
+    """Libraries raise anything about a broken file; that ends the look at this file alone."""
+
+    def opened(url: str, **how: object) -> object:
+        if "bad" in url:
+            raise RuntimeError("a codec of tomorrow")
+        return real(url, **how)
+
+    real = inbox_module.open_volume
+    monkeypatch.setattr(inbox_module, "open_volume", opened)
+    for name in ("a", "bad"):
+        make_image(place / f"{name}.ome.zarr")
+    quiet.look(0)
+    assert states(quiet, 100) == {"a": "complete", "bad": "unreadable"}
+    assert "RuntimeError: a codec of tomorrow" in quiet.look(100)[1].why
+
+
 def test_a_marker_that_is_written_again_gives_another_signature(place, tmp_path):
     """So a volume that was uploaded anew can be told from the one that was done."""
     make_image(place / "a.zarr")

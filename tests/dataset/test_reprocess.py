@@ -1,21 +1,26 @@
 """Whole datasets on real workers: what is done, skipped and failed, what readers see meanwhile, and what a rerun does."""
 
 import csv
+import logging
 import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from flows.dataset import reprocess_plainly
 from pipeline.dataset.estimate import estimate
 from pipeline.dataset.outcome import read_mark
 from pipeline.dataset.round import volumes_of
 from pipeline.errors import ConfigError, DatasetError, ModelError, StorageError
+from pipeline.registry import register
 from pipeline.storage.rundir import RunDirectory
-from tests.dataset.dataset_cases import DataSet, make_dataset
-from tests.pipeline_cases import fill_up, mounted, sessions
+from pipeline.unet.checkpoint import Checkpoint, save_checkpoint
+from tests.dataset.dataset_cases import ARCHITECTURE, DataSet, make_dataset
+from tests.pipeline_cases import fill_up, mounted, random_network, sessions
 
 
 def go(dataset: DataSet, **how) -> dict[str, str]:
@@ -241,6 +246,57 @@ def test_a_damaged_volume_that_plans_must_read_is_one_failure(tmp_path, pooled):
     (failed,) = [o for o in dataset.summary["outcomes"] if o["state"] == "failed"]
     assert failed["name"] == "v03"
     assert "could not be read: the box" in failed["reason"]
+
+
+def test_a_dry_run_is_measured_by_another_volume_where_the_largest_is_damaged(tmp_path, caplog, monkeypatch):
+    """A plan of whole numbers reads no voxel, the measurement does: what it meets in one volume must not hide all the others."""
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)  # Prefect's set-up of loggers, if it was, took it
+    dataset = make_dataset(tmp_path, volumes=2)
+    dataset.add("v02", shape=(32, 24, 24))
+    for chunk in dataset.volume("v02").rglob("*"):
+        if chunk.is_file() and chunk.name != "zarr.json":
+            chunk.write_bytes(b"\x00damaged")
+    found = estimate(dataset.config, volumes_of(dataset.config)[0])
+    assert len(found.plans) == 3
+    assert found.measured is not None
+    assert found.seconds > 0
+    assert "v02.zarr' cannot say how long it takes" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["loop", "unit"])
+def test_a_volume_that_fails_in_a_way_that_nobody_foresaw_is_one_failure(tmp_path, pooled, kind):
+    """Whatever the system or a library raises about one volume: it has a name, and the others are done."""
+    dataset = make_dataset(tmp_path, volumes=2)
+    bad = tmp_path / "loop" / "bad.zarr"
+    if kind == "loop":
+        bad.parent.symlink_to(bad.parent)
+    else:
+        bad = image_with_an_odd_unit(tmp_path / "bad.zarr")
+        dataset = with_known_voxel_size(dataset)
+    dataset = dataset.having(volumes=[str(bad), str(dataset.volume("v00")), str(dataset.volume("v01"))])
+    found = estimate(dataset.config, volumes_of(dataset.config)[0])
+    assert (len(found.plans), list(found.refused)) == (2, ["bad"])
+    assert go(dataset) == {"bad": "failed", "v00": "done", "v01": "done"}
+    (failed,) = [o for o in dataset.summary["outcomes"] if o["state"] == "failed"]
+    assert failed["reason"] == found.refused["bad"] != ""
+
+
+def image_with_an_odd_unit(path: Path) -> Path:
+    """An image that opens, larger than the others, whose axes have a list for a unit."""
+    axes = [{"name": name, "type": "space", "unit": ["nanometer"]} for name in "zyx"]
+    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1.0, 1.0, 1.0]}]}]
+    ome = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    group = zarr.create_group(str(path), attributes={"ome": ome})
+    group.create_array("0", shape=(32, 24, 24), chunks=(8, 12, 12), dtype="uint8")
+    return path
+
+
+def with_known_voxel_size(dataset: DataSet) -> DataSet:
+    """Its model says what voxels it was trained on, so that plans compare them."""
+    file = dataset.folder / "known.safetensors"
+    save_checkpoint(file, Checkpoint(ARCHITECTURE, random_network(ARCHITECTURE, 1).state_dict(), voxel_size_nm=(1.0, 1.0, 1.0)))
+    register(dataset.folder / "models", "noise", file)
+    return dataset
 
 
 def test_outputs_made_on_a_gpu_are_done_on_a_machine_without_one(tmp_path, pooled):
