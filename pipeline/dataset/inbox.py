@@ -129,7 +129,13 @@ class Inbox:
 
     def _by_marker(self, entries: Iterable[Entry]) -> list[Arrival]:
         there: dict[str, frozenset[str]] = {}
-        return [self._marked(entry, there) for entry in entries]
+        return [self._marked_or_not(entry, there) for entry in entries]
+
+    def _marked_or_not(self, entry: Entry, there: dict[str, frozenset[str]]) -> Arrival:
+        try:
+            return self._marked(entry, there)
+        except StorageError as error:
+            return Arrival(entry, "unreadable", "", None, str(error))
 
     def _marked(self, entry: Entry, there: dict[str, frozenset[str]]) -> Arrival:
         """`there` holds names by folder, so that each folder is listed once a look."""

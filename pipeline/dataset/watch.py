@@ -48,8 +48,10 @@ def watch(config: DatasetConfig, on_begin: Callable[[Round], Callable[[Outcome],
         without=places(found),
     )
     looked = inbox.look()
-    arrivals = [arrival for arrival in looked if not is_summary(arrival.entry.name)]
-    misnamed = [LeftOut(a.entry.url, "its output would lie where the summary does: rename it") for a in looked if a not in arrivals]
+    arrivals = [a for a in looked if not is_summary(a.entry.name)]
+    misnamed = [
+        LeftOut(a.entry.url, "its output would lie where the summary does: rename it") for a in looked if is_summary(a.entry.name)
+    ]
     volumes = [_volume(found, arrival) for arrival in arrivals]
     waiting = [
         volume.outcome("waiting", arrival.why)

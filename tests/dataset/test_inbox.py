@@ -258,6 +258,16 @@ def test_a_marked_volume_that_cannot_be_opened_is_unreadable(place, tmp_path):
     assert f"'{place}/a.zarr.done' is there, but: " in found.why
 
 
+def test_a_folder_that_cannot_be_listed_keeps_no_other_volume_waiting(place, tmp_path):
+    """A list may name folders of many people: one that went away must not end the look for all."""
+    make_image(place / "a.ome.zarr")
+    (place / "a.ome.zarr.done").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    inbox = Inbox([str(tmp_path / "loop" / "b.zarr"), str(place / "a.ome.zarr")], tmp_path / "seen.json", marker=".done")
+    assert states(inbox) == {"b": "unreadable", "a": "complete"}
+    assert "could not be listed" in inbox.look()[0].why
+
+
 def test_a_volume_that_nobody_foresaw_is_unreadable_and_told(quiet, place, monkeypatch):
     """Libraries raise anything about a broken file; that ends the look at this file alone."""
 

@@ -1,5 +1,7 @@
 """Inboxes: what is complete is done once, by whichever watcher comes first; what still grows is left alone."""
 
+import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ import zarr
 from flows.dataset import watch_plainly
 from pipeline.dataset.outcome import Outcome, read_mark, write_mark
 from pipeline.dataset.round import Round, volumes_of
+from pipeline.dataset.summary import FILES, Summary
 from pipeline.errors import DatasetError
 from pipeline.storage.rundir import RunDirectory
 from tests.dataset.dataset_cases import SHAPE, DataSet, make_dataset
@@ -153,6 +156,23 @@ def test_watchers_that_write_the_summary_at_once_leave_a_whole_one_that_knows_al
     assert len(seen) > 10
     assert all(states == {"v00": "done", "v01": "done"} for states in seen)
     assert not list(dataset.output.glob("*.part"))
+
+
+def test_a_summary_that_is_written_in_the_middle_of_another_spoils_neither(tmp_path, monkeypatch):
+    """Two that wrote one part-file would rename it from under each other, or leave the end of the longer one behind the shorter."""
+    first, second = (Summary(str(tmp_path), catalogue, "2026-01-01", 1) for catalogue in ("first", "second"))
+    waiting, sync = [second], os.fsync
+
+    def interrupted(handle: int) -> None:
+        if waiting:
+            waiting.pop().write(tmp_path)
+        sync(handle)
+
+    monkeypatch.setattr("pipeline.durable.os.fsync", interrupted)
+    first.write(tmp_path)
+    assert not waiting
+    assert json.loads((tmp_path / "summary.json").read_text())["catalogue"] == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
 
 
 @pytest.mark.slow
