@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 from flows.dataset import reprocess_plainly
@@ -299,24 +300,45 @@ def with_known_voxel_size(dataset: DataSet) -> DataSet:
     return dataset
 
 
+def made_on_a_gpu(dataset: DataSet, name: str) -> Path:
+    """Have what readers of a volume see be of a run on a card; gives the version's folder."""
+    image = dataset.current(name)
+    plan = RunDirectory(image).load_plan()
+    made = replace(plan, compute=replace(plan.compute, device="cuda"))
+    home = image.parent.rename(image.parent.with_name(made.fingerprint))
+    (home / f"{name}.ome.zarr.run" / "plan.json").write_text(made.to_json())
+    record = home / "published.json"
+    record.write_text(record.read_text().replace(plan.fingerprint, made.fingerprint))
+    link = dataset.output / name / "current"
+    link.unlink()
+    link.symlink_to(f"versions/{made.fingerprint}/{name}.ome.zarr")
+    return home
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a card")
 def test_outputs_made_on_a_gpu_are_done_on_a_machine_without_one(tmp_path, pooled):
     """The night's run had cards, the notebook has none: what is there is still there, and a new model can be run here."""
     dataset = make_dataset(tmp_path, volumes=1, compute={"device": "auto"})
     go(dataset)
-    image = dataset.current("v00")
-    plan = RunDirectory(image).load_plan()
-    made = replace(plan, compute=replace(plan.compute, device="cuda"))
-    home = image.parent.rename(image.parent.with_name(made.fingerprint))
-    (home / "v00.ome.zarr.run" / "plan.json").write_text(made.to_json())
-    record = home / "published.json"
-    record.write_text(record.read_text().replace(plan.fingerprint, made.fingerprint))
-    link = dataset.output / "v00" / "current"
-    link.unlink()
-    link.symlink_to(f"versions/{made.fingerprint}/v00.ome.zarr")
+    made_on_a_gpu(dataset, "v00")
     assert go(dataset) == {"v00": "skipped"}
     assert go(dataset.having(compute={"device": "cpu"})) == {"v00": "done"}  # that was asked for, and it is not
     dataset.register(seed=2)
     assert go(dataset.having(compute={"device": "auto"})) == {"v00": "done"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a card")
+def test_what_was_begun_on_a_gpu_is_made_anew_on_a_machine_without_one(tmp_path, pooled):
+    """A run that was killed on a card cannot go on here with its bytes; it must not keep the volume from being made at all."""
+    dataset = make_dataset(tmp_path, volumes=1, compute={"device": "auto"})
+    go(dataset)
+    begun = made_on_a_gpu(dataset, "v00")
+    (begun / "published.json").unlink()
+    (dataset.output / "v00" / "current").unlink()
+    assert go(dataset) == {"v00": "done"}
+    assert dataset.current("v00").parent != begun
+    assert begun.is_dir()  # the card may come back
+    assert go(dataset) == {"v00": "skipped"}
 
 
 @pytest.mark.parametrize("pattern", ["**", "**/*.zarr", "*"])
