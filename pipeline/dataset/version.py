@@ -24,6 +24,9 @@ from pipeline.storage.version_folder import Published
 
 log = logging.getLogger("pipeline")
 
+ANY_MEMORY = 2**60
+"""Bytes; more than any tile that was ever computed needs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settled:
@@ -106,17 +109,21 @@ def _agreeing(
     is_current: bool,
     is_made: bool,
 ) -> Settled | None:
-    """A version that is there, where what is asked for now would be it. One that is made needs no device here."""
+    """A version that is there, where what is asked for now would be it. One that is made needs neither device nor memory here."""
     config = run(str(publication.image(fingerprint)))
     publication.recall(fingerprint)
     stored = RunDirectory(config.output.url).load_plan()
     if stored is None or stored.fingerprint != fingerprint:
         return None
     earlier = stages.placed(stored, config)
-    if is_made and machine.device is None:
-        machine = replace(machine, device=stored.compute.device, workers=machine.workers or 1)
+    asked = config
+    if is_made:
+        asked = config.model_copy(update={"cluster": config.cluster.model_copy(update={"memory_gb": "auto"})})
+        machine = replace(machine, memory_bytes=ANY_MEMORY)
+        if machine.device is None:
+            machine = replace(machine, device=stored.compute.device, workers=machine.workers or 1)
     try:
-        under = make_plan(config, machine, earlier=earlier, governs=True)
+        under = make_plan(asked, machine, earlier=earlier, governs=True)
     except PlanError:
         return None
     if under.fingerprint != fingerprint:

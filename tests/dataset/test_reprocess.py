@@ -317,6 +317,17 @@ def made_on_a_gpu(dataset: DataSet, name: str) -> Path:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a card")
+def test_outputs_made_on_a_large_machine_are_done_on_a_small_one(tmp_path, pooled):
+    """A tile that fits no worker here needs none: it was computed. To compute it anew would cost tiles of another size."""
+    dataset = make_dataset(tmp_path, volumes=1)
+    go(dataset)
+    small = dataset.having(cluster={"memory_gb": 0.01})
+    assert go(small) == {"v00": "skipped"}
+    small.register(seed=2)
+    assert go(small) == {"v00": "failed"}  # it is as small as that
+    assert go(small.having(model={"version": 1})) == {"v00": "skipped"}
+
+
 def test_outputs_made_on_a_gpu_are_done_on_a_machine_without_one(tmp_path, pooled):
     """The night's run had cards, the notebook has none: what is there is still there, and a new model can be run here."""
     dataset = make_dataset(tmp_path, volumes=1, compute={"device": "auto"})
