@@ -201,7 +201,7 @@ def test_a_changed_byte_is_found_by_its_checksum(source, tmp_path):
     stored = bytearray(path.read_bytes())
     stored[len(stored) // 2] ^= 1
     path.write_bytes(stored)
-    with pytest.raises(ValueError, match="checksum"):
+    with pytest.raises(StorageError, match="checksum"):
         whole(tmp_path / "out.zarr")
 
 
