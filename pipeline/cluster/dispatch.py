@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from distributed import Future, KilledWorker
+from distributed.client import ClosedClientError
 
 from pipeline.cluster.pool import Pool
+from pipeline.cluster.staff import scheduler_gone
 from pipeline.core.roster import Attempt, Outcome, Roster
 from pipeline.errors import InferenceError
 
@@ -74,7 +76,7 @@ def dispatch(
 
     Raises:
         KeyboardInterrupt: It was cancelled.
-        InferenceError: There is no worker, and none comes; or none can load the network.
+        InferenceError: There is no worker, and none comes; or none can load the network; or the scheduler is gone.
     """
     shell = _Shell(pool, work, Roster(indices, retries), on_ready)
     try:
@@ -82,6 +84,8 @@ def dispatch(
             if is_cancelled():
                 raise KeyboardInterrupt
             yield from outcomes
+    except ClosedClientError as error:
+        raise scheduler_gone() from error
     finally:
         shell.drop_all()
 

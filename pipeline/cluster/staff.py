@@ -47,7 +47,7 @@ class Everyone:
         self._seen: set[str] = set()
 
     def present(self, useful: float) -> set[str]:  # noqa: ARG002 - all are, whether it can use them or not
-        self._seen = alive(self._client)
+        self._seen = alive(self._client, self._seen)
         return self._seen
 
     def spare(self, workers: list[str]) -> list[str]:  # noqa: ARG002 - nobody else wants them
@@ -88,7 +88,7 @@ class Common:
     def seen(self) -> set[str]:
         """Who is there."""
         if time.monotonic() - self._looked > KNOWN_SECONDS:
-            self._seen = alive(self._client)
+            self._seen = alive(self._client, self._seen)
             self._looked = time.monotonic()
         return self._seen
 
@@ -146,17 +146,34 @@ class Share:
         self.wake = wake
 
 
-def alive(client: Client) -> set[str]:
+def alive(client: Client, before: set[str]) -> set[str]:
     """Addresses of a scheduler's workers, without those that are about to leave.
 
+    Not by `Client.scheduler_info`: the client itself refreshes what that returns, without the workers, so now and then it
+    says that there are none.
+
+    Args:
+        client: Connected to the scheduler.
+        before: What was found last; given back while the connection is down and the client tries to have it again.
+
     Raises:
-        InferenceError: The scheduler does not answer.
+        InferenceError: The client gave the scheduler up.
     """
+    scheduler = client.scheduler
+    if scheduler is None:
+        raise scheduler_gone()
     try:
-        info = client.scheduler_info(n_workers=-1)["workers"]
-    except (OSError, TimeoutError) as error:
-        raise InferenceError(
-            f"The scheduler does not answer any more ({error}): it, or its machine, is gone. Run again to resume: finished "
-            "tiles are kept."
-        ) from error
+        info = client.sync(scheduler.identity, n_workers=-1)["workers"]
+    except (OSError, RuntimeError) as error:  # RuntimeError: the client closes its connections just now
+        if isinstance(error, OSError) and client.status in ("running", "connecting"):
+            return before
+        raise scheduler_gone() from error
     return {address for address, worker in info.items() if worker.get("status") != Status.closing_gracefully.name}
+
+
+def scheduler_gone() -> InferenceError:
+    """The error of a run whose scheduler was given up."""
+    return InferenceError(
+        "The scheduler does not answer any more: it, its machine, or the network between is gone. Run again to resume: "
+        "finished tiles are kept."
+    )

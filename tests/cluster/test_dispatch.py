@@ -3,11 +3,16 @@
 import functools
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -19,6 +24,7 @@ from pipeline.config import ClusterConfig
 from pipeline.core.roster import MOST_AHEAD, Outcome
 from pipeline.errors import InferenceError
 from tests.cluster import work
+from tests.e2e.commands import ROOT
 
 WORKERS = 2
 WINDOW = WORKERS * MOST_AHEAD
@@ -174,6 +180,51 @@ def test_a_worker_that_comes_late_is_given_tiles(run, tmp_path):
         threading.Timer(1.0, pool.client.cluster.scale, (2,)).start()
         found = outcomes(pool, functools.partial(work.doze_and_sign, 0.1), range(150), run)
         assert len({o.result.split()[0] for o in found}) == 2
+
+
+@contextmanager
+def somebody_elses(folder: Path) -> Iterator[tuple[str, subprocess.Popen, subprocess.Popen]]:
+    """A scheduler and a worker of `dask`, each started anew whenever it ends; the address, and what starts each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    loops = []
+    for role, *arguments in (("scheduler", "--port", address.split(":")[1]), ("worker", address, "--nthreads", "1")):
+        command = [sys.executable, "-m", f"distributed.cli.dask_{role}", "--host", "127.0.0.1", "--no-dashboard", *arguments]
+        loop = ["sh", "-c", 'while sleep 0.5; do "$@"; done', "supervisor", *command]
+        with (folder / f"{role}.log").open("w") as log:
+            loops.append(subprocess.Popen(loop, env=environment, stdout=log, stderr=log, start_new_session=True))
+    try:
+        yield f"tcp://{address}", *loops
+    finally:
+        for loop in loops:
+            os.killpg(loop.pid, signal.SIGKILL)
+            loop.wait()
+
+
+def test_a_scheduler_that_is_gone_for_good_ends_the_run_in_words(run, tmp_path, monkeypatch):
+    """Its machine may be switched off; tiles that nobody can give out any more have not failed."""
+    monkeypatch.setattr("pipeline.cluster.pool.CONNECT_SECONDS", 10)
+    with somebody_elses(tmp_path) as (address, scheduler, _):
+        config = ClusterConfig(kind="address", address=address, security="none", workers=1, memory_gb=2)
+        with open_pool(config, replace(CREW, workers=1), tmp_path) as pool:
+            found = dispatch(pool, Work(work.ready, functools.partial(work.doze, 0.1), run), range(1000), retries=2)
+            assert next(found).error is None
+            os.killpg(scheduler.pid, signal.SIGKILL)
+            with pytest.raises(InferenceError, match="The scheduler does not answer any more"):
+                assert [outcome.error for outcome in found] == []
+
+
+def test_a_scheduler_that_comes_back_costs_no_tile(run, tmp_path):
+    """A site restarts it, and its workers come back to it."""
+    with somebody_elses(tmp_path) as (address, scheduler, _):
+        config = ClusterConfig(kind="address", address=address, security="none", workers=1, memory_gb=2)
+        with open_pool(config, replace(CREW, workers=1), tmp_path) as pool:
+            found = dispatch(pool, Work(work.ready, functools.partial(work.doze, 0.1), run), range(60), retries=2)
+            first = next(found)
+            psutil.Process(scheduler.pid).children()[0].kill()
+            assert [outcome.error for outcome in (first, *found)] == [None] * 60
 
 
 def test_a_worker_whose_time_runs_out_is_let_go_before_it_is_cut_off(run, tmp_path):

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import dask
 import pytest
+from distributed import Client
 
 from pipeline.cluster.dispatch import Work, dispatch
 from pipeline.cluster.pool import Crew, Pool, SharedPool, open_pool
-from pipeline.cluster.staff import Common
+from pipeline.cluster.staff import Common, alive
 from pipeline.config import ClusterConfig
 from tests.cluster import work
 
@@ -22,8 +24,15 @@ class Scheduler:
     def __init__(self, *workers: str) -> None:
         self.workers = list(workers)
 
-    def scheduler_info(self, n_workers: int) -> dict:
+    @property
+    def scheduler(self) -> "Scheduler":
+        return self
+
+    def identity(self, n_workers: int) -> dict:
         return {"workers": {worker: {"status": "running"} for worker in self.workers}}
+
+    def sync(self, function, **arguments: object) -> dict:
+        return function(**arguments)
 
 
 @pytest.fixture
@@ -115,6 +124,14 @@ def test_two_runs_compute_side_by_side_where_each_leaves_workers(pool, tmp_path)
         names = ("left", "right")
         found = list(runs.map(lambda name: results(shared, name, partial(work.meet, str(tmp_path), name), 1), names))
     assert found == [[0], [0]]
+
+
+def test_no_look_misses_workers_while_the_client_refreshes_what_it_knows(pool):
+    """The client asks for totals every two seconds, and forgets the workers by it; a run that believed it would give up its
+    tiles, and end where they were all still loading the network. Here it asks a thousand times a second."""
+    often = {"distributed.client.scheduler-info-interval": "1ms"}
+    with dask.config.set(often), Client(pool.client.scheduler.address, set_as_default=False) as client:
+        assert {len(alive(client, set())) for _ in range(500)} == {2}
 
 
 def test_a_worker_that_dies_costs_no_run_its_tiles(pool):
