@@ -60,10 +60,14 @@ def test_projected_bytes_bound_the_measured_peak(tmp_path, monkeypatch, architec
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_a_tiles_length(tmp_path, monkeypatch):
-    """A column of any length is one tile only if it takes the memory of a short one."""
+def test_memory_does_not_grow_with_a_tiles_length(tmp_path):
+    """A column of any length is one tile only if it takes the memory of a short one.
+
+    Sixteen times the length, so that what a voxel takes is seen above what the allocator does by chance (15 %): under 10
+    bytes, where the 16 feature maps of one layer are 64.
+    """
     peaks = []
-    for length in (256, 1024):
+    for length in (256, 4096):
         folder = tmp_path / str(length)
         folder.mkdir()
         shape = (length, 64, 64)
@@ -73,4 +77,4 @@ def test_memory_does_not_grow_with_a_tiles_length(tmp_path, monkeypatch):
         stages.infer(run.config)
         assert len(run.plan.grid) == 1
         peaks.append(max(r.peak_bytes for r in run.directory.records() if isinstance(r, TileRecord)))
-    assert peaks[1] <= 1.1 * peaks[0]
+    assert peaks[1] <= 1.25 * peaks[0]

@@ -19,7 +19,8 @@ up() {
     ((EUID == 0)) || { echo "netns.sh: needs root" >&2; exit 69; }
     command -v ip >/dev/null || flock /tmp/halotile-apt.lock bash -c \
         'apt-get update -qq && apt-get install -y -qq --no-install-recommends iproute2 >/dev/null' || exit 69
-    ip link add "${prefix}br" type bridge || { echo "netns.sh: remains of a run that was killed? netns.sh down" >&2; exit 69; }
+    ! ip link show "${prefix}br" >/dev/null 2>&1 || { echo "netns.sh: they are there: another run's, or remains of one (netns.sh down)" >&2; exit 1; }
+    ip link add "${prefix}br" type bridge || exit 69
     ip addr add "$net.1/24" dev "${prefix}br"
     ip link set "${prefix}br" up
     for i in 1 2 3; do
