@@ -13,6 +13,7 @@ import math
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,9 +208,10 @@ class _Shell:
             key = f"prepare-{self._work.run}-{next(self._joined)}"
             self._submit(worker, self._work.prepare, key=key, worker=worker)
         if spent := [worker for worker in self._roster.spent(time.time()) if worker not in self._letting_go]:
-            log.info("%d worker(s) near the end of their time let go: %s", len(spent), ", ".join(spent))
-            self._letting_go.update(spent)
-            self._client.retire_workers(spent, close_workers=True, remove=True)
+            with suppress(OSError):  # the connection is down: they get no tile, and the next look lets them go
+                self._client.retire_workers(spent, close_workers=True, remove=True)
+                self._letting_go.update(spent)
+                log.info("%d worker(s) near the end of their time let go: %s", len(spent), ", ".join(spent))
         self._be_patient(self._pool.tend())
         return outcomes
 
