@@ -12,7 +12,6 @@ is left alone, and its number is not given again. Registering is exclusive, by a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from typing import Any, Literal, TypeVar
 from pipeline.config import ModelConfig, Whole
 from pipeline.durable import sync
 from pipeline.errors import ModelError
+from pipeline.locks import wait_for
 
 FORMAT = 1
 """Of the index."""
@@ -222,7 +222,7 @@ def _locked(registry: Path) -> Iterator[None]:
     """Be the only one who registers; the lock ends with the process, however it ends."""
     registry.mkdir(parents=True, exist_ok=True)
     with (registry / LOCK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        wait_for(file)
         yield
 
 

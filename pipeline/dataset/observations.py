@@ -6,7 +6,6 @@ lock is held while the file is read and written, never while volumes are listed.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import TextIO
 from pipeline.core.arrival import Observation
 from pipeline.durable import replace
 from pipeline.errors import StorageError
+from pipeline.locks import taken
 
 LOCK_SECONDS = 60.0
 """After which a lock is no longer waited for: it is held for milliseconds."""
@@ -96,15 +96,12 @@ class Observations:
 
     def _wait(self, lock: TextIO) -> None:
         until = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise StorageError(
-                        f"Another watcher has held '{self._lock}' for {LOCK_SECONDS:.0f} s. Is it stopped? End it, and look again."
-                    ) from None
-                time.sleep(0.02)
+        while not taken(lock):
+            if time.monotonic() > until:
+                raise StorageError(
+                    f"Another watcher has held '{self._lock}' for {LOCK_SECONDS:.0f} s. Is it stopped? End it, and look again."
+                )
+            time.sleep(0.02)
 
 
 def _observation(signature: str, since: dict[str, float]) -> Observation:

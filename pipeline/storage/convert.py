@@ -6,7 +6,6 @@ object of it is made durable, and it is renamed once it is complete. Why no unit
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from pipeline.core.box import Box, Triple, round_up, widened
 from pipeline.core.tiling import LARGEST_CHUNK_EXTENT, LARGEST_PLANE_CHUNK_EXTENT, LARGEST_SHARD
 from pipeline.core.volume import Description, Space
 from pipeline.errors import StorageError
+from pipeline.locks import taken
 from pipeline.storage.foreign import foreign_place
 from pipeline.storage.ngff import image_attributes
 from pipeline.storage.output import (
@@ -233,12 +233,8 @@ def _claimed(part: Path) -> Iterator[None]:
 
 
 def _lock_or_refuse(lock: TextIO, part: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise StorageError(
-            f"Another process is writing '{part}' now. Wait until it ends, end it, or choose another target."
-        ) from error
+    if not taken(lock):
+        raise StorageError(f"Another process is writing '{part}' now. Wait until it ends, end it, or choose another target.")
 
 
 def _remove_left_over(part: Path) -> None:

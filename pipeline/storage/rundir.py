@@ -24,7 +24,9 @@ from typing import Any, TextIO
 
 from pipeline.core.ledger import Progress, Session, TileRecord, parse_lines
 from pipeline.core.plan import Plan
+from pipeline.durable import replace
 from pipeline.errors import PipelineError, StorageError
+from pipeline.locks import taken, without_locks
 
 TAKEOVER_SECONDS = 900.0
 SYNC_SECONDS = 1.0
@@ -61,12 +63,7 @@ class RunDirectory:
 
     def write(self, path: Path, text: str) -> None:
         """Replace an artifact atomically and durably."""
-        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        replace(path, text.encode(), shared=True)
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
         """Replace an artifact of JSON atomically and durably."""
@@ -194,18 +191,14 @@ class RunDirectory:
         return token in _cancelled
 
     def _lock_or_refuse(self, file: TextIO) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not taken(file):
             file.seek(0)
             pid, _, rest = file.read().partition("-")
             host = rest.rpartition("-")[0]
             raise StorageError(
                 f"Output '{self.output}' is being written by another run (process {pid} on {host}, lock '{file.name}'). "
                 "Wait until it ends, end it (`halotile cancel`), or give this run another output.url."
-            ) from error
-        except OSError as error:
-            raise _without_locks(file.name, error) from error
+            )
 
     def wait_for_orphans(self, seconds: float) -> None:
         """Wait until no worker of an earlier driver is at a tile; none begins another, since this driver's token stands.
@@ -257,19 +250,12 @@ def _locked(file: TextIO, start: int, length: int, seconds: float) -> bool:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise _without_locks(file.name, error) from error
+                raise without_locks(file.name, error) from error
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.1)
         else:
             return True
-
-
-def _without_locks(name: str, error: OSError) -> StorageError:
-    return StorageError(
-        f"'{name}' cannot be locked ({error}): this file system has no locks between processes. They keep two writers off one "
-        "tile. Mount it with them (Lustre: -o flock; NFS: version 4, or lockd), or put the output elsewhere."
-    )
 
 
 class LedgerWriter:

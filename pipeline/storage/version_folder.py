@@ -11,7 +11,6 @@ removal that was killed left is swept by the next.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -23,11 +22,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline.core.versions import Keep, Version, expired
 from pipeline.durable import replace, sync
 from pipeline.errors import BusyError, StorageError
+from pipeline.locks import taken
 from pipeline.storage.output import FINGERPRINT_ATTRIBUTE
 from pipeline.storage.rundir import RunDirectory
 
@@ -240,20 +240,13 @@ class VersionFolder:
                 self._entered = 0
 
 
-def _lock_or_refuse(file: Any, folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+def _lock_or_refuse(file: TextIO, folder: Path) -> None:
+    if not taken(file):
         file.seek(0)
         raise BusyError(
             f"Output '{folder}' is being written by another ({file.read() or 'unknown'}, lock '{file.name}'). "
             "Wait until it ends, or end it."
-        ) from error
-    except OSError as error:
-        raise StorageError(
-            f"'{file.name}' cannot be locked ({error}): this file system has no locks between processes. They keep two writers "
-            "off one volume. Mount it with them (Lustre: -o flock; NFS: version 4), or put the folder elsewhere."
-        ) from error
+        )
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()

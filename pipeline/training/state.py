@@ -7,7 +7,6 @@ best.safetensors the checkpoint of the best validation so far
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 
 from pipeline.durable import replace
 from pipeline.errors import ConfigError, StorageError
+from pipeline.locks import taken
 from pipeline.training.recipe import TrainConfig
 
 RECIPE = "recipe.json"
@@ -39,12 +39,8 @@ def alone(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"Output folder '{folder}' cannot be written ({error}). Choose another `output`.") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StorageError(
-                f"Another process trains in '{folder}'. Wait for it, or choose another `output`."
-            ) from error
+        if not taken(lock):
+            raise StorageError(f"Another process trains in '{folder}'. Wait for it, or choose another `output`.")
         yield
 
 

@@ -173,6 +173,9 @@ def test_a_file_system_without_locks_is_refused(directory, monkeypatch):
             pass
         with pytest.raises(StorageError, match="has no locks between processes"):
             directory.wait_for_orphans(seconds=60)
+    monkeypatch.setattr(fcntl, "flock", without)
+    with pytest.raises(StorageError, match="has no locks between processes"), directory.driver():
+        pass
 
 
 def test_a_worker_of_an_earlier_driver_writes_nothing_more(directory):
