@@ -7,6 +7,7 @@ what it says. Neither this process nor the scheduler grows with the volume: a fu
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import itertools
 import logging
 import math
@@ -21,7 +22,7 @@ from distributed import Future, KilledWorker
 from distributed.client import ClosedClientError
 
 from pipeline.cluster.pool import Pool
-from pipeline.cluster.staff import scheduler_gone
+from pipeline.cluster.scheduler import answered, scheduler_gone
 from pipeline.core.roster import Attempt, Outcome, Roster
 from pipeline.errors import InferenceError
 
@@ -30,8 +31,14 @@ log = logging.getLogger("pipeline")
 LOOK_SECONDS = 1.0
 """Between two looks at who is there."""
 
+CANCELLED = (asyncio.CancelledError, concurrent.futures.CancelledError)
+"""What Dask's futures end with when they are given up; they are of the second kind, the loop's own of the first."""
+
 UNFIT_LIMIT = 3
 """So many workers that could not load the network, and none that could, end the run."""
+
+BREAKS_LIMIT = 10
+"""So many broken connections in a row, without a tile that was done meanwhile, end the run."""
 
 SAY_SECONDS = 300.0
 """Between two words that there is no worker."""
@@ -118,6 +125,7 @@ class _Shell:
         self._joined = itertools.count()
         self._ever_ready = False
         self._failed_loads = 0  # since the last that could
+        self._breaks, self._broken = 0, False  # of the connection, since the last tile; whether it did just now
         self._letting_go: set[str] = set()
         self._last_seen = self._last_said = time.monotonic()
         self._looked = -math.inf
@@ -129,7 +137,7 @@ class _Shell:
             if time.monotonic() - self._looked >= LOOK_SECONDS:
                 self._looked = time.monotonic()
                 yield self._look()
-            for attempt in self._roster.assign(time.time()):
+            for attempt in self._roster.assign(time.time()) if self._connected else ():
                 self._submit(attempt, self._work.infer, attempt.index, key=self._key(attempt), worker=attempt.worker)
             for worker in self._pool.staff.spare(self._roster.idle()):
                 self._roster.leave(worker)
@@ -166,9 +174,18 @@ class _Shell:
             return []
         if isinstance(error, KilledWorker):
             return self._gone(what.worker)
-        if isinstance(error, asyncio.CancelledError):
-            error = InferenceError("the scheduler lost it")
+        if isinstance(error, CANCELLED):
+            return self._lost(what, error)
+        self._breaks = 0
         return self._roster.land(what, time.time(), result, error)
+
+    def _lost(self, attempt: Attempt, error: BaseException) -> list[Outcome]:
+        """The connection broke, and with it all that was under way was given up; else something was wrong with this one."""
+        if getattr(error, "reason", "") != "scheduler-connection-lost":
+            return self._roster.land(attempt, time.time(), error=InferenceError(f"the scheduler lost it: {error}"))
+        self._broken = True
+        self._roster.take_back(attempt)
+        return []
 
     def _prepared(self, worker: str, until: float | None, error: BaseException | None) -> None:
         if error is None:
@@ -178,7 +195,11 @@ class _Shell:
             self._failed_loads = 0
             self._roster.ready(worker, math.inf if until is None else until)
             return
-        if isinstance(error, KilledWorker | asyncio.CancelledError):
+        if isinstance(error, CANCELLED):
+            self._broken = True
+            self._roster.leave(worker)  # it is met anew
+            return
+        if isinstance(error, KilledWorker):
             self._roster.leave(worker)
             error = _VanishedError()
         self._set_aside(worker, error)
@@ -200,6 +221,10 @@ class _Shell:
 
     def _look(self) -> list[Outcome]:
         present = self._pool.staff.present(self._roster.useful)
+        if not self._connected:  # what it would be given now would be lost with it, were it gone
+            self._be_patient(self._pool.tend())
+            return []
+        self._count_breaks()
         outcomes = [outcome for worker in self._roster.workers - present for outcome in self._gone(worker)]
         for worker in present - self._roster.workers:  # also one that is back under its old address
             self._roster.join(worker)
@@ -209,11 +234,24 @@ class _Shell:
             self._submit(worker, self._work.prepare, key=key, worker=worker)
         if spent := [worker for worker in self._roster.spent(time.time()) if worker not in self._letting_go]:
             with suppress(OSError):  # the connection is down: they get no tile, and the next look lets them go
-                self._client.retire_workers(spent, close_workers=True, remove=True)
+                answered(self._client, lambda: self._client.retire_workers(spent, close_workers=True, remove=True))
                 self._letting_go.update(spent)
                 log.info("%d worker(s) near the end of their time let go: %s", len(spent), ", ".join(spent))
         self._be_patient(self._pool.tend())
         return outcomes
+
+    @property
+    def _connected(self) -> bool:
+        return self._client.status == "running"
+
+    def _count_breaks(self) -> None:
+        self._breaks += self._broken
+        self._broken = False
+        if self._breaks >= BREAKS_LIMIT:
+            raise InferenceError(
+                f"The connection to the scheduler broke {self._breaks} times, and no tile was done meanwhile. Likely it is ended again "
+                "and again (too little memory?), or the network to it is. Run again to resume: finished tiles are kept."
+            )
 
     def _gone(self, worker: str) -> list[Outcome]:
         """It vanished, with all that it was given."""

@@ -19,6 +19,8 @@ from typing import Any
 from distributed import Client, Worker, WorkerPlugin
 from distributed.client import ClosedClientError
 
+from pipeline.cluster.scheduler import answered
+
 TOPIC = "halotile-log"
 
 log = logging.getLogger("pipeline")
@@ -40,7 +42,7 @@ def forwarded(client: Client, level: str) -> Iterator[None]:
     client.subscribe_topic(TOPIC, lambda event: here.run(_handle, event[1]))
     try:
         try:
-            client.register_plugin(_Forwarding(level))
+            answered(client, lambda: client.register_plugin(_Forwarding(level)))
         except OSError as error:
             log.warning("what some workers log will be missing: %s", error)
         yield
@@ -49,7 +51,7 @@ def forwarded(client: Client, level: str) -> Iterator[None]:
             client.unsubscribe_topic(TOPIC)  # it waits for nobody: the run may end because nobody answers any more
     with suppress(OSError, ValueError):
         if client.status == "running":
-            client.unregister_worker_plugin(_Forwarding.name)
+            answered(client, lambda: client.unregister_worker_plugin(_Forwarding.name))
 
 
 def dashboard_link(client: Client) -> str | None:

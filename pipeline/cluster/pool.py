@@ -19,6 +19,7 @@ from distributed import Client
 from distributed.deploy import Cluster
 from distributed.security import Security
 
+from pipeline.cluster.scheduler import greet
 from pipeline.cluster.staff import Common, Everyone, Staff
 from pipeline.config import ClusterConfig
 from pipeline.errors import InferenceError
@@ -181,6 +182,8 @@ def connected(opened: Opened) -> Iterator[Client]:
         InferenceError: It cannot be reached.
     """
     try:
+        if isinstance(opened.scheduler, str):
+            greet(opened.scheduler, opened.security, CONNECT_SECONDS)
         client = Client(opened.scheduler, security=opened.security, timeout=CONNECT_SECONDS)
     except (OSError, TimeoutError, TypeError) as error:  # TypeError: tls:// without certificates
         raise InferenceError(

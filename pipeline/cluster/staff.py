@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from distributed import Client
-from distributed.core import Status
 
-from pipeline.errors import InferenceError
+from pipeline.cluster.scheduler import Attendance
 
 KNOWN_SECONDS = 0.5
 """For so long it is taken for granted who is there."""
@@ -43,18 +42,16 @@ class Everyone:
     """All workers of a scheduler, for one run."""
 
     def __init__(self, client: Client) -> None:
-        self._client = client
-        self._seen: set[str] = set()
+        self._attendance = Attendance(client)
 
     def present(self, useful: float) -> set[str]:  # noqa: ARG002 - all are, whether it can use them or not
-        self._seen = alive(self._client, self._seen)
-        return self._seen
+        return self._attendance.look()
 
     def spare(self, workers: list[str]) -> list[str]:  # noqa: ARG002 - nobody else wants them
         return []
 
     def wanting(self) -> bool:
-        return not self._seen
+        return not self._attendance.seen
 
     def listen(self, wake: Callable[[], None]) -> None:
         """Nobody spares any."""
@@ -64,11 +61,10 @@ class Common:
     """Workers that several runs, each in a thread of its own, have in common."""
 
     def __init__(self, client: Client) -> None:
-        self._client = client
+        self._attendance = Attendance(client)
         self.lock = threading.RLock()
         self._line: list[Share] = []
         self._holders: dict[str, Share] = {}
-        self._seen: set[str] = set()
         self._looked = float("-inf")
 
     @contextmanager
@@ -88,9 +84,9 @@ class Common:
     def seen(self) -> set[str]:
         """Who is there."""
         if time.monotonic() - self._looked > KNOWN_SECONDS:
-            self._seen = alive(self._client, self._seen)
+            self._attendance.look()
             self._looked = time.monotonic()
-        return self._seen
+        return self._attendance.seen
 
     def held(self, share: Share) -> set[str]:
         """The workers of a run, after it has taken what it lacks and those before it leave."""
@@ -144,36 +140,3 @@ class Share:
 
     def listen(self, wake: Callable[[], None]) -> None:
         self.wake = wake
-
-
-def alive(client: Client, before: set[str]) -> set[str]:
-    """Addresses of a scheduler's workers, without those that are about to leave.
-
-    Not by `Client.scheduler_info`: the client itself refreshes what that returns, without the workers, so now and then it
-    says that there are none.
-
-    Args:
-        client: Connected to the scheduler.
-        before: What was found last; given back while the connection is down and the client tries to have it again.
-
-    Raises:
-        InferenceError: The client gave the scheduler up.
-    """
-    scheduler = client.scheduler
-    if scheduler is None:
-        raise scheduler_gone()
-    try:
-        info = client.sync(scheduler.identity, n_workers=-1)["workers"]
-    except (OSError, RuntimeError) as error:  # RuntimeError: the client closes its connections just now
-        if isinstance(error, OSError) and client.status in ("running", "connecting"):
-            return before
-        raise scheduler_gone() from error
-    return {address for address, worker in info.items() if worker.get("status") != Status.closing_gracefully.name}
-
-
-def scheduler_gone() -> InferenceError:
-    """The error of a run whose scheduler was given up."""
-    return InferenceError(
-        "The scheduler does not answer any more: it, its machine, or the network between is gone. Run again to resume: "
-        "finished tiles are kept."
-    )

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,8 @@ from pipeline.config import ClusterConfig
 from pipeline.core.roster import MOST_AHEAD, Outcome
 from pipeline.errors import InferenceError
 from tests.cluster import work
-from tests.e2e.commands import ROOT
+from tests.cluster.silence import Proxy, proxied
+from tests.e2e.commands import ROOT, wait_until
 
 WORKERS = 2
 WINDOW = WORKERS * MOST_AHEAD
@@ -224,7 +226,64 @@ def test_a_scheduler_that_comes_back_costs_no_tile(run, tmp_path):
             found = dispatch(pool, Work(work.ready, functools.partial(work.doze, 0.1), run), range(60), retries=2)
             first = next(found)
             psutil.Process(scheduler.pid).children()[0].kill()
-            assert [outcome.error for outcome in (first, *found)] == [None] * 60
+            assert [(outcome.error, outcome.attempt) for outcome in (first, *found)] == [(None, 1)] * 60
+
+
+def test_a_scheduler_that_comes_back_while_workers_load_ends_no_run(run, tmp_path):
+    """None has failed to load the network; all that they did was given up with the connection."""
+    with somebody_elses(tmp_path) as (address, scheduler, _), ThreadPoolExecutor(1) as thread:
+        config = ClusterConfig(kind="address", address=address, security="none", workers=1, memory_gb=2)
+        prepare = functools.partial(work.first_dozes, str(tmp_path / "begun"), 5.0)
+        with open_pool(config, replace(CREW, workers=1), tmp_path) as pool:
+            found = thread.submit(list, dispatch(pool, Work(prepare, work.nothing, run), range(10), retries=0))
+            wait_until((tmp_path / "begun").exists, 60)
+            psutil.Process(scheduler.pid).children()[0].kill()
+            assert [(outcome.error, outcome.attempt) for outcome in found.result()] == [(None, 1)] * 10
+
+
+def test_a_scheduler_that_ends_again_and_again_ends_the_run_in_words(run, tmp_path, monkeypatch):
+    """Nothing is to blame that could be counted; yet nobody should pay for a night of it."""
+    monkeypatch.setattr("pipeline.cluster.dispatch.BREAKS_LIMIT", 2)
+    with somebody_elses(tmp_path) as (address, scheduler, _):
+        config = ClusterConfig(kind="address", address=address, security="none", workers=1, memory_gb=2)
+        with open_pool(config, replace(CREW, workers=1), tmp_path) as pool:
+            ends = functools.partial(work.end_children, scheduler.pid)
+            with pytest.raises(InferenceError, match="broke 2 times, and no tile was done meanwhile"):
+                list(dispatch(pool, Work(work.ready, ends, run), range(10), retries=0))
+
+
+@contextmanager
+def by_a_proxy(folder: Path, run: str) -> Iterator[tuple[Proxy, Iterator[Outcome]]]:
+    """A run of 60 tiles whose scheduler is reached by a proxy, as through a tunnel or `kubectl port-forward`."""
+    with somebody_elses(folder) as (address, _, _), proxied(int(address.rpartition(":")[2])) as proxy:
+        there = f"tcp://127.0.0.1:{proxy.port}"
+        config = ClusterConfig(kind="address", address=there, security="none", workers=1, memory_gb=2)
+        wait_until(lambda: (folder / "scheduler.log").read_text().count("Register"), 60)
+        with open_pool(config, replace(CREW, workers=1), folder) as pool:
+            yield proxy, dispatch(pool, Work(work.ready, functools.partial(work.doze, 0.1), run), range(60), retries=2)
+
+
+def test_a_connection_that_falls_silent_is_made_anew_and_costs_no_tile(run, tmp_path, monkeypatch):
+    """Dask would wait for its answers for ever: it is open."""
+    monkeypatch.setattr("pipeline.cluster.scheduler.ANSWER_SECONDS", 1)
+    monkeypatch.setattr("pipeline.cluster.scheduler.PULSE_SECONDS", 1)
+    monkeypatch.setattr("pipeline.cluster.scheduler.SILENT_SECONDS", 3)
+    with by_a_proxy(tmp_path, run) as (proxy, found):
+        first = next(found)
+        proxy.fall_silent(for_good=False)
+        assert [(outcome.error, outcome.attempt) for outcome in (first, *found)] == [(None, 1)] * 60
+
+
+def test_a_scheduler_that_is_silent_for_good_ends_the_run_in_words(run, tmp_path, monkeypatch):
+    """New connections are taken too, and nothing comes of them."""
+    monkeypatch.setattr("pipeline.cluster.scheduler.ANSWER_SECONDS", 1)
+    monkeypatch.setattr("pipeline.cluster.scheduler.GONE_SECONDS", 10)
+    monkeypatch.setattr("pipeline.cluster.pool.CONNECT_SECONDS", 5)
+    with by_a_proxy(tmp_path, run) as (proxy, found):
+        next(found)
+        proxy.fall_silent(for_good=True)
+        with pytest.raises(InferenceError, match="The scheduler does not answer any more"):
+            list(found)
 
 
 def test_a_worker_whose_time_runs_out_is_let_go_before_it_is_cut_off(run, tmp_path):

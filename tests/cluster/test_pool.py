@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -160,6 +161,15 @@ def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(pools, "CONNECT_SECONDS", 1)
     with pytest.raises(InferenceError, match=r"The scheduler at 'tcp://127\.0\.0\.1:9' cannot be reached"):
         machine(ClusterConfig(kind="address", address="tcp://127.0.0.1:9"))
+
+
+def test_a_scheduler_that_says_nothing_is_told(monkeypatch):
+    """Something else listens there, or a proxy whose other end is gone; Dask's client would wait for ever."""
+    monkeypatch.setattr(pools, "CONNECT_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(InferenceError, match=rf"'{address}' cannot be reached \(no answer within 1 s\)"):
+            machine(ClusterConfig(kind="address", address=address))
 
 
 def test_certificates_that_are_not_there_are_told(tmp_path):

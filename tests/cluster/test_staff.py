@@ -1,11 +1,13 @@
 """Several runs on one pool: who has which worker, and that none waits where another has one to spare."""
 
+import asyncio
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 
 import dask
 import pytest
@@ -13,13 +15,16 @@ from distributed import Client
 
 from pipeline.cluster.dispatch import Work, dispatch
 from pipeline.cluster.pool import Crew, Pool, SharedPool, open_pool
-from pipeline.cluster.staff import Common, alive
+from pipeline.cluster.scheduler import Attendance
+from pipeline.cluster.staff import Common
 from pipeline.config import ClusterConfig
 from tests.cluster import work
 
 
 class Scheduler:
     """As much of a client as a staff asks."""
+
+    status, scheduler_comm, loop = "running", None, SimpleNamespace(add_callback=lambda _: None)
 
     def __init__(self, *workers: str) -> None:
         self.workers = list(workers)
@@ -28,11 +33,11 @@ class Scheduler:
     def scheduler(self) -> "Scheduler":
         return self
 
-    def identity(self, n_workers: int) -> dict:
+    async def identity(self, n_workers: int) -> dict:
         return {"workers": {worker: {"status": "running"} for worker in self.workers}}
 
-    def sync(self, function, **arguments: object) -> dict:
-        return function(**arguments)
+    def sync(self, function) -> dict:
+        return asyncio.run(function())
 
 
 @pytest.fixture
@@ -131,7 +136,7 @@ def test_no_look_misses_workers_while_the_client_refreshes_what_it_knows(pool):
     tiles, and end where they were all still loading the network. Here it asks a thousand times a second."""
     often = {"distributed.client.scheduler-info-interval": "1ms"}
     with dask.config.set(often), Client(pool.client.scheduler.address, set_as_default=False) as client:
-        assert {len(alive(client, set())) for _ in range(500)} == {2}
+        assert {len(Attendance(client).look()) for _ in range(500)} == {2}
 
 
 def test_a_worker_that_dies_costs_no_run_its_tiles(pool):

@@ -7,6 +7,8 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
+
 from pipeline.logs import about
 
 
@@ -102,6 +104,20 @@ def first_cannot(marker: str) -> None:
     """The first worker that comes is broken."""
     if _is_first(marker):
         raise OSError("no such card")
+
+
+def first_dozes(marker: str, seconds: float) -> None:
+    """The first worker to come takes a while; the next ones none."""
+    if _is_first(marker):
+        time.sleep(seconds)
+
+
+def end_children(parent: int, index: int) -> int:
+    """End what another process has started, and be slow to say so."""
+    for child in psutil.Process(parent).children():
+        child.kill()
+    time.sleep(5)
+    return index
 
 
 def _is_first(marker: str) -> bool:

@@ -140,6 +140,25 @@ def test_what_lands_after_its_worker_was_given_up_counts_for_nothing():
     assert roster.land(second, 3.0, result="twice") == []
 
 
+def test_what_is_taken_back_counts_for_nothing_and_a_suspect_stays_one():
+    """The connection to all of them broke: no tile has failed, no worker has vanished."""
+    roster = Roster(range(2), retries=0)
+    ready(roster, "a")
+    for _ in range(5):
+        for attempt in list(roster.assign(0.0)):
+            assert attempt.number == 1
+            roster.take_back(attempt)
+    list(roster.assign(0.0))
+    assert roster.leave("a") == []
+    ready(roster, "a")
+    (alone,) = roster.assign(0.0)
+    roster.take_back(alone)
+    (again,) = roster.assign(0.0)
+    assert (again.index, again.number, again.alone) == (alone.index, 2, True)
+    roster.take_back(alone)  # news of what is no longer so
+    assert roster.line("a") == [again.serial]
+
+
 def test_a_worker_whose_time_runs_out_begins_no_tile_that_it_cannot_finish():
     """Hours before a walltime are lost when a tile is begun minutes before it."""
     roster = Roster(range(10), retries=2)
@@ -192,6 +211,8 @@ def test_whatever_happens_every_tile_has_one_outcome(seed):
             ready(roster, f"w{step}")
         elif event < 0.13 and roster.workers:
             outcomes += roster.leave(chance.choice(sorted(roster.workers)))
+        elif event < 0.15 and flying:
+            roster.take_back(flying.pop(chance.randrange(len(flying))))
         elif flying:
             attempt = flying.pop(chance.randrange(len(flying)))
             error = ValueError() if chance.random() < 0.1 else None
@@ -201,7 +222,7 @@ def test_whatever_happens_every_tile_has_one_outcome(seed):
         assert len(lines) == len(set(lines))
     assert roster.finished
     assert sorted(o.index for o in outcomes) == list(range(tiles))
-    assert all(o.attempt <= 3 for o in outcomes)
+    assert all(o.attempt <= 4 for o in outcomes)  # three, and one with a worker to itself
 
 
 def test_indices_are_taken_no_sooner_than_there_is_room():

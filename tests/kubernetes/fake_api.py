@@ -272,8 +272,9 @@ class FakeApi:
             await socket.send_bytes(channel + port.to_bytes(2, "little"))
 
         async def back() -> None:
-            while data := await reader.read(2**16):
-                await socket.send_bytes(b"\x00" + data)
+            with suppress(ConnectionResetError):  # it was killed
+                while data := await reader.read(2**16):
+                    await socket.send_bytes(b"\x00" + data)
             await socket.close()
 
         task = asyncio.create_task(back())

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import json
 import os
 import signal
@@ -118,20 +119,23 @@ def test_a_pod_that_is_lost_is_replaced_and_its_tile_computed(operator, tmp_path
         assert victim not in names
 
 
+# Dask leaves the TLS socket of a refused connection to the garbage collector.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("inside", [True, False], ids=["driver in a pod", "driver outside"])
 def test_a_scheduler_whose_container_is_started_anew_costs_no_tile(operator, tmp_path, monkeypatch, inside):
-    """One that took too much memory. Workers and driver go back to it by themselves."""
+    """One that took too much memory. Workers and driver go back to it by themselves, and nothing counts as an attempt."""
     if inside:
         monkeypatch.setattr(kind, "scheduler_url", lambda name, *_, **__: f"tls://{_address(operator, name)}:8786")
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     slow = Work(work.ready, functools.partial(work.doze, 0.2), "run")
     with open_pool(asked(), crew(), tmp_path / "o.zarr.run" / "jobs") as pool:
         outcomes = dispatch(pool, slow, range(20), retries=2)
-        done = [next(outcomes).result]
+        done = [next(outcomes)]
         (scheduler,) = [pod["metadata"]["name"] for pod in operator.api.all("pods", component="scheduler")]
         operator.nodes.kill(scheduler)
-        done += [outcome.result for outcome in outcomes]
-    assert sorted(done) == list(range(20))
+        done += outcomes
+    assert sorted((outcome.index, outcome.attempt, outcome.error) for outcome in done) == [(tile, 1, None) for tile in range(20)]
+    gc.collect()
 
 
 def test_a_driver_in_a_pod_goes_to_the_scheduler_by_its_service_and_owns_the_cluster(operator, tmp_path, monkeypatch):

@@ -135,11 +135,17 @@ class Site:
     # --- the API ------------------------------------------------------------------------------------------------------
 
     def ask(self, path: str, content: Any = None, *, method: str = "POST") -> Any:
-        """A request, in JSON; errors raise."""
+        """A request, in JSON; errors raise. While SQLite is locked by another one the server says so, or says nothing for a minute."""
         asked = {} if content is None and method == "POST" else content
-        for _ in range(20):
-            found = httpx.request(method, f"{self.url}{path}", json=asked, timeout=60, trust_env=False)
-            if found.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # SQLite is locked, by another request
+        reads = method == "GET" or path.endswith("/filter")
+        for attempt in range(20):
+            try:
+                found = httpx.request(method, f"{self.url}{path}", json=asked, timeout=60, trust_env=False)
+            except httpx.ReadTimeout:
+                if not reads or attempt >= 3:
+                    raise
+                continue
+            if found.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                 break
             time.sleep(0.5)
         assert found.is_success, f"{method} {path}: {found.status_code} {found.text[:600]}"

@@ -1,0 +1,172 @@
+"""What a run asks of its scheduler, and for how long it waits for the answers.
+
+Dask waits for an answer, for the greeting of a new connection, and for news of tiles as long as the connection is open. One
+through a proxy (`kubectl port-forward`, a tunnel), or to a process that is stopped, can be open for ever and say nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from distributed import Client
+from distributed.client import ClosedClientError
+from distributed.core import Status, rpc
+from distributed.security import Security
+
+from pipeline.errors import InferenceError
+
+log = logging.getLogger("pipeline")
+
+ANSWER_SECONDS = 30.0
+"""For an answer."""
+
+GONE_SECONDS = 240.0
+"""So long without any answer, the scheduler is given up; longer than Dask's client tries to connect."""
+
+PULSE_SECONDS = 15.0
+"""Between two looks whether news would still come."""
+
+SILENT_SECONDS = 90.0
+"""So long after the first that was in vain, the connection is made anew."""
+
+
+def greet(address: str, security: Security | None, seconds: float) -> None:
+    """Find out whether a scheduler answers; Dask's client would wait for ever for one that takes the connection and is silent.
+
+    Raises:
+        OSError: It does not, within so many seconds.
+        TypeError: `tls://` without certificates.
+    """
+
+    async def asked() -> None:
+        arguments = (security or Security()).get_connection_args("client")
+        async with rpc(address, connection_args=arguments, timeout=seconds) as there:
+            try:
+                await asyncio.wait_for(there.identity(n_workers=0), seconds)
+            except TimeoutError as error:
+                raise TimeoutError(f"no answer within {seconds:g} s") from error
+
+    with ThreadPoolExecutor(1) as thread:  # this one may have a loop that runs
+        thread.submit(asyncio.run, asked()).result()
+
+
+def answered(client: Client, question: Callable[[], Awaitable[Any]]) -> Any:
+    """What a scheduler answers.
+
+    Args:
+        client: Connected to it.
+        question: Called in the client's loop, where its methods give something to wait for.
+
+    Raises:
+        OSError: The connection is down, or no answer came in time (TimeoutError).
+        RuntimeError: The client closes its connections just now.
+    """
+
+    async def asked() -> Any:
+        try:
+            return await asyncio.wait_for(question(), ANSWER_SECONDS)
+        except TimeoutError as error:
+            raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s") from error
+
+    return client.sync(asked)
+
+
+class Attendance:
+    """Who of a scheduler's workers is there, without those that are about to leave.
+
+    Not by `Client.scheduler_info`: the client itself refreshes what that returns, without the workers, so now and then it
+    says that there are none.
+
+    Args:
+        client: Connected to the scheduler.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._pulse = _Pulse(client)
+        self._heard = math.inf  # when all was well last, or the first time that it was not
+        self.seen: set[str] = set()
+        """Addresses of those that were there at the last look."""
+
+    def look(self) -> set[str]:
+        """Addresses of those that are there; while the connection is down, of those that were.
+
+        Raises:
+            InferenceError: The scheduler is given up.
+        """
+        scheduler = self._client.scheduler
+        if scheduler is None:
+            raise scheduler_gone()
+        self._heard = min(self._heard, time.monotonic())
+        try:
+            workers = answered(self._client, lambda: scheduler.identity(n_workers=-1))["workers"]
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) or self._client.status not in ("running", "connecting"):
+                raise scheduler_gone() from error
+        else:
+            leaving = Status.closing_gracefully.name
+            self.seen = {address for address, worker in workers.items() if worker.get("status") != leaving}
+            if self._client.status == "running":
+                self._heard = math.inf
+        if time.monotonic() - self._heard > GONE_SECONDS:
+            raise scheduler_gone()
+        self._pulse.feel()
+        return self.seen
+
+
+class _Pulse:
+    """Whether news of tiles would come. There are none for as long as a tile takes, so the scheduler is asked to send some.
+
+    Questions have connections of their own, which are made anew when one fails: that they are answered says nothing.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._topic = f"halotile-pulse-{uuid.uuid4().hex}"
+        self._asked = -math.inf
+        self._came = False
+        self._missed: float | None = None  # since when what was asked for does not come
+
+    def feel(self) -> None:
+        """To be called often; has the connection made anew where nothing comes."""
+        now = time.monotonic()
+        if self._client.status != "running":
+            self._came, self._missed = False, None  # Dask's client is at it
+            return
+        if now - self._asked > PULSE_SECONDS:
+            self._asked = now
+            self._client.loop.add_callback(self._ask)
+        stream = self._client.scheduler_comm
+        if self._missed is not None and now - self._missed > SILENT_SECONDS and stream is not None:
+            log.warning("the scheduler answers, but for %.0f s none of its news has come; connecting anew", now - self._missed)
+            self._missed = None
+            self._client.loop.add_callback(stream.abort)
+
+    async def _ask(self) -> None:
+        try:
+            if not self._came:  # the first time; or the scheduler was started anew, and does not know who listens
+                self._client.subscribe_topic(self._topic, self._hear)
+            self._came = False
+            await asyncio.wait_for(self._client.log_event(self._topic, None), ANSWER_SECONDS)
+        except (OSError, RuntimeError, ClosedClientError):  # a look says more of it, or the run is over
+            return
+        if not self._came and self._missed is None:
+            self._missed = time.monotonic()
+
+    def _hear(self, _: Any) -> None:
+        self._came, self._missed = True, None
+
+
+def scheduler_gone() -> InferenceError:
+    """The error of a run whose scheduler was given up."""
+    return InferenceError(
+        "The scheduler does not answer any more: it, its machine, or the network between is gone. Run again to resume: "
+        "finished tiles are kept."
+    )
