@@ -20,6 +20,7 @@ from typing import Any
 
 from distributed import Future, KilledWorker
 from distributed.client import ClosedClientError
+from distributed.comm import CommClosedError
 
 from pipeline.cluster.pool import Pool
 from pipeline.cluster.scheduler import answered, scheduler_gone
@@ -174,14 +175,14 @@ class _Shell:
             return []
         if isinstance(error, KilledWorker):
             return self._gone(what.worker)
-        if isinstance(error, CANCELLED):
+        if isinstance(error, (*CANCELLED, CommClosedError)):
             return self._lost(what, error)
         self._breaks = 0
         return self._roster.land(what, time.time(), result, error)
 
     def _lost(self, attempt: Attempt, error: BaseException) -> list[Outcome]:
         """The connection broke, and with it all that was under way was given up; else something was wrong with this one."""
-        if getattr(error, "reason", "") != "scheduler-connection-lost":
+        if not isinstance(error, CommClosedError) and getattr(error, "reason", "") != "scheduler-connection-lost":
             return self._roster.land(attempt, time.time(), error=InferenceError(f"the scheduler lost it: {error}"))
         self._broken = True
         self._roster.take_back(attempt)
@@ -195,7 +196,7 @@ class _Shell:
             self._failed_loads = 0
             self._roster.ready(worker, math.inf if until is None else until)
             return
-        if isinstance(error, CANCELLED):
+        if isinstance(error, (*CANCELLED, CommClosedError)):
             self._broken = True
             self._roster.leave(worker)  # it is met anew
             return

@@ -110,6 +110,8 @@ class Attendance:
         except (OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) or self._client.status not in ("running", "connecting"):
                 raise scheduler_gone() from error
+            if isinstance(error, TimeoutError):
+                self._client.loop.add_callback(_drop_questions, self._client)
         else:
             leaving = Status.closing_gracefully.name
             self.seen = {address for address, worker in workers.items() if worker.get("status") != leaving}
@@ -148,6 +150,7 @@ class _Pulse:
             log.warning("the scheduler answers, but for %.0f s none of its news has come; connecting anew", now - self._missed)
             self._missed = None
             self._client.loop.add_callback(stream.abort)
+            self._client.loop.add_callback(_drop_questions, self._client)
 
     async def _ask(self) -> None:
         try:
@@ -162,6 +165,12 @@ class _Pulse:
 
     def _hear(self, _: Any) -> None:
         self._came, self._missed = True, None
+
+
+def _drop_questions(client: Client) -> None:
+    """End those that are unanswered, and their connections: Dask waits for a tile's result without end."""
+    if client.scheduler is not None:
+        client.rpc.remove(client.scheduler.address, reason="no answer came")
 
 
 def scheduler_gone() -> InferenceError:

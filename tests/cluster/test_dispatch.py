@@ -253,25 +253,29 @@ def test_a_scheduler_that_ends_again_and_again_ends_the_run_in_words(run, tmp_pa
 
 
 @contextmanager
-def by_a_proxy(folder: Path, run: str) -> Iterator[tuple[Proxy, Iterator[Outcome]]]:
-    """A run of 60 tiles whose scheduler is reached by a proxy, as through a tunnel or `kubectl port-forward`."""
+def by_a_proxy(folder: Path, run: str, tiles: int, seconds: float) -> Iterator[tuple[Proxy, Iterator[Outcome]]]:
+    """A run whose scheduler is reached by a proxy, as through a tunnel or `kubectl port-forward`."""
     with somebody_elses(folder) as (address, _, _), proxied(int(address.rpartition(":")[2])) as proxy:
         there = f"tcp://127.0.0.1:{proxy.port}"
         config = ClusterConfig(kind="address", address=there, security="none", workers=1, memory_gb=2)
         wait_until(lambda: (folder / "scheduler.log").read_text().count("Register"), 60)
         with open_pool(config, replace(CREW, workers=1), folder) as pool:
-            yield proxy, dispatch(pool, Work(work.ready, functools.partial(work.doze, 0.1), run), range(60), retries=2)
+            tried = Work(work.ready, functools.partial(work.doze, seconds), run)
+            yield proxy, dispatch(pool, tried, range(tiles), retries=2)
 
 
-def test_a_connection_that_falls_silent_is_made_anew_and_costs_no_tile(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("tiles", "seconds"), [(60, 0.1), (3000, 0.0)], ids=["at work", "while results are fetched"])
+def test_a_connection_that_falls_silent_is_made_anew_and_costs_no_tile(run, tmp_path, monkeypatch, tiles, seconds):
     """Dask would wait for its answers for ever: it is open."""
     monkeypatch.setattr("pipeline.cluster.scheduler.ANSWER_SECONDS", 1)
     monkeypatch.setattr("pipeline.cluster.scheduler.PULSE_SECONDS", 1)
     monkeypatch.setattr("pipeline.cluster.scheduler.SILENT_SECONDS", 3)
-    with by_a_proxy(tmp_path, run) as (proxy, found):
+    with by_a_proxy(tmp_path, run, tiles, seconds) as (proxy, found):
         first = next(found)
-        proxy.fall_silent(for_good=False)
-        assert [(outcome.error, outcome.attempt) for outcome in (first, *found)] == [(None, 1)] * 60
+        silence = threading.Timer(0.5, proxy.fall_silent, kwargs={"for_good": False})
+        silence.start()
+        assert [(outcome.error, outcome.attempt) for outcome in (first, *found)] == [(None, 1)] * tiles
+        silence.join()
 
 
 def test_a_scheduler_that_is_silent_for_good_ends_the_run_in_words(run, tmp_path, monkeypatch):
@@ -279,7 +283,7 @@ def test_a_scheduler_that_is_silent_for_good_ends_the_run_in_words(run, tmp_path
     monkeypatch.setattr("pipeline.cluster.scheduler.ANSWER_SECONDS", 1)
     monkeypatch.setattr("pipeline.cluster.scheduler.GONE_SECONDS", 10)
     monkeypatch.setattr("pipeline.cluster.pool.CONNECT_SECONDS", 5)
-    with by_a_proxy(tmp_path, run) as (proxy, found):
+    with by_a_proxy(tmp_path, run, 60, 0.1) as (proxy, found):
         next(found)
         proxy.fall_silent(for_good=True)
         with pytest.raises(InferenceError, match="The scheduler does not answer any more"):
