@@ -6,10 +6,11 @@ that join later get the same plugin. The scheduler keeps the last thousand recor
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from importlib.util import find_spec
@@ -19,9 +20,12 @@ from typing import Any
 from distributed import Client, Worker, WorkerPlugin
 from distributed.client import ClosedClientError
 
-from pipeline.cluster.scheduler import answered
+from pipeline.cluster.scheduler import ANSWER_SECONDS, answered
 
 TOPIC = "halotile-log"
+
+LOOK_SECONDS = 1.0
+"""Between two looks whether the connection is still the same."""
 
 log = logging.getLogger("pipeline")
 
@@ -39,19 +43,37 @@ def forwarded(client: Client, level: str) -> Iterator[None]:
         level: debug, info, warning or error: what they log, and send.
     """
     here = copy_context()
-    client.subscribe_topic(TOPIC, lambda event: here.run(_handle, event[1]))
+
+    async def begin() -> None:
+        client.subscribe_topic(TOPIC, lambda event: here.run(_handle, event[1]))
+        await client.register_plugin(_Forwarding(level))
+
     try:
-        try:
-            answered(client, lambda: client.register_plugin(_Forwarding(level)))
-        except OSError as error:
-            log.warning("what some workers log will be missing: %s", error)
+        answered(client, begin)
+    except OSError as error:
+        log.warning("what some workers log will be missing: %s", error)
+    kept = asyncio.run_coroutine_threadsafe(_keep(client, begin), client.loop.asyncio_loop)
+    try:
         yield
     finally:
+        kept.cancel()
         with suppress(ClosedClientError):
             client.unsubscribe_topic(TOPIC)  # it waits for nobody: the run may end because nobody answers any more
     with suppress(OSError, ValueError):
         if client.status == "running":
             answered(client, lambda: client.unregister_worker_plugin(_Forwarding.name))
+
+
+async def _keep(client: Client, begin: Callable[[], Awaitable[None]]) -> None:
+    """Begin again where the connection was made anew: its other end, the same or another scheduler, knows nothing of it."""
+    stream = client.scheduler_comm
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        found = client.scheduler_comm
+        if client.status == "running" and found is not stream:
+            with suppress(OSError):
+                await asyncio.wait_for(begin(), ANSWER_SECONDS)
+                stream = found
 
 
 def dashboard_link(client: Client) -> str | None:

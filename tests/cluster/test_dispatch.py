@@ -1,6 +1,7 @@
 """The real dispatch on a real cluster: every tile once, bounded in flight, whatever happens to the workers."""
 
 import functools
+import logging
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ import psutil
 import pytest
 
 from pipeline.cluster.dispatch import Work, dispatch
+from pipeline.cluster.forwarding import forwarded
 from pipeline.cluster.pool import Crew, Pool, open_pool
 from pipeline.config import ClusterConfig
 from pipeline.core.roster import MOST_AHEAD, Outcome
@@ -218,15 +220,18 @@ def test_a_scheduler_that_is_gone_for_good_ends_the_run_in_words(run, tmp_path, 
                 assert [outcome.error for outcome in found] == []
 
 
-def test_a_scheduler_that_comes_back_costs_no_tile(run, tmp_path):
-    """A site restarts it, and its workers come back to it."""
+def test_a_scheduler_that_comes_back_costs_no_tile(run, tmp_path, caplog):
+    """A site restarts it, and its workers come back to it; what they log is heard again."""
+    caplog.set_level(logging.INFO)
     with somebody_elses(tmp_path) as (address, scheduler, _):
         config = ClusterConfig(kind="address", address=address, security="none", workers=1, memory_gb=2)
-        with open_pool(config, replace(CREW, workers=1), tmp_path) as pool:
-            found = dispatch(pool, Work(work.ready, functools.partial(work.doze, 0.1), run), range(60), retries=2)
+        with open_pool(config, replace(CREW, workers=1), tmp_path) as pool, forwarded(pool.client, "info"):
+            found = dispatch(pool, Work(work.ready, functools.partial(work.doze_and_say, 0.1), run), range(60), retries=2)
             first = next(found)
             psutil.Process(scheduler.pid).children()[0].kill()
             assert [(outcome.error, outcome.attempt) for outcome in (first, *found)] == [(None, 1)] * 60
+    assert "said of 0" in caplog.messages
+    assert "said of 59" in caplog.messages
 
 
 def test_a_scheduler_that_comes_back_while_workers_load_ends_no_run(run, tmp_path):

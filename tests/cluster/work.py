@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -133,3 +134,9 @@ def say(level: int, index: int) -> int:
     """Log a line, as a worker does of a tile; gives the number of its process."""
     about(tile=index, worker="n1-3", run="out.zarr", stage="infer").log(level, "said of %d", index)
     return os.getpid()
+
+
+def doze_and_say(seconds: float, index: int) -> int:
+    """Take a while, and log a line of it."""
+    time.sleep(seconds)
+    return say(logging.INFO, index)
