@@ -185,7 +185,7 @@ class _Shell:
         if not isinstance(error, CommClosedError) and getattr(error, "reason", "") != "scheduler-connection-lost":
             return self._roster.land(attempt, time.time(), error=InferenceError(f"the scheduler lost it: {error}"))
         self._broken = True
-        self._roster.take_back(attempt)
+        self._roster.take_back(attempt, time.time())
         return []
 
     def _prepared(self, worker: str, until: float | None, error: BaseException | None) -> None:

@@ -12,13 +12,13 @@ import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from distributed import Client
 from distributed.client import ClosedClientError
 from distributed.core import Status, rpc
 from distributed.security import Security
+from distributed.utils import LoopRunner, sync
 
 from pipeline.errors import InferenceError
 
@@ -53,8 +53,12 @@ def greet(address: str, security: Security | None, seconds: float) -> None:
             except TimeoutError as error:
                 raise TimeoutError(f"no answer within {seconds:g} s") from error
 
-    with ThreadPoolExecutor(1) as thread:  # this one may have a loop that runs
-        thread.submit(asyncio.run, asked()).result()
+    runner = LoopRunner()  # in a thread of its own: this one may have a loop, and an interrupt ends the waiting
+    runner.start()
+    try:
+        sync(runner.loop, asked)
+    finally:
+        runner.stop()
 
 
 def answered(client: Client, question: Callable[[], Awaitable[Any]]) -> Any:
@@ -153,6 +157,8 @@ class _Pulse:
             self._client.loop.add_callback(_drop_questions, self._client)
 
     async def _ask(self) -> None:
+        if self._client.scheduler is None:  # it was given up meanwhile
+            return
         try:
             if not self._came:  # the first time; or the scheduler was started anew, and does not know who listens
                 self._client.subscribe_topic(self._topic, self._hear)

@@ -188,12 +188,13 @@ class Roster:
         self._again.append((attempt.index, attempt.number + 1))
         return []
 
-    def take_back(self, attempt: Attempt) -> None:
+    def take_back(self, attempt: Attempt, now: float) -> None:
         """Its worker is not at it any more, and neither is to blame; it does not count."""
         hand = self._hands.get(attempt.worker)
         if hand is None or attempt not in hand.line:
             return
         hand.line.remove(attempt)
+        hand.began = now
         (self._suspects if attempt.alone else self._again).append((attempt.index, attempt.number))
 
     # --- decisions --------------------------------------------------------------------------------------------------

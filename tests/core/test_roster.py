@@ -147,15 +147,15 @@ def test_what_is_taken_back_counts_for_nothing_and_a_suspect_stays_one():
     for _ in range(5):
         for attempt in list(roster.assign(0.0)):
             assert attempt.number == 1
-            roster.take_back(attempt)
+            roster.take_back(attempt, 0.0)
     list(roster.assign(0.0))
     assert roster.leave("a") == []
     ready(roster, "a")
     (alone,) = roster.assign(0.0)
-    roster.take_back(alone)
+    roster.take_back(alone, 0.0)
     (again,) = roster.assign(0.0)
     assert (again.index, again.number, again.alone) == (alone.index, 2, True)
-    roster.take_back(alone)  # news of what is no longer so
+    roster.take_back(alone, 0.0)  # news of what is no longer so
     assert roster.line("a") == [again.serial]
 
 
@@ -212,7 +212,7 @@ def test_whatever_happens_every_tile_has_one_outcome(seed):
         elif event < 0.13 and roster.workers:
             outcomes += roster.leave(chance.choice(sorted(roster.workers)))
         elif event < 0.15 and flying:
-            roster.take_back(flying.pop(chance.randrange(len(flying))))
+            roster.take_back(flying.pop(chance.randrange(len(flying))), float(step))
         elif flying:
             attempt = flying.pop(chance.randrange(len(flying)))
             error = ValueError() if chance.random() < 0.1 else None
