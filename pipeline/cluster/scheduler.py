@@ -95,7 +95,7 @@ class Attendance:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._pulse = _Pulse(client)
-        self._heard = math.inf  # when all was well last, or the first time that it was not
+        self._in_vain = math.inf  # when it first was in vain, since the last time that all was well
         self.seen: set[str] = set()
         """Addresses of those that were there at the last look."""
 
@@ -108,20 +108,19 @@ class Attendance:
         scheduler = self._client.scheduler
         if scheduler is None:
             raise scheduler_gone()
-        self._heard = min(self._heard, time.monotonic())
         try:
             workers = answered(self._client, lambda: scheduler.identity(n_workers=-1))["workers"]
         except (OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) or self._client.status not in ("running", "connecting"):
                 raise scheduler_gone() from error
+            self._in_vain = min(self._in_vain, time.monotonic())
             if isinstance(error, TimeoutError):
                 self._client.loop.add_callback(_drop_questions, self._client)
         else:
             leaving = Status.closing_gracefully.name
             self.seen = {address for address, worker in workers.items() if worker.get("status") != leaving}
-            if self._client.status == "running":
-                self._heard = math.inf
-        if time.monotonic() - self._heard > GONE_SECONDS:
+            self._in_vain = math.inf if self._client.status == "running" else min(self._in_vain, time.monotonic())
+        if time.monotonic() - self._in_vain > GONE_SECONDS:
             raise scheduler_gone()
         self._pulse.feel()
         return self.seen
