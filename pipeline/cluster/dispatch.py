@@ -32,8 +32,8 @@ log = logging.getLogger("pipeline")
 LOOK_SECONDS = 1.0
 """Between two looks at who is there."""
 
-CANCELLED = (asyncio.CancelledError, concurrent.futures.CancelledError)
-"""What Dask's futures end with when they are given up; they are of the second kind, the loop's own of the first."""
+GIVEN_UP = (asyncio.CancelledError, concurrent.futures.CancelledError, CommClosedError)
+"""What Dask's futures end with when they are given up (the second kind; the first is the loop's own), or cannot be fetched."""
 
 UNFIT_LIMIT = 3
 """So many workers that could not load the network, and none that could, end the run."""
@@ -175,7 +175,7 @@ class _Shell:
             return []
         if isinstance(error, KilledWorker):
             return self._gone(what.worker)
-        if isinstance(error, (*CANCELLED, CommClosedError)):
+        if isinstance(error, GIVEN_UP):
             return self._lost(what, error)
         self._breaks = 0
         return self._roster.land(what, time.time(), result, error)
@@ -196,7 +196,7 @@ class _Shell:
             self._failed_loads = 0
             self._roster.ready(worker, math.inf if until is None else until)
             return
-        if isinstance(error, (*CANCELLED, CommClosedError)):
+        if isinstance(error, GIVEN_UP):
             self._broken = True
             self._roster.leave(worker)  # it is met anew
             return

@@ -45,6 +45,7 @@ from pipeline.cluster.manifest import (
     scheduler_url,
 )
 from pipeline.cluster.pool import Crew, Opened
+from pipeline.cluster.scheduler import greet
 from pipeline.cluster.security import security_of
 from pipeline.cluster.settings import SETTINGS
 from pipeline.config import ClusterConfig, KubernetesConfig, TlsConfig
@@ -59,7 +60,7 @@ OPERATOR_SECONDS = 60
 ANSWER_SECONDS = 60
 """For a scheduler whose pod is ready to answer."""
 
-ATTEMPT_SECONDS = 5
+ATTEMPT_SECONDS = 10
 """Of them, for one attempt."""
 
 HOPELESS_SECONDS = 120
@@ -193,9 +194,8 @@ class _Pods(KubeCluster):
         deadline = time.monotonic() + ANSWER_SECONDS
         while True:
             address = await self._address()
-            asked = rpc(address, connection_args=arguments, timeout=ATTEMPT_SECONDS)
             try:
-                await asyncio.wait_for(asked.identity(), 2 * ATTEMPT_SECONDS)
+                await greet(address, self.security, ATTEMPT_SECONDS)
             except OSError as error:  # what was closed, refused, or took too long
                 if time.monotonic() > deadline:
                     raise InferenceError(
@@ -207,8 +207,6 @@ class _Pods(KubeCluster):
                 await asyncio.sleep(0.2)
             else:
                 return rpc(address, connection_args=arguments)
-            finally:
-                await asked.close_rpc()
 
     async def _stop_forwarding(self) -> None:
         if self._forward is not None:

@@ -19,7 +19,7 @@ from distributed import Client
 from distributed.deploy import Cluster
 from distributed.security import Security
 
-from pipeline.cluster.scheduler import greet
+from pipeline.cluster.scheduler import greet_here
 from pipeline.cluster.staff import Common, Everyone, Staff
 from pipeline.config import ClusterConfig
 from pipeline.errors import InferenceError
@@ -183,7 +183,7 @@ def connected(opened: Opened) -> Iterator[Client]:
     """
     try:
         if isinstance(opened.scheduler, str):
-            greet(opened.scheduler, opened.security, CONNECT_SECONDS)
+            greet_here(opened.scheduler, opened.security, CONNECT_SECONDS)
         client = Client(opened.scheduler, security=opened.security, timeout=CONNECT_SECONDS)
     except (OSError, TimeoutError, TypeError) as error:  # TypeError: tls:// without certificates
         raise InferenceError(

@@ -37,26 +37,24 @@ SILENT_SECONDS = 90.0
 """So long after the first that was in vain, the connection is made anew."""
 
 
-def greet(address: str, security: Security | None, seconds: float) -> None:
+async def greet(address: str, security: Security | None, seconds: float) -> None:
     """Find out whether a scheduler answers; Dask's client would wait for ever for one that takes the connection and is silent.
 
     Raises:
         OSError: It does not, within so many seconds.
         TypeError: `tls://` without certificates.
     """
+    arguments = (security or Security()).get_connection_args("client")
+    async with rpc(address, connection_args=arguments, timeout=seconds) as there:
+        await _within(seconds, there.identity(n_workers=0))
 
-    async def asked() -> None:
-        arguments = (security or Security()).get_connection_args("client")
-        async with rpc(address, connection_args=arguments, timeout=seconds) as there:
-            try:
-                await asyncio.wait_for(there.identity(n_workers=0), seconds)
-            except TimeoutError as error:
-                raise TimeoutError(f"no answer within {seconds:g} s") from error
 
+def greet_here(address: str, security: Security | None, seconds: float) -> None:
+    """The same, where no loop of Dask's runs yet."""
     runner = LoopRunner()  # in a thread of its own: this one may have a loop, and an interrupt ends the waiting
     runner.start()
     try:
-        sync(runner.loop, asked)
+        sync(runner.loop, greet, address, security, seconds)
     finally:
         runner.stop()
 
@@ -74,12 +72,16 @@ def answered(client: Client, question: Callable[[], Awaitable[Any]]) -> Any:
     """
 
     async def asked() -> Any:
-        try:
-            return await asyncio.wait_for(question(), ANSWER_SECONDS)
-        except TimeoutError as error:
-            raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s") from error
+        return await _within(ANSWER_SECONDS, question())
 
     return client.sync(asked)
+
+
+async def _within(seconds: float, answer: Awaitable[Any]) -> Any:
+    try:
+        return await asyncio.wait_for(answer, seconds)
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer within {seconds:g} s") from error
 
 
 class Attendance:

@@ -135,7 +135,7 @@ class Site:
     # --- the API ------------------------------------------------------------------------------------------------------
 
     def ask(self, path: str, content: Any = None, *, method: str = "POST") -> Any:
-        """A request, in JSON; errors raise. While SQLite is locked by another one the server says so, or says nothing for a minute."""
+        """A request, in JSON; errors raise. A server on SQLite says 503 while another request has locked it; reads that get no answer are repeated."""
         asked = {} if content is None and method == "POST" else content
         reads = method == "GET" or path.endswith("/filter")
         for attempt in range(20):
