@@ -15,7 +15,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-cluster bench lint clean
+.PHONY: help venv demo test test-cluster test-faults bench lint clean
 .DELETE_ON_ERROR:
 
 help: ## say what there is
@@ -42,6 +42,9 @@ test: lint ## lint, then all tests; ARGS="-k grid" reaches pytest
 
 test-cluster: $(READY) ## tests on real servers, as root on Debian: SLURM, S3, Prefect, cut networks; ARGS as above
 	bash tests/sites/side_by_side.sh $(BIN)/python $(ARGS)
+
+test-faults: $(READY) ## campaigns of damage, kills and failing storage, in some half an hour; ARGS as above
+	$(BIN)/python -m pytest -m fault $(ARGS)
 
 bench: $(READY) ## compare with one whole pass and with others; writes docs/benchmarks.md, in half an hour
 	$(BIN)/python -m pip install -qq -c deploy/constraints.txt -e '.[bench]'

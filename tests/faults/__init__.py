@@ -1,0 +1,1 @@
+"""Damage, kills and failing storage, in campaigns: make test-faults."""
