@@ -26,7 +26,8 @@ from pipeline.core.ledger import Progress, Session, TileRecord, parse_lines
 from pipeline.core.plan import Plan
 from pipeline.durable import replace
 from pipeline.errors import PipelineError, StorageError
-from pipeline.locks import taken, without_locks
+from pipeline.locks import is_taken, taken, without_locks
+from pipeline.storage.cancel_request import CancelRequest
 
 TAKEOVER_SECONDS = 900.0
 SYNC_SECONDS = 1.0
@@ -56,7 +57,7 @@ class RunDirectory:
         self.verification_path = self.path / "verification.json"
         self.report_path = self.path / "report.json"
         self.tiles_lock_path = self.path / "tiles.lock"
-        self.cancel_path = self.path / "cancel"
+        self.cancel = CancelRequest(self.path / "cancel")
         self.jobs_path = self.path / "jobs"
 
     # --- artifacts --------------------------------------------------------------------------------------------------
@@ -163,28 +164,21 @@ class RunDirectory:
     def is_driven(self) -> bool:
         """Whether a driver is at this output now, on this machine or another."""
         try:
-            with (self.path / "driver.lock").open("r+") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            with (self.path / "driver.lock").open("rb") as file:
+                return is_taken(file)
         except FileNotFoundError:
             return False
-        except BlockingIOError:
-            return True
-        return False
 
     def ask_to_cancel(self) -> None:
         """Ask the present driver to end; see `heed`."""
-        self.write(self.cancel_path, self.driver_token())
+        self.write(self.cancel.path, self.driver_token())
 
     def heed(self, token: str) -> bool:
         """Whether the driver of this token was asked to end since the last look; what was meant for another is swept away."""
-        try:
-            asked = self.cancel_path.read_text()
-            self.cancel_path.unlink()
-        except FileNotFoundError:
+        if not self.cancel.is_for(token):
             return False
-        if asked == token:
-            _cancelled.add(token)
-        return asked == token
+        _cancelled.add(token)
+        return True
 
     def is_cancelled(self, token: str) -> bool:
         """Whether this process saw that the driver of this token was asked to end."""

@@ -181,7 +181,7 @@ def test_a_run_is_cancelled_from_another_terminal_or_another_machine(started, tm
     assert command.wait(30) == 130
     assert command.error.rstrip().endswith("interrupted; what is finished is kept, run again to resume")
     wait_until(lambda: not alive(family), 10)
-    assert not run.directory.cancel_path.exists()
+    assert not run.directory.cancel.path.exists()
 
     again = started("cancel", run.yaml)
     assert again.wait() == 2
@@ -195,7 +195,7 @@ def test_what_was_to_cancel_an_earlier_driver_does_not_end_this_one(tmp_path, po
     with run.directory.driver():
         run.directory.ask_to_cancel()
     with stages.driving(run.config):
-        wait_until(lambda: not run.directory.cancel_path.exists(), 10)
+        wait_until(lambda: not run.directory.cancel.path.exists(), 10)
         assert stages.infer(run.config).tiles == 16
 
 

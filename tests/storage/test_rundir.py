@@ -82,6 +82,44 @@ def test_a_killed_driver_leaves_no_lock(directory, processes):
         assert token.startswith(f"{os.getpid()}-")
 
 
+LOOK = """
+import sys
+from pipeline.storage.rundir import RunDirectory
+directory = RunDirectory(sys.argv[1])
+print("held", flush=True)
+while True:
+    directory.is_driven()
+"""
+
+
+def test_whoever_only_looks_is_in_no_drivers_way(directory, processes):
+    """Looks share the lock for an instant: a driver that begins just then was refused, 66 times of 892, though nobody drove."""
+    with directory.driver():
+        pass
+    processes += [holding(LOOK, directory.output) for _ in range(2)]
+    for _ in range(300):
+        with directory.driver():
+            assert directory.is_driven()
+
+
+def test_a_driver_is_refused_by_a_driver_at_once_while_others_look(directory, processes):
+    """The negative control of patience: it is for lookers alone."""
+    processes += [holding(DRIVER, directory.output, 600), holding(LOOK, directory.output)]
+    for _ in range(100):
+        with pytest.raises(StorageError, match="is being written by another run"), directory.driver():
+            pass
+        assert directory.is_driven()
+
+
+def test_looking_needs_no_right_to_write(directory):
+    """Colleagues look at a run that is not theirs."""
+    assert not directory.is_driven()
+    with directory.driver():
+        (directory.path / "driver.lock").chmod(0o444)
+        assert directory.is_driven()
+    assert not directory.is_driven()
+
+
 def test_the_driver_may_enter_again_within_its_process(directory):
     """Stages take the lock each for itself and also as parts of a whole run; the token stays one."""
     with directory.driver() as first:
