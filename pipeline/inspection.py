@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.core.box import Triple
 from pipeline.core.cost import one_pass_multiply_adds
+from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.core.receptive import least_halo, receptive_radius
 from pipeline.errors import StorageError
 from pipeline.storage.volume import is_volume_file, open_volume, store_levels
@@ -26,7 +27,8 @@ def inspect_path(path: str) -> Rows:
     """
     if is_volume_file(path):
         return _store_rows(path)
-    if "://" not in path and not Path(path).exists():
+    path = without_file_scheme(path)
+    if not is_url(path) and not Path(path).exists():
         raise StorageError(f"'{path}' was asked for, but there is nothing there. Check the path.")
     return _checkpoint_rows(path) if Path(path).is_file() else _store_rows(path)
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.section import Auto, Location, Margin, Positive, Section, Voxels, Whole
+from pipeline.core.locations import is_url
 
 Level = Annotated[int, Field(ge=0, description="Resolution level of an OME-Zarr image, 0 the finest.")]
 Axes = Annotated[
@@ -151,12 +152,12 @@ class RunConfig(Whole):
     def _output_apart_from_input(self) -> RunConfig:
         source, target = Path(self.input.url), Path(self.output.url)
         places = (target, target.with_name(f"{target.name}.run"))
-        if "://" not in self.input.url and any(_inside(a, b) for p in places for a, b in ((p, source), (source, p))):
+        if not is_url(self.input.url) and any(_inside(a, b) for p in places for a, b in ((p, source), (source, p))):
             raise ValueError(
                 f"output.url '{target}' and input.url '{source}' (or its run directory OUTPUT.run) lie inside one another: the input store is never "
                 "written to. Set output.url to a path of its own"
             )
-        if "://" in self.output.url:
+        if is_url(self.output.url):
             raise ValueError(f"output.url '{self.output.url}' is not a local path; outputs go to a file system so far")
         return self
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.credentials import carried, shown
 from pipeline.errors import ConfigError
 
@@ -45,8 +46,8 @@ def _absolute(url: Any) -> Any:
             f"the URL carries {kind}, which would stand in the plan, the ledger, the report and the logs. Take it out, and "
             "give it by the environment variables or the profile of the storage library (such as AWS_PROFILE)"
         )
-    url = url.removeprefix("file://")
-    if "://" in url:
+    url = without_file_scheme(url)
+    if is_url(url):
         return url
     return os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 - must not resolve links, nor fail at `~no-one`
 

@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from pipeline.core.locations import is_url
+
 STORES = (".ome.zarr", ".zarr")
 SUFFIXES = (*STORES, ".ome.tiff", ".ome.tif", ".tiff", ".tif", ".hdf5", ".hdf", ".h5")
 
@@ -102,7 +104,7 @@ def _groups(names: Iterable[str]) -> list[list[int]]:
 
 def _ways(place: Place) -> Iterator[str]:
     """Names that a place may have, the shortest first."""
-    *folders, last = [part for part in place.store.partition("://")[2 if "://" in place.store else 0].split("/") if part]
+    *folders, last = [part for part in place.store.partition("://")[2 if is_url(place.store) else 0].split("/") if part]
     if place.named is not None:
         yield _short("-".join((place.named, *map(cleaned, place.inner))), place.url)
         return

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
 
 from pipeline.config import TOLD, Location, Section, Whole, content_of_yaml, violations
+from pipeline.core.locations import is_url
 from pipeline.core.names import why_no_name
 from pipeline.errors import ConfigError
 from pipeline.storage.listing import item_at, small_files
@@ -25,7 +26,7 @@ TABLES = (".yaml", ".yml", ".csv")
 def _in_its_folder(url: Any, info: ValidationInfo) -> Any:
     """A relative path is relative to the file that holds it."""
     folder = (info.context or {}).get("folder")
-    relative = isinstance(url, str) and url.strip() and "://" not in url and not url.startswith(("~", "/"))
+    relative = isinstance(url, str) and url.strip() and not is_url(url) and not url.startswith(("~", "/"))
     return f"{folder}/{url}" if relative and folder else url
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from pipeline.core.locations import is_url
 from pipeline.core.names import STORES
 from pipeline.dataset.rows import Row
 from pipeline.errors import ConfigError
@@ -125,7 +126,7 @@ def _of_one(row: Row, sight: Sight, held: Mapping[str, list[str]]) -> Part:
     elif row.alone and sight.kind == "nothing":
         return Part(
             problem=f"There is nothing at '{url}'. Check the location; for a store, its endpoint too.",
-            may_come="://" in url,  # a prefix without objects is not there
+            may_come=is_url(url),  # a prefix without objects is not there
         )
     elif row.alone and sight.kind == "file":
         return Part(problem=f"'{url}' is no volume, and no catalogue (.yaml, .csv): {sight.why}.", may_come=False)

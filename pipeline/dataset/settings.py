@@ -27,6 +27,7 @@ from pipeline.config import (
     device_fits_cluster,
     validated,
 )
+from pipeline.core.locations import is_url
 from pipeline.core.versions import Keep
 from pipeline.dataset.rows import Source, VolumeRow
 
@@ -99,13 +100,13 @@ class DatasetConfig(Whole):
 
     @model_validator(mode="after")
     def _staging_for_object_stores(self) -> DatasetConfig:
-        remote = "://" in self.output.url
+        remote = is_url(self.output.url)
         if remote and self.staging is None:
             raise ValueError(
                 f"output.url '{self.output.url}' is on an object store, where a run cannot write its ledger. Set staging to a "
                 "folder that all workers see, with room for what is computed at once"
             )
-        if self.staging is not None and (not remote or "://" in self.staging):
+        if self.staging is not None and (not remote or is_url(self.staging)):
             raise ValueError("staging is a folder on a file system, and only for an output.url on an object store")
         return self
 

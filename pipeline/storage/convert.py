@@ -17,9 +17,9 @@ from typing import TextIO
 
 import numpy as np
 import zarr
-from zarr.storage import LocalStore
 
 from pipeline.core.box import Box, Triple, round_up, widened
+from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.core.tiling import LARGEST_CHUNK_EXTENT, LARGEST_PLANE_CHUNK_EXTENT, LARGEST_SHARD
 from pipeline.core.volume import Description, Space
 from pipeline.errors import StorageError
@@ -35,6 +35,7 @@ from pipeline.storage.output import (
     in_stored_axes,
     synced,
 )
+from pipeline.storage.places import local_store
 from pipeline.storage.volume import Volume, open_volume
 
 BOX_BYTES = 2**27
@@ -86,6 +87,7 @@ def convert(
     Raises:
         StorageError: The source cannot be opened or read, the target cannot be made, or something lies there already.
     """
+    source, target = without_file_scheme(source), without_file_scheme(target)
     volume = open_volume(source, axes=axes)
     layout = _layout(volume.shape, chunks, shards)
     space = _space(volume.description, voxel_size_nm)
@@ -94,7 +96,7 @@ def convert(
     _check_target(source, target, final, part)
     try:
         with _claimed(part):
-            _write(volume, RecordingStore(LocalStore(part)), image_name(final), layout, space, on_advance)
+            _write(volume, RecordingStore(local_store(part)), image_name(final), layout, space, on_advance)
             _publish(part, final, target)
     except OSError as error:
         raise StorageError(
@@ -186,13 +188,13 @@ def _check_target(source: str, target: str, final: Path, part: Path) -> None:
     Raises:
         StorageError: It would.
     """
-    if "://" in target:
+    if is_url(target):
         raise StorageError(f"Target '{target}' is remote; conversions are written to a file system. Name a folder.")
     if final.exists() or final.is_symlink():
         raise StorageError(
             f"Target '{target}' is there already, and nothing is ever overwritten. Choose another, or delete it."
         )
-    if "://" in source:
+    if is_url(source):
         return
     root = _store_root(source)
     if final.resolve().is_relative_to(root) or root.is_relative_to(part.resolve()):

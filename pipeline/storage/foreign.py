@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.core.locations import is_url
 from pipeline.core.volume import KNOWN_AXES, Space
 from pipeline.errors import PipelineError, StorageError
 from pipeline.storage.hdf5 import open_hdf5
@@ -105,7 +106,7 @@ def foreign_place(url: str) -> Place | None:
 
     A folder is no such file, whatever its name: it may be a store.
     """
-    if "://" in url:
+    if is_url(url):
         return None
     path = Path(url)
     if path.suffix.lower() in TIFF_SUFFIXES and not path.is_dir():

@@ -20,6 +20,7 @@ from typing import Any
 import fsspec
 from zarr.core.sync import sync
 
+from pipeline.core.locations import is_url
 from pipeline.credentials import carried, redacted
 from pipeline.errors import StorageError
 
@@ -45,7 +46,7 @@ _OURS = ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "adlfs
 
 def is_remote(url: str) -> bool:
     """Whether a location is a URL of a store, not a path."""
-    return "://" in url
+    return is_url(url)
 
 
 def is_s3(url: str) -> bool:

@@ -25,6 +25,7 @@ from pipeline.core.plan import Plan
 from pipeline.durable import sync
 from pipeline.errors import StorageError
 from pipeline.storage.ngff import image_attributes
+from pipeline.storage.places import local_store
 
 ARRAY = "0"
 FINGERPRINT_ATTRIBUTE = "halotile"
@@ -60,7 +61,7 @@ class Output:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.root = Path(plan.output.url)
-        self._store = RecordingStore(LocalStore(self.root))
+        self._store = RecordingStore(local_store(self.root))
 
     # --- life of the store ------------------------------------------------------------------------------------------
 
@@ -74,15 +75,15 @@ class Output:
         """Make the group and the empty array, where they are not there yet. A crash half-way is made good."""
         if self.state() == "absent":  # in one write: a group that did not name its plan yet would be foreign
             said = {FINGERPRINT_ATTRIBUTE: {"fingerprint": self.plan.fingerprint, "state": "incomplete"}}
-            zarr.create_group(str(self.root), zarr_format=3, attributes=said)
+            zarr.create_group(local_store(self.root), zarr_format=3, attributes=said)
         for stale in (*self.root.glob("*.partial"), *self.root.glob(f"{ARRAY}/*.partial")):
             stale.unlink()
         if not (self.root / ARRAY / "zarr.json").is_file():
-            self._create_array(str(self.root))
+            self._create_array(local_store(self.root))
 
     def publish(self) -> None:
         """Name the array in the group's metadata: from now on readers of OME-Zarr find the image."""
-        group = zarr.open_group(str(self.root), mode="r+", zarr_format=3)
+        group = zarr.open_group(local_store(self.root), mode="r+", zarr_format=3)
         output = self.plan.output
         ome = image_attributes(name=image_name(self.root), axes=output.axes, space=self.plan.source.space, path=ARRAY)
         group.update_attributes(
@@ -90,7 +91,7 @@ class Output:
         )
         synced(self.root / "zarr.json")
 
-    def _create_array(self, store: str | MemoryStore) -> zarr.Array:
+    def _create_array(self, store: Store) -> zarr.Array:
         output = self.plan.output
         return create_array(
             store,
@@ -184,7 +185,7 @@ class Output:
 
 
 def create_array(
-    store: str | Store,
+    store: Store,
     *,
     axes: str,
     channels: int,
@@ -235,7 +236,7 @@ def is_occupied(root: Path) -> bool:
 def stored_fingerprint(root: Path) -> str | None:
     """The fingerprint that a store says it was made for; None where it says none."""
     try:
-        attributes = zarr.open_group(str(root), mode="r").attrs.asdict()
+        attributes = zarr.open_group(local_store(root, read_only=True), mode="r").attrs.asdict()
     except (FileNotFoundError, KeyError, ValueError, OSError):
         return None
     return (attributes.get(FINGERPRINT_ATTRIBUTE) or {}).get("fingerprint")

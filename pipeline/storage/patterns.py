@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from pipeline.core.locations import is_url
 from pipeline.storage.listing import Item, children, item_at
 from pipeline.storage.objects import is_remote
 
@@ -44,7 +45,7 @@ def matching(pattern: str) -> Matches:
     Raises:
         StorageError: A folder cannot be listed.
     """
-    scheme, sign, rest = pattern.partition("://") if "://" in pattern else ("", "", pattern)
+    scheme, sign, rest = pattern.partition("://") if is_url(pattern) else ("", "", pattern)
     parts = rest.split("/")
     literal = next(i for i, part in enumerate(parts) if any(mark in part for mark in "*?["))
     start = scheme + sign + "/".join(parts[:literal])

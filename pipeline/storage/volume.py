@@ -18,14 +18,15 @@ import numpy as np
 import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import FsspecStore
 
 from pipeline.core.box import Box, Triple
+from pipeline.core.locations import without_file_scheme
 from pipeline.core.volume import KNOWN_AXES, Description, Space
 from pipeline.errors import PipelineError, StorageError
 from pipeline.storage.foreign import ForeignArray, foreign_levels, foreign_place, open_foreign
 from pipeline.storage.ngff import Multiscale, read_multiscale
-from pipeline.storage.objects import ObjectStore, is_remote, is_s3, refusal, s3, told
+from pipeline.storage.objects import ObjectStore, is_remote, refusal, told
+from pipeline.storage.places import input_store
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def open_volume(url: str, *, level: int = 0, axes: str = "auto") -> Volume:
     Raises:
         StorageError: There is no such store, level or axes, or its type is not numeric.
     """
+    url = without_file_scheme(url)
     place = foreign_place(url)
     if place is not None:
         found = open_foreign(place, url, level=level, axes=axes)
@@ -128,7 +130,7 @@ def _open_zarr(url: str, level: int, axes: str) -> tuple[zarr.Array, str, Space 
 
 def is_volume_file(url: str) -> bool:
     """Whether a location names a volume in an HDF5 or TIFF file, by its suffix; the file need not be there."""
-    return foreign_place(url) is not None
+    return foreign_place(without_file_scheme(url)) is not None
 
 
 def store_levels(url: str) -> int:
@@ -137,6 +139,7 @@ def store_levels(url: str) -> int:
     Raises:
         StorageError: It is no store, or a group that is no image.
     """
+    url = without_file_scheme(url)
     place = foreign_place(url)
     if place is not None:
         return foreign_levels(place, url)
@@ -151,15 +154,11 @@ def _open(url: str) -> zarr.Array | zarr.Group:
     if not is_remote(url) and not Path(url).exists():
         raise StorageError(f"Input '{url}' was asked for, but there is nothing there. Check input.url.")
     if not is_remote(url):
-        return zarr.open(url, mode="r")
+        return zarr.open(input_store(url), mode="r")
     with told(url, "be read"):  # zarr asks for several objects at once, and leaves the other requests lie when one is refused
         ObjectStore(url).read("zarr.json")
-    if is_s3(url):
-        store = FsspecStore(s3(asynchronous=True), path=url.partition("://")[2].rstrip("/"), read_only=True)
-    else:
-        store = FsspecStore.from_url(url, read_only=True)
     try:
-        return zarr.open(store, mode="r")
+        return zarr.open(input_store(url), mode="r")
     except FileNotFoundError as error:
         raise _absent(url) from error
 

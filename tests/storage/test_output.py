@@ -57,7 +57,7 @@ class CountingStore(LocalStore):
 @pytest.fixture
 def counted(monkeypatch):
     """The counting store in place of the local one, its counts at zero."""
-    monkeypatch.setattr("pipeline.storage.output.LocalStore", CountingStore)
+    monkeypatch.setattr("pipeline.storage.places.LocalStore", CountingStore)
     CountingStore.sets, CountingStore.found = Counter(), Counter()
     return CountingStore
 

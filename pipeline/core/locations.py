@@ -1,0 +1,23 @@
+"""Whether a location is a path or the URL of a store: decided here, and nowhere by what else a name may hold.
+
+A path is what it says. `a::b.zarr`, `50%#?.zarr` and `we://ird` below a folder are names of folders; no library is asked to make
+something else of them.
+"""
+
+from __future__ import annotations
+
+import re
+
+_OF_FILES = re.compile(r"(?:file|local)://", re.IGNORECASE)
+
+
+def is_url(location: str) -> bool:
+    """Whether a location is a URL, such as `s3://bucket/volume.zarr`; a path may hold `://` further on."""
+    scheme, sign, _ = location.partition("://")
+    return bool(scheme and sign) and "/" not in scheme
+
+
+def without_file_scheme(location: str) -> str:
+    """The same, without the `file://` that stands before a path; the rest is the path as it is, nothing in it decoded."""
+    found = _OF_FILES.match(location)
+    return location[found.end() :] if found else location
