@@ -376,12 +376,17 @@ def _read_dataset(path: Path, overrides: list[str] | None) -> DatasetConfig:
     return read_config(DatasetConfig, path, overrides or ())
 
 
-def main() -> None:
-    """Run the command and leave with its exit status. SIGTERM ends it as Ctrl-C does: in order."""
+def run_command() -> int:
+    """Run the command and give its exit status; `halotile.main` calls it. SIGTERM ends it as Ctrl-C does: in order."""
     signal.signal(signal.SIGTERM, _terminated)
     code = status(lambda: app(exit_on_error=False, print_error=True, result_action="return_value"))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(code)
+    return code
+
+
+def main() -> None:
+    """The same, and leave with it. Scripts of earlier installations come here, past what `halotile.main` looks at."""
+    sys.exit(run_command())
 
 
 def _terminated(*_: object) -> None:

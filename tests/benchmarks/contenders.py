@@ -233,7 +233,7 @@ def run_halotile(scratch: Path, job: Job) -> tuple[dict[str, Any], np.ndarray]:
     }
     path = scratch / "run.yaml"
     path.write_text(json.dumps(config))
-    command = [sys.executable, "-m", "flows.cli", "run", str(path)]
+    command = [sys.executable, "-m", "halotile", "run", str(path)]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(job.folder, job.threads), capture_output=True, text=True, check=False
     )

@@ -28,7 +28,7 @@ class Command:
     def __init__(self, arguments: Sequence[object], prefect_home: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", *map(str, arguments)],
+            [sys.executable, "-m", "halotile", *map(str, arguments)],
             cwd=ROOT,
             env={**environment, "PREFECT_HOME": str(prefect_home), "COLUMNS": "120"},
             stdout=subprocess.PIPE,

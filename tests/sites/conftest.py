@@ -59,7 +59,7 @@ def site() -> Iterator[Slurm]:
     door = state / "bin" / "halotile"
     with pytest.MonkeyPatch.context() as patch:
         door.parent.mkdir()
-        door.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m flows.cli "$@"\n')
+        door.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m halotile "$@"\n')
         door.chmod(0o755)
         patch.setenv("SLURM_CONF", str(state / "slurm.conf"))
         patch.setenv("PATH", str(door.parent), prepend=os.pathsep)

@@ -115,7 +115,7 @@ class Site:
         return self.script(sys.executable, "-m", module, *arguments)
 
     def halotile(self, *arguments: object) -> str:
-        return self.command("flows.cli", *arguments)
+        return self.command("halotile", *arguments)
 
     def script(self, *command: object) -> str:
         """What a program says that must succeed; its output goes to a file, since a server may keep a pipe open."""

@@ -188,7 +188,7 @@ def test_killed_it_is_crashed_and_the_next_run_resumes(place, calm, tmp_path):
 def test_a_run_that_is_terminated_is_cancelled_with_130(place, tmp_path):
     """What a batch system sends first: the page, the exit status and the last line all say the same."""
     run = slow(tmp_path / "run")
-    process = place.start("flows.cli", "run", run.yaml, log="terminated.log")
+    process = place.start("halotile", "run", run.yaml, log="terminated.log")
     computing(run)
     processes = family(process.pid)
     process.send_signal(signal.SIGTERM)
