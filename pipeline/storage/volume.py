@@ -23,6 +23,7 @@ from pipeline.core.box import Box, Triple
 from pipeline.core.locations import without_file_scheme
 from pipeline.core.volume import KNOWN_AXES, Description, Space
 from pipeline.errors import PipelineError, StorageError
+from pipeline.storage.decoding import checked
 from pipeline.storage.foreign import ForeignArray, foreign_levels, foreign_place, open_foreign
 from pipeline.storage.ngff import Multiscale, read_multiscale
 from pipeline.storage.objects import ObjectStore, is_remote, refusal, told
@@ -123,7 +124,7 @@ def _open_zarr(url: str, level: int, axes: str) -> tuple[zarr.Array, str, Space 
     with _understood(url):
         node = _open(url)
         multiscale = read_multiscale(dict(node.attrs), url) if isinstance(node, zarr.Group) else None
-        array = _level(node, multiscale, url, level)
+        array = checked(_level(node, multiscale, url, level), url)
     names = _axes(array, multiscale, axes, url)
     return array, names, multiscale.space(level, names) if multiscale and len(multiscale.axes) == len(names) else None
 
@@ -154,11 +155,11 @@ def _open(url: str) -> zarr.Array | zarr.Group:
     if not is_remote(url) and not Path(url).exists():
         raise StorageError(f"Input '{url}' was asked for, but there is nothing there. Check input.url.")
     if not is_remote(url):
-        return zarr.open(input_store(url), mode="r")
+        return zarr.open(input_store(url), mode="r", use_consolidated=False)  # a copy may be older than the arrays
     with told(url, "be read"):  # zarr asks for several objects at once, and leaves the other requests lie when one is refused
         ObjectStore(url).read("zarr.json")
     try:
-        return zarr.open(input_store(url), mode="r")
+        return zarr.open(input_store(url), mode="r", use_consolidated=False)
     except FileNotFoundError as error:
         raise _absent(url) from error
 
