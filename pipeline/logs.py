@@ -23,6 +23,7 @@ from typing import Any
 from pythonjsonlogger.json import JsonFormatter
 
 from pipeline.config import LogConfig
+from pipeline.core.printable import json_escaped, lines, one_line
 from pipeline.credentials import redacted
 
 log = logging.getLogger("pipeline")
@@ -116,7 +117,7 @@ class _RunLog(logging.FileHandler):
 
     def tell_end(self, error: BaseException) -> None:
         """Straight into the file: whoever calls the stage tells the error elsewhere."""
-        first = (str(error).splitlines() or [""])[0]
+        first = str(error).split("\n")[0]
         text = f"ended by {type(error).__name__}{': ' * bool(first)}{first}"
         self.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text, (), None))
 
@@ -172,14 +173,27 @@ _open_logs = _OpenLogs()
 # --- lines --------------------------------------------------------------------------------------------------------------
 
 
+class _TerminalLine(logging.Formatter):
+    """The message; it may have several lines, and what is in it acts on no terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return lines(redacted(super().format(record)))
+
+
 class _TextLine(logging.Formatter):
-    """`2026-11-22T18:00:00.125Z DEBUG infer tile=12 worker=n1-3: done in 3.1 s`; the run is that of the folder."""
+    """`2026-11-22T18:00:00.125Z DEBUG infer tile=12 worker=n1-3: done in 3.1 s`; the run is that of the folder.
+
+    One line a record, whatever names of files hold; a traceback follows, indented.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         where = [
             value if name == "stage" else f"{name}={value}" for name, value in _fields(record).items() if name != "run"
         ]
-        return f"{' '.join([_time(record), record.levelname, *where])}: {redacted(super().format(record))}"
+        whole = super().format(record)
+        message, traceback = redacted(record.message), redacted(whole[len(record.message) :]).lstrip("\n")
+        told = f"{' '.join([_time(record), record.levelname, *where])}: {message}"
+        return "\n".join([one_line(told), *(f"    {one_line(line)}" for line in traceback.split("\n") if traceback)])
 
 
 class _JsonLine(JsonFormatter):
@@ -193,7 +207,14 @@ class _JsonLine(JsonFormatter):
         for name, value in {**told, **message_dict}.items():
             log_data[name] = redacted(value) if isinstance(value, str) else value
 
+    def format(self, record: logging.LogRecord) -> str:
+        return json_escaped(super().format(record))
+
 
 def _time(record: logging.LogRecord) -> str:
     """UTC, ISO 8601, to the millisecond."""
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+if logging.lastResort:  # what Python shows of warnings that no handler takes, whether a log is open or none
+    logging.lastResort.setFormatter(_TerminalLine())

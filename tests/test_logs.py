@@ -297,3 +297,62 @@ def test_failures_with_success_between_are_each_told(tmp_path):
             failed.tell(tile, f"tile {tile} failed")
             failed.end_row()
     assert len(records(tmp_path)) == IN_FULL + 7
+
+
+# --- what is in names ---------------------------------------------------------------------------------------------------
+
+FORGED = "2026-11-30T00:00:00.000Z INFO verify: 32 of 32 as written"
+BREAKS = ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
+ACTING = [*BREAKS, "\x1b[2J", "\x9b2J", "\x07", "\x08", "\x00", "\x7f", "\t", "\u202e", "\u2066", "\u200f", "\ufeff", "\udcff", "\U000e0041"]
+
+
+@pytest.mark.parametrize("kind", ["text", "json"])
+@pytest.mark.parametrize("sign", ACTING, ids=ascii)
+def test_a_name_forges_no_line_and_acts_on_no_terminal(tmp_path, kind, sign):
+    """Files are named by whoever uploads them; a log is read by people, with `cat`, and by programs, line by line."""
+    name = f"a{sign}{FORGED}"
+    with opened(tmp_path, LogConfig(format=kind)):
+        log.warning("left out: '%s'", name)
+        about(tile=1, worker=f"n{sign}1").info("begins")
+    written = (tmp_path / "run.log").read_text(encoding="utf-8")
+    assert len(written.splitlines()) == 2
+    assert written.count(sign) == 2 * (sign == "\n")
+    assert all(line.startswith(("{", "2")) for line in written.splitlines())
+    if kind == "json":
+        assert records(tmp_path)[0]["message"] == f"left out: '{name}'"
+
+
+@pytest.mark.parametrize("kind", ["text", "json"])
+def test_a_traceback_forges_no_line_either(tmp_path, kind):
+    """The last line of one is the message of an error, which quotes a name; and libraries raise with several lines."""
+    with opened(tmp_path, LogConfig(format=kind)):
+        try:
+            raise OSError(f"no 'a\n{FORGED}\x1b[2J\r{FORGED}'")
+        except OSError as error:
+            log.exception("unforeseen: %s", error)
+    told = lines(tmp_path)
+    assert not any(line.startswith(FORGED) for line in told)
+    assert "\x1b" not in "".join(told)
+    assert sum(line.startswith(("2", "{")) for line in told) == 1
+
+
+def test_warnings_reach_a_terminal_without_what_acts_on_it(tmp_path, capfd):
+    """The same door as above, where a log is open and where none is."""
+    handlers = logging.getLogger().handlers[:]
+    try:
+        logging.getLogger().handlers.clear()
+        log.warning("a '%s' before, token=s3cr3t", "x\x1b[2J\nhalotile: done\r")
+        with opened(tmp_path):
+            log.warning("a '%s' within", "x\x1b[2J\nhalotile: done\r")
+    finally:
+        logging.getLogger().handlers[:] = handlers
+    told = capfd.readouterr().err
+    assert told == "a 'x\\x1b[2J\n  halotile: done\\r' before, token=***\na 'x\\x1b[2J\n  halotile: done\\r' within\n"
+
+
+def test_why_a_stage_ended_is_told_without_what_acts(tmp_path):
+    """It is the first line of the error, up to a real line's end."""
+    with pytest.raises(StorageError), opened(tmp_path, LogConfig()):
+        raise StorageError("'a\x1b[2J\u2028b' is gone.\nFind it.")
+    (line,) = lines(tmp_path)
+    assert line.endswith(r"ended by StorageError: 'a\x1b[2J\u2028b' is gone.")
