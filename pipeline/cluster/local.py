@@ -18,9 +18,10 @@ from distributed import LocalCluster, Nanny, Worker, WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
 from pipeline.cluster.pool import Crew, Opened
-from pipeline.cluster.settings import EXTENSIONS, SETTINGS, worker_environment
+from pipeline.cluster.settings import CORES, EXTENSIONS, SETTINGS, worker_environment
 from pipeline.config import ClusterConfig
 from pipeline.planning import Machine
+from pipeline.thread_variables import meddles
 from pipeline.unet.device import visible_cards
 
 _one_start = threading.Lock()
@@ -46,7 +47,7 @@ def _job_memory_bytes(cores: int) -> int:
 def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:  # noqa: ARG001 - of any kind
     """Worker processes that end when this process does; each is replaced by its nanny when it dies."""
     cards = visible_cards()[: crew.workers] if crew.device == "cuda" else ()
-    with _environment(worker_environment(crew.threads)), dask.config.set(SETTINGS):
+    with _environment({**worker_environment(crew.threads), CORES: str(CPU_COUNT)}), dask.config.set(SETTINGS):
         with _one_start:
             cluster = LocalCluster(
                 worker_class=_OneCard,
@@ -86,8 +87,8 @@ class _Uninterrupted(WorkerPlugin):
 
 @contextmanager
 def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Set what worker processes inherit, and put it back: a nanny takes the environment before its configuration."""
-    before = {name: os.environ.pop(name, None) for name in wanted}
+    """Have worker processes inherit this and nothing that meddles, and put it back: a nanny takes the environment first."""
+    before = {name: os.environ.pop(name, None) for name in {*wanted, *filter(meddles, os.environ)}}
     os.environ.update(wanted)
     try:
         yield

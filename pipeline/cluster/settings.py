@@ -7,6 +7,8 @@ from typing import Any
 from distributed.scheduler import DEFAULT_EXTENSIONS
 from distributed.spans import SpansSchedulerExtension
 
+from pipeline.thread_variables import COUNTS, NEUTRAL
+
 SETTINGS: dict[str, Any] = {
     # Workers hold no data of Dask's, so there is nothing to spill; beyond the limit a worker is ended, not slowed.
     "distributed.worker.memory.target": False,
@@ -33,12 +35,13 @@ ALLOCATOR = {
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+CORES = "HALOTILE_CORES"
+"""Environment variable of a worker beside its driver: the cores that the driver counts on."""
 
 
 def worker_environment(threads: int) -> dict[str, str]:
     """Variables that a worker process must find when it starts."""
-    return ALLOCATOR | dict.fromkeys(THREADS, str(threads))
+    return ALLOCATOR | NEUTRAL | dict.fromkeys(COUNTS, str(threads))
 
 
 class _NoSpans(SpansSchedulerExtension):

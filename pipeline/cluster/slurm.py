@@ -30,6 +30,7 @@ from pipeline.cluster.worker import ENDS
 from pipeline.config import ClusterConfig, SlurmConfig
 from pipeline.errors import ConfigError, InferenceError
 from pipeline.planning import Machine
+from pipeline.thread_variables import FAMILIES, LEFT, SINGLE
 
 log = logging.getLogger("pipeline")
 
@@ -123,12 +124,21 @@ def _options(config: ClusterConfig, crew: Crew, folder: Path, security: Security
     }
 
 
+_FAMILIES = " ".join(f'"${{!{family}@}}"' for family in FAMILIES)
+_FORGET = (
+    f"for name in {_FAMILIES} {' '.join(sorted(SINGLE))}; do "
+    f"case $name in {'|'.join(sorted(LEFT))}) ;; *) unset \"$name\" ;; esac; done"
+)
+"""What a site's modules say of threads: `pipeline.thread_variables.meddles`, in the job's shell."""
+
+
 def _prologue(asked: SlurmConfig, crew: Crew) -> list[str]:
     """Lines of a job before its worker starts."""
     variables = worker_environment(crew.threads) | {"DASK_INTERNAL_INHERIT_CONFIG": serialize(SETTINGS)}
     return [
         *(f"module load {shlex.quote(name)}" for name in asked.modules),
         *asked.prologue,
+        _FORGET,
         *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
         f"export {ENDS}=$(( $(date +%s) + {asked.walltime_seconds - END_SECONDS} ))",
     ]

@@ -12,18 +12,21 @@ from pathlib import Path
 
 from distributed import get_worker
 
+from pipeline.cluster.settings import CORES
 from pipeline.core.ledger import TileRecord
 from pipeline.core.plan import Plan
 from pipeline.engine import infer_tile
-from pipeline.errors import StorageError
+from pipeline.errors import InferenceError, StorageError
 from pipeline.logs import about
 from pipeline.storage.output import Output
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.sink import UnitSink
 from pipeline.storage.volume import Volume, open_volume
+from pipeline.thread_variables import lowered
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
 from pipeline.unet.predictor import UNetPredictor
 from pipeline.unet.probe import self_test
+from pipeline.unet.threads import check_threads, threads
 
 ENDS = "HALOTILE_ENDS"
 """Environment variable of a job: when it will be ended, seconds since the epoch."""
@@ -80,7 +83,24 @@ def prepare(job: Job) -> float | None:
             bench.predictor.rehearse(widest)
         else:
             bench.predictor.warm_up(widest)
+        _look_at_threads(job, bench.plan)
     return float(os.environ[ENDS]) if ENDS in os.environ else None
+
+
+def _look_at_threads(job: Job, plan: Plan) -> None:
+    """Threads and precision are the plan's, whoever started this process; a driver takes what would change them away.
+
+    Raises:
+        InferenceError: They are not.
+    """
+    if found := lowered(os.environ):
+        raise InferenceError(
+            f"This worker's environment has {', '.join(found)}, which lowers the precision that the plan has. Start it without."
+        )
+    if plan.compute.device == "cpu":
+        cores = os.environ.get(CORES)
+        for told in check_threads(threads(), plan.compute.threads, int(cores) if cores else None):
+            _about(job).warning("%s", told)
 
 
 def infer(job: Job, index: int) -> TileRecord:

@@ -351,9 +351,13 @@ def test_a_worker_that_cannot_load_the_network_gets_no_tile_and_the_others_go_on
 def test_workers_get_their_threads_and_end_with_their_pool(monkeypatch, tmp_path):
     """Two workers that each take all cores are slower than one; and nothing outlives a pool."""
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setenv("OMP_PLACES", "{0}")
+    monkeypatch.setenv("GOMP_CPU_AFFINITY", "0")
     with open_pool(ClusterConfig(), Crew(1, threads=3, memory_bytes=2 * 10**9), tmp_path) as pool:
         (pid,) = pool.client.run(os.getpid).values()
         (threads,) = pool.client.run(os.environ.get, "OMP_NUM_THREADS").values()
+        for name in ("OMP_PLACES", "GOMP_CPU_AFFINITY"):
+            assert list(pool.client.run(os.environ.get, name).values()) == [None]
         assert pool.start_seconds > 0
-    assert (threads, os.environ["OMP_NUM_THREADS"]) == ("3", "5")
+    assert (threads, os.environ["OMP_NUM_THREADS"], os.environ["OMP_PLACES"]) == ("3", "5", "{0}")
     assert not psutil.pid_exists(pid)
