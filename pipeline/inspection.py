@@ -11,6 +11,7 @@ from pipeline.core.box import Triple
 from pipeline.core.cost import one_pass_multiply_adds
 from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.core.receptive import least_halo, receptive_radius
+from pipeline.core.volume import Description
 from pipeline.errors import StorageError
 from pipeline.storage.volume import is_volume_file, open_volume, store_levels
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
@@ -35,22 +36,29 @@ def inspect_path(path: str) -> Rows:
 
 def _store_rows(url: str) -> Rows:
     levels = store_levels(url)
-    rows = [("store", url), ("levels", str(levels))]
+    rows, warnings = [("store", url), ("levels", str(levels))], dict[str, None]()
     for level in range(levels):
         volume = open_volume(url, level=level)
         found, array = volume.description, volume.array
         shards = f", shards {_by(volume.shards)}" if volume.shards else ""
-        placed = zip(found.axes.removeprefix("c"), found.space.scale, found.space.units, strict=True)
-        scale = ", ".join(f"{axis} {size:g} {unit or '(no unit)'}" for axis, size, unit in placed)
         rows += [
             (
                 f"level {level}",
                 f"axes {found.axes}, shape {_by(array.shape)}, {found.dtype}, {volume.format}",
             ),
             ("", f"chunks {_by(array.chunks)}{shards}"),
-            ("", f"voxel {scale}"),
+            ("", f"voxel {_voxel(found)}"),
         ]
-    return rows
+        warnings |= dict.fromkeys(volume.warnings)
+    return rows + [("warning", warning) for warning in warnings]
+
+
+def _voxel(found: Description) -> str:
+    """Size of a voxel an axis."""
+    if found.space.is_unknown:
+        return "size unknown"
+    placed = zip(found.axes.removeprefix("c"), found.space.scale, found.space.units, strict=True)
+    return ", ".join(f"{axis} {size:g} {unit or '(no unit)'}" for axis, size, unit in placed)
 
 
 def _checkpoint_rows(path: str) -> Rows:

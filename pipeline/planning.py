@@ -43,10 +43,11 @@ from pipeline.unet.probe import predicted, region
 THREAD_EFFICIENCY = 0.96
 """What a doubling of a worker's compute threads leaves of each: a little is lost where a layer is done by one alone."""
 
+EXACT_IN_FLOAT32 = 2**24
+"""Up to here float32 holds every integer."""
+
 ROUGH_EXTENT = 64
 """Voxels an axis of the middle of a volume, which stands for the whole where a rough answer will do."""
-
-NANOMETERS = {"nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "angstrom": 0.1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,9 @@ def make_plan(
         cost=_cost(config, volume, tiling),
         environment={**environment(), "processor": cpuinfo("model name") or platform.machine()},
         warnings=(
+            *volume.warnings,
             *warnings,
+            *precision_warnings(volume, normalization),
             *_voxel_size_warnings(volume, checkpoint),
             *cudnn_warnings(checkpoint.architecture.ndim, device, dtype),
         ),
@@ -360,12 +363,36 @@ def _same_volume(earlier: Plan, volume: Volume, config: RunConfig) -> bool:
     return (earlier.source, earlier.nonfinite) == (volume.description, config.input.nonfinite)
 
 
+def precision_warnings(volume: Volume, normalization: Normalization) -> list[str]:
+    """A warning where the network's input, which is float32, cannot tell apart values that the volume does; by its middle and corners.
+
+    Integers up to 2^24 are exact in float32. An offset is subtracted before, in float64, so what counts is the distance from it.
+    """
+    if volume.array.dtype.kind not in "iuf" or volume.array.dtype.itemsize < 4 or volume.array.dtype == np.float32:
+        return []
+    whole = Box.of_shape(volume.shape)
+    samples = [volume.read(box).astype(np.float64) for box in (whole.middle(ROUGH_EXTENT), *whole.corners(ROUGH_EXTENT // 4))]
+    largest = max(float(np.max(np.abs(v - normalization.offset), initial=0.0, where=np.isfinite(v))) for v in samples)
+    if normalization.mode == "minmax":
+        largest = max(largest, 1 / normalization.scale)  # of the whole volume
+    if largest <= EXACT_IN_FLOAT32:
+        return []
+    return [
+        (
+            f"Values of dtype {volume.description.dtype} lie {largest:.4g} and more from the offset {normalization.offset:g} of the "
+            f"normalisation. The network's input is float32, exact to 2^24 = {EXACT_IN_FLOAT32:,}: above, it loses bits, and values that "
+            "differ may become one."
+        )
+    ]
+
+
 def _voxel_size_warnings(volume: Volume, checkpoint: Checkpoint) -> list[str]:
     """Anatomy at another scale than in training is the commonest cause of poor predictions."""
-    space, trained = volume.description.space, checkpoint.voxel_size_nm
-    if trained is None or any(unit not in NANOMETERS for unit in space.units):
+    found, trained = volume.description.space.nanometers, checkpoint.voxel_size_nm
+    if trained is None:
         return []
-    found = tuple(s * NANOMETERS[u] for s, u in zip(space.scale, space.units, strict=True) if u)
+    if found is None:
+        return [f"The checkpoint was trained at {trained} nm, and the volume's voxel size in nm is not known: see that they are alike."]
     near = all(0.8 <= f / t <= 1.25 for f, t in zip(found[-len(trained) :], trained[-len(found) :], strict=True))
     if near:
         return []

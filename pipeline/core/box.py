@@ -59,6 +59,11 @@ class Box:
         stops = tuple(a + min(n, extent) for a, n in zip(starts, self.shape, strict=True))
         return Box(starts, stops)  # type: ignore[arg-type]
 
+    def corners(self, extent: int) -> list[Box]:
+        """The parts at the corners, of so many voxels an axis at most; each once."""
+        ends = [{(a, min(a + extent, b)), (max(b - extent, a), b)} for a, b in zip(self.start, self.stop, strict=True)]
+        return [Box(*zip(*spans, strict=True)) for spans in product(*map(sorted, ends))]
+
     def split(self, step: Triple) -> Iterator[Box]:
         """Boxes of at most `step` voxels that partition this one, z slowest."""
         starts = product(*(range(a, b, s) for a, b, s in zip(self.start, self.stop, step, strict=True)))

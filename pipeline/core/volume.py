@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 from pipeline.core.box import Triple
+from pipeline.core.lengths import NANOMETERS, unit_of
 
 KNOWN_AXES = ("yx", "cyx", "zyx", "czyx")
 
@@ -17,7 +19,7 @@ class Space:
     Args:
         scale: Size of a voxel an axis, in `units`.
         translation: Centre of voxel 0, in `units`.
-        units: UDUNITS names such as `nanometer`; None where the source names none.
+        units: The specification's names, such as `nanometer`; None where none is told, or none that is known.
     """
 
     scale: tuple[float, ...]
@@ -26,7 +28,27 @@ class Space:
 
     @classmethod
     def unknown(cls, ndim: int) -> Space:
+        """Where nobody tells it: voxels of 1 by 1 by 1, in no unit."""
         return cls((1.0,) * ndim, (0.0,) * ndim, (None,) * ndim)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nothing is known of the size of a voxel; sizes of 1 in no unit say nothing either."""
+        return all(size == 1 for size in self.scale) and not any(self.units)
+
+    @property
+    def nanometers(self) -> tuple[float, ...] | None:
+        """Size of a voxel an axis, nm; None where it is not known along each."""
+        if any(unit not in NANOMETERS for unit in self.units):
+            return None
+        return tuple(size * NANOMETERS[unit] for size, unit in zip(self.scale, self.units, strict=True) if unit)
+
+    def sound(self) -> Space:
+        """The same, with what cannot be a size, an origin or a unit of length taken as unknown."""
+        numbers = (*self.scale, *self.translation)
+        if not all(isfinite(number) for number in numbers) or any(size <= 0 for size in self.scale):
+            return Space.unknown(len(self.scale))
+        return Space(self.scale, self.translation, tuple(map(unit_of, self.units)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,4 +63,5 @@ def _two_values(labels: Volume, ignore: int | None) -> bool:
 
 
 def _thick(space: Space) -> bool:
-    return len(space.scale) == 3 and space.scale[0] >= 2 * min(space.scale[1:])
+    sizes = space.nanometers or (space.scale if len(set(space.units)) == 1 else ())
+    return len(sizes) == 3 and sizes[0] >= 2 * min(sizes[1:])

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.core.axes import Reading, nothing_told, refuse_colours_last
 from pipeline.core.locations import is_url
 from pipeline.core.volume import KNOWN_AXES, Space
 from pipeline.errors import PipelineError, StorageError
@@ -94,11 +95,13 @@ class Foreign:
         array: Its voxels.
         axes: Of the array, one of `KNOWN_AXES`.
         space: Where they lie.
+        warnings: What is told of them and was not believed, and what nobody tells.
     """
 
     array: ForeignArray
     axes: str
     space: Space
+    warnings: tuple[str, ...] = ()
 
 
 def foreign_place(url: str) -> Place | None:
@@ -133,7 +136,9 @@ def open_foreign(place: Place, url: str, *, level: int, axes: str) -> Foreign:
     with _understood(place, url):
         found = open_hdf5(place, url, level) if place.kind == "HDF5" else open_tiff(place, url, level)
     names, order = _read_as(found, axes, url)
-    return Foreign(ForeignArray(found.source, order, place.kind, found.chunks, url), names, _space(found, names))
+    space = _space(found, names)
+    array = ForeignArray(found.source, order, place.kind, found.chunks, url)
+    return Foreign(array, names, space, (*found.warnings, *_warnings(found, axes, names, space)))
 
 
 def foreign_levels(place: Place, url: str) -> int:
@@ -188,6 +193,8 @@ def _read_as(found: Found, asked: str, url: str) -> tuple[str, tuple[int, ...]]:
         StorageError: They come to no volume.
     """
     shape = found.source.shape
+    if asked == "auto" and not _is_told(found.names):
+        refuse_colours_last(shape, url)
     for letters in (_by_name(found.names, shape), _by_order(found.names, shape, asked)):
         names = "".join(axis for axis in "czyx" if axis in letters)
         if names in KNOWN_AXES and len(names) == len(letters.replace(".", "")) and asked in (names, "auto"):
@@ -197,6 +204,28 @@ def _read_as(found: Found, asked: str, url: str) -> tuple[str, tuple[int, ...]]:
         f"Volume '{url}' has {told}, shape {tuple(shape)}, and input.axes is '{asked}'; expected {', '.join(KNOWN_AXES)}, "
         "and others of extent 1. Save one time point at a time, or set input.axes to how its axes are stored."
     )
+
+
+def _is_told(names: str) -> bool:
+    """Whether a file says which axes it has; TIFF's `q` and `i` are axes of pages of which nothing is known."""
+    return bool(names) and not set(names) & {"q", "i"}
+
+
+def _warnings(found: Found, asked: str, names: str, space: Space) -> list[str]:
+    """What nobody tells, and where the configuration says something else than the file."""
+    warnings = []
+    letters = _by_name(found.names, found.source.shape).replace(".", "")
+    if asked != "auto" and _is_told(found.names) and "".join(sorted(letters, key="czyx".find)) != names:
+        warnings.append(f"input.axes '{asked}' governs, but the axes are told as '{found.names}'")
+    reading = Reading(names, is_told=asked != "auto" or _is_told(found.names))
+    if space.is_unknown and not any("voxel size unknown" in one for one in found.warnings):
+        return [*warnings, nothing_told(reading)]
+    missing = [axis for axis in names.removeprefix("c") if axis not in found.sizes]
+    if missing and not space.is_unknown:
+        warnings.append(f"voxel size along {', '.join(missing)} unknown, taken as 1 without a unit")
+    if not reading.is_told:
+        warnings.append(f"no axes are told, read as {names}; set input.axes if they are others")
+    return warnings
 
 
 def _by_name(names: str, shape: Sequence[int]) -> str:

@@ -13,8 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.core.lengths import unit_of
 from pipeline.errors import StorageError
-from pipeline.storage.told import NAMED, Found, Place, first_line, imported, lengths_of, numbers_of, unit_of
+from pipeline.storage.told import (
+    NAMED,
+    Found,
+    Place,
+    first_line,
+    imported,
+    lengths_of,
+    numbers_of,
+    shown,
+    strange_units,
+)
 
 CACHE_BYTES = 2**26
 """Of decoded chunks, kept for the next box that touches them: patches overlap."""
@@ -36,7 +47,9 @@ def open_hdf5(place: Place, url: str, level: int) -> Found:
         _check_filters(h5py, dataset, url)
         shape = dataset.shape or ()
         chunks = dataset.chunks or (1,) * (len(shape) - 2) + tuple(shape[-2:])
-        return Found(dataset, chunks, _hdf5_axes(dataset.attrs, shape), *_hdf5_places(dataset.attrs))
+        axes, ignored = _hdf5_axes(dataset.attrs, shape)
+        sizes, origins, units, warnings = _hdf5_places(dataset.attrs)
+        return Found(dataset, chunks, axes, sizes, origins, units, (*ignored, *warnings))
     except BaseException:
         file.close()
         raise
@@ -98,32 +111,43 @@ def _check_filters(h5py: ModuleType, dataset: Any, url: str) -> None:
         )
 
 
-def _hdf5_axes(attributes: Mapping[str, Any], shape: Sequence[int]) -> str:
-    """Names of axes as ilastik (`axistags`) or an attribute `axes` tell them; nothing where none are told that fit."""
+def _hdf5_axes(attributes: Mapping[str, Any], shape: Sequence[int]) -> tuple[str, tuple[str, ...]]:
+    """Names of axes as ilastik (`axistags`) or an attribute `axes` tell them, nothing where none are told that fit; and what was not believed."""
     try:
         names = "".join(axis["key"] for axis in json.loads(attributes["axistags"])["axes"])
     except (KeyError, TypeError, ValueError):
         names = attributes.get("axes", "")
     names = names.lower() if isinstance(names, str) else ""
-    return names if len(names) == len(shape) else ""
+    if names and len(names) != len(shape):
+        return "", (f"axes '{shown(names)}' are told of an array that has {len(shape)}: not believed",)
+    return names, ()
 
 
-def _hdf5_places(attributes: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float], dict[str, str | None]]:
-    """Size, origin and unit by axis, where attributes tell them."""
+def _hdf5_places(
+    attributes: Mapping[str, Any],
+) -> tuple[dict[str, float], dict[str, float], dict[str, str | None], tuple[str, ...]]:
+    """Size, origin and unit by axis, where attributes tell them; and what was not believed."""
     name = next((name for name in RESOLUTIONS if lengths_of(attributes.get(name))), None)
+    strange = [f"{other} of {shown(attributes[other])}" for other in RESOLUTIONS if other != name and attributes.get(other) is not None]
     if name is None:
-        return {}, {}, {}
+        return {}, {}, {}, tuple(f"voxel size unknown: {one} is told, which is no size along two or three axes" for one in strange[:1])
     sizes = lengths_of(attributes[name])
+    warnings = [f"voxel size: {name} of {shown(attributes[name])} is believed; {one} is told, too" for one in strange]
     if name == "element_size_um":
-        return sizes, {}, dict.fromkeys(sizes, RESOLUTIONS[name])
+        return sizes, {}, dict.fromkeys(sizes, RESOLUTIONS[name]), tuple(warnings)
     origin = numbers_of(attributes.get("offset"))
     origins = dict(zip(sizes, origin, strict=True)) if len(origin) == len(sizes) else {}
-    return sizes, origins, _hdf5_units(attributes.get("units", attributes.get("unit")), sizes, RESOLUTIONS[name])
+    if not origins and attributes.get("offset") is not None:
+        warnings.append(f"origin unknown, taken as 0: an offset of {shown(attributes['offset'])} is told")
+    units, strange = _hdf5_units(attributes.get("units", attributes.get("unit")), sizes, RESOLUTIONS[name])
+    return sizes, origins, units, (*warnings, *strange)
 
 
-def _hdf5_units(told: Any, sizes: Mapping[str, float], usual: str) -> dict[str, str | None]:
+def _hdf5_units(told: Any, sizes: Mapping[str, float], usual: str) -> tuple[dict[str, str | None], list[str]]:
     """Unit by axis, of one name for all or one for each, the last along x; the usual one where none is told."""
     if told is None:
-        return dict.fromkeys(sizes, usual)
+        return dict.fromkeys(sizes, usual), []
     spelled = [told] * len(sizes) if isinstance(told, str | bytes) else np.ravel(told).tolist()[-len(sizes) :]
-    return dict(zip(sizes, map(unit_of, spelled), strict=False))
+    spelled = [*[None] * (len(sizes) - len(spelled)), *spelled]
+    units = dict(zip(sizes, map(unit_of, spelled), strict=True))
+    return units, strange_units(dict(zip(sizes, spelled, strict=True)), units)

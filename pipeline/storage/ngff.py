@@ -7,14 +7,19 @@ Source: OME-NGFF 0.4 and 0.5, section "multiscales".
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from posixpath import normpath
 from typing import Any
 
 from yaozarrs import v05
 
+from pipeline.core.axes import Told
+from pipeline.core.lengths import unit_of
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
+from pipeline.storage.transforms import Diagonal, NotPlacedError, diagonal_of, is_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,30 +27,67 @@ class Multiscale:
     """What a run needs of an image's metadata.
 
     Args:
-        axes: Axis names in order, such as `("c", "z", "y", "x")`.
-        units: Unit an axis, None where none is told.
+        url: Of the group.
+        name: Of the image; empty where it has none.
+        axes: What is told of its axes.
+        units: Unit an axis as it is told.
         paths: Array paths, level 0 first.
-        scales: Size of a voxel an axis, a tuple a level.
-        translations: Centre of voxel 0 an axis, a tuple a level.
+        transforms: What places each level, as it is told, and what places the whole after it.
     """
 
-    axes: tuple[str, ...]
-    units: tuple[str | None, ...]
+    url: str
+    name: str
+    axes: Told
+    units: tuple[Any, ...]
     paths: tuple[str, ...]
-    scales: tuple[tuple[float, ...], ...]
-    translations: tuple[tuple[float, ...], ...]
+    transforms: tuple[tuple[Any, Any], ...]
 
-    def space(self, level: int, axes: str) -> Space:
-        """Placement of a level's voxels, read as `axes`, along those other than c."""
+    def level_of(self, path: str) -> int | None:
+        """The level that an array is, by its path below the group; None where it is none."""
+        return next((i for i, known in enumerate(self.paths) if normpath(known.strip("/")) == path), None)
+
+    def space(self, level: int, axes: str) -> tuple[Space, tuple[str, ...]]:
+        """Placement of a level's voxels, read as `axes`, along those other than c; and what of it is not known, and why.
+
+        Raises:
+            StorageError: What is told has another number of axes.
+        """
         keep = [i for i, name in enumerate(axes) if name != "c"]
-        scale, translation = self.scales[level], self.translations[level]
-        return Space(
-            tuple(scale[i] for i in keep), tuple(translation[i] for i in keep), tuple(self.units[i] for i in keep)
-        )
+        unknown = Space.unknown(len(keep))
+        if len(self.axes.names) != len(axes):
+            return unknown, (f"voxel size unknown: the metadata of '{self.url}' have {len(self.axes.names)} axes",)
+        try:
+            placed = self._placed(level)
+        except NotPlacedError as error:
+            return unknown, (f"voxel size unknown: {error} for level {level} of '{self.url}'",)
+        other = [self.axes.letters[i] for i in keep if self.axes.letters[i] in ("c", "t")]
+        if other:
+            return unknown, (f"voxel size unknown: an axis that is read as space is told as {self.axes}",)
+        scale, translation = ([values[i] for i in keep] for values in (placed.scale, placed.translation))
+        if not all(map(is_size, scale)):
+            return unknown, (f"voxel size unknown: a scale of {_plain(scale)} (along {_spatial(axes)}) is told by '{self.url}'",)
+        warnings = []
+        if not all(abs(value) < float("inf") for value in translation):
+            warnings.append(f"origin unknown, taken as 0: a translation of {_plain(translation)} is told by '{self.url}'")
+            translation = [0.0] * len(keep)
+        units = [unit_of(self.units[i]) for i in keep]
+        strange = {_short(self.units[i]): None for i, unit in zip(keep, units, strict=True) if unit is None and self.units[i] not in (None, "")}
+        warnings += [f"unit unknown: {unit} is no unit of length that the specification has, told by '{self.url}'" for unit in strange]
+        return Space(tuple(scale), tuple(translation), tuple(units)), tuple(warnings)
+
+    def _placed(self, level: int) -> Diagonal:
+        own, common = self.transforms[level]
+        ndim = len(self.axes.names)
+        try:
+            return diagonal_of(own, ndim).then(diagonal_of(common, ndim, optional=True))
+        except NotPlacedError:
+            raise
+        except ValueError as error:
+            raise _not_understood(self.url, error) from error
 
 
-def read_multiscale(attributes: Mapping[str, Any], url: str) -> Multiscale | None:
-    """The first multiscale image in a group's attributes; None where there is none.
+def read_multiscales(attributes: Mapping[str, Any], url: str) -> list[Multiscale]:
+    """The multiscale images in a group's attributes; none where there are none.
 
     Raises:
         StorageError: There is one, and it cannot be understood.
@@ -53,46 +95,56 @@ def read_multiscale(attributes: Mapping[str, Any], url: str) -> Multiscale | Non
     ome = attributes.get("ome", attributes)
     images = ome.get("multiscales") if isinstance(ome, Mapping) else None
     if not images:
-        return None
+        return []
     try:
-        return _parsed(images[0])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise StorageError(
-            f"The OME-Zarr metadata of '{url}' cannot be understood ({type(error).__name__}: {error}). Expected version "
-            "0.4 or 0.5: axes with names, datasets with a path and coordinateTransformations. Name the array itself "
-            "in input.url, or repair the metadata."
-        ) from error
+        if not isinstance(images, list | tuple):
+            raise TypeError("multiscales is no list")
+        return [_parsed(image, url) for image in images]
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise _not_understood(url, error) from error
 
 
-def _parsed(image: Mapping[str, Any]) -> Multiscale:
-    axes = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in image["axes"]]
-    datasets = image["datasets"]
-    common_scale, common_translation = _transforms(image.get("coordinateTransformations"), len(axes))
-    scales, translations = [], []
-    for dataset in datasets:
-        scale, translation = _transforms(dataset.get("coordinateTransformations"), len(axes))
-        scales.append(tuple(a * b for a, b in zip(scale, common_scale, strict=True)))
-        placed = zip(translation, common_scale, common_translation, strict=True)
-        translations.append(tuple(t * s + c for t, s, c in placed))
-    return Multiscale(
-        axes=tuple(str(axis["name"]).lower() for axis in axes),
-        units=tuple(axis.get("unit") for axis in axes),
-        paths=tuple(str(dataset["path"]) for dataset in datasets),
-        scales=tuple(scales),
-        translations=tuple(translations),
+def first_of(images: Sequence[Multiscale]) -> tuple[str, ...]:
+    """A warning where one of several images is taken, which names them."""
+    if len(images) < 2:
+        return ()
+    told = "; ".join(f"'{image.name}' ({', '.join(image.paths[:4])})" for image in images[:8])
+    other = f"{images[0].url.rstrip('/')}/{images[1].paths[0] if images[1].paths else '0'}"
+    warning = f"'{images[0].url}' holds {len(images)} multiscale images, {told}: the first is read. To read another, name its array, such as '{other}'"
+    return (warning,)
+
+
+def _not_understood(url: str, error: Exception) -> StorageError:
+    return StorageError(
+        f"The OME-Zarr metadata of '{url}' cannot be understood ({type(error).__name__}: {error}). Expected version "
+        "0.4 or 0.5: axes with names, datasets with a path and coordinateTransformations. Name the array itself "
+        "in input.url, or repair the metadata."
     )
 
 
-def _transforms(transforms: Sequence[Mapping[str, Any]] | None, ndim: int) -> tuple[list[float], list[float]]:
-    scale, translation = [1.0] * ndim, [0.0] * ndim
-    for transform in transforms or ():
-        if transform["type"] == "scale":
-            scale = [float(v) for v in transform["scale"]]
-        elif transform["type"] == "translation":
-            translation = [float(v) for v in transform["translation"]]
-    if len(scale) != ndim or len(translation) != ndim:
-        raise ValueError(f"{ndim} axes, but a transformation of {len(scale)} or {len(translation)} numbers")
-    return scale, translation
+def _parsed(image: Mapping[str, Any], url: str) -> Multiscale:
+    axes = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in image["axes"]]
+    datasets, common = image["datasets"], image.get("coordinateTransformations")
+    return Multiscale(
+        url=url,
+        name=image["name"] if isinstance(image.get("name"), str) else "",
+        axes=Told("multiscales", tuple(axis["name"] for axis in axes), tuple(axis.get("type") for axis in axes)),
+        units=tuple(axis.get("unit") for axis in axes),
+        paths=tuple(str(dataset["path"]) for dataset in datasets),
+        transforms=tuple((dataset.get("coordinateTransformations"), common) for dataset in datasets),
+    )
+
+
+def _plain(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _spatial(axes: str) -> str:
+    return ", ".join(axes.replace("c", ""))
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:60]
 
 
 def image_attributes(*, name: str, axes: str, space: Space, path: str = "0") -> dict[str, Any]:
@@ -104,6 +156,7 @@ def image_attributes(*, name: str, axes: str, space: Space, path: str = "0") -> 
         space: Placement along the axes other than c.
         path: Path of the array.
     """
+    space = space.sound()  # plans of earlier versions may hold what was told, whatever it was
     spatial = iter(zip(space.scale, space.translation, space.units, strict=True))
     described, scale, translation = [], [], []
     for axis in axes:
@@ -120,4 +173,6 @@ def image_attributes(*, name: str, axes: str, space: Space, path: str = "0") -> 
         transforms.append(v05.TranslationTransformation(translation=translation))
     dataset = v05.Dataset(path=path, coordinateTransformations=transforms)
     image = v05.Image(multiscales=[v05.Multiscale(name=name, axes=described, datasets=[dataset])])
-    return image.model_dump(mode="json", exclude_none=True)
+    found = image.model_dump(mode="json", exclude_none=True)
+    json.dumps(found, allow_nan=False)  # a bare NaN is no JSON, and readers fail on it
+    return found

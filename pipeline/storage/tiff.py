@@ -8,17 +8,18 @@ from __future__ import annotations
 import logging
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from math import isfinite
 from typing import Any
 from xml.etree import ElementTree
 
 import zarr
 
+from pipeline.core.lengths import unit_of
 from pipeline.errors import StorageError
-from pipeline.storage.told import NAMED, Found, Place, imported, numbers_of, unit_of
+from pipeline.storage.told import NAMED, Found, Place, imported, numbers_of, shown, strange_units
+from pipeline.storage.transforms import is_size
 
 PAGE_BYTES = 2**24
 """Pages in strips are decoded whole up to this size, strip by strip above: strips are often a few rows, and each costs a call."""
@@ -40,7 +41,7 @@ def open_tiff(place: Place, url: str, level: int) -> Found:
             )
         chosen = series.levels[level]
         _check_whole(file, chosen, url)
-        sizes, units = _tiff_places(file, series)
+        sizes, units, warnings = _tiff_places(file, series)
         coarser = _coarser(series, chosen)
         array = zarr.open_array(series.aszarr(level=level, chunkmode=_chunk_mode(chosen)), mode="r", zarr_format=2)
     except BaseException:
@@ -49,7 +50,7 @@ def open_tiff(place: Place, url: str, level: int) -> Found:
     weakref.finalize(array, file.close)
     origins = {axis: (coarser[axis] - 1) / 2 * size for axis, size in sizes.items() if axis in coarser}
     sizes = {axis: size * coarser.get(axis, 1) for axis, size in sizes.items()}
-    return Found(array, array.chunks, chosen.axes.lower(), sizes, origins, units)
+    return Found(array, array.chunks, chosen.axes.lower(), sizes, origins, units, warnings)
 
 
 def open_series(place: Place, url: str) -> tuple[Any, Any]:
@@ -131,39 +132,61 @@ def _coarser(series: Any, chosen: Any) -> dict[str, int]:
     return {axis: max(round(fine / coarse), 1) for axis, fine, coarse in pairs}
 
 
-def _tiff_places(file: Any, series: Any) -> tuple[dict[str, float], dict[str, str | None]]:
-    """Size and unit by axis, of ImageJ's metadata or OME-XML; plain TIFF tells dots per inch, which mean nothing here."""
+Places = tuple[dict[str, float], dict[str, str | None], tuple[str, ...]]
+"""Size and unit by axis, and what was told and is not believed."""
+
+
+def _tiff_places(file: Any, series: Any) -> Places:
+    """Of ImageJ's metadata or OME-XML; plain TIFF tells dots per inch, which mean nothing here."""
     if file.is_ome and file.ome_metadata:
         return _ome_places(file.ome_metadata, file.series.index(series))
-    told = file.imagej_metadata
-    if not told:
-        return {}, {}
+    return _imagej_places(file.imagej_metadata, series) if file.imagej_metadata else ({}, {}, ())
+
+
+def _imagej_places(told: Mapping[str, Any], series: Any) -> Places:
+    spacing = told.get("spacing", 1.0)
     sizes = {
-        "z": abs((numbers_of(told.get("spacing")) or [1.0])[0]),
+        "z": abs((numbers_of(spacing) or [0.0])[0]),  # Fiji writes a negative one for stacks that go down
         "y": _inverse(series.keyframe, "YResolution"),
         "x": _inverse(series.keyframe, "XResolution"),
     }
     unit = unit_of(told.get("unit", ""))
     if unit is None and set(sizes.values()) == {1.0}:
-        return {}, {}
-    usable = {axis: size for axis, size in sizes.items() if isfinite(size) and size > 0}
-    return usable, dict.fromkeys(usable, unit)
+        return {}, {}, ()
+    used = {axis: size for axis, size in sizes.items() if axis in series.axes.lower() or axis != "z"}
+    if not all(map(is_size, used.values())):
+        return {}, {}, (f"voxel size unknown: ImageJ's metadata come to {_spelled(used)}",)
+    units = dict.fromkeys(used, unit)
+    return used, units, tuple(strange_units(dict.fromkeys(used, told.get("unit")), units))
 
 
 def _inverse(page: Any, tag: str) -> float:
-    """Length a pixel, of a tag that tells pixels a length."""
+    """Length a pixel, of a tag that tells pixels a length; 0 where it tells none that can be."""
     found = page.tags.get(tag)
-    count, length = found.value if found is not None else (1, 1)
-    return length / count if count else 0.0
+    if found is None:
+        return 1.0
+    try:
+        count, length = found.value
+        return length / count if count else 0.0
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
 
 
-def _ome_places(xml: str, index: int) -> tuple[dict[str, float], dict[str, str | None]]:
+def _ome_places(xml: str, index: int) -> Places:
     """Physical sizes of the `index`-th image of an OME-XML; micrometre where it names no unit (OME 2016-06, Pixels)."""
     try:
         pixels = [node for node in ElementTree.fromstring(xml).iter() if node.tag.endswith("}Pixels")]
     except ElementTree.ParseError:
-        return {}, {}
+        return {}, {}, ("voxel size unknown: the OME-XML cannot be read",)
     told = pixels[index].attrib if index < len(pixels) else {}
-    found = {axis: numbers_of(told.get(f"PhysicalSize{axis.upper()}")) for axis in "zyx"}
-    sizes = {axis: values[0] for axis, values in found.items() if values and values[0] > 0}
-    return sizes, {axis: unit_of(told.get(f"PhysicalSize{axis.upper()}Unit", "um")) for axis in sizes}
+    written = {axis: told[f"PhysicalSize{axis.upper()}"] for axis in "zyx" if f"PhysicalSize{axis.upper()}" in told}
+    sizes = {axis: (numbers_of(value) or [0.0])[0] for axis, value in written.items()}
+    if not all(map(is_size, sizes.values())):
+        return {}, {}, (f"voxel size unknown: PhysicalSize is {_spelled(written)} in the OME-XML",)
+    spelled = {axis: told.get(f"PhysicalSize{axis.upper()}Unit", "um") for axis in sizes}
+    units = {axis: unit_of(unit) for axis, unit in spelled.items()}
+    return sizes, units, tuple(strange_units(spelled, units))
+
+
+def _spelled(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{axis} {shown(value)}" for axis, value in values.items())

@@ -18,18 +18,6 @@ NAMED = 20
 """Datasets that a refusal names at most."""
 
 
-UNITS = {
-    "nanometer": ("nm", "nanometer", "nanometers", "nanometre", "nanometres"),
-    "micrometer": ("um", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"),
-    "millimeter": ("mm", "millimeter", "millimeters", "millimetre", "millimetres"),
-    "angstrom": ("å", "angstrom", "angstroms"),
-    "centimeter": ("cm", "centimeter", "centimeters", "centimetre", "centimetres"),
-    "meter": ("m", "meter", "meters", "metre", "metres"),
-    "inch": ("in", "inch", "inches"),
-}
-"""Units as files spell them, by their UDUNITS names."""
-
-
 @dataclass(frozen=True)
 class Place:
     """A file that holds a volume.
@@ -47,7 +35,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Found:
-    """What a file says of its array, before it is read as a volume. Sizes, origins and units by axis."""
+    """What a file says of its array, before it is read as a volume. Sizes, origins and units by axis; what was told and is not believed."""
 
     source: Any
     chunks: tuple[int, ...]
@@ -55,13 +43,7 @@ class Found:
     sizes: Mapping[str, float] = field(default_factory=dict)
     origins: Mapping[str, float] = field(default_factory=dict)
     units: Mapping[str, str | None] = field(default_factory=dict)
-
-
-def unit_of(spelling: Any) -> str | None:
-    """UDUNITS' name of a unit; None for one that is no length, such as `pixel`."""
-    told = spelling.decode("utf-8", "replace") if isinstance(spelling, bytes) else str(spelling)
-    told = told.strip().lower().replace("\\u00b5", "u").replace("\u00b5", "u").replace("\u03bc", "u")
-    return next((name for name, spellings in UNITS.items() if told in spellings), None)
+    warnings: tuple[str, ...] = ()
 
 
 def lengths_of(values: Any) -> dict[str, float]:
@@ -78,6 +60,17 @@ def numbers_of(values: Any) -> list[float]:
     except (TypeError, ValueError):
         return []
     return found if all(map(isfinite, found)) else []
+
+
+def shown(value: Any) -> str:
+    """What somebody wrote, in one line for a warning."""
+    return " ".join(str(value).split())[:60]
+
+
+def strange_units(told: Mapping[str, Any], units: Mapping[str, str | None]) -> list[str]:
+    """A warning of each unit that is told, is not empty, and is no length."""
+    strange = {shown(told[axis]): None for axis, unit in units.items() if unit is None and shown(told.get(axis) or "")}
+    return [f"unit unknown: '{unit}' is no unit of length that is known" for unit in strange]
 
 
 def imported(name: str, url: str) -> ModuleType:

@@ -19,15 +19,20 @@ import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from pipeline.core.axes import Told, nothing_told, read_as
 from pipeline.core.box import Box, Triple
 from pipeline.core.locations import without_file_scheme
-from pipeline.core.volume import KNOWN_AXES, Description, Space
+from pipeline.core.volume import Description, Space
 from pipeline.errors import PipelineError, StorageError
 from pipeline.storage.decoding import checked
 from pipeline.storage.foreign import ForeignArray, foreign_levels, foreign_place, open_foreign
-from pipeline.storage.ngff import Multiscale, read_multiscale
+from pipeline.storage.ngff import Multiscale, first_of, read_multiscales
 from pipeline.storage.objects import ObjectStore, is_remote, refusal, told
+from pipeline.storage.parents import Level, level_of
 from pipeline.storage.places import input_store
+
+XARRAY = "_ARRAY_DIMENSIONS"
+"""Attribute in which xarray keeps the names of an array's axes."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,12 @@ class Volume:
     Args:
         description: What it is.
         array: What is behind it, with its axes: shape, dtype, chunks, and slices as of numpy.
+        warnings: What is told of it and was not believed, and what nobody tells.
     """
 
     description: Description
     array: zarr.Array | ForeignArray
+    warnings: tuple[str, ...] = ()
 
     @property
     def shape(self) -> Triple:
@@ -101,7 +108,8 @@ def open_volume(url: str, *, level: int = 0, axes: str = "auto") -> Volume:
         url: A Zarr array or an OME-Zarr group, its path or a URL such as `s3://bucket/volume.zarr`; a dataset of an HDF5 file
             (`FILE.h5/inner/dataset`), or a TIFF file.
         level: Resolution level of an OME-Zarr group or of a TIFF with a pyramid, 0 the finest.
-        axes: Axes as stored (`yx`, `cyx`, `zyx`, `czyx`), or `auto`: the metadata's, else by their number.
+        axes: Axes as stored (`yx`, `cyx`, `zyx`, `czyx`), or `auto`: those of the image that it is a level of, else its own
+            `dimension_names`, else xarray's `_ARRAY_DIMENSIONS`, else by their number.
 
     Raises:
         StorageError: There is no such store, level or axes, or its type is not numeric.
@@ -109,24 +117,58 @@ def open_volume(url: str, *, level: int = 0, axes: str = "auto") -> Volume:
     url = without_file_scheme(url)
     place = foreign_place(url)
     if place is not None:
-        found = open_foreign(place, url, level=level, axes=axes)
-        array, names, space = found.array, found.axes, found.space
+        file = open_foreign(place, url, level=level, axes=axes)
+        found = _Opened(file.array, file.axes, file.space, file.warnings)
     else:
-        array, names, space = _open_zarr(url, level, axes)
+        found = _open_zarr(url, level, axes)
+    array = found.array
     if array.dtype.kind not in "buif":
         raise StorageError(f"Volume '{url}' has dtype {array.dtype}; expected integers or floats. Convert it first.")
     if 0 in array.shape:
         raise StorageError(f"Volume '{url}' has shape {array.shape}: there is no voxel to predict. Check input.url.")
-    return Volume(_description(url, level, array, names, space), array)
+    return Volume(_description(url, level, array, found.axes, found.space), array, found.warnings)
 
 
-def _open_zarr(url: str, level: int, axes: str) -> tuple[zarr.Array, str, Space | None]:
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An array, with what is told of it."""
+
+    array: zarr.Array | ForeignArray
+    axes: str
+    space: Space
+    warnings: tuple[str, ...] = ()
+
+
+def _open_zarr(url: str, level: int, axes: str) -> _Opened:
     with _understood(url):
         node = _open(url)
-        multiscale = read_multiscale(dict(node.attrs), url) if isinstance(node, zarr.Group) else None
-        array = checked(_level(node, multiscale, url, level), url)
-    names = _axes(array, multiscale, axes, url)
-    return array, names, multiscale.space(level, names) if multiscale and len(multiscale.axes) == len(names) else None
+        image, warnings = _image(node, url)
+        array = checked(_level(node, image.image if image else None, url, level), url)
+    told = [*([image.image.axes] if image else []), *_own_axes(array)]
+    reading = read_as(told, array.shape, axes, url)
+    warnings += reading.warnings
+    if image:
+        space, unclear = image.image.space(level if isinstance(node, zarr.Group) else image.level, reading.axes)
+        return _Opened(array, reading.axes, space, (*warnings, *unclear))
+    return _Opened(array, reading.axes, Space.unknown(len(reading.axes.replace("c", ""))), (*warnings, nothing_told(reading)))
+
+
+def _image(node: zarr.Array | zarr.Group, url: str) -> tuple[Level | None, tuple[str, ...]]:
+    """The image that a store is or is a level of, where there is one; and what should be known of it."""
+    if isinstance(node, zarr.Array):
+        found, warnings = level_of(url)
+        return found, (*warnings, *(found.warnings if found else ()))
+    images = read_multiscales(dict(node.attrs), url)
+    return (Level(images[0], 0) if images else None), first_of(images)
+
+
+def _own_axes(array: zarr.Array) -> Iterator[Told]:
+    """What an array tells of its axes by itself."""
+    if names := getattr(array.metadata, "dimension_names", None):
+        yield Told("dimension_names", tuple(names))
+    names = array.attrs.get(XARRAY)
+    if names is not None:
+        yield Told(XARRAY, tuple(names) if isinstance(names, list | str) else (str(names),))
 
 
 def is_volume_file(url: str) -> bool:
@@ -146,9 +188,9 @@ def store_levels(url: str) -> int:
         return foreign_levels(place, url)
     with _understood(url):
         node = _open(url)
-        multiscale = read_multiscale(dict(node.attrs), url) if isinstance(node, zarr.Group) else None
-        _level(node, multiscale, url, 0)
-    return len(multiscale.paths) if multiscale else 1
+        image = next(iter(read_multiscales(dict(node.attrs), url)), None) if isinstance(node, zarr.Group) else None
+        _level(node, image, url, 0)
+    return len(image.paths) if image else 1
 
 
 def _open(url: str) -> zarr.Array | zarr.Group:
@@ -220,22 +262,7 @@ def _level(node: zarr.Array | zarr.Group, multiscale: Multiscale | None, url: st
     return found
 
 
-def _axes(array: zarr.Array, multiscale: Multiscale | None, asked: str, url: str) -> str:
-    if asked != "auto":
-        names = asked
-    elif multiscale is not None:
-        names = "".join(multiscale.axes) if all(len(a) == 1 for a in multiscale.axes) else str(multiscale.axes)
-    else:
-        names = {2: "yx", 3: "zyx", 4: "czyx"}.get(array.ndim, f"{array.ndim} axes without names")
-    if names not in KNOWN_AXES or len(names) != array.ndim:
-        raise StorageError(
-            f"Volume '{url}' has {array.ndim} axes, shape {array.shape}, read as '{names}'; expected {', '.join(KNOWN_AXES)}. "
-            "Name a store with these axes, one time point at a time, or set input.axes to how they are stored."
-        )
-    return names
-
-
-def _description(url: str, level: int, array: zarr.Array | ForeignArray, axes: str, space: Space | None) -> Description:
+def _description(url: str, level: int, array: zarr.Array | ForeignArray, axes: str, space: Space) -> Description:
     extent, chunk = (dict(zip(axes, values, strict=True)) for values in (array.shape, array.chunks))
     return Description(
         url=url,
@@ -245,7 +272,7 @@ def _description(url: str, level: int, array: zarr.Array | ForeignArray, axes: s
         shape=(extent.get("z", 1), extent["y"], extent["x"]),
         dtype=array.dtype.newbyteorder("=").name,
         chunks=(chunk.get("z", 1), chunk["y"], chunk["x"]),
-        space=space or Space.unknown(len(axes) - ("c" in axes)),
+        space=space,
         metadata_sha256=_metadata_sha256(array, axes),
     )
 

@@ -23,15 +23,6 @@ from pipeline.training.preparation import prepare, target_rule
 from pipeline.training.recipe import PairConfig, TrainConfig
 from pipeline.training.samples import Region, Samples
 
-NANOMETRES = {
-    "angstrom": 0.1,
-    "nanometer": 1.0,
-    "micrometer": 1e3,
-    "millimeter": 1e6,
-    "centimeter": 1e7,
-    "inch": 2.54e7,
-    "meter": 1e9,
-}
 Sizes = tuple[float, float, float]
 
 
@@ -171,12 +162,10 @@ def _sizes(pair: PairConfig, found: Description) -> tuple[Sizes, Sizes | None]:
     """Voxel sizes: the recipe's, else the metadata's, whose proportions hold also where its unit is not known."""
     if pair.voxel_size_nm != "auto":
         return pair.voxel_size_nm, pair.voxel_size_nm
-    space = found.space
-    known = all(unit in NANOMETRES for unit in space.units)
-    units = [NANOMETRES[unit or ""] if known else 1.0 for unit in space.units]
-    sizes = [scale * unit for scale, unit in zip(space.scale, units, strict=True)]
+    known = found.space.nanometers
+    sizes = list(known or found.space.scale)
     whole: Sizes = tuple([sizes[0]] * (3 - len(sizes)) + sizes)  # type: ignore[assignment]
-    return whole, whole if known else None
+    return whole, whole if known is not None else None
 
 
 def _regions(

@@ -11,9 +11,10 @@ import pytest
 import tifffile
 
 from pipeline.core.box import Box
+from pipeline.core.lengths import NANOMETERS
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
-from pipeline.storage import tiff, told
+from pipeline.storage import tiff
 from pipeline.storage.ngff import image_attributes
 from pipeline.storage.volume import Volume, is_volume_file, open_volume, store_levels
 from tests.pipeline_cases import random_volume
@@ -507,7 +508,7 @@ def test_what_cannot_be_predicted_is_refused_in_hdf5_too(tmp_path, array):
         open_volume(save_hdf5(tmp_path / "v.h5", array))
 
 
-@pytest.mark.parametrize("unit", told.UNITS)
+@pytest.mark.parametrize("unit", NANOMETERS)
 def test_every_unit_that_is_understood_can_be_written(unit):
     """The specification names the units; one that it does not know would fail when the output is made."""
     space = Space((1.0, 2.0), (0.0, 0.0), (unit, unit))
