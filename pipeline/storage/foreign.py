@@ -77,6 +77,8 @@ class ForeignArray:
             stored[axis] = part if isinstance(part, slice) else slice(part, part + 1)
         try:
             found = np.asarray(self.source[tuple(stored)])
+        except PipelineError:
+            raise
         except Exception as error:  # decoders raise whatever they meet in a damaged file
             raise StorageError(
                 f"{self.format} volume '{self.url}' cannot be read at {asked} ({first_line(error)}). "

@@ -26,6 +26,7 @@ from pipeline.storage.told import (
     shown,
     strange_units,
 )
+from pipeline.storage.virtual import located
 
 CACHE_BYTES = 2**26
 """Of decoded chunks, kept for the next box that touches them: patches overlap."""
@@ -49,7 +50,7 @@ def open_hdf5(place: Place, url: str, level: int) -> Found:
         chunks = dataset.chunks or (1,) * (len(shape) - 2) + tuple(shape[-2:])
         axes, ignored = _hdf5_axes(dataset.attrs, shape)
         sizes, origins, units, warnings = _hdf5_places(dataset.attrs)
-        return Found(dataset, chunks, axes, sizes, origins, units, (*ignored, *warnings))
+        return Found(located(dataset, url), chunks, axes, sizes, origins, units, (*ignored, *warnings))
     except BaseException:
         file.close()
         raise

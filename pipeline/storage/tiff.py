@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
+from math import prod
 from typing import Any
 from xml.etree import ElementTree
 
@@ -26,7 +27,8 @@ PAGE_BYTES = 2**24
 
 
 _DAMAGE = re.compile(
-    r"invalid page offset|invalid offset to |corrupted tag list|circular|ImageJ series metadata invalid"
+    r"invalid page offset|invalid offset to |corrupted tag list|circular|ImageJ series metadata invalid|failed to reshape"
+    r"|missing required tags|invalid value offset"
 )
 """What tifffile logs of a file whose pages cannot all be found, before it goes on with those that can."""
 
@@ -60,7 +62,7 @@ def open_series(place: Place, url: str) -> tuple[Any, Any]:
         file = tifffile.TiffFile(place.path)
         try:
             series = sorted(file.series, key=lambda one: one.size, reverse=True)
-            damage = next((text for text in complaints if _DAMAGE.search(text)), None)
+            damage = next((text for text in complaints if _DAMAGE.search(text)), None) or _broken_chain(file)
             if damage or not series:
                 raise StorageError(
                     f"Input '{url}' is a TIFF whose pages cannot all be found ({damage or 'it has none'}). "
@@ -76,6 +78,14 @@ def open_series(place: Place, url: str) -> tuple[Any, Any]:
             file.close()
             raise
     return file, series[0]
+
+
+def _broken_chain(file: Any) -> str | None:
+    """What is wrong where the chain of pages ends: zeros there look as an end of it, and are a file copied in part."""
+    handle = file.filehandle
+    handle.seek(file.pages[len(file.pages) - 1].offset)
+    tags = handle.read(file.tiff.tagnosize)
+    return None if any(tags) else f"page {len(file.pages) - 1} is empty"
 
 
 @contextmanager
@@ -98,12 +108,17 @@ def _check_whole(file: Any, series: Any, url: str) -> None:
     Raises:
         StorageError: Pages are missing, lie behind the file's end, or are compressed in a way that cannot be read here.
     """
-    if series.kind == "ome" and any(page is None for page in series):
-        missing = sum(page is None for page in series)
-        raise StorageError(
-            f"Input '{url}' is an OME-TIFF of {len(series)} planes, {missing} of which are in no file that is there; they "
-            "would be read as zeros. Put its other files beside it."
-        )
+    stored = 0
+    for number, found in enumerate(series if series.dataoffset is None else ()):
+        if found is None:
+            missing = sum(one is None for one in series)
+            raise StorageError(
+                f"Input '{url}' is a TIFF of {len(series)} planes, {missing} of which are in no file that is there; they "
+                "would be read as zeros. Copy it again; of an OME-TIFF, put its other files beside it."
+            )
+        stored += _check_page(found, number, url)
+    if series.dataoffset is None and not stored:
+        raise StorageError(f"Input '{url}' is a TIFF of {len(series)} pages, but nothing is stored of any. Copy it again.")
     page = series.keyframe
     behind = series.dataoffset + series.nbytes if series.dataoffset is not None else 0
     if behind > file.filehandle.size:
@@ -118,6 +133,22 @@ def _check_whole(file: Any, series: Any, url: str) -> None:
             f"Input '{url}' is a TIFF with the compression {page.compression!r}, which tifffile cannot read alone. "
             "Run: pip install imagecodecs"
         ) from error
+
+
+def _check_page(page: Any, number: int, url: str) -> int:
+    """How many strips or tiles of a page are stored; sparse ones have neither place nor bytes.
+
+    Raises:
+        StorageError: One lies behind the end of its file, or some have lost their places.
+    """
+    offsets, counts, end = page.dataoffsets, page.databytecounts, page.parent.filehandle.size
+    least = prod(page.keyframe.chunked) if page.keyframe.chunked else len(offsets)
+    whole = len(offsets) == len(counts) >= least and all((offset == 0) == (count == 0) for offset, count in zip(offsets, counts, strict=False))
+    behind = max((offset + count for offset, count in zip(offsets, counts, strict=False)), default=0)
+    if whole and behind <= end:
+        return sum(count > 0 for count in counts)
+    told = f"page {number} should reach to byte {behind}, but its file ends at {end}" if whole else f"page {number} lost places of its data"
+    raise StorageError(f"Input '{url}' is a damaged TIFF: {told}. Copy it again.")
 
 
 def _chunk_mode(series: Any) -> int:

@@ -91,6 +91,8 @@ class Volume:
         axes = self.description.axes
         try:
             found = np.asarray(self.array[tuple(by_axis.get(axis, slice(None)) for axis in axes)])
+        except PipelineError:
+            raise
         except Exception as error:  # file systems, stores and codecs raise anything, zlib.error and EOFError too
             raise StorageError(
                 f"Volume '{self.description.url}' could not be read: the box {box} gave {type(error).__name__}: {error}. It is "

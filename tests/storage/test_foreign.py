@@ -513,3 +513,88 @@ def test_every_unit_that_is_understood_can_be_written(unit):
     """The specification names the units; one that it does not know would fail when the output is made."""
     space = Space((1.0, 2.0), (0.0, 0.0), (unit, unit))
     assert image_attributes(name="i", axes="yx", space=space)["multiscales"][0]["axes"][0]["unit"] == unit
+
+
+# --- HDF5 in other files ------------------------------------------------------------------------------------------------
+
+
+def virtual(folder: Path, name: str = "part.h5") -> Path:
+    """A virtual dataset `v` of two files' datasets."""
+    layout = h5py.VirtualLayout(shape=(4, 8, 8), dtype="u1")
+    for n, part in enumerate((name, "second.h5")):
+        with h5py.File(folder / part, "w") as file:
+            file["raw"] = np.full((2, 8, 8), n + 1, "u1")
+        layout[2 * n : 2 * n + 2] = h5py.VirtualSource(part, "raw", shape=(2, 8, 8))
+    with h5py.File(folder / "whole.h5", "w") as file:
+        file.create_virtual_dataset("v", layout, fillvalue=0)
+    return folder / "whole.h5"
+
+
+def test_a_virtual_dataset_is_read_from_its_files(tmp_path):
+    """It is how many instruments write; only what is missing is refused."""
+    found = open_volume(f"{virtual(tmp_path)}/v").read(Box((0, 0, 0), (4, 8, 8)))
+    assert np.unique(found[0, :2]).tolist() == [1]
+    assert np.unique(found[0, 2:]).tolist() == [2]
+
+
+@pytest.mark.parametrize("loss", ["moved", "cut", "another", "header"])
+def test_a_virtual_dataset_whose_source_went_is_refused_by_name(tmp_path, loss):
+    """HDF5 reads a source that it does not find as fill: the run ended done and verified, with the prediction of zeros."""
+    whole, part = virtual(tmp_path), tmp_path / "part.h5"
+    content = part.read_bytes()
+    part.unlink()
+    if loss == "cut":
+        part.write_bytes(content[: len(content) // 2])
+    if loss in ("another", "header"):
+        with h5py.File(part, "w") as file:
+            file.create_dataset("other" if loss == "another" else "raw", (2, 8, 8), "u1")
+    with pytest.raises(StorageError, match=r"part\.h5"):
+        open_volume(f"{whole}/v")
+
+
+def test_a_source_that_goes_in_mid_run_is_an_error_of_the_next_read(tmp_path):
+    """HDF5 opens sources when it reads; one that went by then is fill without a word."""
+    volume = open_volume(f"{virtual(tmp_path)}/v")
+    (tmp_path / "second.h5").rename(tmp_path / "elsewhere.h5")
+    with pytest.raises(StorageError, match=r"second\.h5"):
+        volume.read(Box((0, 0, 0), (4, 8, 8)))
+
+
+@pytest.mark.parametrize("length", [None, 100])
+def test_an_external_file_that_is_missing_or_short_is_refused(tmp_path, length):
+    """HDF5 reads behind the end of an external file as zeros."""
+    raw = tmp_path / "raw.bin"
+    raw.write_bytes(bytes(range(256)) * 2)
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file.create_dataset("v", (8, 8, 8), "u1", external=[(str(raw), 0, 512)])
+    assert open_volume(f"{tmp_path}/v.h5/v").read(Box((0, 0, 0), (8, 8, 8)))[0, 0, 0, 5] == 5
+    raw.unlink()
+    if length:
+        raw.write_bytes(bytes(length))
+    with pytest.raises(StorageError, match=r"raw\.bin"):
+        open_volume(f"{tmp_path}/v.h5/v")
+
+
+# --- TIFF that was copied in part ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compression", [None, "deflate", "lzw"])
+@pytest.mark.parametrize("tile", [None, (32, 32)])
+@pytest.mark.parametrize("rest", ["cut", "zeros"])
+def test_a_tiff_that_was_copied_in_part_is_refused_or_read_rightly(tmp_path, compression, tile, rest):
+    """tifffile reads the pages that it finds, or fill: a file of 4 pages became one of 1, with a line in the log."""
+    z, y, x = np.indices((4, 64, 64))
+    voxels = (z * 300 + y * 7 + x).astype("uint16")
+    path = tmp_path / "v.tif"
+    tifffile.imwrite(path, voxels, compression=compression, tile=tile, photometric="minisblack")
+    content = path.read_bytes()
+    for place in (8, *(len(content) * n // 8 for n in range(1, 8)), len(content) - 1):
+        ending = b"" if rest == "cut" else bytes(len(content) - place)
+        path.write_bytes(content[:place] + ending)
+        if compression is None and rest == "zeros":
+            continue  # zeros in raw pages are voxels
+        try:
+            found = open_volume(str(path)).read(Box((0, 0, 0), voxels.shape))[0]
+        except StorageError:
+            continue
+        np.testing.assert_array_equal(found, voxels)
