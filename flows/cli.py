@@ -167,6 +167,10 @@ def inspect(path: Annotated[str, Parameter(help="A Zarr store, or a checkpoint."
 def train(
     config: Annotated[Path, Parameter(help="The recipe's YAML; configs/train-em-3d.yaml explains its keys.")],
     *,
+    force_range: Annotated[
+        bool,
+        Parameter(help="Train also on values that span too little, as the network sees them, to learn from.", negative=()),
+    ] = False,
     set_: Overrides = None,
 ) -> int:
     """Train a network, score it on what is held back, register it. Run it again to resume."""
@@ -180,7 +184,7 @@ def train(
 
     bar = TrainingBar()
     try:
-        checkpoint = learning.train(recipe, bar)
+        checkpoint = learning.train(recipe, bar, any_range=force_range)
     finally:
         bar.stop()
     if not bar.told:
@@ -192,6 +196,8 @@ def train(
     )
     if entry := learning.register_checkpoint(recipe):
         print(f"registered  {entry.name}, version {entry.version}, in {entry.path.parents[2]}")
+    if told := learning.shortcoming(recipe):
+        print(told)
     return DONE
 
 
@@ -337,7 +343,8 @@ def current(output: Annotated[str, Parameter(help="The output of one volume, DAT
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in metrics.items() if isinstance(value, int | float))
+    numbers = [f"{key} {value}" for key, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+    return ", ".join([*(["learned: false"] if metrics.get("learned") is False else []), *numbers])
 
 
 def _box(text: str | None) -> Box | None:

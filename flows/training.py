@@ -23,7 +23,7 @@ _cancelled_when_asked = cancelled_when_asked("the last checkpoint is kept")
 
 @task(name="train", task_run_name="train", **_STAGE)
 @_cancelled_when_asked
-def train_stage(config: TrainConfig) -> str:
+def train_stage(config: TrainConfig, force_range: bool = False) -> str:
     """Train, or go on where an earlier run stopped; gives the checkpoint's path."""
     artifact, bar = ProgressArtifact("halotile-training", config.output), TrainingBar()
 
@@ -33,7 +33,7 @@ def train_stage(config: TrainConfig) -> str:
             artifact.tell(100 * advance.done / advance.total)
 
     several = learning.resolved(config).devices > 1
-    path = learning.train(config, bar if several else tell)  # a closure does not reach other processes
+    path = learning.train(config, bar if several else tell, any_range=force_range)  # a closure does not reach other processes
     artifact.tell(100.0)
     return str(path)
 
@@ -60,25 +60,26 @@ def _run_name() -> str:
 
 @flow(name="halotile-training", flow_run_name=_run_name, persist_result=False)
 @_cancelled_when_asked
-def train_network(config: TrainConfig) -> dict[str, Any]:
+def train_network(config: TrainConfig, force_range: bool = False) -> dict[str, Any]:
     """Train a network: train -> evaluate -> register. Running it again resumes.
 
     Gives the checkpoint's path, the evaluations of the boxes held back, and the version that it was registered as.
 
     Args:
         config: The recipe.
+        force_range: Train also on values that span too little, as the network sees them, to learn from.
     """
-    checkpoint = finished(train_stage(config))
+    checkpoint = finished(train_stage(config, force_range))
     evaluations = finished(evaluate_stage(config))
     version = finished(register_stage(config))
     create_markdown_artifact(
-        _markdown(config, evaluations, version), key="halotile-training-report", description=checkpoint
+        _markdown(config, evaluations, version, learning.shortcoming(config)), key="halotile-training-report", description=checkpoint
     )
     return {"checkpoint": checkpoint, "evaluations": evaluations, "version": version}
 
 
-def _markdown(config: TrainConfig, evaluations: list[dict[str, Any]], version: int | None) -> str:
-    rows = {"folder": config.output}
+def _markdown(config: TrainConfig, evaluations: list[dict[str, Any]], version: int | None, shortcoming: str) -> str:
+    rows = {"folder": config.output} | ({"warning": shortcoming} if shortcoming else {})
     for number, found in enumerate(evaluations, 1):
         scores = f"AUC {found['pixels']['auc']:.4f}, V_rand {found['v_rand']['best']:.4f} at {found['v_rand']['threshold']:g}"
         rows[f"held back, box {number}"] = scores

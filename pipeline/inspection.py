@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.appearance import Appearance, ranges
 from pipeline.core.box import Triple
 from pipeline.core.cost import one_pass_multiply_adds
 from pipeline.core.locations import is_url, without_file_scheme
@@ -99,7 +100,15 @@ def _told_rows(checkpoint: Checkpoint) -> Rows:
         rows.append(("normalisation", checkpoint.normalization.mode))
     if checkpoint.voxel_size_nm:
         rows.append(("voxel size", f"{_by(checkpoint.voxel_size_nm)} nm"))
+    if checkpoint.learned is not None:
+        rows.append(("learned", "true" if checkpoint.learned else "false: its training found nothing"))
+    rows += [("trained on", _appearance(appearance)) for appearance in checkpoint.training_data]
     return rows + [(f"  {name}", _shortened(value)) for name, value in checkpoint.provenance.items() if value]
+
+
+def _appearance(found: Appearance) -> str:
+    size = f", voxels of {_by(found.voxel_size_nm)} nm" if found.voxel_size_nm else ""
+    return f"{found.dtype}, as the network sees it {ranges(found)} from the 1st to the 99th percentile{size}"
 
 
 def _shortened(value: Any) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from pipeline import durable
 from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box
+from pipeline.core.lesson import lesson
 from pipeline.evaluation.evaluation import Evaluation, evaluate
 from pipeline.evaluation.rule import Rule
 from pipeline.export.package import export
@@ -24,12 +25,13 @@ from pipeline.training.dataset import gather
 from pipeline.training.machine import resolved
 from pipeline.training.recipe import TrainConfig
 from pipeline.training.samples import Region
+from pipeline.training.state import as_begun
 from pipeline.training.trainer import Advance, train
 from pipeline.training.validation import prediction
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
 from pipeline.unet.device import resolved_device
 
-__all__ = ["Advance", "evaluate_held_back", "export_package", "register_checkpoint", "resolved", "train"]
+__all__ = ["Advance", "evaluate_held_back", "export_package", "register_checkpoint", "resolved", "shortcoming", "train"]
 
 
 def evaluate_held_back(config: TrainConfig) -> list[Evaluation]:
@@ -38,6 +40,7 @@ def evaluate_held_back(config: TrainConfig) -> list[Evaluation]:
     Segments are of slices where instances are told apart slice by slice, else of the volume. Nothing where no box is held
     back, or where there are several classes.
     """
+    config = as_begun(Path(config.output), config)
     data = gather(config, trusted=True)
     if not data.validation or config.data.target == "classes":
         return []
@@ -86,6 +89,12 @@ def register_checkpoint(config: TrainConfig) -> Entry | None:
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     wanted = config.register_as
     return register(Path(wanted.registry), wanted.name, folder / "checkpoint.safetensors", metrics=metrics, files=files)
+
+
+def shortcoming(config: TrainConfig) -> str:
+    """That the checkpoint of a recipe has learned nothing, and why; empty where it has."""
+    checkpoint = load_checkpoint(Path(config.output) / "checkpoint.safetensors")
+    return " ".join(lesson(checkpoint.learned, checkpoint.provenance.get("validation") or {}))
 
 
 SAMPLE = {2: (1, 512, 512), 3: (64, 128, 128)}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import RunConfig
+from pipeline.core.appearance import Appearance
 from pipeline.core.box import Box
 from pipeline.core.cost import (
     one_pass_multiply_adds,
@@ -21,11 +22,13 @@ from pipeline.core.cost import (
     total_voxels_decoded,
     total_voxels_read,
 )
+from pipeline.core.familiarity import strange_values, strange_voxels
+from pipeline.core.lesson import lesson
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
 from pipeline.core.tiling import MEMORY_SHARE, TileRequest, Tiling, choose_tiling
 from pipeline.errors import ConfigError, PlanError, StorageError
-from pipeline.statistics import measured
+from pipeline.statistics import appearance, measured
 from pipeline.storage.volume import Volume, open_volume
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
 from pipeline.unet.device import (
@@ -101,6 +104,7 @@ def make_plan(
     device = _device(config, machine, alike)
     rule, warnings = _rule(config, checkpoint)
     normalization = _statistics(rule, volume, config, earlier, rough=rough)
+    sample = None if rough else _sample(volume, checkpoint, normalization, config, earlier, governs=governs)
     dtype, reason = _dtype(config, volume, checkpoint, normalization, device, alike)
     request = _tile_request(config, volume, checkpoint, machine, device, dtype, pinned)
     tiling, threads = _best_crew(request, crews(config, machine, device, alike), config, machine, governed=governs)
@@ -120,9 +124,10 @@ def make_plan(
             *volume.warnings,
             *warnings,
             *precision_warnings(volume, normalization),
-            *_voxel_size_warnings(volume, checkpoint),
+            *_training_warnings(volume, checkpoint, normalization, sample),
             *cudnn_warnings(checkpoint.architecture.ndim, device, dtype),
         ),
+        sample=sample,
     )
 
 
@@ -386,17 +391,43 @@ def precision_warnings(volume: Volume, normalization: Normalization) -> list[str
     ]
 
 
+def _sample(
+    volume: Volume,
+    checkpoint: Checkpoint,
+    normalization: Normalization,
+    config: RunConfig,
+    earlier: Plan | None,
+    *,
+    governs: bool,
+) -> Appearance | None:
+    """What the volume looks like to the network, where that says something; a plan that governs has looked already."""
+    if not checkpoint.training_data:
+        return None
+    same = earlier and _same_volume(earlier, volume, config) and normalization == earlier.normalization
+    if earlier and same and (governs or earlier.sample):
+        return earlier.sample
+    return appearance(volume, normalization)
+
+
+def _training_warnings(
+    volume: Volume, checkpoint: Checkpoint, normalization: Normalization, sample: Appearance | None
+) -> list[str]:
+    """What speaks against this network on this volume."""
+    seen = checkpoint.training_data
+    found = [*lesson(checkpoint.learned, checkpoint.provenance.get("validation") or {})]
+    if sample:
+        found += strange_values(sample, seen, normalization, checkpoint.normalization)
+    return found + _voxel_size_warnings(volume, checkpoint)
+
+
 def _voxel_size_warnings(volume: Volume, checkpoint: Checkpoint) -> list[str]:
     """Anatomy at another scale than in training is the commonest cause of poor predictions."""
-    found, trained = volume.description.space.nanometers, checkpoint.voxel_size_nm
-    if trained is None:
-        return []
-    if found is None:
-        return [f"The checkpoint was trained at {trained} nm, and the volume's voxel size in nm is not known: see that they are alike."]
-    near = all(0.8 <= f / t <= 1.25 for f, t in zip(found[-len(trained) :], trained[-len(found) :], strict=True))
-    if near:
-        return []
-    return [f"Voxels are {found} nm, but the checkpoint was trained at {trained} nm: choose another input.level."]
+    seen = [appearance.voxel_size_nm for appearance in checkpoint.training_data if appearance.voxel_size_nm]
+    trained = seen or ([checkpoint.voxel_size_nm] if checkpoint.voxel_size_nm else [])
+    found = volume.description.space.nanometers
+    if trained and found is None:
+        return [f"The checkpoint was trained at {trained[0]} nm, and the volume's voxel size in nm is not known: see that they are alike."]
+    return list(strange_voxels(found or (), trained, checkpoint.architecture.ndim))
 
 
 def _output(config: RunConfig, volume: Volume, checkpoint: Checkpoint, tiling: Tiling) -> Output:

@@ -9,6 +9,7 @@ import numpy as np
 from jinja2 import Environment, select_autoescape
 from PIL import Image
 
+from pipeline.core.appearance import ranges
 from pipeline.core.box import Box
 from pipeline.core.ledger import Session
 from pipeline.core.plan import Plan
@@ -128,6 +129,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("model", f"{plan.model.title}, weights {plan.model.sha256[:12]}, {plan.model.checkpoint}"),
         ("network", f"{kind}, {plan.model.parameters:,} parameters"),
         ("normalisation", _normalization(plan)),
+        *_sample_rows(plan),
         (
             "tiles",
             f"{len(grid):,} ({_by(grid.counts)}), core {_by(plan.core)}, halo {_by(plan.halo)}, slab {plan.slab}",
@@ -153,6 +155,13 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("fingerprint", plan.fingerprint[:12]),
     ]
     return [*rows, *(("warning", warning) for warning in plan.warnings)]
+
+
+def _sample_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What the network will see, where that was looked at."""
+    if plan.sample is None:
+        return []
+    return [("values", f"{ranges(plan.sample)} as the network sees them, 1st to 99th percentile of {plan.sample.boxes} boxes")]
 
 
 def expectation_rows(found: Expectation) -> list[tuple[str, str]]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.core.appearance import Appearance, appearance_of, sample_boxes
 from pipeline.core.box import Box, widened
 from pipeline.core.normalization import Normalization, spanning
-from pipeline.errors import PlanError
+from pipeline.errors import PlanError, StorageError
 from pipeline.storage.volume import Volume
+
+log = logging.getLogger("pipeline")
+
+SAMPLE_BOXES = 16
+"""Of a sample of a volume."""
 
 READ_BYTES = 2**27
 """About how much is read at once, as float64."""
@@ -48,6 +55,39 @@ def measured(rule: Normalization, volume: Volume, *, nonfinite: str, box: Box | 
         return Normalization("zscore", mean, 1.0 / deviation if deviation > 0 else 1.0)
     low, high = values.percentiles(rule.low, rule.high)
     return spanning("percentile", low, high, low=rule.low, high=rule.high)
+
+
+def appearance(
+    volume: Volume,
+    rule: Normalization,
+    *,
+    boxes: Sequence[Box] | None = None,
+    voxel_size_nm: tuple[float, ...] | None = None,
+) -> Appearance | None:
+    """What a sample of a volume looks like to a network: 16 boxes, evenly spread, a request or a few each.
+
+    A box that cannot be read is left out: a run that needs it fails by its tile.
+
+    Args:
+        volume: What is looked at.
+        rule: With the numbers of this volume.
+        boxes: Where; None for a sample of the whole.
+        voxel_size_nm: Along z, y, x, where that is known.
+
+    Returns:
+        None where no box could be read, or none holds a finite value.
+    """
+    if boxes is None:
+        boxes = sample_boxes(Box.of_shape(volume.shape), volume.description.chunks, SAMPLE_BOXES)
+    parts = []
+    for box in boxes:
+        try:
+            parts.append(volume.read(box))
+        except StorageError as error:
+            log.warning("a box of the sample is left out: %s", error)
+    if not parts:
+        return None
+    return appearance_of(parts, rule, dtype=volume.description.dtype, voxel_size_nm=voxel_size_nm)
 
 
 @dataclass(frozen=True)

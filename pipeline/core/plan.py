@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.core.appearance import Appearance
 from pipeline.core.architecture import Architecture
 from pipeline.core.box import Triple
 from pipeline.core.cost import read_slices
@@ -110,7 +111,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run, resolved: it holds no `auto`. Environment and warnings are recorded, and are not part of its identity."""
+    """One run, resolved: it holds no `auto`. Environment, warnings and sample are recorded, and are no part of its identity."""
 
     source: Description
     nonfinite: str
@@ -125,6 +126,7 @@ class Plan:
     environment: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     version: int = ALGORITHM_VERSION
+    sample: Appearance | None = None  # of the volume, where there is something to compare it with
 
     @property
     def grid(self) -> TileGrid:
@@ -219,6 +221,7 @@ def _parts(content: dict[str, Any]) -> dict[str, Any]:
         "compute": Compute(**content["compute"]),
         "cost": Cost(**content["cost"]),
         "warnings": tuple(content["warnings"]),
+        "sample": Appearance.from_dict(content["sample"]) if content.get("sample") else None,
         **{key: tuple(content[key]) for key in ("core", "halo")},
     }
 

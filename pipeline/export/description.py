@@ -68,6 +68,8 @@ def description(checkpoint: Checkpoint, case: Case, told: Told, files: dict[str,
                 "architecture": architecture.to_dict(),
                 "stride": list(architecture.stride),
                 "receptive_radius": list(receptive_radius(architecture)),
+                "training_data": [appearance.to_dict() for appearance in checkpoint.training_data],
+                "learned": checkpoint.learned,
             },
         },
     }

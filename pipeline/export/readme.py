@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+from pipeline.core.appearance import ranges
 from pipeline.core.architecture import Architecture
+from pipeline.core.lesson import lesson
 from pipeline.export.case import Case
 from pipeline.export.description import Told, channels_of
 from pipeline.export.extents import Extents
@@ -52,11 +54,16 @@ def _readme_values(checkpoint: Checkpoint, case: Case) -> str:
     activation = "softmax over classes" if checkpoint.architecture.out_channels > 1 else "sigmoid"
     return f"""## Values
 
-{how[case.rule.mode]}{unsaid}
+{how[case.rule.mode]}{unsaid}{_readme_seen(checkpoint)}
 This package declares `{case.input.dtype}` as its input's type, and its first steps hold for that type. The output is the {activation} of the network's logits.
 
 Halotile takes statistics of the whole volume, once. Other software takes them of what it is given: a crop, or one tile.
 Where a statistic is used, give whole volumes, or normalise with the whole volume's numbers first."""
+
+
+def _readme_seen(checkpoint: Checkpoint) -> str:
+    seen = "".join(f"\n* {ranges(a)} ({a.dtype})" for a in checkpoint.training_data)
+    return f"\nWhat the network saw in training, 1st to 99th percentile after that, by volume:\n{seen}\n" if seen else ""
 
 
 def _readme_exactness(architecture: Architecture) -> str:
@@ -99,6 +106,7 @@ def _readme_validation(checkpoint: Checkpoint) -> str:
     if not isinstance(metrics, dict) or not metrics:
         return f"## Validation\n\nThe checkpoint holds no figures. {advice}"
     rows = "\n".join(f"| {key} | {value} |" for key, value in metrics.items())
+    warning = "".join(f"**{told}**\n\n" for told in lesson(checkpoint.learned, metrics))
     return (
-        f"## Validation\n\nOn validation data of the training run:\n\n| figure | value |\n|---|---|\n{rows}\n\n{advice}"
+        f"## Validation\n\n{warning}On validation data of the training run:\n\n| figure | value |\n|---|---|\n{rows}\n\n{advice}"
     )

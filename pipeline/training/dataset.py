@@ -11,19 +11,24 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.core.appearance import Appearance, sample_boxes
 from pipeline.core.box import Box
 from pipeline.core.normalization import Normalization
 from pipeline.core.volume import Description
 from pipeline.durable import replace
 from pipeline.errors import ConfigError
-from pipeline.statistics import measured
+from pipeline.statistics import appearance, measured
 from pipeline.storage.volume import Volume, is_volume_file, open_volume
 from pipeline.training.deformation import least_spacing
 from pipeline.training.preparation import prepare, target_rule
+from pipeline.training.range import default_rule, refuse_narrow, tell_lost_bits
 from pipeline.training.recipe import PairConfig, TrainConfig
 from pipeline.training.samples import Region, Samples
 
 Sizes = tuple[float, float, float]
+
+LOOKED_AT = 64
+"""Boxes of a volume that its appearance is taken from."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Dataset:
         axes: Of the network's input.
         counts: Voxels by class, of the training boxes.
         fingerprints: What the volumes were, for the checkpoint.
+        rule: How values become the network's input; each volume has its own numbers.
+        appearances: What the training boxes of each volume look like to the network.
     """
 
     samples: Samples
@@ -45,6 +52,8 @@ class Dataset:
     axes: str
     counts: tuple[int, ...]
     fingerprints: list[dict[str, Any]]
+    rule: Normalization
+    appearances: tuple[Appearance, ...]
 
 
 @dataclass(frozen=True)
@@ -72,21 +81,32 @@ def gather(
     on_advance: Callable[[int, int], None] = lambda _done, _total: None,
     *,
     trusted: bool = False,
+    any_range: bool = False,
 ) -> Dataset:
     """Open, check and prepare what a recipe names.
 
     The image is opened, and read once where its normalisation is of the whole volume. Labels are read in their boxes.
+    What the image looks like to the network is taken from boxes that are spread over those of the training.
 
     Args:
         config: The recipe.
         on_advance: Told how many voxels of labels are prepared, of how many.
-        trusted: Whether targets that are there are taken without reading the labels again.
+        trusted: Whether targets that are there are taken without reading the labels again, and values as they are.
+        any_range: Whether values may span as little as they like.
 
     Raises:
         ConfigError, StorageError: The data is not what the recipe says.
     """
     pairs = [_opened(number, pair, config) for number, pair in enumerate(config.data.volumes)]
     _refuse_shared_voxels(pairs)
+    rule, folder = _rule(config, pairs), Path(config.output) / "prepared"
+    numbers = [_normalization(pair.image, rule, folder) for pair in pairs]
+    looks = [_appearance(pair, normalization, folder) for pair, normalization in zip(pairs, numbers, strict=True)]
+    if not trusted:
+        urls = [pair.config.image for pair in pairs]
+        tell_lost_bits(urls, looks, numbers)
+        if not any_range:
+            refuse_narrow(urls, looks, numbers)
     total, done = sum(box.voxels for pair in pairs for box in [*pair.training, *pair.held_back]), 0
 
     def told(voxels: int) -> None:
@@ -94,8 +114,14 @@ def gather(
         done += voxels
         on_advance(done, total)
 
-    training = [region for pair in pairs for region in _regions(pair, pair.training, config, told, trusted)]
-    validation = [region for pair in pairs for region in _regions(pair, pair.held_back, config, told, trusted)]
+    training, validation = (
+        [
+            region
+            for pair in pairs
+            for region in _regions(pair, getattr(pair, part), config, numbers[pair.number], told, trusted)
+        ]
+        for part in ("training", "held_back")
+    )
     counts = tuple(int(n) for n in np.sum([region.prepared.counts for region in training], axis=0))
     _refuse_one_class(counts, "training boxes", config)
     for region in validation:
@@ -117,6 +143,8 @@ def gather(
         fingerprints=[
             _fingerprint(pair, [r for r in training + validation if r.image is pair.image]) for pair in pairs
         ],
+        rule=rule,
+        appearances=tuple(look for look in looks if look),
     )
 
 
@@ -169,7 +197,12 @@ def _sizes(pair: PairConfig, found: Description) -> tuple[Sizes, Sizes | None]:
 
 
 def _regions(
-    pair: _Pair, boxes: list[Box], config: TrainConfig, on_advance: Callable[[int], None], trusted: bool
+    pair: _Pair,
+    boxes: list[Box],
+    config: TrainConfig,
+    normalization: Normalization,
+    on_advance: Callable[[int], None],
+    trusted: bool,
 ) -> Iterator[Region]:
     if not boxes:
         return
@@ -178,7 +211,6 @@ def _regions(
     finest = min(pair.sizes[3 - network.ndim :])
     sampling: Sizes = tuple(size / finest for size in pair.sizes)  # type: ignore[assignment]
     _refuse_folds(config, sampling)
-    normalization = _normalization(pair.image, config, folder)
     total = sum(box.voxels for box in boxes)
     for box in boxes:
         prepared = prepare(pair.labels, box, rule, folder, on_advance, trusted=trusted)
@@ -186,17 +218,47 @@ def _regions(
         yield Region(pair.image, box, prepared, normalization, sampling, share, pair.number)
 
 
-def _normalization(image: Volume, config: TrainConfig, folder: Path) -> Normalization:
+def _rule(config: TrainConfig, pairs: list[_Pair]) -> Normalization:
+    """The recipe's rule; where it names none, the one that these types of voxels ask for."""
+    if config.normalize is None:
+        return default_rule([pair.image.description.dtype for pair in pairs])
+    return Normalization(**config.normalize.model_dump())
+
+
+def _normalization(image: Volume, rule: Normalization, folder: Path) -> Normalization:
     """The volume's own numbers, measured once: a whole volume may have to be read for them."""
-    rule = Normalization(**config.normalize.model_dump())
-    told = json.dumps([image.description.to_dict(), rule.to_dict()], sort_keys=True)
-    path = folder / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}-normalization.json"
+    path = folder / f"{_digest(image.description.to_dict(), rule.to_dict())}-normalization.json"
     if path.is_file():
         return Normalization(**json.loads(path.read_text(encoding="utf-8")))
     found = measured(rule, image, nonfinite="fail")
     folder.mkdir(parents=True, exist_ok=True)
     replace(path, json.dumps(found.to_dict()).encode())
     return found
+
+
+def _appearance(pair: _Pair, normalization: Normalization, folder: Path) -> Appearance | None:
+    """What a volume's training boxes look like to the network, looked at once; None where no value there is finite."""
+    places = [[box.start, box.stop] for box in pair.training]
+    name = _digest(pair.image.description.to_dict(), normalization.to_dict(), places, pair.nanometres)
+    path = folder / f"{name}-appearance.json"
+    if path.is_file():
+        return Appearance.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    chunks, share = pair.image.description.chunks, max(LOOKED_AT // len(pair.training), 1)
+    boxes = [box for frame in _spread(pair.training) for box in sample_boxes(frame, chunks, share)]
+    found = appearance(pair.image, normalization, boxes=boxes, voxel_size_nm=pair.nanometres)
+    if found:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace(path, json.dumps(found.to_dict()).encode())
+    return found
+
+
+def _spread(frames: list[Box]) -> list[Box]:
+    """So many of the boxes, evenly from first to last."""
+    return frames[:: max(len(frames) // LOOKED_AT, 1)]
+
+
+def _digest(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _refuse_folds(config: TrainConfig, sampling: Sizes) -> None:

@@ -23,7 +23,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from pipeline import __version__
-from pipeline.core.normalization import Normalization
+from pipeline.core.lesson import constant_loss, has_learned
 from pipeline.durable import replace
 from pipeline.errors import TrainingError
 from pipeline.training.dataset import Dataset
@@ -45,6 +45,9 @@ PLACES = {"image", "labels"}
 
 LOOKED_AT = 10
 """Steps between looks at the loss: on a GPU each look waits for it."""
+
+RECENT = 0.2
+"""How much of the recent loss each look renews: it is of the last fifty steps or so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class Loop:
         self.average = make_average(self.net, config.optimiser.average)
         self.step, self.best, self.metrics, self.seconds = 0, None, {}, 0.0
         self._losses: list[Tensor] = []
+        self._shares: list[np.ndarray] = []
+        self.recent: dict[str, Any] = {}
         self._failed: TrainingError | None = None
         optimiser = make_optimiser(self.net, config.optimiser)
         state = load_state(self.folder)
@@ -108,7 +113,7 @@ class Loop:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.step, self.best, self.metrics = state["step"], state["best"], state["metrics"]
-        self.seconds = state["seconds"]
+        self.seconds, self.recent = state["seconds"], state.get("recent", {})  # of older versions without
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         if state["machine"] != self.machine.to_dict():
             log.warning(
@@ -137,6 +142,7 @@ class Loop:
             "best": self.best,
             "metrics": self.metrics,
             "seconds": self.seconds,
+            "recent": self.recent,
             "machine": self.machine.to_dict(),
         }
         content = io.BytesIO()
@@ -212,6 +218,7 @@ class Loop:
         for group in self.optimiser.param_groups:
             group["lr"] = rate_at(self.step, config.steps, config.optimiser)
         image_BCS, target_BS, weight_BS = self._tensors(batch)
+        self._shares.append(_shares(batch, max(config.network.classes, 2)))
         self.model.train()
         logits_BKS = self.model(image_BCS)
         loss = weighted_cross_entropy(logits_BKS.float(), target_BS, weight_BS)
@@ -248,6 +255,7 @@ class Loop:
         loss = float(mean if self.fabric.world_size == 1 else self.fabric.all_reduce(mean, reduce_op="mean"))
         if not isfinite(loss):
             raise TrainingError(DIVERGED.format(f"The loss is {loss} at step {self.step}"))
+        self._remember(loss)
         if not self.logbook:
             return
         steps = self.config.steps
@@ -255,6 +263,24 @@ class Loop:
         samples = steps_per_second * self.config.batch * self.fabric.world_size
         left = (steps - self.step) / steps_per_second
         on_advance(Advance("training", self.step, steps, loss, self.metrics, samples, left))
+
+    def _remember(self, loss: float) -> None:
+        """Move the recent loss, and the classes' shares of the weight that it was taken over."""
+        shares = np.mean(self._shares, axis=0).tolist()
+        self._shares.clear()
+        rate = min(max(RECENT, 2 / (self.step / LOOKED_AT + 1)), 1.0)
+        then = self.recent or {"loss": loss, "shares": shares}
+        moved = zip(then["shares"], shares, strict=True)
+        self.recent = {
+            "loss": then["loss"] + rate * (loss - then["loss"]),
+            "shares": [a + rate * (b - a) for a, b in moved],
+        }
+
+    def _recent_figures(self) -> dict[str, float]:
+        if not self.recent:
+            return {}
+        constant = constant_loss(np.array(self.recent["shares"]))
+        return {"training_loss": round(self.recent["loss"], 4), "training_constant_loss": round(constant, 4)}
 
     # --- what comes of it -------------------------------------------------------------------------------------------
 
@@ -264,18 +290,22 @@ class Loop:
             return
         checkpoint = self._checkpoint()
         try:
-            self.metrics = validated_on(checkpoint, self.data.validation, str(self.fabric.device))
+            weights = self.data.samples.class_weights
+            self.metrics = validated_on(checkpoint, self.data.validation, str(self.fabric.device), weights)
         except TrainingError as error:  # the other processes are told before this one leaves them
             self._failed = error
             return
         self.logbook.metrics(self.step, self.metrics)
         if self.best is None or score(self.metrics) > score(self.best):
-            self.best = {**self.metrics, "step": self.step}
+            self.best = {**self.metrics, **self._recent_figures(), "step": self.step}
             save_checkpoint(self.folder / "best.safetensors", checkpoint)
 
     def finish(self) -> None:
         """Write the checkpoint and its figures."""
-        metrics = {**(self.best or {"step": self.step}), "training_seconds": round(self.seconds, 1)}
+        metrics = self.best or {**self._recent_figures(), "step": self.step}
+        metrics = {**metrics, "training_seconds": round(self.seconds, 1)}
+        if (learned := has_learned(metrics)) is not None:
+            metrics["learned"] = learned
         replace(self.folder / "metrics.json", json.dumps(metrics, indent=2).encode() + b"\n")
         state = None if self.best is None else load_checkpoint(self.folder / "best.safetensors").state
         save_checkpoint(self.folder / "checkpoint.safetensors", self._checkpoint(state, metrics))
@@ -287,10 +317,12 @@ class Loop:
         return Checkpoint(
             architecture=self.config.network.architecture,
             state=state,
-            normalization=Normalization(**self.config.normalize.model_dump()),
+            normalization=self.data.rule,
             axes=self.data.axes,
             voxel_size_nm=self.data.voxel_size_nm,
             provenance=self._provenance(metrics or {}),
+            training_data=self.data.appearances,
+            learned=(metrics or {}).get("learned"),
         )
 
     def _provenance(self, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -307,6 +339,12 @@ class Loop:
             "validation": metrics,
             "attribution": self.config.data.attribution,
         }
+
+
+def _shares(batch: list[Sample], classes: int) -> np.ndarray:
+    """Each class's share of the weight of a batch; of one channel, of its two answers."""
+    found = sum(np.bincount(s.target.ravel(), s.weight.ravel(), minlength=256)[:classes] for s in batch)
+    return found / max(float(np.sum(found)), 1e-6)
 
 
 def _moved(tensor: Tensor, place: torch.device) -> Tensor:

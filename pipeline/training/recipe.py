@@ -159,7 +159,11 @@ class TrainConfig(Whole):
     data: DataConfig
     output: Location = Field(description="A folder: checkpoint, metrics, logs.")
     network: NetworkConfig = NetworkConfig()
-    normalize: NormalizeConfig = NormalizeConfig(mode="minmax")
+    normalize: NormalizeConfig | None = Field(
+        None,
+        description="How values become the network's input. Absent: percentile where a volume holds integers of more than 8 "
+        "bits, which seldom fill their type's range; else minmax.",
+    )
     patch: Voxels = Field(description="z, y, x of voxels that are predicted at a time.")
     batch: Positive = Field(1, description="Patches a step, of one device.")
     steps: Positive = Field(description="Steps of the optimiser.")

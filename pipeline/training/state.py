@@ -15,12 +15,16 @@ from typing import Any
 
 import torch
 
+from pipeline.config import NormalizeConfig
 from pipeline.durable import replace
 from pipeline.errors import ConfigError, StorageError
 from pipeline.locks import taken
 from pipeline.training.recipe import TrainConfig
 
 RECIPE = "recipe.json"
+
+FORCED = "range-forced"
+"""Is there where values may span as little as they like; a run that goes on is not asked again."""
 
 FREE = ("output", "every", "readers", "data.attribution", "register_as")
 """Keys that change nothing of what is learnt: they may differ when a run goes on."""
@@ -63,6 +67,25 @@ def refuse_other_recipe(folder: Path, config: TrainConfig) -> None:
                     ]
                 )
             )
+
+
+def as_begun(folder: Path, config: TrainConfig) -> TrainConfig:
+    """A recipe that leaves `normalize` to the data, with what it came to when the folder's run was begun, if it was."""
+    path = folder / RECIPE
+    if config.normalize is not None or not path.is_file():
+        return config
+    said = json.loads(path.read_text(encoding="utf-8")).get("normalize")
+    return config.model_copy(update={"normalize": said and NormalizeConfig(**said)})
+
+
+def force_range(folder: Path) -> None:
+    """Keep that values of any range are wanted."""
+    (folder / FORCED).touch()
+
+
+def is_range_forced(folder: Path) -> bool:
+    """Whether that was kept."""
+    return (folder / FORCED).is_file()
 
 
 def keep_recipe(folder: Path, config: TrainConfig) -> None:

@@ -18,12 +18,21 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
 
+from pipeline.config import NormalizeConfig
+from pipeline.core.normalization import Normalization
 from pipeline.errors import PipelineError
 from pipeline.training.dataset import gather
 from pipeline.training.loop import Advance, Loop, Told
 from pipeline.training.machine import Machine, resolved
 from pipeline.training.recipe import TrainConfig
-from pipeline.training.state import alone, keep_recipe, refuse_other_recipe
+from pipeline.training.state import (
+    alone,
+    as_begun,
+    force_range,
+    is_range_forced,
+    keep_recipe,
+    refuse_other_recipe,
+)
 from pipeline.unet.device import make_deterministic
 
 __all__ = ["Advance", "Told", "train"]
@@ -33,7 +42,7 @@ log = logging.getLogger("pipeline.training")
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
-def train(config: TrainConfig, on_advance: Told = lambda _: None) -> Path:
+def train(config: TrainConfig, on_advance: Told = lambda _: None, *, any_range: bool = False) -> Path:
     """Train a network by a recipe, or go on where an earlier sitting stopped.
 
     Writes `checkpoint.safetensors` (of the best validation where there is one, else of the last step), `metrics.json`,
@@ -43,25 +52,38 @@ def train(config: TrainConfig, on_advance: Told = lambda _: None) -> Path:
     Args:
         config: The recipe.
         on_advance: Told how far it is; must survive pickling where there are several devices.
+        any_range: Whether to train on values that span too little to learn from; a run that goes on remembers it.
 
     Returns:
         The checkpoint's path.
 
     Raises:
-        ConfigError, StorageError: The data is not what the recipe says, or the folder is another run's.
+        ConfigError, StorageError: The data is not what the recipe says, nothing could be learnt from it, or the folder is
+            another run's.
         TrainingError: The loss is no longer finite.
     """
     folder, machine = Path(config.output), resolved(config)
     with alone(folder):
+        config = as_begun(folder, config)
         refuse_other_recipe(folder, config)
         path = folder / "checkpoint.safetensors"
         if path.is_file():
             log.info("'%s' was trained already", folder)
             return path
-        gather(config, lambda done, total: on_advance(Advance("preparing", done, total)))
+        any_range = any_range or is_range_forced(folder)
+        data = gather(config, lambda done, total: on_advance(Advance("preparing", done, total)), any_range=any_range)
+        if any_range:
+            force_range(folder)
+        config = _resolved(config, data.rule)
         keep_recipe(folder, config)
         _launch(config, machine, on_advance)
         return path
+
+
+def _resolved(config: TrainConfig, rule: Normalization) -> TrainConfig:
+    """The recipe with the rule that it came to: what is kept says what was done."""
+    said = NormalizeConfig(mode=rule.mode, low=rule.low, high=rule.high)
+    return config.model_copy(update={"normalize": said})
 
 
 def _launch(config: TrainConfig, machine: Machine, on_advance: Told) -> None:

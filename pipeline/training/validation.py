@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.core.lesson import constant_loss
 from pipeline.errors import TrainingError
 from pipeline.evaluation.pixels import PixelCounts
 from pipeline.training.preparation import IGNORED
@@ -21,14 +22,23 @@ DIVERGED = (
 )
 
 
-def validated_on(checkpoint: Checkpoint, regions: Sequence[Region], device: str) -> dict[str, float]:
-    """Figures over all regions together: ROC AUC and best Dice of one class; accuracy and mean Dice of several.
+def validated_on(
+    checkpoint: Checkpoint, regions: Sequence[Region], device: str, class_weights: Sequence[float]
+) -> dict[str, float]:
+    """Figures over all regions together: ROC AUC and best Dice of one class; accuracy, mean Dice and loss of several.
+
+    Args:
+        checkpoint: The network as it is.
+        regions: Held back.
+        device: Where it predicts.
+        class_weights: Of each class in the loss.
 
     Raises:
         TrainingError: The prediction is not finite.
     """
-    several = checkpoint.architecture.out_channels > 1
-    return (_of_classes if several else _of_one)(checkpoint, regions, device)
+    if checkpoint.architecture.out_channels == 1:
+        return _of_one(checkpoint, regions, device)
+    return _of_classes(checkpoint, regions, device, np.array(class_weights))
 
 
 def score(metrics: dict[str, float]) -> float:
@@ -60,14 +70,29 @@ def _of_one(checkpoint: Checkpoint, regions: Sequence[Region], device: str) -> d
     return {name: round(value, 4) for name, value in told.items()}
 
 
-def _of_classes(checkpoint: Checkpoint, regions: Sequence[Region], device: str) -> dict[str, float]:
+LEAST_PROBABILITY = 1e-7
+"""Below it the loss of a voxel rises no more: float32 knows nothing smaller beside 1."""
+
+
+def _of_classes(
+    checkpoint: Checkpoint, regions: Sequence[Region], device: str, class_weights: np.ndarray
+) -> dict[str, float]:
     classes = checkpoint.architecture.out_channels
-    table = np.zeros((classes, classes), dtype=np.int64)
+    table, losses = np.zeros((classes, classes), dtype=np.int64), np.zeros(classes)
     for region in regions:
-        values, target = prediction(checkpoint, region, device).argmax(0), region.prepared.target()
+        values, target = prediction(checkpoint, region, device), region.prepared.target()
         known = target != IGNORED
-        pairs = target[known].astype(np.int64) * classes + values[known]
-        table += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+        truth, found = target[known].astype(np.int64), values[:, known]
+        table += np.bincount(truth * classes + found.argmax(0), minlength=classes**2).reshape(classes, classes)
+        right = np.take_along_axis(found, truth[np.newaxis], 0)[0]
+        losses += np.bincount(truth, -np.log(np.maximum(right, LEAST_PROBABILITY)), minlength=classes)
     right, sizes = np.diag(table), table.sum(0) + table.sum(1)
     dice = 2 * right[sizes > 0] / sizes[sizes > 0]
-    return {"accuracy": round(float(right.sum() / table.sum()), 4), "dice": round(float(dice.mean()), 4)}
+    weights = table.sum(1) * class_weights
+    told = {
+        "accuracy": right.sum() / table.sum(),
+        "dice": dice.mean(),
+        "loss": (losses * class_weights).sum() / weights.sum(),
+        "constant_loss": constant_loss(weights),
+    }
+    return {name: round(float(value), 4) for name, value in told.items()}

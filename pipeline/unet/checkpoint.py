@@ -1,7 +1,7 @@
 """Checkpoints: what they say, what they must not be, and nothing unpickled on the way.
 
 Two kinds are read. Our own: safetensors whose metadata entry `halotile` holds architecture, axes, normalisation,
-voxel size and provenance. And the notes': a plain `state_dict`, whose names and shapes tell the architecture.
+voxel size, what its training data looked like, whether it learnt anything, and provenance. And the notes': a plain `state_dict`, whose names and shapes tell the architecture.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pipeline.core.appearance import Appearance
 from pipeline.core.architecture import Architecture, Padding
 from pipeline.core.normalization import Mode, Normalization
 from pipeline.durable import replace
@@ -42,6 +43,8 @@ class Checkpoint:
         axes: Axes of its input, such as `czyx`.
         voxel_size_nm: Voxel size of the training data along its spatial axes; None where the file does not say.
         provenance: Free facts about its making.
+        training_data: What each volume of its training looked like to it; empty where the file does not say.
+        learned: Whether its training found anything; None where the file does not say.
     """
 
     architecture: Architecture
@@ -51,6 +54,8 @@ class Checkpoint:
     axes: str | None = None
     voxel_size_nm: tuple[float, ...] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    training_data: tuple[Appearance, ...] = ()
+    learned: bool | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -109,6 +114,8 @@ def _loaded(path: Path, padding: Padding | None, _state: tuple[int, ...]) -> Che
         axes=said.get("axes"),
         voxel_size_nm=said.get("voxel_size_nm"),
         provenance=said.get("provenance", {}),
+        training_data=said.get("training_data", ()),
+        learned=said.get("learned"),
     )
 
 
@@ -121,6 +128,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "axes": checkpoint.axes,
         "voxel_size_nm": checkpoint.voxel_size_nm,
         "provenance": checkpoint.provenance,
+        "training_data": [appearance.to_dict() for appearance in checkpoint.training_data],
+        "learned": checkpoint.learned,
     }
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.state.items()}
     # Not `save_file`: it makes files that only their owner may read.
@@ -202,12 +211,16 @@ def _parsed(said: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"normalization '{rule.mode}'")
     if any(v <= 0 for v in size):
         raise ValueError(f"voxel size {size}")
+    if not isinstance(said.get("learned"), bool | None):
+        raise ValueError(f"learned '{said['learned']}'")
     return {
         "architecture": architecture,
         "normalization": rule,
         "axes": said.get("axes"),
         "voxel_size_nm": size or None,
         "provenance": dict(said.get("provenance") or {}),
+        "training_data": tuple(Appearance.from_dict(dict(part)) for part in said.get("training_data") or ()),
+        "learned": said.get("learned"),
     }
 
 
