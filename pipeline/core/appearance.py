@@ -135,10 +135,18 @@ def _extent(shape: Triple, chunks: Triple) -> Triple:
 
 
 def _evenly(count: int) -> Iterator[tuple[float, ...]]:
-    """Points of the unit cube that leave no large part of it out (Roberts 2018, the R3 sequence)."""
-    ratio = 1.2207440846057596  # solves x^4 = x + 1
+    """Points of the unit cube, of which each part of each axis has its share (Hammersley 1960)."""
     for n in range(count):
-        yield tuple((0.5 + (n + 1) * ratio**-axis) % 1 for axis in (1, 2, 3))
+        yield (n + 0.5) / count, _mirrored(n, 2), _mirrored(n, 3)
+
+
+def _mirrored(number: int, base: int) -> float:
+    """The digits of a number behind the point, last first: 0, 1/2, 1/4, 3/4, ... of base 2 (van der Corput)."""
+    found, unit = 0.0, 1.0 / base
+    while number:
+        number, digit = divmod(number, base)
+        found, unit = found + digit * unit, unit / base
+    return found
 
 
 def _box(frame: Box, extent: Triple, chunks: Triple, share: tuple[float, ...]) -> Box:

@@ -1,0 +1,103 @@
+import json
+from math import prod
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core.appearance import BOX_VOXELS, PERCENTS, Appearance, appearance_of, sample_boxes
+from pipeline.core.box import Box
+from pipeline.core.normalization import Normalization
+
+EXTENTS = st.tuples(*[st.integers(1, 700)] * 3)
+CHUNKS = st.tuples(*[st.integers(1, 300)] * 3)
+
+
+def chunks_touched(box, chunks):
+    """How many chunks a box takes voxels of."""
+    ends = zip(box.start, box.stop, chunks, strict=True)
+    return prod((b - 1) // c - a // c + 1 for a, b, c in ends)
+
+
+@given(EXTENTS, CHUNKS, EXTENTS)
+def test_boxes_of_a_sample_lie_inside_its_frame_and_cost_a_few_requests(shape, chunks, start):
+    """A plan of a remote volume must not read it."""
+    frame = Box(start, tuple(a + n for a, n in zip(start, shape, strict=True)))
+    boxes = sample_boxes(frame, chunks, 16)
+    assert len(boxes) <= 16
+    assert all(frame.contains(box) and box.voxels for box in boxes)
+    assert sum(box.voxels for box in boxes) <= 16 * BOX_VOXELS
+    assert boxes == sample_boxes(frame, chunks, 16)
+    if start == (0, 0, 0):
+        assert all(chunks_touched(box, chunks) <= 8 for box in boxes)
+
+
+@given(EXTENTS, st.tuples(st.integers(16, 128), st.integers(64, 256), st.integers(64, 256)))
+def test_where_chunks_are_large_a_box_is_one_request(shape, chunks):
+    """Sixteen requests, then, for any volume whose boxes lie anywhere."""
+    boxes = sample_boxes(Box.of_shape((4000, 4000, 4000)), chunks, 16)
+    assert [chunks_touched(box, chunks) for box in boxes] == [1] * 16
+
+
+def test_a_sample_leaves_no_large_part_of_a_volume_out():
+    """A corner that is empty must not speak for the whole: each eighth of each axis has its box."""
+    boxes = sample_boxes(Box.of_shape((4096, 8192, 8192)), (64, 64, 64), 16)
+    for axis, extent in enumerate((4096, 8192, 8192)):
+        assert {8 * box.start[axis] // extent for box in boxes} == set(range(8))
+
+
+def test_a_small_volume_is_its_own_sample():
+    """All of it is as cheap as a part."""
+    boxes = sample_boxes(Box.of_shape((24, 80, 80)), (8, 16, 16), 16)
+    assert sum(box.voxels for box in boxes) == 24 * 80 * 80 or len(boxes) == 16
+    assert sample_boxes(Box.of_shape((1, 30, 20)), (1, 30, 20), 16) == [Box((0, 0, 0), (1, 30, 20))]
+
+
+def test_huge_chunks_are_decoded_seldom():
+    """A volume that is one chunk of a gigabyte would be decoded sixteen times."""
+    assert len(sample_boxes(Box.of_shape((1024, 1024, 1024)), (1024, 1024, 1024), 16)) == 2
+
+
+def test_percentiles_are_those_of_all_boxes_and_reach_is_from_the_darkest_to_the_brightest():
+    """A channel each, after normalisation."""
+    random = np.random.default_rng(0)
+    parts = [random.integers(0, 1000, (2, 4, 20, 20)).astype(np.uint16) for _ in range(3)]
+    parts[1] += 500
+    rule = Normalization("percentile", 100.0, 0.01)
+    found = appearance_of(parts, rule, dtype="uint16")
+    for c, channel in enumerate(found.channels):
+        values = [(part[c].astype(np.float64) - 100) * 0.01 for part in parts]
+        assert channel.percentiles == pytest.approx(np.percentile(np.stack(values), PERCENTS), abs=1e-5)
+        assert channel.reach[0] == pytest.approx(min(np.percentile(v, 1) for v in values), abs=1e-5)
+        assert channel.reach[1] == pytest.approx(max(np.percentile(v, 99) for v in values), abs=1e-5)
+        assert channel.stored(rule) == pytest.approx(np.percentile(np.stack(parts)[:, c], (1, 99)), abs=1e-2)
+    assert found.limits == (min(p.min() for p in parts), max(p.max() for p in parts))
+
+
+def test_values_that_are_not_finite_count_for_nothing():
+    """A mask of NaN around the tissue is no appearance; nothing but NaN is none."""
+    part = np.full((1, 4, 8, 8), np.nan, dtype=np.float32)
+    assert appearance_of([part], Normalization(), dtype="float32") is None
+    part[:, :2] = np.linspace(0, 1, 128).reshape(1, 2, 8, 8)
+    part[0, 3, 0, 0] = np.inf
+    found = appearance_of([part], Normalization(), dtype="float32")
+    assert found.limits == (0, 1)
+    assert found.channels[0].percentiles[2] == pytest.approx(0.5)
+
+
+def test_an_appearance_round_trips_through_json():
+    """It lies in checkpoints and plans."""
+    found = appearance_of([np.arange(64, dtype=np.uint8).reshape(1, 4, 4, 4)], Normalization(), dtype="uint8", voxel_size_nm=(10.0, 5.0, 5.0))
+    assert Appearance.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"limits": [0, float("nan")]}, {"channels": []}, {"channels": [{"percentiles": [1, 2], "reach": [0, 1]}]}, {"voxel_size_nm": [0, 1, 1]}],
+)
+def test_what_is_no_appearance_is_refused(change):
+    """A checkpoint's metadata may say anything."""
+    found = appearance_of([np.arange(64, dtype=np.uint8).reshape(1, 4, 4, 4)], Normalization(), dtype="uint8")
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        Appearance.from_dict(found.to_dict() | change)
