@@ -414,6 +414,10 @@ def status(command: Callable[[], int | None]) -> int:
         return _told("refused", error, REFUSED)
     except PipelineError as error:
         return _told("failed", error, FAILED)
+    except OSError as error:  # of a file that no room knew what to do about
+        from pipeline.durable import file_error  # noqa: PLC0415 - seldom
+
+        return _told("failed", file_error(None, error), FAILED)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise

@@ -6,6 +6,7 @@
       ModelError         the checkpoint is not what it says, or cannot be exact
       StorageError       a store or run directory is not what the plan says
         BusyError        somebody else writes there now
+      FileError          the system refuses to read or write a file: a full disk, a lost server, permissions
       InferenceError     a tile could not be predicted, or the network returned what it must not
       VerificationError  the output does not cover the plan
       DatasetError       volumes of a dataset failed
@@ -38,6 +39,10 @@ class StorageError(PipelineError):
 
 class BusyError(StorageError):
     """Somebody else writes there now: wait, or leave it to them."""
+
+
+class FileError(PipelineError):
+    """The system refuses to read or write a file of ours; see `durable.in_words`."""
 
 
 class InferenceError(PipelineError):

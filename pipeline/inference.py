@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -19,7 +19,7 @@ from pipeline.core.ledger import Progress, Session, TileRecord
 from pipeline.core.plan import Plan
 from pipeline.core.roster import Outcome
 from pipeline.credentials import redacted
-from pipeline.errors import InferenceError, PipelineError
+from pipeline.errors import FileError, InferenceError, PipelineError
 from pipeline.logs import FailedTiles
 from pipeline.planning import Machine, memory_bytes_a_worker, workers_that_fit
 from pipeline.storage.rundir import LedgerWriter, RunDirectory
@@ -107,10 +107,14 @@ def infer_missing(
         )
         try:
             failures = sitting.record_all(outcomes, ledger)
-        finally:  # a sitting that was interrupted counts as well
-            session = sitting.session()
-            ledger.append(session)
+        except BaseException:  # a sitting that was interrupted counts as well
+            with suppress(FileError):  # what ended it is told, not what cannot be written for it
+                ledger.append(sitting.session())
+            raise
+        finally:
             outcomes.close()
+        session = sitting.session()
+        ledger.append(session)
     if failures:
         raise InferenceError(_told(failures, progress))
     log.info("%d tiles done in %.1f s", session.tiles, session.seconds)

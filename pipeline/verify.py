@@ -1,12 +1,17 @@
-"""Whether the output covers the plan: every tile recorded, every stored byte as it was written."""
+"""Whether the output covers the plan: every tile recorded, every stored byte and every key of the metadata as it was written.
+
+Compared is what we wrote. What others added is named, and is no problem.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 
 import numpy as np
 
+from pipeline import durable
 from pipeline.core.ledger import TileRecord
 from pipeline.storage.output import Output
 from pipeline.storage.rundir import RunDirectory
@@ -27,6 +32,8 @@ class Verification:
         invalid: Tiles whose stored objects differ.
         objects: Stored objects that were read.
         problems: One line for each of the first tiles with a problem.
+        metadata: What is not as written of the metadata, and objects that no write unit has; a line each, of the first.
+        others: Keys and names that are not ours: viewers and people may add theirs.
     """
 
     fingerprint: str
@@ -36,22 +43,29 @@ class Verification:
     invalid: int
     objects: int
     problems: tuple[str, ...]
+    metadata: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
-        return self.valid == self.tiles
+        return self.valid == self.tiles and not self.metadata
 
     def to_dict(self) -> dict[str, object]:
         return {**asdict(self), "complete": self.complete}
 
 
-def verify_output(output: Output, directory: RunDirectory, mark: Callable[[TileRecord], None]) -> Verification:
-    """Compare every stored object with the ledger.
+def verify_output(
+    output: Output, directory: RunDirectory, mark: Callable[[TileRecord], None], *, names: tuple[str, ...] = ()
+) -> Verification:
+    """Compare every stored object with the ledger, and the metadata with the plan. Nobody may be writing meanwhile.
+
+    What killed writers left half-written is removed.
 
     Args:
         output: The store.
         directory: Its run directory.
         mark: Given an `invalid` record for each tile whose objects differ.
+        names: That the image may have besides its own; see `Output.metadata`.
     """
     grid = output.plan.grid
     progress = directory.progress(output.plan)
@@ -67,9 +81,20 @@ def verify_output(output: Output, directory: RunDirectory, mark: Callable[[TileR
             mark(TileRecord(record.tile, "invalid", record.fingerprint, error=problem))
     to_do = progress.to_do()
     problems += [f"{grid.tile(int(index))}: never finished" for index in to_do[: max(NAMED - len(problems), 0)]]
-    valid = progress.count("done") - invalid
+    metadata, contents = output.metadata(complete=not len(to_do), names=names), output.contents()
+    for path in contents.parts:
+        durable.remove(path)
+    strays = (f"object '{key}' is of no write unit" for key in contents.strays)
     return Verification(
-        output.plan.fingerprint, len(grid), valid, len(to_do), invalid, objects, tuple(problems[:NAMED])
+        output.plan.fingerprint,
+        tiles=len(grid),
+        valid=progress.count("done") - invalid,
+        missing=len(to_do),
+        invalid=invalid,
+        objects=objects,
+        problems=tuple(problems[:NAMED]),
+        metadata=tuple(islice(chain(metadata.differences, strays), NAMED)),
+        others=tuple(islice(chain(metadata.others, contents.others), NAMED)),
     )
 
 
@@ -79,10 +104,12 @@ def _last_records(
     """The last `done` record of each tile that is done: a second pass over the ledger, newest kept."""
     latest = np.full(tiles, -1, dtype=np.int64)
     for number, record in enumerate(directory.records()):
-        if isinstance(record, TileRecord) and record.state == "done" and record.fingerprint == fingerprint:
+        if not isinstance(record, TileRecord) or record.fingerprint != fingerprint or not 0 <= record.tile < tiles:
+            continue
+        if record.state == "done":
             latest[record.tile] = number
     for number, record in enumerate(directory.records()):
-        if not isinstance(record, TileRecord) or record.fingerprint != fingerprint:
+        if not isinstance(record, TileRecord) or record.fingerprint != fingerprint or not 0 <= record.tile < tiles:
             continue
         if latest[record.tile] == number and is_done(record.tile):
             yield record

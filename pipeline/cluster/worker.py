@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -123,7 +124,7 @@ def _inferred(bench: _Bench, index: int, token: str, said: LoggerAdapter) -> Til
             tile,
             source=bench.source,
             predictor=bench.predictor,
-            sink=UnitSink(bench.output, tile.core),
+            sink=UnitSink(bench.output, tile.core, functools.partial(bench.directory.refuse_late, token)),
             nonfinite=bench.plan.nonfinite,
             fingerprint=bench.plan.fingerprint,
             read_slices=bench.plan.read_slices,

@@ -1,15 +1,20 @@
 """The ledger: an append-only record of tiles done, failed or found invalid, and the state that it adds up to.
 
-One JSON object a line. The driver alone writes it, after a tile's write is durable, so a line is never ahead of the
-bytes that it vouches for. A last line without its end was torn by a kill and counts for nothing.
+One JSON object a line, which ends with the CRC-32 of all before it. The driver alone writes it, after a tile's write is
+durable, so a line is never ahead of the bytes that it vouches for. A last line without its end was torn by a kill and counts
+for nothing. A line that was damaged counts for nothing either: its tile is computed again, and no other. Lines without a
+checksum are of versions that wrote none.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any, Literal, get_args
+from zlib import crc32
 
 import numpy as np
 
@@ -21,6 +26,10 @@ all intact objects would have the same checksum, and two that changed places wou
 """
 
 State = Literal["done", "failed", "invalid"]
+_CHECKSUM = ', "crc32": "'
+_END = re.compile(r'(?<=, "crc32": "[0-9a-f]{8}"\})')
+"""Where a record ends, also where the end of its line was lost."""
+
 _CODES: dict[str, int] = {"todo": 0, "done": 1, "failed": 2, "invalid": 3}
 
 
@@ -57,7 +66,7 @@ class TileRecord:
     error: str = ""
 
     def to_line(self) -> str:
-        return json.dumps({key: value for key, value in asdict(self).items() if value not in ("", {})}) + "\n"
+        return _line({key: value for key, value in asdict(self).items() if value not in ("", {})})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +92,7 @@ class Session:
     ended: str
 
     def to_line(self) -> str:
-        return json.dumps({"session": asdict(self)}) + "\n"
+        return _line({"session": asdict(self)})
 
 
 class Progress:
@@ -114,25 +123,86 @@ class Progress:
         return np.concatenate([np.flatnonzero((self._codes != _CODES["done"]) & ~failed), np.flatnonzero(failed)])
 
 
-def parse_lines(lines: Iterable[str]) -> Iterator[TileRecord | Session]:
-    """Records of a ledger, in order.
+def parse_lines(
+    lines: Iterable[str], on_damage: Callable[[int, str], None] = lambda number, why: None  # noqa: ARG005 - names say what is told
+) -> Iterator[TileRecord | Session]:
+    """Records of a ledger, in order; what is damaged is passed over.
+
+    Args:
+        lines: Of the ledger, each with its end. One without is torn, or a piece of one that is too long.
+        on_damage: Told the number of each damaged line, and what is wrong with it.
 
     Raises:
-        ValueError: A line that is not the last is no record.
+        ValueError: A line is whole, and no record that this version knows.
     """
     for number, line in enumerate(lines, start=1):
         if not line.endswith("\n"):
-            return
+            continue
+        try:
+            found = list(_records(line[:-1], number))
+        except _Damaged as damage:
+            on_damage(number, str(damage))
+            continue
+        if any(record is None for record in found):
+            on_damage(number, "its checksum is not that of its text")
+        yield from (record for record in found if record is not None)
+
+
+class _Damaged(Exception):  # noqa: N818 - it ends a line, not a reading
+    pass
+
+
+def _line(content: dict[str, Any]) -> str:
+    text = json.dumps(content)[:-1]
+    return f'{text}{_CHECKSUM}{_checksum(text)}"}}\n'
+
+
+def _checksum(text: str) -> str:
+    return f"{crc32(text.encode()):08x}"
+
+
+def _records(line: str, number: int) -> Iterator[TileRecord | Session | None]:
+    """The records of a line: one; of one that lost its end, two. None for each that is damaged."""
+    if _CHECKSUM not in line:
         try:
             yield _record(json.loads(line))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise _Damaged(f"it is no record ({error})") from error
+        return
+    for piece in filter(None, _END.split(line)):
+        begin = max(piece.rfind('{"tile": '), piece.rfind('{"session": '), 0)  # quotes within a record are escaped
+        if begin:
+            yield None
+        text = piece[begin : -len(_CHECKSUM) - 10]
+        if piece[begin:] != f'{text}{_CHECKSUM}{_checksum(text)}"}}':
+            yield None
+            continue
+        try:
+            yield _record(json.loads(f"{text}}}"))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"line {number} is no record ({error})") from error
+            raise ValueError(f"line {number} is whole, but no record that this version knows ({error})") from error
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("tile", "peak_bytes", "attempt", "tiles", "workers"), int),
+    **dict.fromkeys(("state", "fingerprint", "worker", "error", "ended"), str),
+    **dict.fromkeys(("seconds", "read_seconds", "write_seconds", "wait_seconds"), (int, float)),
+    **dict.fromkeys(("cluster_seconds", "model_seconds"), (int, float)),
+    "units": dict,
+}
+"""What the values of a record are."""
 
 
 def _record(content: dict[str, Any]) -> TileRecord | Session:
-    if "session" in content:
-        return Session(**content["session"])
-    record = TileRecord(**content)
-    if record.state not in get_args(State) or not isinstance(record.tile, int):
-        raise ValueError(f"state '{record.state}' of tile {record.tile!r}")
+    is_session = "session" in content
+    values = content["session"] if is_session else content
+    record = Session(**values) if is_session else TileRecord(**values)
+    for key, value in values.items():
+        if not isinstance(value, _KINDS[key]) or isinstance(value, bool) or (isinstance(value, float) and not isfinite(value)):
+            raise ValueError(f"{key} {value!r}")
+    if isinstance(record, TileRecord):
+        if record.state not in get_args(State):
+            raise ValueError(f"state '{record.state}' of tile {record.tile!r}")
+        if not all(isinstance(digest, str | None) for digest in record.units.values()):
+            raise ValueError(f"units of tile {record.tile}")
     return record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.pool import SharedPool
@@ -14,6 +15,7 @@ from pipeline.errors import StorageError, VerificationError
 from pipeline.inference import Advance, infer_missing
 from pipeline.report import write_report
 from pipeline.stages.planned import load_plan, refuse_foreign_output, stage_log
+from pipeline.storage.metadata import image_name
 from pipeline.storage.output import Output
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.volume import open_volume
@@ -53,19 +55,24 @@ def infer(
     with directory.driver() as token, stage_log(directory, config, "infer"):
         output = Output(plan)
         progress = directory.progress(plan)
-        _prepare(output, progress, directory)
+        _refuse_another(output, progress, directory)
+        with directory.tiles_at_rest(config.cluster.orphan_seconds):
+            _prepare(output)
         if progress.count("done") == progress.total:
             output.publish()
             log.info("all %d tiles were done already; nothing to compute", progress.total)
             return Session(plan.fingerprint, 0, 0.0, 0.0, 0.0, 0, _now())
-        directory.wait_for_orphans(config.cluster.orphan_seconds)
-        session = infer_missing(config, plan, directory, token, progress, on_advance, on_dashboard, shared)
+        directory.open_tiles()
+        try:
+            session = infer_missing(config, plan, directory, token, progress, on_advance, on_dashboard, shared)
+        finally:
+            directory.close_tiles()  # a worker that wakes later writes nothing
         output.publish()
         return session
 
 
-def _prepare(output: Output, progress: Progress, directory: RunDirectory) -> None:
-    """Make the store, or refuse one that is not what the ledger speaks of."""
+def _refuse_another(output: Output, progress: Progress, directory: RunDirectory) -> None:
+    """Refuse a store that is not what the ledger speaks of."""
     state = output.state()
     if state == "foreign":
         refuse_foreign_output(output.plan)
@@ -74,8 +81,16 @@ def _prepare(output: Output, progress: Progress, directory: RunDirectory) -> Non
             f"Output '{output.root}' is gone, but '{directory.ledger_path}' says that {progress.count('done')} of its tiles "
             f"are done. Put it back, or delete '{directory.path}' to start over."
         )
-    output.create()
-    output.check_array()
+
+
+def _prepare(output: Output) -> None:
+    """Make the store, or mend what is damaged of it beside its objects. Nobody may be writing to it."""
+    is_new = output.state() == "absent"
+    mended = output.create()
+    if mended and not is_new:
+        log.warning("metadata that were not as written are put back: %s", "; ".join(mended))
+    for key in output.sweep():
+        log.warning("object '%s' is of no write unit, and is removed", key)
 
 
 # --- verify, report ---------------------------------------------------------------------------------------------------
@@ -96,28 +111,38 @@ def verify(config: RunConfig) -> Verification:
             raise StorageError(
                 f"Output '{output.root}' is not that of the plan in '{directory.path}'. Nothing was verified."
             )
-        output.check_array()
-        found = verify_output(output, directory, ledger.append)
+        directory.close_tiles()
+        with directory.tiles_at_rest(config.cluster.orphan_seconds):
+            found = verify_output(output, directory, ledger.append, names=_names(directory))
         directory.write_json(directory.verification_path, found.to_dict())
         log.info("%d of %d tiles are as written", found.valid, found.tiles)
+        if found.others:
+            log.info("not ours, and left: %s", ", ".join(found.others))
         if not found.complete:
             raise VerificationError(_uncovered(found, config))
     return found
 
 
+def _names(directory: RunDirectory) -> tuple[str, ...]:
+    """What the image may be called besides its present name: stores may be moved, and are named anew by the next run."""
+    made = directory.load_plan()
+    return (image_name(Path(made.output.url)),) if made else ()
+
+
 def _uncovered(found: Verification, config: RunConfig) -> str:
-    more = found.missing + found.invalid - len(found.problems)
-    return "\n".join(
-        [
-            (
-                f"Output '{config.output.url}' does not cover its plan: of {found.tiles} tiles {found.invalid} are not as written "
-                f"and {found.missing} were never finished."
-            ),
-            *(f"  {problem}" for problem in found.problems),
-            *([f"  and {more} more"] if more > 0 else []),
-            "`halotile run` computes just these again.",
-        ]
-    )
+    uncovered = found.missing + found.invalid
+    more = uncovered - len(found.problems)
+    lines = [*(f"  {problem}" for problem in found.problems), *([f"  and {more} more"] if more > 0 else [])]
+    if uncovered:
+        first = (
+            f"Output '{config.output.url}' does not cover its plan: of {found.tiles} tiles {found.invalid} are not as written "
+            f"and {found.missing} were never finished."
+        )
+        lines = [first, *lines, "`halotile run` computes just these again."]
+    if found.metadata:
+        first = f"Output '{config.output.url}' is not stored as its plan has it:"
+        lines += [first, *(f"  {line}" for line in found.metadata), "`halotile run` puts this right, and computes no tile for it."]
+    return "\n".join(lines)
 
 
 def report(config: RunConfig) -> dict[str, Any]:

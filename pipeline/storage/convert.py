@@ -25,16 +25,9 @@ from pipeline.core.volume import Description, Space
 from pipeline.errors import StorageError
 from pipeline.locks import taken
 from pipeline.storage.foreign import foreign_place
+from pipeline.storage.metadata import ARRAY, image_name
 from pipeline.storage.ngff import image_attributes
-from pipeline.storage.output import (
-    ARRAY,
-    RecordingStore,
-    by_stored_axis,
-    create_array,
-    image_name,
-    in_stored_axes,
-    synced,
-)
+from pipeline.storage.output import RecordingStore, by_stored_axis, create_array, in_stored_axes, synced
 from pipeline.storage.places import local_store
 from pipeline.storage.volume import Volume, open_volume
 

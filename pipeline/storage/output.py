@@ -1,14 +1,20 @@
 """The output: an OME-Zarr 0.5 image whose array `0` is written in whole write units, each by one writer.
 
-Why no lock is needed: cores partition the volume, a core is whole write units, and a unit is one stored object. A
-tile that runs twice writes the same bytes. A unit's object is deleted before it is written again, because a torn one
-would otherwise be read and merged. All-fill units leave no object: only the ledger says what is done.
+Why no lock is needed: cores partition the volume, a core is whole write units, and a unit is one stored object. A tile that
+runs twice writes the same bytes. A unit is encoded in memory, so that nothing stored is read or merged, and its object is
+replaced by a rename: whatever ends a writer, the old object is there or the new one. All-fill units leave no object: only the
+ledger says what is done.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +25,19 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
+from pipeline import durable
 from pipeline.core.box import Box, Triple
-from pipeline.core.ledger import Units
+from pipeline.core.ledger import TileRecord, Units
 from pipeline.core.plan import Plan
-from pipeline.durable import sync
+from pipeline.durable import PARTS, in_words
 from pipeline.errors import StorageError
-from pipeline.storage.ngff import image_attributes
+from pipeline.storage.documents import Comparison
+from pipeline.storage.metadata import ARRAY, DOCUMENT, Metadata, stored, stored_fingerprint
 from pipeline.storage.places import local_store
+from pipeline.storage.rundir import RunDirectory
 
-ARRAY = "0"
-FINGERPRINT_ATTRIBUTE = "halotile"
+_EVIDENCE = 8
+"""Objects of which one must be as the ledger says, to know a store whose metadata do not name their plan any more."""
 
 
 def checksum(stored: bytes) -> str:
@@ -51,8 +60,23 @@ class RecordingStore(WrapperStore[LocalStore]):
 
 def synced(path: Path) -> None:
     """Flush a file and its folder."""
-    sync(path)
-    sync(path.parent)
+    durable.sync(path)
+    durable.sync(path.parent)
+
+
+@dataclass(slots=True)
+class Contents:
+    """What lies in the store beside our documents and objects.
+
+    Args:
+        strays: Keys of objects that no write unit has, though readers take them for the array's.
+        parts: What killed writers left half-written.
+        others: Names that are not ours; they are left.
+    """
+
+    strays: list[str] = field(default_factory=list)
+    parts: list[Path] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
 
 class Output:
@@ -61,7 +85,8 @@ class Output:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.root = Path(plan.output.url)
-        self._store = RecordingStore(local_store(self.root))
+        self._encoded: dict[str, Buffer] = {}
+        self._folders: set[Path] = set()
 
     # --- life of the store ------------------------------------------------------------------------------------------
 
@@ -69,32 +94,69 @@ class Output:
         """`absent`, `ours` (this plan's), or `foreign`: anything else that lies at its place."""
         if not is_occupied(self.root):
             return "absent"
-        return "ours" if stored_fingerprint(self.root) == self.plan.fingerprint else "foreign"
+        found = stored_fingerprint(self.root)
+        if found is None:
+            return "ours" if self._is_ours_by_evidence() else "foreign"
+        return "ours" if found == self.plan.fingerprint else "foreign"
 
-    def create(self) -> None:
-        """Make the group and the empty array, where they are not there yet. A crash half-way is made good."""
-        if self.state() == "absent":  # in one write: a group that did not name its plan yet would be foreign
-            said = {FINGERPRINT_ATTRIBUTE: {"fingerprint": self.plan.fingerprint, "state": "incomplete"}}
-            zarr.create_group(local_store(self.root), zarr_format=3, attributes=said)
-        for stale in (*self.root.glob("*.partial"), *self.root.glob(f"{ARRAY}/*.partial")):
-            stale.unlink()
-        if not (self.root / ARRAY / "zarr.json").is_file():
-            self._create_array(local_store(self.root))
+    def _is_ours_by_evidence(self) -> bool:
+        """Whether a store that names no plan was made by ours, whose run directory lies beside it.
 
-    def publish(self) -> None:
-        """Name the array in the group's metadata: from now on readers of OME-Zarr find the image."""
-        group = zarr.open_group(local_store(self.root), mode="r+", zarr_format=3)
-        output = self.plan.output
-        ome = image_attributes(name=image_name(self.root), axes=output.axes, space=self.plan.source.space, path=ARRAY)
-        group.update_attributes(
-            {"ome": ome, FINGERPRINT_ATTRIBUTE: {"fingerprint": self.plan.fingerprint, "state": "complete"}}
-        )
-        synced(self.root / "zarr.json")
+        A power cut leaves documents empty, and nothing else; damage leaves objects that the ledger vouches for.
+        """
+        directory = RunDirectory(self.root)
+        try:
+            plan = directory.load_plan()
+        except StorageError:
+            return False
+        if plan is None or plan.fingerprint != self.plan.fingerprint or not self.root.is_dir():
+            return False
+        names = {path.name for path in self.root.iterdir() if path.suffix not in PARTS}
+        return (names <= {ARRAY, DOCUMENT} and stored(self.root / DOCUMENT) is None) or self._is_vouched_for(directory)
 
-    def _create_array(self, store: Store) -> zarr.Array:
+    def _is_vouched_for(self, directory: RunDirectory) -> bool:
+        looked = 0
+        for record in directory.records():
+            if not isinstance(record, TileRecord) or record.state != "done" or record.fingerprint != self.plan.fingerprint:
+                continue
+            vouched = {key: digest for key, digest in record.units.items() if digest}
+            if any(self.stored_checksum(key) == digest for key, digest in vouched.items()):
+                return True
+            looked += len(vouched)
+            if looked >= _EVIDENCE:
+                return False
+        return False
+
+    def create(self) -> list[str]:
+        """Make the group and the empty array, or put back what is damaged of their metadata; gives what was.
+
+        A crash half-way is made good, and keys of others stay. Until it is published, the group names no image.
+        """
+        with in_words():
+            self._make_folder(self.root / ARRAY)
+            return self._metadata.put(complete=self._metadata.is_complete())
+
+    def publish(self) -> list[str]:
+        """Name the array in the group's metadata: from now on readers of OME-Zarr find the image. Gives what was otherwise."""
+        with in_words():
+            return self._metadata.put(complete=True)
+
+    def metadata(self, *, complete: bool, names: tuple[str, ...] = ()) -> Comparison:
+        """What the stored metadata, which readers go by, are against the plan's; see `Metadata.compared`."""
+        with in_words():
+            return self._metadata.compared(complete=complete or self._metadata.is_complete(), names=names)
+
+    @cached_property
+    def _metadata(self) -> Metadata:
+        self._array  # noqa: B018 - makes the document
+        return Metadata(self.root, self.plan, self._encoded[f"{ARRAY}/{DOCUMENT}"].to_bytes())
+
+    @cached_property
+    def _array(self) -> zarr.Array:
+        """The array in memory, where units are encoded; there are only the units of the present write."""
         output = self.plan.output
         return create_array(
-            store,
+            MemoryStore(self._encoded),
             axes=output.axes,
             channels=self.plan.model.architecture.out_channels,
             shape=self.plan.source.shape,
@@ -103,27 +165,46 @@ class Output:
             shards=output.shards,
         )
 
-    def check_array(self) -> None:
-        """Compare the stored array's metadata, all of it, with what the plan makes: readers go by them.
+    # --- what else lies there ---------------------------------------------------------------------------------------
 
-        Raises:
-            StorageError: It is not there, or is another array.
-        """
-        try:
-            array = zarr.open_array(self._store, path=ARRAY, mode="r")
-        except (FileNotFoundError, KeyError, ValueError) as error:
-            raise StorageError(
-                f"Output '{self.root}' has no readable array '{ARRAY}' ({error}), though its run directory knows it. "
-                "Delete the output and its run directory to start over."
-            ) from error
-        stored, planned = (found.metadata.to_dict() for found in (array, self._create_array(MemoryStore())))
-        different = [key for key in planned if key != "attributes" and stored.get(key) != planned[key]]
-        if different:
-            told = "; ".join(f"{key} is {stored.get(key)}, planned {planned[key]}" for key in different)
-            raise StorageError(
-                f"The metadata of output array '{self.root}/{ARRAY}' were changed: {told}. Put '{ARRAY}/zarr.json' back, or "
-                "delete the output and its run directory."
-            )
+    def contents(self) -> Contents:
+        """What lies in the store beside our documents and objects; lists every folder of ours."""
+        found = Contents()
+        with in_words():
+            for folder, ours in ((self.root, {ARRAY, DOCUMENT}), (self.root / ARRAY, {"c", DOCUMENT})):
+                for path in folder.iterdir() if folder.is_dir() else ():
+                    if path.name not in ours:
+                        self._sort(found, path)
+            for folder, _, names in os.walk(self.root / ARRAY / "c"):
+                for name in names:
+                    self._sort(found, Path(folder, name))
+        return found
+
+    def _sort(self, found: Contents, path: Path) -> None:
+        key = path.relative_to(self.root).as_posix()
+        place = key.split("/")[2:]
+        if path.suffix in PARTS and not path.is_dir():
+            found.parts.append(path)
+        elif place and all(part.isascii() and part.isdigit() and str(int(part)) == part for part in place):
+            if not self._has_unit([int(part) for part in place]):
+                found.strays.append(key)
+        else:
+            found.others.append(key)
+
+    def _has_unit(self, place: list[int]) -> bool:
+        output = self.plan.output
+        channels = 1 if output.shards else self.plan.model.architecture.out_channels
+        counts = (ceil(n / u) for n, u in zip(self.plan.source.shape, output.write_unit, strict=True))
+        bounds = self._stored(channels, tuple(counts))
+        return len(place) == len(bounds) and all(a < b for a, b in zip(place, bounds, strict=True))
+
+    def sweep(self) -> list[str]:
+        """Remove what killed writers left, and objects that no write unit has. Nobody may be writing. Gives the latter's keys."""
+        found = self.contents()
+        with in_words():
+            for path in (*found.parts, *(self.root / key for key in found.strays)):
+                durable.remove(path)
+        return found.strays
 
     # --- write units ------------------------------------------------------------------------------------------------
 
@@ -141,42 +222,81 @@ class Output:
     def _key(self, place: tuple[int, ...]) -> str:
         return "/".join([ARRAY, "c", *map(str, place)])
 
-    def write(self, unit: Box, array: np.ndarray) -> Units:
-        """Write one whole unit, durably.
+    def write(self, unit: Box, array: np.ndarray, permit: Callable[[], None] = lambda: None) -> Units:
+        """Write one whole unit, durably: it, its name, and every folder above, before this returns.
 
         Args:
             unit: Voxels of the unit.
             array: Its values, (C, Z, Y, X), the output's dtype.
+            permit: Called right before each object is replaced; what it raises leaves the old one.
 
         Returns:
             The checksum of each stored object; None where all values are fill and nothing is stored.
-        """
-        keys = self.keys(unit)
-        for key in keys:
-            self._clear(key)
-        target = zarr.open_array(self._store, path=ARRAY, mode="r+")
-        region = self._stored(slice(None), tuple(slice(a, b) for a, b in zip(unit.start, unit.stop, strict=True)))
-        target[region] = in_stored_axes(self.plan.output.axes, array)
-        return {key: self._store.checksums.pop(key, None) for key in keys}
 
-    def _clear(self, key: str) -> None:
-        """Remove an object and what a killed writer left half-written beside it."""
-        path = self.root / key
-        if path.parent.is_dir():
-            for stale in (path, *path.parent.glob(f"{path.name}.*.partial")):
-                stale.unlink(missing_ok=True)
+        Raises:
+            FileError: The system refuses.
+        """
+        region = self._stored(slice(None), tuple(slice(a, b) for a, b in zip(unit.start, unit.stop, strict=True)))
+        self._array[region] = in_stored_axes(self.plan.output.axes, array)
+        encoded = {key: self._encoded.pop(key, None) for key in self.keys(unit)}
+        with in_words():
+            return {key: self._put(self.root / key, found, permit) for key, found in encoded.items()}
+
+    def _put(self, path: Path, encoded: Buffer | None, permit: Callable[[], None]) -> str | None:
+        if encoded is None:
+            permit()
+            durable.remove(path)
+            return None
+        content = encoded.to_bytes()
+        self._make_folder(path.parent)
+        durable.replace(path, content, shared=True, permit=permit)
+        return checksum(content)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder durable before anybody speaks of what is in it; each is flushed once by each process.
+
+        One that is there already may have been made a moment ago by another worker, which has not flushed it yet.
+        """
+        if folder in self._folders and folder.is_dir():
+            return
+        if folder != self.root:
+            self._make_folder(folder.parent)
+        durable.make_folder(folder)
+        self._folders.add(folder)
 
     def stored_checksum(self, key: str) -> str | None:
-        """Checksum of the object as it lies in the store; None where there is none."""
+        """Checksum of the object as it lies in the store; None where there is none, or where the disk has lost it.
+
+        Raises:
+            FileError: The system refuses to read it, for another reason than a bad disk.
+        """
         path = self.root / key
-        return checksum(path.read_bytes()) if path.is_file() else None
+        try:
+            return checksum(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return None
+            raise durable.file_error(path, error, "be read") from error
 
     def read(self, box: Box) -> np.ndarray:
-        """Voxels of a box as written, (C, Z, Y, X)."""
-        array = zarr.open_array(self._store, path=ARRAY, mode="r")
-        found = np.asarray(array[self._stored(slice(None), tuple(map(slice, box.start, box.stop)))])
-        channels = self.plan.model.architecture.out_channels
-        return found.reshape(channels, *box.shape)
+        """Voxels of a box as written, (C, Z, Y, X).
+
+        Raises:
+            StorageError: They cannot be read.
+        """
+        try:
+            array = zarr.open_array(local_store(self.root, read_only=True), path=ARRAY, mode="r")
+            found = np.asarray(array[self._stored(slice(None), tuple(map(slice, box.start, box.stop)))])
+            return found.reshape(self.plan.model.architecture.out_channels, *box.shape)
+        except OSError as error:
+            raise durable.file_error(self.root / ARRAY, error, "be read") from error
+        except Exception as error:  # damaged objects raise whatever they happen to meet
+            raise StorageError(
+                f"Output array '{self.root / ARRAY}' cannot be read ({type(error).__name__}: {error}). `halotile verify` says what is "
+                "damaged, and `halotile run` mends it."
+            ) from error
 
     # --- axes -------------------------------------------------------------------------------------------------------
 
@@ -221,22 +341,8 @@ def in_stored_axes(axes: str, array: np.ndarray) -> np.ndarray:
     return array[tuple(slice(None) if axis in axes else 0 for axis in "czyx")]
 
 
-def image_name(root: Path) -> str:
-    """Name of the image in a store."""
-    return root.name.removesuffix(".zarr").removesuffix(".ome")
-
-
 def is_occupied(root: Path) -> bool:
     """Whether anything lies at an output's place, but an empty folder or what a kill left of the first file."""
     if not root.is_dir():
         return root.exists() or root.is_symlink()
-    return any(path.suffix != ".partial" for path in root.iterdir())
-
-
-def stored_fingerprint(root: Path) -> str | None:
-    """The fingerprint that a store says it was made for; None where it says none."""
-    try:
-        attributes = zarr.open_group(local_store(root, read_only=True), mode="r").attrs.asdict()
-    except (FileNotFoundError, KeyError, ValueError, OSError):
-        return None
-    return (attributes.get(FINGERPRINT_ATTRIBUTE) or {}).get("fingerprint")
+    return any(path.suffix not in PARTS for path in root.iterdir())

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from pipeline.core.ledger import TileRecord
 from pipeline.core.versions import Keep, Version, expired
+from pipeline.durable import PARTS
 from pipeline.durable import replace as durable
 from pipeline.errors import StorageError
 from pipeline.storage.objects import ObjectStore, told
@@ -227,7 +228,7 @@ class PointedPublication:
 
     def _files(self, image: Path) -> Iterator[Path]:
         """What goes up, without what killed writers left half-written."""
-        yield from (path for path in sorted(image.rglob("*")) if path.is_file() and path.suffix != ".partial")
+        yield from (path for path in sorted(image.rglob("*")) if path.is_file() and path.suffix not in PARTS)
         run = RunDirectory(image).path
         yield from (path for path in (run / name for name in ARTIFACTS) if path.is_file())
         yield image.parent / RECORD

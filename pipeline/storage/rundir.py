@@ -3,8 +3,12 @@
 Two locks make one writer a tile. `driver.lock` is held by the driver; it names the driver's token. In `tiles.lock` a worker
 holds the byte whose number is its tile's while it computes and writes it. So a worker that was cut off, and whose tile was
 given to another, is waited for; a driver that starts right after another's death waits until no byte is held; and a worker
-that finds another token than its own driver's begins nothing more. The kernel lets go of the locks of a dead process; NFS 4
-and Lustre (mounted with `flock`) have them across machines.
+that does not find its own driver's token writes nothing more: it looks before it begins a tile, and before each object.
+
+A token ends with its driver, and before: with the infer stage, a second line of `driver.lock` closes the tiles. A driver that was
+killed left its token behind; whichever comes next, a run or `verify`, puts its own in that place. `verify` holds all bytes while it
+looks, so that nobody writes meanwhile. The kernel lets go of the locks of a dead process; NFS 4 and Lustre (mounted with `flock`)
+have them across machines.
 """
 
 from __future__ import annotations
@@ -12,25 +16,37 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.core.ledger import Progress, Session, TileRecord, parse_lines
 from pipeline.core.plan import Plan
-from pipeline.durable import replace
-from pipeline.errors import PipelineError, StorageError
+from pipeline.durable import file_error, in_words, make_folder, replace, sweep, sync
+from pipeline.errors import FileError, StorageError
 from pipeline.locks import is_taken, taken, without_locks
 from pipeline.storage.cancel_request import CancelRequest
+from pipeline.storage.documents import parsed
+
+log = logging.getLogger("pipeline")
 
 TAKEOVER_SECONDS = 900.0
 SYNC_SECONDS = 1.0
+"""At most, between the writing of a line of the ledger and its flush to the disk."""
+
+LONGEST_LINE = 2**28
+"""Characters of a line of the ledger; a tile of a million objects takes a third of it."""
+
+CLOSED = "closed"
+"""Second line of `driver.lock`, once the driver has no workers any more."""
 
 _held: dict[Path, int] = {}
 """Driver locks of this process, by run directory, with how often each was entered."""
@@ -38,6 +54,9 @@ _held: dict[Path, int] = {}
 
 _cancelled: set[str] = set()
 """Tokens of drivers of this process that were asked to end."""
+
+_warned: set[tuple[Path, int]] = set()
+"""Damaged lines of ledgers that this process has told of."""
 
 
 class RunDirectory:
@@ -59,20 +78,37 @@ class RunDirectory:
         self.tiles_lock_path = self.path / "tiles.lock"
         self.cancel = CancelRequest(self.path / "cancel")
         self.jobs_path = self.path / "jobs"
+        self._lock_path = self.path / "driver.lock"
 
     # --- artifacts --------------------------------------------------------------------------------------------------
 
-    def write(self, path: Path, text: str) -> None:
-        """Replace an artifact atomically and durably."""
-        replace(path, text.encode(), shared=True)
+    def write(self, path: Path, content: str | bytes) -> None:
+        """Replace an artifact atomically and durably.
+
+        Raises:
+            FileError: The system refuses; the old one is there.
+        """
+        with in_words(path, "be written"):
+            replace(path, content.encode() if isinstance(content, str) else content, shared=True)
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
         """Replace an artifact of JSON atomically and durably."""
         self.write(path, json.dumps(content, indent=2) + "\n")
 
     def read_json(self, path: Path) -> dict[str, Any] | None:
-        """An artifact, or None where it was not made yet."""
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        """An artifact, or None where it was not made yet.
+
+        Raises:
+            ValueError: It is empty, cut or damaged.
+            FileError: The system refuses to read it.
+        """
+        with in_words(path, "be read"):
+            if not path.is_file():
+                return None
+            found = parsed(path.read_bytes())
+        if found is None:
+            raise ValueError("it is no JSON object: empty, cut, or damaged")
+        return found
 
     def load_plan(self) -> Plan | None:
         """The plan, or None where there is none.
@@ -83,8 +119,9 @@ class RunDirectory:
         if not self.plan_path.is_file():
             return None
         try:
-            return Plan.from_json(self.plan_path.read_text(encoding="utf-8"))
-        except (ValueError, KeyError, TypeError) as error:
+            with in_words(self.plan_path, "be read"):
+                return Plan.from_json(self.plan_path.read_text(encoding="utf-8"))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StorageError(
                 f"Plan '{self.plan_path}' cannot be read ({type(error).__name__}: {error}): it was changed by hand or "
                 "written by another version. Delete the run directory and the output to start over."
@@ -93,20 +130,32 @@ class RunDirectory:
     # --- ledger -----------------------------------------------------------------------------------------------------
 
     def records(self) -> Iterator[TileRecord | Session]:
-        """The ledger, in order; empty where there is none.
+        """The ledger, in order; empty where there is none. A damaged line is passed over, and told in a warning.
 
         Raises:
-            StorageError: It is damaged.
+            StorageError: It is of another version.
+            FileError: The system refuses to read it.
         """
         if not self.ledger_path.is_file():
             return
-        with self.ledger_path.open(encoding="utf-8", errors="replace") as file:
-            try:
-                yield from parse_lines(file)
-            except ValueError as error:
-                raise StorageError(
-                    f"Ledger '{self.ledger_path}' is damaged: {error}. Remove that line: its tile is computed again."
-                ) from error
+        try:
+            with self.ledger_path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+                yield from parse_lines(iter(lambda: file.readline(LONGEST_LINE), ""), self._warn)
+        except ValueError as error:
+            raise StorageError(
+                f"Ledger '{self.ledger_path}' cannot be read: {error}. A newer version has written it: use that one."
+            ) from error
+        except OSError as error:
+            raise file_error(self.ledger_path, error, "be read") from error
+
+    def _warn(self, number: int, why: str) -> None:
+        if (self.ledger_path, number) not in _warned:
+            _warned.add((self.ledger_path, number))
+            log.warning(
+                "line %d of ledger '%s' is damaged (%s) and counts for nothing: where it said that a tile is done, that tile is "
+                "computed again",
+                *(number, self.ledger_path, why),
+            )
 
     def progress(self, plan: Plan) -> Progress:
         """What the ledger adds up to for this plan."""
@@ -118,14 +167,29 @@ class RunDirectory:
 
     @contextmanager
     def ledger(self) -> Iterator[LedgerWriter]:
-        """The ledger, open for the driver to append to. A last line torn by a kill is cut off first."""
-        with self.ledger_path.open("ab+", buffering=0) as file:
-            _cut_torn_line(file)
+        """The ledger, open for the driver to append to. A last line torn by a kill is cut off first.
+
+        Raises:
+            FileError: The system refuses; what went wrong before comes first.
+        """
+        with in_words(self.ledger_path, "be written"):
+            is_new = not self.ledger_path.exists()
+            file = self.ledger_path.open("ab+", buffering=0)
+        with file:
+            with in_words(self.ledger_path, "be written"):
+                _cut_torn_line(file)
+                if is_new:
+                    sync(self.path)
             writer = LedgerWriter(file)
             try:
                 yield writer
-            finally:
-                writer.sync()
+            except BaseException:
+                try:
+                    writer.close()
+                except FileError as error:
+                    log.warning("%s", error)
+                raise
+            writer.close()
 
     # --- locks ------------------------------------------------------------------------------------------------------
 
@@ -144,27 +208,59 @@ class RunDirectory:
             finally:
                 _held[key] -= 1
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "driver.lock").open("a+") as file:
+        with in_words(self.path, "be made"):
+            make_folder(self.path)
+        with in_words(self._lock_path):
+            self._lock_path.touch()
+            file = self._lock_path.open("r+", encoding="utf-8", errors="replace")
+        with file:
             self._lock_or_refuse(file)
             token = f"{os.getpid()}-{socket.gethostname()}-{uuid.uuid4().hex}"
-            file.truncate(0)
-            file.write(token)
-            file.flush()
+            with in_words():
+                _rewrite(file, token)
+                sweep(self.path)
             _held[key] = 1
             try:
                 yield token
             finally:
                 del _held[key]
+                with suppress(OSError):  # what went wrong before comes first
+                    _rewrite(file, "")
 
     def driver_token(self) -> str:
-        """Of the present driver, or of the last."""
-        return (self.path / "driver.lock").read_text()
+        """Of the present driver; empty once it has ended, and that of the last where it was killed."""
+        with in_words(self._lock_path, "be read"):
+            return self._lock_path.read_text(encoding="utf-8", errors="replace").split("\n")[0]
+
+    def open_tiles(self) -> None:
+        """As the driver: let the workers that have its token begin tiles, from now on."""
+        self._say(self.driver_token())
+
+    def close_tiles(self) -> None:
+        """As the driver: let no worker begin a tile, or write an object, from now on. Whoever is at one still may end it."""
+        self._say(f"{self.driver_token()}\n{CLOSED}")
+
+    def _say(self, content: str) -> None:
+        with in_words(self._lock_path, "be written"), self._lock_path.open("r+") as file:
+            _rewrite(file, content)
+
+    def refuse_late(self, token: str) -> None:
+        """As a worker, before anything is written: end where the driver of this token has no workers any more.
+
+        Raises:
+            StorageError: It has ended, has closed its tiles, or another has taken over.
+        """
+        with in_words(self._lock_path, "be read"):
+            said = self._lock_path.read_text(encoding="utf-8", errors="replace")
+        if said == token:
+            return
+        why = "The stage of this worker has ended" if said.startswith(token) else "Another driver has taken over, or its own has ended"
+        raise StorageError(f"{why}: output '{self.output}' is left alone, and this worker writes nothing more.")
 
     def is_driven(self) -> bool:
         """Whether a driver is at this output now, on this machine or another."""
         try:
-            with (self.path / "driver.lock").open("rb") as file:
+            with self._lock_path.open("rb") as file:
                 return is_taken(file)
         except FileNotFoundError:
             return False
@@ -194,18 +290,35 @@ class RunDirectory:
                 "Wait until it ends, end it (`halotile cancel`), or give this run another output.url."
             )
 
+    def _tiles_lock(self) -> TextIO:
+        with in_words(self.tiles_lock_path):
+            return self.tiles_lock_path.open("a+")
+
     def wait_for_orphans(self, seconds: float) -> None:
         """Wait until no worker of an earlier driver is at a tile; none begins another, since this driver's token stands.
 
         Raises:
             StorageError: One still is.
         """
-        with self.tiles_lock_path.open("a+") as file:
+        with self.tiles_at_rest(seconds):
+            pass
+
+    @contextmanager
+    def tiles_at_rest(self, seconds: float) -> Iterator[None]:
+        """Hold all tiles, as the driver, so that nobody writes meanwhile; waits for whoever is at one.
+
+        Nothing in here may open `tiles.lock`: the kernel would let go of it when that is closed.
+
+        Raises:
+            StorageError: One still is.
+        """
+        with self._tiles_lock() as file:
             if not _locked(file, 0, 0, seconds):
                 raise StorageError(
                     f"Workers of an earlier run still write to '{self.output}' after {seconds:.0f} s "
                     f"(lock '{file.name}'). End them, then run again."
                 )
+            yield
 
     @contextmanager
     def tile(self, index: int, token: str, seconds: float = TAKEOVER_SECONDS) -> Iterator[None]:
@@ -219,17 +332,23 @@ class RunDirectory:
             seconds: To wait at most.
 
         Raises:
-            StorageError: Another driver has taken over, or the other worker does not end.
+            StorageError: The token is void, or the other worker does not end.
         """
-        with self.tiles_lock_path.open("a+") as file:
+        with self._tiles_lock() as file:
             if not _locked(file, index, 1, seconds):
                 raise StorageError(
                     f"Another worker, which was given up for lost, is still at tile {index} of '{self.output}' after "
                     f"{seconds:.0f} s (lock '{file.name}'). End it, then run again."
                 )
-            if self.driver_token() != token:
-                raise StorageError(f"Another driver has taken over '{self.output}': this worker writes nothing more.")
+            self.refuse_late(token)
             yield
+
+
+def _rewrite(file: TextIO, content: str) -> None:
+    """In place, since the lock is the file's; written before the rest is cut off, since workers read it meanwhile."""
+    new = content.encode()
+    os.pwrite(file.fileno(), new, 0)
+    os.ftruncate(file.fileno(), len(new))
 
 
 def _locked(file: TextIO, start: int, length: int, seconds: float) -> bool:
@@ -253,35 +372,80 @@ def _locked(file: TextIO, start: int, length: int, seconds: float) -> bool:
 
 
 class LedgerWriter:
-    """Appends records. Every line reaches the system at once, and the disk at most a second later."""
+    """Appends records. Every line reaches the system at once, and the disk a second later, or this raises.
+
+    After a flush that failed nobody knows what the disk has: the system may have dropped what it could not write, and call it
+    written the next time. So nothing more is appended. The run ends, and the next one goes by what is there to be read.
+    """
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
-        self._synced = time.monotonic()
+        self._guard = threading.Lock()
+        self._flush: threading.Timer | None = None
+        self._error: FileError | None = None
 
     def append(self, record: TileRecord | Session) -> None:
         """Append a record.
 
         Raises:
-            PipelineError: It cannot be written; no part of it is left.
+            FileError: It cannot be written, or an earlier one could not be flushed; no part of it is left.
         """
         line = record.to_line().encode()
-        size = self._file.seek(0, os.SEEK_END)
-        try:
-            if self._file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if time.monotonic() - self._synced > SYNC_SECONDS:
-                self.sync()
-        except OSError as error:
-            self._file.truncate(size)
-            raise PipelineError(
-                f"Ledger '{self._file.name}' cannot be written ({error}): what is done is not recorded any more. Make room "
-                "or repair the file system, then run again: tiles recorded so far are kept."
-            ) from error
+        with self._guard:
+            self._refuse()
+            size = self._file.seek(0, os.SEEK_END)
+            try:
+                if self._file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                self._undo(size)
+                raise self._in_words(error) from error
+            if self._flush is None:
+                self._flush = threading.Timer(SYNC_SECONDS, self._flush_late)
+                self._flush.daemon = True
+                self._flush.start()
 
-    def sync(self) -> None:
-        os.fsync(self._file.fileno())
-        self._synced = time.monotonic()
+    def close(self) -> None:
+        """Flush what was appended.
+
+        Raises:
+            FileError: It cannot be flushed, or could not be before.
+        """
+        with self._guard:
+            if self._flush:
+                self._flush.cancel()
+                self._flush = None
+            self._refuse()
+            self._sync()
+            self._refuse()
+
+    def _flush_late(self) -> None:
+        with self._guard:
+            if self._flush is not None:  # else it was closed meanwhile
+                self._flush = None
+                self._sync()
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._error = self._in_words(error)
+
+    def _refuse(self) -> None:
+        if self._error:
+            raise self._error
+
+    def _undo(self, size: int) -> None:
+        try:
+            self._file.truncate(size)
+        except OSError as error:
+            self._error = self._in_words(error)
+
+    def _in_words(self, error: OSError) -> FileError:
+        return FileError(
+            f"Ledger '{self._file.name}' cannot be written ({error.strerror or error}): what is done is not recorded any more. Make "
+            "room or repair the file system, then run again: tiles recorded so far are kept."
+        )
 
 
 def _cut_torn_line(file: FileIO) -> None:

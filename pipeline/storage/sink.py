@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from pipeline.core.box import Box
@@ -16,10 +18,11 @@ class UnitSink:
     Args:
         output: Where to write.
         core: The tile's core.
+        permit: Called right before each object is replaced; what it raises leaves the old one.
     """
 
-    def __init__(self, output: Output, core: Box) -> None:
-        self._output = output
+    def __init__(self, output: Output, core: Box, permit: Callable[[], None] = lambda: None) -> None:
+        self._output, self._permit = output, permit
         self._waiting = list(output.units(core))
         self._begun: dict[Box, tuple[np.ndarray, int]] = {}
         self._written: Units = {}
@@ -36,7 +39,7 @@ class UnitSink:
             missing -= part.voxels
             self._begun[unit] = (buffer, missing)
             if missing == 0:
-                self._written.update(self._output.write(unit, buffer))
+                self._written.update(self._output.write(unit, buffer, self._permit))
                 del self._begun[unit]
                 self._waiting.remove(unit)
 

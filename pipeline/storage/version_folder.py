@@ -28,7 +28,7 @@ from pipeline.core.versions import Keep, Version, expired
 from pipeline.durable import replace, sync
 from pipeline.errors import BusyError, StorageError
 from pipeline.locks import taken
-from pipeline.storage.output import FINGERPRINT_ATTRIBUTE
+from pipeline.storage.metadata import FINGERPRINT_ATTRIBUTE
 from pipeline.storage.rundir import RunDirectory
 
 FORMAT = 1
@@ -273,6 +273,11 @@ def _unverified(image: Path, fingerprint: str) -> str | None:
             return f"it was not verified: there is no '{directory.verification_path}'"
         if said["fingerprint"] != fingerprint:
             return f"'{directory.verification_path}' is of {said['fingerprint']}"
-        return None if said["complete"] is True else f"its verification found that {said['missing'] + said['invalid']} tiles lack"
+        return None if said["complete"] is True else f"its verification found {_lacks(said)}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"'{directory.verification_path}' cannot be read ({type(error).__name__}: {error})"
+
+
+def _lacks(said: dict[str, Any]) -> str:
+    tiles, metadata = said["missing"] + said["invalid"], said.get("metadata", ())
+    return f"that {tiles} tiles lack" if tiles else f"its metadata damaged ({metadata[0] if metadata else 'nothing is said'})"

@@ -1,6 +1,7 @@
 import json
 import tracemalloc
 from dataclasses import replace
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -72,23 +73,68 @@ DAMAGED = {
     "an unknown state": '{"tile": 3, "state": "dome", "fingerprint": "ours"}\n',
     "a tile that is no number": '{"tile": "3", "state": "done", "fingerprint": "ours"}\n',
     "a session that is none": '{"session": 3}\n',
+    "units that are none": '{"tile": 3, "state": "done", "fingerprint": "ours", "units": [1]}\n',
+    "a checksum that is none": '{"tile": 3, "state": "done", "fingerprint": "ours", "units": {"0/c/0": 7}}\n',
+    "a time that is none": '{"tile": 3, "state": "done", "fingerprint": "ours", "seconds": NaN}\n',
+    "nested without end": '{"tile": ' + "[" * 100_000 + "\n",
 }
 
 
+def read(*lines):
+    """The records of lines, and the numbers of those that are damaged."""
+    damaged = []
+    return list(parse_lines(lines, lambda number, why: damaged.append(number))), damaged
+
+
 @pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_line_in_the_middle_is_refused_by_its_number(line):
-    """To skip it in silence would be to compute a tile again at best, and to trust a lost one at worst."""
-    entries = parse_lines([RECORD.to_line(), line, RECORD.to_line()])
-    assert next(entries) == RECORD
-    with pytest.raises(ValueError, match="line 2 is no record"):
-        next(entries)
+def test_a_damaged_line_counts_for_nothing_and_is_told_by_its_number(line):
+    """It costs its tile, which is computed again; a run that ended there would end there for ever."""
+    assert read(RECORD.to_line(), line, RECORD.to_line()) == ([RECORD, RECORD], [2])
+
+
+@given(st.integers(0, 10**6), st.sampled_from('x7"{}, \t\r\x00\x1b\ufffd'), records)
+def test_one_changed_character_costs_the_line_that_it_is_in(place, character, entry):
+    """`"tile": 3` that became `73` is well-formed, and speaks of another tile: the checksum tells."""
+    line = entry.to_line()
+    place %= len(line) - 1
+    changed = line[:place] + character + line[place + 1 :]
+    expected = ([RECORD, RECORD], [2]) if changed != line else ([RECORD, entry, RECORD], [])
+    assert read(RECORD.to_line(), changed, RECORD.to_line()) == expected
+
+
+@given(records, records, st.sampled_from(["", "x", '{"tile": 3, "state": "do', "\x00\x00"]))
+def test_a_lost_end_of_line_costs_no_record(first, second, between):
+    """Two records in one line are two records: neither was damaged."""
+    found, damaged = read(RECORD.to_line(), first.to_line().rstrip("\n") + between + second.to_line(), RECORD.to_line())
+    assert found == [RECORD, first, second, RECORD]
+    assert damaged == ([2] if between else [])
+
+
+def test_a_line_that_is_too_long_is_one_that_is_damaged():
+    """It is read in pieces; what follows stands."""
+    assert read("x" * 100, "y" * 100, "z\n", RECORD.to_line()) == ([RECORD], [3])
+
+
+def test_lines_of_earlier_versions_have_no_checksum_and_are_read():
+    """A run that began under an old version resumes under a new one."""
+    content = json.loads(RECORD.to_line())
+    del content["crc32"]
+    line = json.dumps(content) + "\n"
+    assert read(line, RECORD.to_line(), line) == ([RECORD] * 3, [])
+
+
+def test_a_whole_line_of_a_newer_version_is_refused():
+    """To pass over it would be to compute again what is done."""
+    text = json.dumps({**json.loads(RECORD.to_line()[:-23] + "}"), "colour": 1})[:-1]
+    with pytest.raises(ValueError, match=r"line 1 is whole, but no record that this version knows .*colour"):
+        read(f'{text}, "crc32": "{crc32(text.encode()):08x}"}}\n')
 
 
 def test_a_line_leaves_out_what_is_empty():
     """A ledger of a billion tiles is as long as its lines."""
     assert set(json.loads(TileRecord(0, "done", "ours").to_line())) == {
         *("tile", "state", "fingerprint", "seconds", "read_seconds", "write_seconds", "wait_seconds", "peak_bytes"),
-        "attempt",
+        *("attempt", "crc32"),
     }
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import functools
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.ledger import Session, TileRecord
-from pipeline.errors import PipelineError, StorageError
+from pipeline.errors import FileError, InferenceError, PipelineError, StorageError
 from pipeline.storage.rundir import LedgerWriter, RunDirectory
 from tests.pipeline_cases import fill_up, mounted, output_plan
 
@@ -230,6 +231,52 @@ def test_a_worker_of_an_earlier_driver_writes_nothing_more(directory):
         directory.wait_for_orphans(seconds=0)  # the refused worker holds nothing
 
 
+def test_a_token_ends_with_its_driver(directory):
+    """A worker that wakes when all is over finds nobody who gave it its tile."""
+    with directory.driver() as token:
+        pass
+    with pytest.raises(StorageError, match="this worker writes nothing more"), directory.tile(3, token):
+        pass
+    with pytest.raises(StorageError, match="this worker writes nothing more"):
+        directory.refuse_late(token)
+
+
+def test_closed_tiles_are_begun_by_nobody(directory):
+    """Verification and report have the same driver as the infer stage; its workers must not write beneath them."""
+    with directory.driver() as token:
+        directory.close_tiles()
+        for late in (directory.tile(3, token).__enter__, lambda: directory.refuse_late(token)):
+            with pytest.raises(StorageError, match="stage of this worker has ended"):
+                late()
+        assert directory.driver_token() == token
+        directory.open_tiles()
+        with directory.tile(3, token):
+            directory.refuse_late(token)
+
+
+def test_the_token_of_a_killed_driver_ends_with_the_next_whatever_its_stage(directory, processes):
+    """A driver that was killed could put nothing in order."""
+    processes.append(holding(DRIVER, directory.output, 60))
+    token = directory.driver_token()
+    with directory.tile(3, token):
+        pass
+    processes[0].kill()
+    processes[0].wait()
+    with directory.driver():
+        pass
+    with pytest.raises(StorageError, match="this worker writes nothing more"), directory.tile(3, token):
+        pass
+
+
+def test_nobody_is_at_a_tile_while_all_are_held(directory, processes):
+    """Verification reads what nobody writes."""
+    with directory.driver() as token, directory.tiles_at_rest(0):
+        script = WORKER.replace("int(sys.argv[4])", "int(sys.argv[4]), seconds=0.2, token=sys.argv[3]").replace(", sys.argv[3])", ")")
+        worker = [sys.executable, "-c", script, str(directory.output), "0", token, "7"]
+        found = subprocess.run(worker, capture_output=True, text=True, check=False)
+        assert "is still at tile 7" in found.stderr
+
+
 # --- the ledger ---------------------------------------------------------------------------------------------------------
 
 
@@ -273,12 +320,59 @@ def test_a_ledger_that_is_one_torn_line_is_emptied(directory):
     assert list(directory.records()) == [record(7)]
 
 
-def test_damage_before_the_end_is_told_with_its_line(directory):
-    """A broken line in the middle is no kill but damage; passing over it would hide a tile."""
-    lines = [record(0).to_line(), '{"tile": 1, "sta\n', record(2).to_line()]
-    directory.ledger_path.write_text("".join(lines))
-    with pytest.raises(StorageError, match=r"is damaged: line 2 is no record"):
-        list(directory.records())
+def test_damage_costs_its_line_and_is_told_once(directory, caplog):
+    """Bytes that are no text, zeros, a line without end: each costs its tile and nothing else, and the log names the line."""
+    damaged = [b"\xff\xfe\x00{}\n", b'{"tile": 1, "sta\n', b"\0" * 5000 + b"\n", record(5).to_line().replace("5", "73", 1).encode()]
+    lines = [record(0).to_line().encode(), *damaged, record(2).to_line().encode()]
+    directory.ledger_path.write_bytes(b"".join(lines))
+    for _ in range(2):
+        assert list(directory.records()) == [record(0), record(2)]
+    told = [message for message in caplog.messages if "is damaged" in message]
+    assert [message.split(" of ")[0] for message in told] == [f"line {number}" for number in (2, 3, 4, 5)]
+
+
+def test_a_line_is_on_disk_a_second_later(directory, monkeypatch):
+    """A tile takes hours: the last line of a burst must not wait for the next tile."""
+    synced = threading.Event()
+    fsync = os.fsync
+    with directory.ledger() as ledger:
+        monkeypatch.setattr(os, "fsync", lambda handle: (fsync(handle), synced.set()))
+        ledger.append(record(0))
+        assert not synced.is_set()
+        assert synced.wait(60)
+
+
+def test_after_a_flush_that_failed_nothing_more_is_appended(directory, monkeypatch):
+    """The system may call written what it dropped; only what is read again can be trusted."""
+    broken = OSError(errno.EIO, os.strerror(errno.EIO))
+    tried = threading.Event()
+
+    def fail(_):
+        tried.set()
+        raise broken
+
+    with directory.ledger_path.open("ab+", buffering=0) as file:
+        ledger = LedgerWriter(file)
+        monkeypatch.setattr(os, "fsync", fail)
+        ledger.append(record(0))
+        assert tried.wait(60)
+        monkeypatch.undo()
+        for more in (functools.partial(ledger.append, record(1)), ledger.close):
+            with pytest.raises(FileError, match=r"Ledger '.*ledger\.jsonl' cannot be written \(Input/output error\)"):
+                more()
+    assert list(directory.records()) == [record(0)]
+
+
+def test_what_went_wrong_first_is_told(directory, monkeypatch):
+    """A flush that fails at the end, as it will on a full disk, must not hide why the run ended."""
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    ledger = directory.ledger()
+    ledger.__enter__().append(record(0))
+    monkeypatch.setattr(os, "fsync", fail)
+    assert not ledger.__exit__(InferenceError, InferenceError("first"), None)
 
 
 def test_a_full_disk_is_told_and_leaves_no_part_of_a_line(tmp_path):
@@ -367,3 +461,22 @@ def test_a_plan_that_was_changed_by_hand_is_refused(directory, tmp_path, change)
     directory.plan_path.write_text(damaged[change])
     with pytest.raises(StorageError, match=r"Plan '.*plan\.json' cannot be read .*Delete the run directory"):
         directory.load_plan()
+
+
+def test_what_a_killed_driver_left_half_written_is_swept(directory):
+    """Else a run directory collects a part for each kill."""
+    (directory.path / "plan.json.0123456789abcdef.part").write_bytes(b"torn")
+    with directory.driver():
+        assert not list(directory.path.glob("*.part"))
+
+
+def test_a_file_that_cannot_be_written_is_told_in_words_with_its_name(directory, monkeypatch):
+    """Who reads `[Errno 28]` needs to know which disk, and what to do."""
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(FileError, match=r"'.*report\.json' cannot be written \(No space left on device\)\. Make room there, then run again"):
+        directory.write_json(directory.report_path, {"n": 1})
+    assert not list(directory.path.iterdir())

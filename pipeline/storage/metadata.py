@@ -1,0 +1,212 @@
+"""The metadata of an output: the documents of its group and of its array, as the plan has them, and as they are stored.
+
+Both follow from the plan. So one that is empty, cut or damaged is made anew, and of one that others added to, ours is put back
+and theirs stays.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from pipeline import durable
+from pipeline.core.plan import Plan
+from pipeline.storage.documents import Comparison, compared, merged, parsed, told
+from pipeline.storage.ngff import image_attributes
+
+ARRAY = "0"
+DOCUMENT = "zarr.json"
+FINGERPRINT_ATTRIBUTE = "halotile"
+CONSOLIDATED = "consolidated_metadata"
+
+
+class Metadata:
+    """The documents of one output.
+
+    Args:
+        root: Of the store.
+        plan: Of the output.
+        array: The array's document, as the plan makes it.
+    """
+
+    def __init__(self, root: Path, plan: Plan, array: bytes) -> None:
+        self._root, self._plan = root, plan
+        self._array_bytes = array
+        self._array: dict[str, Any] = json.loads(array)
+
+    def is_complete(self) -> bool:
+        """Whether the group says that the image is all there."""
+        return _halotile(stored(self._root / DOCUMENT)).get("state") == "complete"
+
+    def compared(self, *, complete: bool, names: tuple[str, ...] = ()) -> Comparison:
+        """What the stored documents are against ours.
+
+        Args:
+            complete: Whether the image was published.
+            names: That the image may have besides its own: it was moved since.
+        """
+        group = self._group(complete)
+        found = [
+            _labelled(DOCUMENT, self._group_compared(_named(group, stored(self._root / DOCUMENT), names))),
+            _labelled(f"{ARRAY}/{DOCUMENT}", self._array_compared(stored(self._root / ARRAY / DOCUMENT))),
+        ]
+        return Comparison(
+            tuple(line for each in found for line in each.differences), tuple(line for each in found for line in each.others)
+        )
+
+    def put(self, *, complete: bool) -> list[str]:
+        """Write what is not as ours; gives what was, a line each."""
+        group, there = self._group(complete), stored(self._root / DOCUMENT)
+        lines = _labelled(DOCUMENT, self._group_compared(group)).differences
+        if lines:
+            _write(self._root / DOCUMENT, _dumped(self._group_mended(group, there)))
+        array_lines = _labelled(f"{ARRAY}/{DOCUMENT}", self._array_compared(stored(self._root / ARRAY / DOCUMENT))).differences
+        if array_lines:
+            _write(self._root / ARRAY / DOCUMENT, self._array_mended(stored(self._root / ARRAY / DOCUMENT)))
+        return [*lines, *array_lines]
+
+    # --- the group --------------------------------------------------------------------------------------------------
+
+    def _group(self, complete: bool) -> dict[str, Any]:
+        said = {"fingerprint": self._plan.fingerprint, "state": "complete" if complete else "incomplete"}
+        attributes: dict[str, Any] = {FINGERPRINT_ATTRIBUTE: said}
+        if complete:
+            output = self._plan.output
+            name = image_name(self._root)
+            attributes["ome"] = image_attributes(name=name, axes=output.axes, space=self._plan.source.space, path=ARRAY)
+        return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+
+    def _group_compared(self, ours: dict[str, Any]) -> Comparison:
+        there = stored(self._root / DOCUMENT)
+        if there is None:
+            return Comparison(("is not there, or no document",), ())
+        found = compared(ours, there)
+        extra = [key for key in there if key not in ours and key != CONSOLIDATED]
+        wrong = [*found.differences, *(f"{told(key)} is no key of a group" for key in extra), *self._consolidated_wrong(there)]
+        return Comparison(tuple(wrong), tuple(line for line in found.others if line.startswith("attributes.")))
+
+    def _consolidated_wrong(self, group: dict[str, Any]) -> list[str]:
+        copies = group.get(CONSOLIDATED)
+        if copies is None:
+            return []
+        metadata = copies.get("metadata") if isinstance(copies, dict) else None
+        if not isinstance(metadata, dict) or not _is_readable(group, zarr.open_group):
+            return [f"{CONSOLIDATED} cannot be understood"]
+        found = metadata.get(ARRAY)
+        wrong = ("it is missing",) if not isinstance(found, dict) else self._array_compared(found).differences
+        return [f"{CONSOLIDATED} tells something else of array '{ARRAY}': {line}" for line in wrong]
+
+    def _group_mended(self, ours: dict[str, Any], there: dict[str, Any] | None) -> dict[str, Any]:
+        if there is None:
+            return ours
+        found = merged(ours, {key: value for key, value in there.items() if key in ours or key == CONSOLIDATED})
+        if self._consolidated_wrong(found):
+            metadata = found[CONSOLIDATED].get("metadata") if isinstance(found[CONSOLIDATED], dict) else None
+            if isinstance(metadata, dict):
+                metadata[ARRAY] = self._array
+            if self._consolidated_wrong(found):
+                del found[CONSOLIDATED]
+        return found
+
+    # --- the array --------------------------------------------------------------------------------------------------
+
+    def _array_compared(self, there: dict[str, Any] | None) -> Comparison:
+        """Every key, as zarr reads it, so that a newer zarr may write it in another way; attributes are others'."""
+        if there is None:
+            return Comparison(("is not there, or no document",), ())
+        attributes = there.get("attributes", {})
+        wrong = [] if isinstance(attributes, dict) else [f"attributes is {told(attributes)}"]
+        others = [f"attributes.{told(key)[1:-1]}" for key in attributes] if isinstance(attributes, dict) else []
+        read, ours = _as_read({**there, "attributes": {}}), _as_read(self._array)
+        if read is None or ours is None:
+            keys = [key for key in self._array if key != "attributes" and there.get(key) != self._array[key]]
+            wrong += [f"{key} is {told(there.get(key))}, written as {told(self._array[key])}" for key in keys]
+            wrong += [f"{told(key)} is no key of an array" for key in there if key not in self._array]
+        else:
+            keys = [key for key in ours if read.get(key) != ours[key]]
+            wrong += [f"{key} is {told(there.get(key))}, written as {told(self._array.get(key))}" for key in keys]
+            others += [told(key)[1:-1] for key in there if key not in self._array]
+        return Comparison(tuple(wrong), tuple(others))
+
+    def _array_mended(self, there: dict[str, Any] | None) -> bytes:
+        attributes = (there or {}).get("attributes")
+        if not isinstance(attributes, dict) or not attributes:
+            return self._array_bytes
+        return _dumped({**self._array, "attributes": attributes})
+
+
+def stored(path: Path) -> dict[str, Any] | None:
+    """A document as it is stored; None where there is none, or something else."""
+    try:
+        return parsed(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+
+
+def stored_fingerprint(root: Path) -> str | None:
+    """The fingerprint that a store says it was made for; None where it says none."""
+    try:
+        found = _halotile(stored(root / DOCUMENT)).get("fingerprint")
+    except PermissionError:
+        return None
+    return found if isinstance(found, str) else None
+
+
+def image_name(root: Path) -> str:
+    """Name of the image in a store."""
+    return root.name.removesuffix(".zarr").removesuffix(".ome")
+
+
+def _halotile(document: dict[str, Any] | None) -> dict[str, Any]:
+    attributes = (document or {}).get("attributes")
+    found = attributes.get(FINGERPRINT_ATTRIBUTE) if isinstance(attributes, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _named(ours: dict[str, Any], there: dict[str, Any] | None, names: tuple[str, ...]) -> dict[str, Any]:
+    """Ours, with the name that the stored one has, where that is one of these."""
+    for image in ours["attributes"].get("ome", {}).get("multiscales", []):
+        try:
+            name = there["attributes"]["ome"]["multiscales"][0]["name"]  # type: ignore[index] - as it comes
+        except (KeyError, IndexError, TypeError):
+            continue
+        if name in names:
+            image["name"] = name
+    return ours
+
+
+def _labelled(key: str, found: Comparison) -> Comparison:
+    return Comparison(tuple(f"{key}: {line}" for line in found.differences), found.others)
+
+
+def _as_read(document: dict[str, Any]) -> dict[str, Any] | None:
+    """The array's metadata as zarr understands them; None where it does not."""
+    try:
+        return zarr.open_array(_memory(document), mode="r").metadata.to_dict()
+    except Exception:  # noqa: BLE001 - damaged metadata raise whatever they happen to meet
+        return None
+
+
+def _is_readable(document: dict[str, Any], read: Any) -> bool:
+    try:
+        read(_memory(document), mode="r")
+    except Exception:  # noqa: BLE001 - damaged metadata raise whatever they happen to meet
+        return False
+    return True
+
+
+def _memory(document: dict[str, Any]) -> MemoryStore:
+    return MemoryStore({DOCUMENT: default_buffer_prototype().buffer.from_bytes(_dumped(document))})
+
+
+def _dumped(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=2).encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    durable.replace(path, content, shared=True)
