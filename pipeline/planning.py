@@ -27,7 +27,7 @@ from pipeline.core.lesson import lesson
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
 from pipeline.core.tiling import MEMORY_SHARE, TileRequest, Tiling, choose_tiling
-from pipeline.errors import ConfigError, PlanError, StorageError
+from pipeline.errors import ConfigError, ModelError, PlanError, StorageError
 from pipeline.statistics import appearance, measured
 from pipeline.storage.volume import Volume, open_volume
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
@@ -98,6 +98,7 @@ def make_plan(
     """
     volume = open_volume(config.input.url, level=config.input.level, axes=config.input.axes)
     checkpoint = load_checkpoint(config.model.checkpoint, padding=config.model.padding)
+    _check_same(config, checkpoint)
     _check_fit(config, volume, checkpoint)
     pinned = earlier if governs else None
     alike = pinned or like
@@ -129,6 +130,16 @@ def make_plan(
         ),
         sample=sample,
     )
+
+
+def _check_same(config: RunConfig, checkpoint: Checkpoint) -> None:
+    """Refuse a file that is not what it was when a go over a dataset began."""
+    if config.model.digest not in (None, checkpoint.digest):
+        raise ModelError(
+            f"Checkpoint '{config.model.checkpoint}' was overwritten while this go over the dataset was at it: it has weights "
+            f"{checkpoint.sha256[:12]} now, and nothing is made of them in a go that began with others. Run again, and all volumes get "
+            "what lies there then; or put the first one back. To have both, give each a file or a version of its own."
+        )
 
 
 def _device(config: RunConfig, machine: Machine, pinned: Plan | None) -> str:

@@ -61,6 +61,7 @@ class ModelConfig(Section):
     name: str | None = Field(None, description="Of a registered model.")
     version: Literal["latest"] | Positive = Field("latest", description="Of the registered model.")
     registry: Location | None = Field(None, description="The folder of registered models.")
+    digest: str | None = Field(None, description="What the file must be. A go over a dataset sets it: all its volumes have one network.")
 
     @property
     def title(self) -> str:

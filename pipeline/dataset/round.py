@@ -172,14 +172,14 @@ def _check_names(catalogue: Iterable[Entry]) -> None:
 
 
 def with_one_model(config: DatasetConfig) -> DatasetConfig:
-    """A dataset whose model is a file that can be used: looked up once, so that all volumes have the same.
+    """A dataset whose model is a file that can be used: looked up and read once, and its digest fixed, so that all volumes have the same.
 
     Raises:
         ModelError: It cannot.
     """
     found = with_model(config)
-    load_checkpoint(found.model.checkpoint, padding=found.model.padding)  # one refusal, not one a volume
-    return found
+    checkpoint = load_checkpoint(found.model.checkpoint, padding=found.model.padding)  # one refusal, not one a volume
+    return found.model_copy(update={"model": found.model.model_copy(update={"digest": checkpoint.digest})})
 
 
 def _source(config: DatasetConfig) -> str:

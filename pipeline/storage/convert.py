@@ -190,7 +190,7 @@ def _check_target(source: str, target: str, final: Path, part: Path) -> None:
     if is_url(source):
         return
     root = _store_root(source)
-    if final.resolve().is_relative_to(root) or root.is_relative_to(part.resolve()):
+    if Path(os.path.realpath(final)).is_relative_to(root) or root.is_relative_to(Path(os.path.realpath(part))):
         raise StorageError(
             f"Target '{target}' (written as '{part.name}' until it is whole) and source '{source}' lie in one another, and "
             "the source is never written to. Choose a target beside it."
@@ -201,8 +201,8 @@ def _store_root(source: str) -> Path:
     """The file, or the outermost Zarr group, that a source is part of."""
     place = foreign_place(source)
     if place is not None:
-        return place.path.resolve()
-    root = Path(source).resolve()
+        return Path(os.path.realpath(place.path))
+    root = Path(os.path.realpath(source))
     while any((root.parent / name).is_file() for name in ("zarr.json", ".zgroup")):
         root = root.parent
     return root

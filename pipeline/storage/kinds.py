@@ -6,7 +6,9 @@ Sources: OME-NGFF 0.4 and 0.5, sections "plate", "well" and "bioformats2raw.layo
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,6 +17,7 @@ from pipeline.errors import StorageError
 from pipeline.storage.foreign import HDF5_SUFFIXES, TIFF_SUFFIXES, foreign_place
 from pipeline.storage.hdf5 import dataset_names
 from pipeline.storage.listing import Item, children, item_at, small_files
+from pipeline.storage.objects import is_remote
 
 Kind = Literal[
     "image", "array", "tiff", "dataset", "hdf5", "plate", "well", "collection", "group", "folder", "file", "damaged", "nothing"
@@ -188,6 +191,8 @@ def _is_path(path: Any) -> bool:
 
 
 def _by_name(url: str) -> Sight:
+    if _is_circular(url):
+        return Sight(url, "file", "a symbolic link that leads round in a circle")
     place = foreign_place(url)
     low = url.lower()
     if place is None:
@@ -201,6 +206,15 @@ def _by_name(url: str) -> Sight:
     if place.kind == "TIFF":
         return Sight(url, "tiff")
     return Sight(url, "dataset") if place.inner else _hdf5(url)
+
+
+def _is_circular(url: str) -> bool:
+    try:
+        if not is_remote(url) and os.path.islink(url):  # noqa: PTH114 - a `Path` apiece costs as much
+            os.stat(url)  # noqa: PTH116 - as above
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _hdf5(url: str) -> Sight:

@@ -71,13 +71,17 @@ class LinkedPublication:
         with self._told(f"version {fingerprint} could not be published"), self.exclusive():
             self._there.check_whole(fingerprint)
             now = self.current()
+            if now is not None:
+                self._there.shown(now.fingerprint)
             if now is not None and now.fingerprint == fingerprint:
                 return now
+            self._there.announce(fingerprint)
             image = self.image(fingerprint)
             found = Published(fingerprint, str(image), datetime.now(UTC), dict(about))
             self._there.write_record(found)
             self._there.make_durable(fingerprint)
             self._switch(Path(VERSIONS, fingerprint, image.name))
+            self._there.shown(fingerprint)
             return found
 
     def _switch(self, target: Path) -> None:
@@ -108,17 +112,22 @@ class LinkedPublication:
         return self._there.is_tidy(current, keep, now)
 
     def discard(self, fingerprint: str) -> None:
-        """Remove a version that is not finished, to begin it anew.
+        """Remove a version that readers never saw, to begin it anew.
 
         Raises:
             StorageError: It was published, or cannot be removed.
             BusyError: Somebody else writes there.
         """
-        if self._there.record(fingerprint).is_file():
-            raise self._there.refuse_published(fingerprint)
         with self._told(f"version {fingerprint} could not be removed"), self.exclusive():
+            if self._there.record(fingerprint).is_file() and not self._is_unseen(fingerprint):
+                raise self._there.refuse_published(fingerprint)
             self._there.hide(fingerprint)
             self._there.sweep()
+
+    def _is_unseen(self, fingerprint: str) -> bool:
+        target = _target(self.folder / LINK)
+        is_current = target is not None and target.parts[1] == fingerprint
+        return not is_current and self._there.is_unseen(fingerprint)
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:

@@ -121,7 +121,15 @@ def signature_of(url: str) -> str:
 
 def _local_children(url: str) -> list[Item]:
     with os.scandir(url) as entries:
-        return [Item(f"{url.rstrip('/')}/{entry.name}", entry.is_dir(), entry.is_symlink()) for entry in entries]
+        return [Item(f"{url.rstrip('/')}/{entry.name}", _is_folder(entry), entry.is_symlink()) for entry in entries]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether something in a folder is one itself. A link that leads round in a circle, or to what may not be looked at, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _local_file(url: str) -> bytes | OSError | None:
@@ -149,12 +157,20 @@ def _local_stamps(root: str) -> Iterator[tuple[str, ...]]:
             met.add((found.st_dev, found.st_ino))
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         waiting.append(entry.path)
                     else:
-                        yield _stamp(entry.path.removeprefix(root).strip("/"), entry.stat(follow_symlinks=entry.is_file()))
+                        yield _stamp(entry.path.removeprefix(root).strip("/"), _stat(entry))
         except (FileNotFoundError, NotADirectoryError):
             continue
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result:
+    """Of what a link leads to; of the link itself, where it leads to no file."""
+    try:
+        return entry.stat(follow_symlinks=entry.is_file())
+    except OSError:
+        return entry.stat(follow_symlinks=False)
 
 
 def _stamp(key: str, found: os.stat_result) -> tuple[str, ...]:

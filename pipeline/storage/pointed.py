@@ -135,6 +135,10 @@ class PointedPublication:
             image = f"{self.output}/{VERSIONS}/{fingerprint}/{self.image(fingerprint).name}"
             is_current = now is not None and now.fingerprint == fingerprint
             found = now if now and is_current else Published(fingerprint, image, datetime.now(UTC), dict(about))
+            if now:
+                self._there.shown(now.fingerprint)
+            if is_here:
+                self._there.announce(fingerprint)
             self._there.write_record(found)
             if is_here:
                 self._upload(fingerprint)
@@ -143,6 +147,7 @@ class PointedPublication:
                 self._store.write(f"{VERSIONS}/{fingerprint}/{RECORD}", record_of(found, self._there.name))  # its date tells others' ages
             if not is_current:
                 self._store.write(POINTER, record_of(found, self._there.name))
+                self._there.shown(fingerprint)
             return found
 
     # --- what is in the store alone ---------------------------------------------------------------------------------------
@@ -285,17 +290,22 @@ class PointedPublication:
         return not self.image(current).exists() and self._there.is_tidy(current, keep, now)
 
     def discard(self, fingerprint: str) -> None:
-        """Remove a version that is not finished, here and there, to begin it anew.
+        """Remove a version that readers never saw, here and there, to begin it anew.
 
         Raises:
             StorageError: It was published, or cannot be removed.
             BusyError: Somebody else writes there.
         """
         with self.exclusive(), told(self.output, "be rid of an unfinished version"):
-            if self._is_whole(fingerprint):
+            if self._is_whole(fingerprint) and not self._is_unseen(fingerprint):
                 raise self._there.refuse_published(fingerprint)
             self._remove(fingerprint)
             self._there.sweep()
+
+    def _is_unseen(self, fingerprint: str) -> bool:
+        """By the staging folder: where that was lost, nobody knows, and the version counts as seen."""
+        current = read_pointer(self._store)
+        return not (current and current.fingerprint == fingerprint) and self._there.is_unseen(fingerprint)
 
     def _sweep(self) -> None:
         """Finish the removals that were killed in the store. What a run makes anew here meanwhile stays."""

@@ -58,7 +58,7 @@ class Publication(Protocol):
         """Whether a look at the local folder finds nothing to free or to expire beside the current version."""
 
     def discard(self, fingerprint: str) -> None:
-        """Remove a version that is not finished, to begin it anew; refuses one that was published."""
+        """Remove a version that readers never saw, to begin it anew; refuses one that they did."""
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Be the one who writes this volume; raises `BusyError` at once where somebody else is. May be entered again."""

@@ -67,7 +67,7 @@ class RunDirectory:
     """
 
     def __init__(self, output: str | Path) -> None:
-        self.output = Path(output).resolve()  # one directory, and one lock, whatever links lead to the output
+        self.output = Path(os.path.realpath(output))  # one directory, and one lock, whatever links lead to the output
         self.path = self.output.with_name(self.output.name + ".run")
         self.plan_path = self.path / "plan.json"
         self.origin_path = self.path / "origin.json"

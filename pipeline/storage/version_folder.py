@@ -4,6 +4,7 @@
     FOLDER/versions/FINGERPRINT/NAME.ome.zarr      the image of a version
     FOLDER/versions/FINGERPRINT/NAME.ome.zarr.run/ its run directory
     FOLDER/versions/FINGERPRINT/published.json     written just before readers are sent to it
+    FOLDER/versions/FINGERPRINT/unseen             from before that until they were: nobody can have it open
 
 A version goes in two steps, a rename to a hidden name and the removal of the tree, so that nobody finds half of one. What a
 removal that was killed left is swept by the next.
@@ -34,7 +35,7 @@ from pipeline.storage.rundir import RunDirectory
 FORMAT = 1
 """Of `published.json` and of `current.json`, which are the same document."""
 
-VERSIONS, RECORD, GONE = "versions", "published.json", ".gone"
+VERSIONS, RECORD, GONE, UNSEEN = "versions", "published.json", ".gone", "unseen"
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 """Fingerprints and names of volumes: one folder each, never hidden, never above the output."""
@@ -177,6 +178,20 @@ class VersionFolder:
                 f"Version {found.fingerprint} could not be published: '{record}' cannot be written ({error}). What readers see "
                 "has not changed. Make room or repair the file system, then publish it again."
             ) from error
+
+    def announce(self, fingerprint: str) -> None:
+        """Say, before a version's record is written, that readers were not sent to it yet; not of one that has a record."""
+        if not self.record(fingerprint).is_file():
+            (self.home(fingerprint) / UNSEEN).touch()
+            sync(self.home(fingerprint))
+
+    def shown(self, fingerprint: str) -> None:
+        """Say that readers were sent to a version. Whoever sends them elsewhere says so first of what is current, for one who was killed."""
+        (self.home(fingerprint) / UNSEEN).unlink(missing_ok=True)
+
+    def is_unseen(self, fingerprint: str) -> bool:
+        """Whether readers surely were never sent to a version, unless it is the current one."""
+        return (self.home(fingerprint) / UNSEEN).exists()
 
     # --- removal --------------------------------------------------------------------------------------------------------
 

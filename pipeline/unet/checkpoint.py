@@ -11,7 +11,7 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, get_args
@@ -66,6 +66,12 @@ class Checkpoint:
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that decides what a run computes: the weights, and what else the file says, but not where they came from."""
+        said = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("state", "provenance")}
+        return hashlib.sha256(f"{self.sha256} {sorted(said.items())}".encode()).hexdigest()
 
     def build(self) -> UNet:
         """The network with these weights, in evaluation mode."""

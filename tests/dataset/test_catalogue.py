@@ -57,6 +57,39 @@ def test_a_folder_is_all_volumes_directly_in_it(tmp_path):
         assert open_volume(entry.url).shape == (4, 6, 8)
 
 
+def _circles(folder):
+    """Links that lead round: onto itself, to one another, below itself, and inside a volume."""
+    (folder / "loop").symlink_to("loop")
+    (folder / "loop.zarr").symlink_to(folder / "loop.zarr")
+    (folder / "a.tif").symlink_to("b.tif")
+    (folder / "b.tif").symlink_to("a.tif")
+    (folder / "below").symlink_to("below/deeper")
+    (folder / "v.ome.zarr" / "0" / "c" / "loop").symlink_to("loop")
+
+
+@pytest.mark.parametrize("source", ["{}", "{}/*", "{}/**", "{}/*.zarr", "{}/**/*.zarr"])
+def test_a_link_that_leads_round_costs_nothing_but_itself(tmp_path, source):
+    """One such link refused a whole catalogue, in words that named none of its volumes."""
+    make_image(tmp_path / "v.ome.zarr")
+    _circles(tmp_path)
+    found = read_catalogue(source.format(tmp_path))
+    assert by_name(found) == {"v": f"{tmp_path}/v.ome.zarr"}
+    circles = {"loop.zarr"} if source.endswith("zarr") else {"loop", "loop.zarr", "a.tif", "b.tif", "below"}
+    assert reasons(found) == dict.fromkeys(circles, "a symbolic link that leads round in a circle")
+    assert listing.stamps(found[0].url)
+
+
+def test_a_link_that_leads_round_and_is_named_fails_by_its_name_alone(tmp_path):
+    """What is named, one by one, is an entry whatever lies there."""
+    make_image(tmp_path / "v.ome.zarr")
+    _circles(tmp_path)
+    found = read_catalogue([f"{tmp_path}/v.ome.zarr", f"{tmp_path}/loop", f"{tmp_path}/loop.zarr", f"{tmp_path}/a.tif"])
+    assert len(found) == 4
+    for entry in found[1:]:
+        with pytest.raises(StorageError):
+            open_volume(entry.url)
+
+
 def test_what_looks_like_a_volume_and_is_broken_is_an_entry(tmp_path):
     """Its run fails by its name; left out, it would be missing from the summary of a dataset that says all is done."""
     torn = make_image(tmp_path / "torn.zarr")

@@ -86,6 +86,18 @@ def test_any_change_of_its_files_starts_the_wait_anew(quiet, place, change):
     assert states(quiet, 25) == {"a": "complete"}
 
 
+def test_a_link_that_leads_round_is_left_out_and_keeps_nothing_waiting(quiet, place):
+    """Whoever uploads may leave one; the others are to be done."""
+    make_image(place / "a.ome.zarr")
+    (place / "loop.zarr").symlink_to("loop.zarr")
+    (place / "a.ome.zarr" / "0" / "loop").symlink_to("loop")
+    assert states(quiet, 0) == {"a": "growing"}
+    assert states(quiet, 10) == {"a": "complete"}
+    assert [(one.url, one.why) for one in quiet.left_out] == [
+        (f"{place}/loop.zarr", "a symbolic link that leads round in a circle")
+    ]
+
+
 def test_old_times_of_files_mean_nothing(quiet, place):
     """A copy from an archive is years old by its files, and not there yet."""
     image = make_image(place / "a.zarr")

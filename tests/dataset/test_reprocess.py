@@ -79,6 +79,55 @@ def test_a_new_version_of_the_model_does_all_again_and_the_old_one_is_found_when
     assert [s.tiles for s in sessions(RunDirectory(before["v00"]))] == [1]  # nothing was computed again
 
 
+def test_a_checkpoint_that_is_overwritten_in_mid_go_publishes_nothing_of_the_second(tmp_path, pooled):
+    """One go is one network: readers must not meet two, and the message says what happened, and what to do."""
+    dataset = make_dataset(tmp_path, volumes=4, concurrency=1)
+    file = tmp_path / "weights.pt"
+    torch.save(random_network(ARCHITECTURE, 1).state_dict(), file)
+    dataset = DataSet(dataset.folder, {**dataset.content, "model": {"checkpoint": str(file)}})
+
+    def overwrite(*_: object) -> None:
+        torch.save(random_network(ARCHITECTURE, 2).state_dict(), file)
+
+    with pytest.raises(DatasetError) as raised:
+        reprocess_plainly(dataset.config, overwrite)
+    assert "was overwritten while this go over the dataset was at it" in str(raised.value)
+    published = [name for name, state in dataset.states().items() if state == "done"]
+    assert published
+    for name in dataset.states():
+        assert (dataset.output / name / "current").exists() == (name in published)
+    for name in published:
+        expected = dataset.expected(name, seed=1)
+        assert np.abs(dataset.array(name) - expected).max() <= 1e-5 * np.ptp(expected)
+    assert set(go(dataset).values()) == {"done"}
+    models = {outcome["model"] for outcome in dataset.summary["outcomes"]}
+    assert len(models) == 1
+
+
+def test_a_checkpoint_that_is_written_again_as_it_was_changes_nothing(tmp_path, pooled):
+    """The negative control: a copy, or a touch, is no other network."""
+    dataset = make_dataset(tmp_path, volumes=2, concurrency=1)
+    file = tmp_path / "weights.pt"
+    torch.save(random_network(ARCHITECTURE, 1).state_dict(), file)
+    dataset = DataSet(dataset.folder, {**dataset.content, "model": {"checkpoint": str(file)}})
+    reprocess_plainly(dataset.config, lambda *_: torch.save(random_network(ARCHITECTURE, 1).state_dict(), file))
+    assert set(dataset.states().values()) == {"done"}
+
+
+def test_a_first_switch_that_failed_does_not_tie_a_volume_to_files_that_were_touched_since(tmp_path, pooled, monkeypatch):
+    """Killed, or out of room, between the record and the link: it was refused for ever as published once."""
+    dataset = make_dataset(tmp_path, volumes=1)
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.storage.linked.LinkedPublication._switch", refuse)
+        assert go(dataset) == {"v00": "failed"}
+    dataset.add_again("v00", seed=0)
+    assert go(dataset) == {"v00": "done"}
+
+
 def test_old_versions_go_by_the_rule_and_never_the_current_one(tmp_path, pooled):
     """Disks are finite; what readers see is not to be touched."""
     dataset = make_dataset(tmp_path, volumes=1, keep={"versions": 0, "days": 0})

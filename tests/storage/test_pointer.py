@@ -11,6 +11,7 @@ import pytest
 from pipeline.core.versions import Keep
 from pipeline.errors import BusyError, StorageError
 from pipeline.storage.objects import ObjectStore
+from pipeline.storage.pointed import POINTER
 from pipeline.storage.publication import open_publication, read_current
 from pipeline.storage.rundir import RunDirectory
 from tests.storage.publishing_cases import NAME, OBJECTS, files_of, fingerprint, make_version, told
@@ -120,6 +121,29 @@ def test_an_upload_that_was_killed_goes_on(publication, output, store, requests)
     sent = Counter(key.removeprefix(f"{prefix}/") for verb, key in requests if verb == "send" and "ome.zarr/0" in key)
     assert sent == Counter([f"0/c/{n}" for n in range(6, OBJECTS)] + ["0/zarr.json"])
     assert stored(read_current(output).image) == files
+
+
+def test_a_version_whose_publisher_was_killed_before_the_pointer_may_be_begun_anew(publication, output, store, monkeypatch, tmp_path):
+    """All of it is in the store, but nobody was ever sent there; where the pointer was written, somebody was."""
+    make_version(publication, A)
+    write = ObjectStore.write
+
+    def killed(self: ObjectStore, key: str, content: bytes) -> None:
+        if key == POINTER:
+            raise KeyboardInterrupt
+        write(self, key, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            publication.publish(A, {})
+    again = open_publication(output, NAME, str(tmp_path / "staging"))
+    again.discard(A)
+    assert kept(store) == set()
+    published(again, A, B)
+    for version in (A, B):
+        with pytest.raises(StorageError, match="published once"):
+            again.discard(version)
 
 
 def test_publishing_again_sends_nothing_and_mends_what_is_damaged(publication, output, store, requests):

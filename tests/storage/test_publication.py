@@ -19,6 +19,7 @@ from pipeline.core.versions import Keep
 from pipeline.errors import BusyError, StorageError
 from pipeline.storage.publication import open_publication, read_current
 from pipeline.storage.rundir import RunDirectory
+from pipeline.storage.version_folder import VersionFolder
 from tests.pipeline_cases import fill_up, make_run, mounted
 from tests.storage.publishing_cases import (
     NAME,
@@ -61,6 +62,55 @@ def published(publication, *versions):
     for version in versions:
         make_version(publication, version)
         publication.publish(version, {"model": f"of {version[-1]}"})
+
+
+# --- versions that nobody saw --------------------------------------------------------------------------------------------
+
+
+class KilledError(BaseException):
+    """In the place of a kill."""
+
+
+@pytest.mark.parametrize("before", [[], [B]], ids=["the first one", "a later one"])
+@pytest.mark.parametrize("step", ["write_record", "make_durable", "_switch"])
+def test_a_version_whose_publisher_was_killed_before_the_switch_may_be_begun_anew(publication, output, monkeypatch, before, step):
+    """No reader was ever sent there; it was refused for ever as published once, where its input had been touched since."""
+    published(publication, *before)
+    make_version(publication, A)
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(publication) if step == "_switch" else VersionFolder, step, killed)
+        with pytest.raises(KilledError):
+            publication.publish(A, {})
+    again = open_publication(str(output), NAME)
+    again.discard(A)
+    assert not again.image(A).exists()
+    published(again, A)
+    assert again.current().fingerprint == A
+
+
+def test_a_version_that_readers_were_sent_to_is_kept_whenever_its_publisher_was_killed(publication, output, monkeypatch):
+    """The negative control: the current one, whether the publisher came to say so or not, and one that was current."""
+    make_version(publication, A)
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VersionFolder, "shown", killed)
+        with pytest.raises(KilledError):
+            publication.publish(A, {})
+    again = open_publication(str(output), NAME)
+    assert again.current().fingerprint == A
+    with pytest.raises(StorageError, match="published once"):
+        again.discard(A)
+    published(again, B)
+    for version in (A, B):
+        with pytest.raises(StorageError, match="published once"):
+            again.discard(version)
 
 
 # --- what readers see ----------------------------------------------------------------------------------------------------
