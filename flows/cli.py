@@ -63,7 +63,7 @@ def plan(
 
     from pipeline import stages  # noqa: PLC0415 - see above
 
-    found = stages.plan(asked)
+    found = stages.plan(asked, anew=True)
     print_plan(found, stages.measure(asked) if measure else None)
     print(f"plan written to {found.output.url}.run/plan.json; `halotile run {config}` does it")
     return DONE
@@ -76,6 +76,10 @@ def run(
     prefect: Annotated[
         bool, Parameter(help="Report to Prefect's server; without, the stages run by themselves.")
     ] = True,
+    input_changed: Annotated[
+        Literal["redo", "keep"] | None,
+        Parameter(help="Where the input is not as it was planned: compute the tiles again that read what changed, or keep them."),
+    ] = None,
     set_: Overrides = None,
 ) -> int:
     """Segment a volume: plan, infer, verify, report. Run it again to resume."""
@@ -83,7 +87,7 @@ def run(
 
     from flows.running import run_volume  # noqa: PLC0415 - see above
 
-    print_end(found, run_volume(found, prefect=prefect))
+    print_end(found, run_volume(found, prefect=prefect, input_changed=input_changed))
     return DONE
 
 

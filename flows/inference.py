@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefect import flow, runtime, task
 from prefect.artifacts import create_markdown_artifact
@@ -37,9 +37,9 @@ _cancelled_when_asked = cancelled_when_asked("finished tiles are kept")
 
 @task(name="plan", task_run_name="plan", retries=1, **_STAGE)
 @_cancelled_when_asked
-def plan_stage(config: RunConfig) -> str:
+def plan_stage(config: RunConfig, input_changed: Literal["redo", "keep"] | None = None) -> str:
     """Load the plan and confirm that it is this configuration's; makes it where there is none."""
-    return stages.plan(config).fingerprint
+    return stages.plan(config, input_changed=input_changed).fingerprint
 
 
 @task(name="infer", task_run_name="infer", retries=1, **_STAGE)
@@ -74,16 +74,17 @@ def _run_name() -> str:
 
 @flow(name="halotile-inference", flow_run_name=_run_name, persist_result=False)
 @_cancelled_when_asked
-def infer_volume(config: RunConfig) -> dict[str, Any]:
+def infer_volume(config: RunConfig, input_changed: Literal["redo", "keep"] | None = None) -> dict[str, Any]:
     """Segment one volume: plan -> infer -> verify -> report. Running it again resumes.
 
     Gives the report's content, and under `computed` the number of tiles that this run computed.
 
     Args:
         config: The run.
+        input_changed: Where the input is not as it was planned: redo the tiles that read what changed, or keep them.
     """
     config = with_model(config)
-    finished(plan_stage(config))
+    finished(plan_stage(config, input_changed))
     with stages.driving(config):
         computed = finished(infer_stage(config))
         finished(verify_stage(config))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from flows.printing import print_plan
 from flows.server import EmbeddedServer, prefect_api, start_unless_configured
@@ -22,28 +22,31 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-def run_volume(config: RunConfig, *, prefect: bool) -> dict[str, Any]:
+def run_volume(
+    config: RunConfig, *, prefect: bool, input_changed: Literal["redo", "keep"] | None = None
+) -> dict[str, Any]:
     """Plan, infer, verify, report; gives the report's content, and under `computed` the tiles of this sitting.
 
     Args:
         config: The run.
         prefect: Whether it is a flow, told to a server.
+        input_changed: What to do where the input is not as it was planned; see `stages.plan`.
     """
     run = _with_prefect if prefect else _without_prefect
     if config.cluster.kind != "slurm-allocation":
-        return run(config)
+        return run(config, input_changed)
     from pipeline import stages  # noqa: PLC0415 - slow; other kinds start the server first
 
     with stages.part_in_cluster(config.cluster, config.compute, config.output.url):
-        return run(config)
+        return run(config, input_changed)
 
 
-def _with_prefect(config: RunConfig) -> dict[str, Any]:
+def _with_prefect(config: RunConfig, input_changed: Literal["redo", "keep"] | None) -> dict[str, Any]:
     server = start_unless_configured()  # it takes seconds, and so does what follows
     try:
         from pipeline import stages  # noqa: PLC0415 - the server starts meanwhile
 
-        print_plan(stages.plan(config))
+        print_plan(stages.plan(config, input_changed=input_changed))
         with stages.driving(config), stages.workers_starting(config):
             print(
                 "starting Prefect's side and the workers: seconds, half a minute the first time ever", file=sys.stderr
@@ -54,11 +57,11 @@ def _with_prefect(config: RunConfig) -> dict[str, Any]:
             server.abandon()
 
 
-def _without_prefect(config: RunConfig) -> dict[str, Any]:
+def _without_prefect(config: RunConfig, input_changed: Literal["redo", "keep"] | None) -> dict[str, Any]:
     from flows.progress import shown, tell_dashboard  # noqa: PLC0415 - slow, and not needed elsewhere
     from pipeline import stages  # noqa: PLC0415 - slow, and not needed elsewhere
 
-    print_plan(stages.plan(config))
+    print_plan(stages.plan(config, input_changed=input_changed))
     with stages.driving(config):
         with shown(config.output.url) as on_advance:
             computed = stages.infer(config, on_advance, tell_dashboard).tiles

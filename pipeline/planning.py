@@ -26,9 +26,11 @@ from pipeline.core.familiarity import strange_values, strange_voxels
 from pipeline.core.lesson import lesson
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
+from pipeline.core.stored import Inventory
 from pipeline.core.tiling import MEMORY_SHARE, TileRequest, Tiling, choose_tiling
 from pipeline.errors import ConfigError, ModelError, PlanError, StorageError
 from pipeline.statistics import appearance, measured
+from pipeline.storage.counted import counted
 from pipeline.storage.volume import Volume, open_volume
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
 from pipeline.unet.device import (
@@ -80,6 +82,8 @@ def make_plan(
     governs: bool = False,
     like: Plan | None = None,
     rough: bool = False,
+    inventory: Inventory | None = None,
+    remeasure: bool = False,
 ) -> Plan:
     """Resolve a configuration.
 
@@ -92,11 +96,15 @@ def make_plan(
         like: A plan of another volume of the same set: its threads, dtype and device are taken wherever the configuration
             says `auto` and `earlier` does not govern.
         rough: Whether to take statistics from the volume's middle: for what a run would cost, and never for a run.
+        inventory: What is stored of the volume, where that was counted; the plan holds its sum.
+        remeasure: Whether statistics of `earlier` are of other voxels.
 
     Raises:
         StorageError, ModelError, ConfigError, PlanError: It cannot be a run; says what to do.
     """
     volume = open_volume(config.input.url, level=config.input.level, axes=config.input.axes)
+    if inventory:
+        volume = counted(volume, inventory)
     checkpoint = load_checkpoint(config.model.checkpoint, padding=config.model.padding)
     _check_same(config, checkpoint)
     _check_fit(config, volume, checkpoint)
@@ -104,8 +112,9 @@ def make_plan(
     alike = pinned or like
     device = _device(config, machine, alike)
     rule, warnings = _rule(config, checkpoint)
-    normalization = _statistics(rule, volume, config, earlier, rough=rough)
-    sample = None if rough else _sample(volume, checkpoint, normalization, config, earlier, governs=governs)
+    known = None if remeasure else earlier
+    normalization = _statistics(rule, volume, config, known, rough=rough)
+    sample = None if rough else _sample(volume, checkpoint, normalization, config, known, governs=governs)
     dtype, reason = _dtype(config, volume, checkpoint, normalization, device, alike)
     request = _tile_request(config, volume, checkpoint, machine, device, dtype, pinned)
     tiling, threads = _best_crew(request, crews(config, machine, device, alike), config, machine, governed=governs)
@@ -129,6 +138,7 @@ def make_plan(
             *cudnn_warnings(checkpoint.architecture.ndim, device, dtype),
         ),
         sample=sample,
+        stored=inventory.stored if inventory else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -71,7 +72,8 @@ def summary(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
         "read_amplification": round(plan.read_amplification, 3),
         "decoding_amplification": round(plan.decoding_amplification, 3),
         "environment": plan.environment,
-        "warnings": list(plan.warnings),
+        "stored": asdict(plan.stored) | {"told": str(plan.stored)} if plan.stored else None,
+        "warnings": list(plan.all_warnings),
         "stages": figures(plan, directory),
     }
 
@@ -126,6 +128,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
             "volume",
             f"{_by(source.shape)} voxels, {source.channels} channel(s), {source.dtype}, chunks {_by(source.chunks)}",
         ),
+        *_stored_rows(plan),
         ("model", f"{plan.model.title}, weights {plan.model.sha256[:12]}, {plan.model.checkpoint}"),
         ("network", f"{kind}, {plan.model.parameters:,} parameters"),
         ("normalisation", _normalization(plan)),
@@ -154,7 +157,14 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ),
         ("fingerprint", plan.fingerprint[:12]),
     ]
-    return [*rows, *(("warning", warning) for warning in plan.warnings)]
+    return [*rows, *(("warning", warning) for warning in plan.all_warnings)]
+
+
+def _stored_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What is stored of the input, and what became of it since."""
+    if plan.stored is None:
+        return []
+    return [(f"{plan.stored.unit}s", f"stored: {plan.stored}"), *(("input changed", line) for line in plan.stored.history)]
 
 
 def _sample_rows(plan: Plan) -> list[tuple[str, str]]:

@@ -175,11 +175,13 @@ def _planned(job: Job) -> Plan:
 
 def _opened(job: Job, plan: Plan, earlier: UNetPredictor | None) -> _Bench:
     checkpoint = load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding)
+    directory = RunDirectory(job.output)
+    volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
     return _Bench(
         plan=plan,
         checkpoint=checkpoint,
-        source=open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes),
+        source=directory.counted(plan, volume),
         predictor=UNetPredictor(checkpoint, plan, earlier=earlier),  # the first card: every worker sees its own only
         output=Output(plan),
-        directory=RunDirectory(job.output),
+        directory=directory,
     )

@@ -21,6 +21,11 @@ Nonfinite = Annotated[
     Field(description="What to do with NaN and infinity: fail by the tile's name, or take them as 0."),
 ]
 
+Missing = Annotated[
+    Literal["fail", "fill"],
+    Field(description="An array of which nothing is stored, or whose chunks lie under other names: refuse it, or read it as fill."),
+]
+
 
 class InputConfig(Section):
     """What is read: a Zarr array, an OME-Zarr group, HDF5 (`FILE.h5/dataset`) or TIFF."""
@@ -29,6 +34,7 @@ class InputConfig(Section):
     level: Level = 0
     axes: Axes = "auto"
     nonfinite: Nonfinite = "fail"
+    missing: Missing = "fail"
 
 
 class OutputConfig(Section):

@@ -113,6 +113,10 @@ class Progress:
     def is_done(self, tile: int) -> bool:
         return bool(self._codes[tile] == _CODES["done"])
 
+    def done(self) -> np.ndarray:
+        """Whether each tile is done."""
+        return self._codes == _CODES["done"]
+
     @property
     def total(self) -> int:
         return len(self._codes)

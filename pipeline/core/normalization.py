@@ -37,6 +37,10 @@ class Normalization:
             return False
         return self.mode != "percentile" or (self.low, self.high) == (other.low, other.high)
 
+    def is_measured(self, dtype: str) -> bool:
+        """Whether the numbers come from the voxels of the whole volume, of this type."""
+        return self.mode in ("zscore", "percentile") or (self.mode == "minmax" and np.dtype(dtype).kind == "f")
+
     def apply(self, array: np.ndarray) -> np.ndarray:
         """`array` normalised, float32, a new array. Reduced in float64 where an offset would cost low bits."""
         wide = self.offset != 0.0 or (array.dtype.itemsize > 2 and array.dtype != np.float32)

@@ -16,6 +16,7 @@ from pipeline.core.box import Triple
 from pipeline.core.cost import read_slices
 from pipeline.core.grid import TileGrid
 from pipeline.core.normalization import Normalization
+from pipeline.core.stored import Stored
 from pipeline.core.volume import Description
 
 ALGORITHM_VERSION = 2
@@ -111,7 +112,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run, resolved: it holds no `auto`. Environment, warnings and sample are recorded, and are no part of its identity."""
+    """One run, resolved: it holds no `auto`. Environment, warnings, sample and what is stored are recorded, and are no part of its identity."""
 
     source: Description
     nonfinite: str
@@ -127,6 +128,12 @@ class Plan:
     warnings: tuple[str, ...] = ()
     version: int = ALGORITHM_VERSION
     sample: Appearance | None = None  # of the volume, where there is something to compare it with
+    stored: Stored | None = None
+
+    @property
+    def all_warnings(self) -> tuple[str, ...]:
+        """What a person should know of it, what is absent of the input included."""
+        return self.warnings + (self.stored.warnings if self.stored else ())
 
     @property
     def grid(self) -> TileGrid:
@@ -222,6 +229,7 @@ def _parts(content: dict[str, Any]) -> dict[str, Any]:
         "cost": Cost(**content["cost"]),
         "warnings": tuple(content["warnings"]),
         "sample": Appearance.from_dict(content["sample"]) if content.get("sample") else None,
+        "stored": Stored.from_dict(content["stored"]) if content.get("stored") else None,
         **{key: tuple(content[key]) for key in ("core", "halo")},
     }
 

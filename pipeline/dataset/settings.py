@@ -15,6 +15,7 @@ from pipeline.config import (
     Level,
     Location,
     LogConfig,
+    Missing,
     ModelConfig,
     Nonfinite,
     NormalizeConfig,
@@ -38,6 +39,7 @@ class InputRule(Section):
     level: Level = 0
     axes: Axes = "auto"
     nonfinite: Nonfinite = "fail"
+    missing: Missing = "fail"
 
 
 class KeepConfig(Section):

@@ -15,10 +15,10 @@ from pipeline.errors import StorageError, VerificationError
 from pipeline.inference import Advance, infer_missing
 from pipeline.report import write_report
 from pipeline.stages.planned import load_plan, refuse_foreign_output, stage_log
+from pipeline.stages.source import confirm, open_source
 from pipeline.storage.metadata import image_name
 from pipeline.storage.output import Output
 from pipeline.storage.rundir import RunDirectory
-from pipeline.storage.volume import open_volume
 from pipeline.verify import Verification, verify_output
 
 log = logging.getLogger("pipeline")
@@ -47,7 +47,7 @@ def infer(
         This session; `tiles` is 0 where all was done before.
 
     Raises:
-        InferenceError: Tiles failed, by name; all others are kept.
+        InferenceError: Tiles failed, by name; all others are kept. Or the input changed meanwhile: nothing is published.
         StorageError: The output is not the plan's, or another driver's.
     """
     plan = load_plan(config)
@@ -59,6 +59,7 @@ def infer(
         with directory.tiles_at_rest(config.cluster.orphan_seconds):
             _prepare(output)
         if progress.count("done") == progress.total:
+            confirm(config, plan, directory)
             output.publish()
             log.info("all %d tiles were done already; nothing to compute", progress.total)
             return Session(plan.fingerprint, 0, 0.0, 0.0, 0.0, 0, _now())
@@ -67,6 +68,7 @@ def infer(
             session = infer_missing(config, plan, directory, token, progress, on_advance, on_dashboard, shared)
         finally:
             directory.close_tiles()  # a worker that wakes later writes nothing
+        confirm(config, plan, directory)
         output.publish()
         return session
 
@@ -150,8 +152,7 @@ def report(config: RunConfig) -> dict[str, Any]:
     plan = load_plan(config)
     directory = RunDirectory(config.output.url)
     with directory.driver(), stage_log(directory, config, "report"):
-        volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
-        content = write_report(plan, directory, volume, Output(plan))
+        content = write_report(plan, directory, open_source(plan, directory), Output(plan))
         log.info("report in '%s'", directory.path)
         return content
 

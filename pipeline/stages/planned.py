@@ -10,21 +10,29 @@ from pathlib import Path
 from pipeline.cluster.pool import machine
 from pipeline.config import RunConfig
 from pipeline.core.plan import Plan
+from pipeline.core.stored import Inventory
 from pipeline.errors import PlanError, StorageError
 from pipeline.logs import logged
 from pipeline.measure import Expectation, expectation
 from pipeline.planning import check_room, make_plan, workers_that_fit
+from pipeline.stages.source import InputChanged, Settled, count_input, mark, open_input, settle
 from pipeline.storage.output import Output, is_occupied
 from pipeline.storage.rundir import RunDirectory
 
 log = logging.getLogger("pipeline")
 
 
-def plan(config: RunConfig) -> Plan:
+def plan(config: RunConfig, *, input_changed: InputChanged | None = None, anew: bool = False) -> Plan:
     """Resolve a configuration into `plan.json`, or confirm the one that is there.
 
     Nothing is written before every check has passed. A plan that is there governs wherever the configuration says
     `auto`; where it does not match, it is replaced, or refused once work has begun under it.
+
+    Args:
+        config: What is asked for.
+        input_changed: What to do where the input is not as it was when it was planned: `redo` the tiles that read what has changed,
+            or `keep` them; None refuses.
+        anew: Whether a plan under which nothing was begun is made again for whatever the input is now.
 
     Raises:
         ConfigError, PlanError, ModelError, StorageError: It cannot be a run, or the output is another run's.
@@ -32,7 +40,7 @@ def plan(config: RunConfig) -> Plan:
     directory = RunDirectory(config.output.url)
     try:
         with stage_log(directory, config, "plan") if directory.path.is_dir() else nullcontext():
-            return _planned(config)
+            return _planned(config, input_changed, anew=anew)
     except PermissionError as error:
         raise StorageError(
             f"'{error.filename}' may not be read by this user ({error.strerror}). Change its permissions or those of its "
@@ -40,8 +48,16 @@ def plan(config: RunConfig) -> Plan:
         ) from error
 
 
-def adopt(config: RunConfig, resolved: Plan) -> Plan:
+def adopt(
+    config: RunConfig, resolved: Plan, inventory: Inventory | None = None, *, input_changed: InputChanged | None = None
+) -> Plan:
     """The same with a plan that was resolved for this output elsewhere.
+
+    Args:
+        config: What is asked for.
+        resolved: The plan.
+        inventory: What is stored of its input, where that was counted.
+        input_changed: As of `plan`.
 
     Raises:
         StorageError: The output is another run's, or cannot be written.
@@ -49,46 +65,59 @@ def adopt(config: RunConfig, resolved: Plan) -> Plan:
     directory = RunDirectory(config.output.url)
     stored = directory.load_plan()
     with stage_log(directory, config, "plan"):
-        return _adopted(config, directory, stored, resolved, begun=stored is not None and _begun(stored, directory))
+        volume, found = count_input(config) if inventory is None else (open_input(config), inventory)
+        begun = stored is not None and _begun(stored, directory)
+        settled = settle(config, stored, volume, found, input_changed, begun=begun)
+        return _adopted(config, directory, stored, resolved, settled, begun=begun)
 
 
-def _planned(config: RunConfig) -> Plan:
+def _planned(config: RunConfig, input_changed: InputChanged | None, *, anew: bool) -> Plan:
     directory = RunDirectory(config.output.url)
     stored = directory.load_plan()
     earlier = None if stored is None else placed(stored, config)
     begun = earlier is not None and _begun(earlier, directory)
     if stored is None and is_occupied(Path(config.output.url)):  # before a volume is read for its statistics
         raise _foreign(config.output.url)
-    return _adopted(config, directory, stored, _resolved(config, stored, begun=begun), begun=begun)
+    volume, inventory = count_input(config)
+    settled = settle(config, stored, volume, inventory, input_changed, begun=begun, anew=anew)
+    resolved = _resolved(config, stored, settled, begun=begun)
+    return _adopted(config, directory, stored, resolved, settled, begun=begun)
 
 
-def _adopted(config: RunConfig, directory: RunDirectory, stored: Plan | None, resolved: Plan, *, begun: bool) -> Plan:
+def _adopted(
+    config: RunConfig, directory: RunDirectory, stored: Plan | None, resolved: Plan, settled: Settled, *, begun: bool
+) -> Plan:
     """The plan, written, where nothing speaks against it."""
     earlier = None if stored is None else placed(stored, config)
     if begun and earlier is not None:
-        _refuse_other_plan(earlier, resolved, directory)
+        _refuse_other_plan(earlier, resolved, directory, but_statistics=settled.remeasure)
     else:
         refuse_foreign_output(resolved)
     if earlier is not None and earlier.fingerprint == resolved.fingerprint:
         resolved = earlier
+    resolved = replace(resolved, stored=settled.stored)
     check_room(config.output.url, _bytes_to_write(resolved, directory))
-    _write_plan(directory, resolved, keep=resolved == stored)
+    _write_plan(directory, earlier if begun else None, resolved, settled, keep=resolved == stored)
     log.info("plan %s of %d tiles", resolved.fingerprint[:12], len(resolved.grid))
+    log.info("stored: %s of '%s'", resolved.stored, resolved.source.url)
+    for warning in settled.stored.warnings:
+        log.warning("%s", warning)
     return resolved
 
 
-def _resolved(config: RunConfig, earlier: Plan | None, *, begun: bool) -> Plan:
+def _resolved(config: RunConfig, earlier: Plan | None, settled: Settled, *, begun: bool) -> Plan:
     """The plan under the earlier one where that governs, else afresh."""
+    how = {"earlier": earlier, "inventory": settled.inventory, "remeasure": settled.remeasure}
     if earlier is not None:
         try:
-            under = make_plan(config, machine(config.cluster), earlier=earlier, governs=True)
+            under = make_plan(config, machine(config.cluster), governs=True, **how)
         except PlanError:
             if begun:
                 raise
         else:
             if begun or under.fingerprint == earlier.fingerprint:
                 return under
-    return make_plan(config, machine(config.cluster), earlier=earlier)
+    return make_plan(config, machine(config.cluster), **how)
 
 
 def _begun(earlier: Plan, directory: RunDirectory) -> bool:
@@ -115,8 +144,9 @@ def earlier_tiles(directory: RunDirectory, plan: Plan) -> int:
     return directory.progress(plan).count("done")
 
 
-def _refuse_other_plan(earlier: Plan, resolved: Plan, directory: RunDirectory) -> None:
-    different = resolved.differences(earlier)
+def _refuse_other_plan(earlier: Plan, resolved: Plan, directory: RunDirectory, *, but_statistics: bool) -> None:
+    like = replace(earlier, normalization=resolved.normalization) if but_statistics else earlier
+    different = resolved.differences(like)
     if different:
         raise StorageError(
             "\n".join(
@@ -153,9 +183,16 @@ def _bytes_to_write(resolved: Plan, directory: RunDirectory) -> int:
     return int(resolved.cost.output_bytes * left)
 
 
-def _write_plan(directory: RunDirectory, resolved: Plan, *, keep: bool) -> None:
+def _write_plan(directory: RunDirectory, begun: Plan | None, resolved: Plan, settled: Settled, *, keep: bool) -> None:
+    """Write the plan, and what is stored. Where tiles that are done are computed again, the output is not complete any more.
+
+    In this order: killed in between, the same command finds the same change again.
+    """
     try:
         with directory.driver():
+            if begun and (len(settled.redo) or begun.fingerprint != resolved.fingerprint):
+                Output(begun).reopen(resolved)
+            mark(directory, resolved, settled)
             if not keep:
                 directory.write(directory.plan_path, resolved.to_json())
     except OSError as error:

@@ -41,6 +41,8 @@ class ForeignArray:
         format: Of the file, `HDF5` or `TIFF`.
         stored_chunks: What the file decodes at once, along the source's axes.
         url: For errors.
+        stored: Chunks that hold voxels, and how many there are.
+        files: That hold them.
     """
 
     source: Any
@@ -48,6 +50,8 @@ class ForeignArray:
     format: str
     stored_chunks: tuple[int, ...]
     url: str
+    stored: tuple[int, int] = (1, 1)
+    files: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -138,8 +142,8 @@ def open_foreign(place: Place, url: str, *, level: int, axes: str) -> Foreign:
     with _understood(place, url):
         found = open_hdf5(place, url, level) if place.kind == "HDF5" else open_tiff(place, url, level)
     names, order = _read_as(found, axes, url)
-    space = _space(found, names)
-    array = ForeignArray(found.source, order, place.kind, found.chunks, url)
+    space, files = _space(found, names), found.files or (str(place.path),)
+    array = ForeignArray(found.source, order, place.kind, found.chunks, url, found.stored, files)
     return Foreign(array, names, space, (*found.warnings, *_warnings(found, axes, names, space)))
 
 

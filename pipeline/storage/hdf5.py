@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -50,10 +51,20 @@ def open_hdf5(place: Place, url: str, level: int) -> Found:
         chunks = dataset.chunks or (1,) * (len(shape) - 2) + tuple(shape[-2:])
         axes, ignored = _hdf5_axes(dataset.attrs, shape)
         sizes, origins, units, warnings = _hdf5_places(dataset.attrs)
-        return Found(located(dataset, url), chunks, axes, sizes, origins, units, (*ignored, *warnings))
+        told = (*ignored, *warnings)
+        return Found(located(dataset, url), chunks, axes, sizes, origins, units, told, stored=_stored(dataset))
     except BaseException:
         file.close()
         raise
+
+
+def _stored(dataset: Any) -> tuple[int, int]:
+    """Chunks that hold voxels, and how many there are; one where the dataset has none, or its voxels lie in other files."""
+    if dataset.is_virtual or dataset.external:
+        return 1, 1
+    if not dataset.chunks:
+        return int(dataset.id.get_storage_size() > 0), 1
+    return dataset.id.get_num_chunks(), prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
 
 
 def dataset_names(path: str) -> list[str]:

@@ -8,18 +8,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
+import fsspec.asyn
 
 from pipeline.errors import PipelineError, StorageError
 from pipeline.storage.objects import code_of, is_remote, is_s3, refusal, s3
 
-_STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "last_modified", "created", "updated", "mtime")
+_STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "last_modified", "created", "updated", "mtime", "Content-MD5", "Digest", "Last-Modified")
 """What stores tell of an object that changes when it is written again."""
+
+_CONTENT = ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest")
+"""Of these, what a copy of the object has too."""
+
+PROBES = 32
+"""Objects that a store is asked for at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,28 @@ class Item:
     @property
     def name(self) -> str:
         return self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A file or an object, as it was found.
+
+    Args:
+        row: Its place in what was looked at, its size, and what changes when it is written.
+        mark: Of that, what a copy that keeps what it can has too: the time of change, or the ETag.
+    """
+
+    row: tuple[str, ...]
+    mark: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.row[0]
+
+    @property
+    def size(self) -> int:
+        """Bytes; -1 where the store does not say."""
+        return int(self.row[1]) if self.row[1].isdecimal() else -1
 
 
 def children(url: str) -> list[Item] | None:
@@ -100,11 +129,33 @@ def stamps(url: str) -> list[tuple[str, ...]]:
     Raises:
         StorageError: Something in it may not be listed.
     """
+    return [look.row for look in looks(url)]
+
+
+def looks(url: str) -> list[Look]:
+    """The same, with what copies keep.
+
+    Raises:
+        StorageError: Something in it may not be listed.
+    """
     try:
         with _told(url):
-            return sorted(_local_stamps(url) if not is_remote(url) else _remote_stamps(url))
+            return sorted(_local_looks(url) if not is_remote(url) else _remote_looks(url), key=lambda look: look.row)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def looks_at(url: str, names: Sequence[str]) -> list[Look | None]:
+    """The same of named objects below a location, which need not be listed for that; None for each that is not there.
+
+    Raises:
+        StorageError: The store cannot be asked.
+    """
+    if is_remote(url):
+        with _told(url):
+            return _remote_looks_at(url, names)
+    with _told(url):
+        return [_local_look_at(url, name) for name in names]
 
 
 def signature_of(url: str) -> str:
@@ -113,7 +164,12 @@ def signature_of(url: str) -> str:
     Raises:
         StorageError: Something in it may not be listed.
     """
-    return hashlib.sha256(json.dumps(stamps(url)).encode()).hexdigest()
+    return signature(looks(url))
+
+
+def signature(found: Sequence[Look]) -> str:
+    """SHA-256 of what was found."""
+    return hashlib.sha256(json.dumps([look.row for look in found]).encode()).hexdigest()
 
 
 # --- a file system ------------------------------------------------------------------------------------------------------
@@ -142,11 +198,11 @@ def _local_file(url: str) -> bytes | OSError | None:
         return error
 
 
-def _local_stamps(root: str) -> Iterator[tuple[str, ...]]:
+def _local_looks(root: str) -> Iterator[Look]:
     """Links are followed, each folder once. Where something vanishes meanwhile, the rest of its folder is left out: so that look is like no other."""
     waiting, met = [root], set()
     if os.path.isfile(root):  # noqa: PTH113 - as above
-        yield _stamp("", os.stat(root))  # noqa: PTH116 - as above
+        yield _look("", os.stat(root))  # noqa: PTH116 - as above
         return
     while waiting:
         try:
@@ -160,7 +216,7 @@ def _local_stamps(root: str) -> Iterator[tuple[str, ...]]:
                     if _is_folder(entry):
                         waiting.append(entry.path)
                     else:
-                        yield _stamp(entry.path.removeprefix(root).strip("/"), _stat(entry))
+                        yield _look(entry.path.removeprefix(root).strip("/"), _stat(entry))
         except (FileNotFoundError, NotADirectoryError):
             continue
 
@@ -173,8 +229,16 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result:
         return entry.stat(follow_symlinks=False)
 
 
-def _stamp(key: str, found: os.stat_result) -> tuple[str, ...]:
-    return (key, str(found.st_size), str(found.st_mtime_ns), str(found.st_ctime_ns))
+def _local_look_at(root: str, name: str) -> Look | None:
+    try:
+        return _look(name, os.stat(f"{root.rstrip('/')}/{name}"))  # noqa: PTH116 - as above
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _look(key: str, found: os.stat_result) -> Look:
+    time = str(found.st_mtime_ns)
+    return Look((key, str(found.st_size), time, str(found.st_ctime_ns)), (time,))
 
 
 # --- object stores, by fsspec -------------------------------------------------------------------------------------------
@@ -202,11 +266,45 @@ def _remote_children(url: str) -> list[Item]:
     return [Item(f"{url.rstrip('/')}/{name.rpartition('/')[2]}", folder) for name, folder in inside]
 
 
-def _remote_stamps(url: str) -> Iterator[tuple[str, ...]]:
+def _remote_looks(url: str) -> Iterator[Look]:
     system, path = _system(url)
     for name, entry in system.find(path, detail=True).items():
-        told = (str(entry[key]) for key in _STAMPS if entry.get(key) is not None)
-        yield (name.removeprefix(path).strip("/"), str(entry.get("size")), *told)
+        yield _look_of(name.removeprefix(path).strip("/"), entry)
+
+
+def _look_of(name: str, entry: Mapping[str, Any]) -> Look:
+    told = tuple(str(entry[key]) for key in _STAMPS if entry.get(key) is not None)
+    content = tuple(str(entry[key]) for key in _CONTENT if entry.get(key) is not None)
+    return Look((name, str(entry.get("size")), *told), content or told)
+
+
+def _remote_looks_at(url: str, names: Sequence[str]) -> list[Look | None]:
+    system, path = _system(url)
+    paths = [f"{path}/{name}" for name in names]
+    if getattr(system, "async_impl", False):
+        found = fsspec.asyn.sync(system.loop, _infos, system, paths)
+    else:
+        found = [_info(system, one) for one in paths]
+    answers = [answer if isinstance(answer, Mapping) else _answer(answer) for answer in found]
+    for answer in answers:
+        if isinstance(answer, Exception):  # one that may not be looked at
+            raise answer
+    return [
+        _look_of(name, answer) if isinstance(answer, Mapping) else None for name, answer in zip(names, answers, strict=True)
+    ]
+
+
+async def _infos(system: Any, paths: Sequence[str]) -> list[Any]:
+    return await fsspec.asyn._run_coros_in_chunks(
+        [system._info(path) for path in paths], batch_size=PROBES, return_exceptions=True
+    )
+
+
+def _info(system: Any, path: str) -> Any:
+    try:
+        return system.info(path)
+    except FileNotFoundError as error:
+        return error
 
 
 def _answer(found: Any) -> bytes | OSError | None:

@@ -70,6 +70,16 @@ class Metadata:
             _write(self._root / ARRAY / DOCUMENT, self._array_mended(stored(self._root / ARRAY / DOCUMENT)))
         return [*lines, *array_lines]
 
+    def reopen(self, fingerprint: str) -> None:
+        """Name no image any more, and another plan; keys of others stay."""
+        there = stored(self._root / DOCUMENT)
+        if there is None:  # it is made anew
+            return
+        attributes = there.get("attributes")
+        kept = {key: value for key, value in attributes.items() if key != "ome"} if isinstance(attributes, dict) else {}
+        said = {FINGERPRINT_ATTRIBUTE: {"fingerprint": fingerprint, "state": "incomplete"}}
+        _write(self._root / DOCUMENT, _dumped({**there, "attributes": {**kept, **said}}))
+
     # --- the group --------------------------------------------------------------------------------------------------
 
     def _group(self, complete: bool) -> dict[str, Any]:

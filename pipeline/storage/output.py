@@ -136,6 +136,12 @@ class Output:
             self._make_folder(self.root / ARRAY)
             return self._metadata.put(complete=self._metadata.is_complete())
 
+    def reopen(self, plan: Plan) -> None:
+        """Take the image from readers, which tiles of another input are to replace; from now on it is `plan`'s."""
+        if self.state() == "ours":
+            with in_words():
+                self._metadata.reopen(plan.fingerprint)
+
     def publish(self) -> list[str]:
         """Name the array in the group's metadata: from now on readers of OME-Zarr find the image. Gives what was otherwise."""
         with in_words():

@@ -30,11 +30,15 @@ from typing import Any, TextIO
 
 from pipeline.core.ledger import Progress, Session, TileRecord, parse_lines
 from pipeline.core.plan import Plan
+from pipeline.core.stored import Inventory, Stored
 from pipeline.durable import file_error, in_words, make_folder, replace, sweep, sync
 from pipeline.errors import FileError, StorageError
 from pipeline.locks import is_taken, taken, without_locks
 from pipeline.storage.cancel_request import CancelRequest
+from pipeline.storage.counted import counted
 from pipeline.storage.documents import parsed
+from pipeline.storage.inventory import from_bytes, to_bytes
+from pipeline.storage.volume import Volume
 
 log = logging.getLogger("pipeline")
 
@@ -71,6 +75,7 @@ class RunDirectory:
         self.path = self.output.with_name(self.output.name + ".run")
         self.plan_path = self.path / "plan.json"
         self.origin_path = self.path / "origin.json"
+        self.inventory_path = self.path / "input.npz"
         self.ledger_path = self.path / "ledger.jsonl"
         self.log_path = self.path / "run.log"
         self.verification_path = self.path / "verification.json"
@@ -126,6 +131,34 @@ class RunDirectory:
                 f"Plan '{self.plan_path}' cannot be read ({type(error).__name__}: {error}): it was changed by hand or "
                 "written by another version. Delete the run directory and the output to start over."
             ) from error
+
+    def write_inventory(self, inventory: Inventory) -> None:
+        """Keep what was counted of the input, atomically and durably; a plan holds its sum."""
+        replace(self.inventory_path, to_bytes(inventory), shared=True)
+
+    def load_inventory(self, stored: Stored) -> Inventory | None:
+        """The inventory whose sum a plan holds; None where it is lost, damaged, or another's."""
+        try:
+            found = from_bytes(self.inventory_path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found if found and found.stored.signature == stored.signature else None
+
+    def counted(self, plan: Plan, volume: Volume) -> Volume:
+        """The input of a plan, which refuses to read as fill what the plan counted as stored.
+
+        Raises:
+            StorageError: What was counted is lost.
+        """
+        if plan.stored is None:
+            return volume
+        inventory = self.load_inventory(plan.stored)
+        if inventory is None:
+            raise StorageError(
+                f"'{self.inventory_path}' is not what the plan beside it counted of its input: it is lost or damaged. Run `halotile "
+                "run` again: it counts anew."
+            )
+        return counted(volume, inventory)
 
     # --- ledger -----------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Found:
-    """What a file says of its array, before it is read as a volume. Sizes, origins and units by axis; what was told and is not believed."""
+    """What a file says of its array, before it is read as a volume. Sizes, origins and units by axis; what was told and is not believed.
+
+    Args:
+        stored: Chunks that hold voxels, and how many there are.
+        files: All that hold them, where they are more than the one that was named.
+    """
 
     source: Any
     chunks: tuple[int, ...]
@@ -44,6 +49,8 @@ class Found:
     origins: Mapping[str, float] = field(default_factory=dict)
     units: Mapping[str, str | None] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    stored: tuple[int, int] = (1, 1)
+    files: tuple[str, ...] = ()
 
 
 def lengths_of(values: Any) -> dict[str, float]:

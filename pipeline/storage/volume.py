@@ -74,6 +74,11 @@ class Volume:
         return None if isinstance(self.array, ForeignArray) else self.array.shards
 
     @property
+    def unit(self) -> str:
+        """What a stored object holds: `chunk` or `shard`."""
+        return "shard" if self.shards else "chunk"
+
+    @property
     def files(self) -> int:
         """How many files or objects hold its voxels, where none is missing."""
         if isinstance(self.array, ForeignArray):

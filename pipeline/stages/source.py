@@ -1,0 +1,188 @@
+"""The input, against what its plan counted: at the start of a run, where a change is refused or settled, and at its end.
+
+A fingerprint knows no voxels. So where the input's files differ from those that were counted, nobody but a person can say whether
+the tiles that are done still hold: `redo` computes those again that read what has changed, `keep` says that it is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+
+from pipeline.config import RunConfig
+from pipeline.core.ledger import TileRecord
+from pipeline.core.plan import Plan
+from pipeline.core.stored import Change, Inventory, Stored, compare
+from pipeline.errors import InferenceError, StorageError
+from pipeline.storage.inventory import Missing, take_inventory
+from pipeline.storage.rundir import RunDirectory
+from pipeline.storage.volume import Volume, open_volume
+
+log = logging.getLogger("pipeline")
+
+InputChanged = Literal["redo", "keep"]
+
+NAMED = 10
+"""Tiles that a message names."""
+
+ADVICE = (
+    "Nothing was changed or published. Run with `--input-changed redo` to compute these tiles from what is there now, or with "
+    "`--input-changed keep` if its voxels are the same: copied, moved or touched. Or put the input back."
+)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What is to be done about the input as it is now.
+
+    Args:
+        inventory: What is stored of it.
+        stored: The sum, for the plan, with what has become of it.
+        redo: Tiles that are done and are computed again.
+        remeasure: Whether statistics of the whole volume are measured again.
+    """
+
+    inventory: Inventory
+    stored: Stored
+    redo: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    remeasure: bool = False
+
+
+def open_input(config: RunConfig) -> Volume:
+    """Open the input of a run.
+
+    Raises:
+        StorageError: It cannot be opened.
+    """
+    return open_volume(config.input.url, level=config.input.level, axes=config.input.axes)
+
+
+def count_input(config: RunConfig, missing: Missing | None = None) -> tuple[Volume, Inventory]:
+    """Open the input of a run, and count what is stored of it.
+
+    Raises:
+        StorageError: It cannot be opened; or nothing of it is stored, and it is not to be taken for fill.
+    """
+    volume = open_input(config)
+    return volume, take_inventory(volume, missing or config.input.missing)
+
+
+def open_source(plan: Plan, directory: RunDirectory) -> Volume:
+    """The input of a plan, which refuses to read as fill what was counted.
+
+    Raises:
+        StorageError: It cannot be opened, or what was counted is lost.
+    """
+    return directory.counted(plan, open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes))
+
+
+def settle(
+    config: RunConfig,
+    stored: Plan | None,
+    volume: Volume,
+    inventory: Inventory,
+    choice: InputChanged | None,
+    *,
+    begun: bool,
+    anew: bool = False,
+) -> Settled:
+    """What a run does about its input as it is now.
+
+    Args:
+        config: The run.
+        stored: The plan that is there.
+        volume: The input, opened.
+        inventory: What is stored of it now.
+        choice: What a person says of a change.
+        begun: Whether anything was done under that plan.
+        anew: Whether a plan under which nothing was begun is made again for whatever is there now.
+
+    Raises:
+        StorageError: It has changed, and nobody said what to do.
+    """
+    if stored is None or stored.stored is None or stored.source.metadata_sha256 != volume.description.metadata_sha256:
+        return Settled(inventory, inventory.stored)
+    directory = RunDirectory(config.output.url)
+    copied = stored.source.url != config.input.url
+    change = compare(directory.load_inventory(stored.stored), inventory, copied=copied)
+    kept = replace(inventory.stored, history=stored.stored.history)
+    if not change:
+        return Settled(inventory, kept)
+    done = directory.progress(stored).done()
+    measured = stored.normalization.is_measured(stored.source.dtype)
+    reads = np.ones(len(stored.grid), dtype=bool) if measured else change.tiles(stored.grid)
+    if choice is None and anew and not begun:
+        return Settled(inventory, inventory.stored, remeasure=True)
+    if choice is None and (not begun or np.any(done & reads) or len(change.gone)):
+        raise StorageError(_told(config, stored, change, reads, done, copied=copied))
+    history = (*kept.history, _line(choice or "redo", change, reads & done))
+    log.warning("input changed: %s", history[-1])
+    kept = replace(kept, history=history)
+    if choice == "keep":
+        return Settled(inventory, kept)
+    return Settled(inventory, kept, np.flatnonzero(reads & done), remeasure=measured)
+
+
+def mark(directory: RunDirectory, plan: Plan, settled: Settled) -> None:
+    """Say in the ledger that tiles are to be computed again, and keep what is stored now. For the driver alone."""
+    if len(settled.redo):
+        with directory.ledger() as ledger:
+            for tile in settled.redo:
+                ledger.append(TileRecord(int(tile), "invalid", plan.fingerprint, error="the input has changed since"))
+    known = directory.load_inventory(settled.stored)
+    if known is None or known.stored.strict != settled.inventory.stored.strict:
+        directory.write_inventory(settled.inventory)
+
+
+def confirm(config: RunConfig, plan: Plan, directory: RunDirectory) -> None:
+    """Compare the input with what was counted before its tiles were computed, so that nothing is published of what changed meanwhile.
+
+    Raises:
+        InferenceError: It did.
+    """
+    if plan.stored is None:
+        return
+    try:
+        _, now = count_input(config, "fill")
+    except StorageError as error:
+        raise InferenceError(f"The input cannot be looked at any more, so that nothing is published: {error}") from error
+    change = compare(directory.load_inventory(plan.stored), now)
+    if change:
+        reads = change.tiles(plan.grid)
+        raise InferenceError(
+            f"The input '{plan.source.url}' changed while it was read: {change}. {_tiles(reads, 'may be of either')} Nothing is "
+            "published. Run again with `--input-changed redo` to compute these tiles from what is there now, or with "
+            "`--input-changed keep` if its voxels are the same."
+        )
+
+
+def _told(config: RunConfig, plan: Plan, change: Change, reads: np.ndarray, done: np.ndarray, *, copied: bool) -> str:
+    where = f"'{config.input.url}'" + (f" (planned as '{plan.source.url}')" if copied else "")
+    return "\n".join(
+        [
+            f"The input {where} is not as it was when this run was planned (stored: {plan.stored}, and {change.now.stored} now):",
+            f"  {change}",
+            f"  {_tiles(reads, 'read it')}",
+            f"  {int(np.count_nonzero(reads & done))} of these are done.",
+            ADVICE,
+        ]
+    )
+
+
+def _tiles(reads: np.ndarray, what: str) -> str:
+    found = np.flatnonzero(reads)
+    if len(found) == len(reads):
+        return f"All {len(reads):,} tiles {what}."
+    named = ", ".join(map(str, found[:NAMED])) + (", ..." if len(found) > NAMED else "")
+    return f"{len(found):,} of {len(reads):,} tiles {what}: {named or 'none'}."
+
+
+def _line(choice: InputChanged, change: Change, reads: np.ndarray) -> str:
+    when, tiles = datetime.now(UTC).isoformat(timespec="seconds"), int(np.count_nonzero(reads))
+    if choice == "keep":
+        return f"{when}: {change}; kept as the same voxels, {tiles:,} tile(s) that read it were not computed again"
+    return f"{when}: {change}; {tiles:,} tile(s) that were done and read it are computed again"
