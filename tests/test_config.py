@@ -42,7 +42,7 @@ def refusal(folder, text=LEAST, *overrides):
 def test_three_paths_are_a_run(tmp_path):
     """Everything else has a default, and each default is a promise: another value would be another output."""
     assert config_of(tmp_path).model_dump() == {
-        "input": {"url": "/data/in.zarr", "level": 0, "axes": "auto", "nonfinite": "fail"},
+        "input": {"url": "/data/in.zarr", "level": 0, "axes": "auto", "nonfinite": "fail", "missing": "fail"},
         "output": {
             "url": "/data/out.zarr",
             "dtype": "float32",

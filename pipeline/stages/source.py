@@ -108,7 +108,7 @@ def settle(
         return Settled(inventory, inventory.stored)
     directory = RunDirectory(config.output.url)
     copied = stored.source.url != config.input.url
-    change = compare(directory.load_inventory(stored.stored), inventory, copied=copied)
+    change = _change(stored.stored, inventory, directory, copied=copied)
     kept = replace(inventory.stored, history=stored.stored.history)
     if not change:
         return Settled(inventory, kept)
@@ -150,7 +150,7 @@ def confirm(config: RunConfig, plan: Plan, directory: RunDirectory) -> None:
         _, now = count_input(config, "fill")
     except StorageError as error:
         raise InferenceError(f"The input cannot be looked at any more, so that nothing is published: {error}") from error
-    change = compare(directory.load_inventory(plan.stored), now)
+    change = _change(plan.stored, now, directory)
     if change:
         reads = change.tiles(plan.grid)
         raise InferenceError(
@@ -158,6 +158,12 @@ def confirm(config: RunConfig, plan: Plan, directory: RunDirectory) -> None:
             "published. Run again with `--input-changed redo` to compute these tiles from what is there now, or with "
             "`--input-changed keep` if its voxels are the same."
         )
+
+
+def _change(planned: Stored, now: Inventory, directory: RunDirectory, *, copied: bool = False) -> Change:
+    if planned.signature == now.stored.signature:  # also where a plan was copied without its inventory
+        return Change(now)
+    return compare(directory.load_inventory(planned), now, copied=copied)
 
 
 def _told(config: RunConfig, plan: Plan, change: Change, reads: np.ndarray, done: np.ndarray, *, copied: bool) -> str:
