@@ -26,6 +26,7 @@ def counted(volume: Volume, inventory: Inventory) -> Volume:
     store = CountedStore(array.store_path.store, _Count.of(volume, inventory))
     path = StorePath(store, array.store_path.path)
     made = AsyncArray(metadata=array.metadata, store_path=path, config=array.config)
+    object.__setattr__(made, "codec_pipeline", array.codec_pipeline)  # whose chunks are checked
     return replace(volume, array=zarr.Array(made))
 
 
