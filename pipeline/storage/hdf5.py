@@ -27,7 +27,7 @@ from pipeline.storage.told import (
     shown,
     strange_units,
 )
-from pipeline.storage.virtual import located
+from pipeline.storage.virtual import Elsewhere, located
 
 CACHE_BYTES = 2**26
 """Of decoded chunks, kept for the next box that touches them: patches overlap."""
@@ -51,8 +51,9 @@ def open_hdf5(place: Place, url: str, level: int) -> Found:
         chunks = dataset.chunks or (1,) * (len(shape) - 2) + tuple(shape[-2:])
         axes, ignored = _hdf5_axes(dataset.attrs, shape)
         sizes, origins, units, warnings = _hdf5_places(dataset.attrs)
-        told = (*ignored, *warnings)
-        return Found(located(dataset, url), chunks, axes, sizes, origins, units, told, stored=_stored(dataset))
+        source, told = located(dataset, url), (*ignored, *warnings)
+        files = tuple(map(str, (place.path, *source.needed))) if isinstance(source, Elsewhere) else ()
+        return Found(source, chunks, axes, sizes, origins, units, told, _stored(dataset), files)
     except BaseException:
         file.close()
         raise
