@@ -134,14 +134,14 @@ class RunDirectory:
 
     def write_inventory(self, inventory: Inventory) -> None:
         """Keep what was counted of the input, atomically and durably; a plan holds its sum."""
-        replace(self.inventory_path, to_bytes(inventory), shared=True)
+        self.write(self.inventory_path, to_bytes(inventory))
 
     def load_inventory(self, stored: Stored) -> Inventory | None:
         """The inventory whose sum a plan holds; None where it is lost, damaged, or another's."""
-        try:
-            found = from_bytes(self.inventory_path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
+        if not self.inventory_path.is_file():
             return None
+        with in_words(self.inventory_path):
+            found = from_bytes(self.inventory_path.read_bytes())
         return found if found and found.stored.signature == stored.signature else None
 
     def counted(self, plan: Plan, volume: Volume) -> Volume:
