@@ -386,7 +386,9 @@ def _statistics(
 
 
 def _same_volume(earlier: Plan, volume: Volume, config: RunConfig) -> bool:
-    return (earlier.source, earlier.nonfinite) == (volume.description, config.input.nonfinite)
+    """Whether two plans measure the same: where voxels lie, and how large they are, changes no statistics."""
+    here = replace(volume.description, space=earlier.source.space)
+    return (earlier.source, earlier.nonfinite) == (here, config.input.nonfinite)
 
 
 def precision_warnings(volume: Volume, normalization: Normalization) -> list[str]:

@@ -1,13 +1,23 @@
 """Being told to end, however this process was started."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import zarr
+from zarr.storage import LocalStore
 
+from pipeline import planning, stages
+from pipeline.core.architecture import Architecture
+from pipeline.core.ledger import TileRecord
+from pipeline.core.volume import Space
+from pipeline.storage.output import Output
 from tests.e2e.commands import ROOT
+from tests.pipeline_cases import make_run, random_volume, stored_objects
 
 WAITS = """
 import signal, sys, threading
@@ -41,3 +51,84 @@ def test_cancel_reaches_a_driver_that_ignores_ctrl_c_too(tmp_path, handler):
         preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
     )
     assert found.stdout == "ended in order\n", found.stderr
+
+
+# --- what describes and does not compute --------------------------------------------------------------------------------
+
+
+def image_of(folder, transforms, unit="um"):
+    """An OME-Zarr image of one level; the metadata of one that is there are mended."""
+    path = folder / "image.ome.zarr"
+    if not path.exists():
+        zarr.create_group(LocalStore(path)).create_array("0", data=random_volume((8, 12, 12)), chunks=(8, 12, 12))
+    document = json.loads((path / "zarr.json").read_text())
+    axes = [{"name": name, "type": "space", "unit": unit} for name in "zyx"]
+    image = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": transforms}]}
+    document["attributes"] = {"ome": {"version": "0.5", "multiscales": [image]}}
+    (path / "zarr.json").write_text(json.dumps(document))
+    return str(path)
+
+
+def scale(*sizes):
+    """A transformation as it stands in metadata."""
+    return [{"type": "scale", "scale": list(sizes)}]
+
+
+def all_done(run):
+    """Have every tile of a run's plan done, as workers would leave it: of values that do not matter here."""
+    output, plan = Output(run.plan), run.plan
+    output.create()
+    with run.directory.driver(), run.directory.ledger() as ledger:
+        for tile in plan.grid:
+            array = np.ones((1, *tile.core.shape), plan.output.dtype)
+            units = {}
+            for unit in output.units(tile.core):
+                units |= output.write(unit, array[(slice(None), *unit.within(tile.core))])
+            ledger.append(TileRecord(tile.index, "done", plan.fingerprint, units))
+
+
+@pytest.mark.parametrize(
+    ("first", "was"),
+    [((scale(float("nan"), 4, 4), "um"), "unknown"), ((scale(2, 4, 4), "nm"), (2, 4, 4)), ((scale(30, 4, 4), 5), "no unit")],
+)
+def test_a_voxel_size_that_was_mended_reaches_plan_and_output_without_a_tile(tmp_path, first, was):
+    """Same fingerprint, so the old size stood in the output for ever; NaN there is no JSON, and a unit of 5 was a traceback."""
+    run = make_run(tmp_path, architecture=Architecture(3, 1, 4), shape=(8, 12, 12)).having(input={"url": image_of(tmp_path, *first)})
+    stages.plan(run.config)
+    before, warnings = run.plan, run.plan.warnings
+    assert before.source.space.is_unknown or was != "unknown"
+    all_done(run)
+    assert stages.infer(run.config).tiles == 0
+    document = json.loads((run.output / "zarr.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    ledger, objects = run.directory.ledger_path.read_bytes(), stored_objects(run.output)
+
+    image_of(tmp_path, [*scale(30, 4, 4), {"type": "translation", "translation": [15, 0, 0]}], "µm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "measured", lambda *_, **__: pytest.fail("statistics are measured again"))
+        stages.plan(run.config)
+    assert run.plan.fingerprint == before.fingerprint
+    assert run.plan.source.space == Space((30.0, 4.0, 4.0), (15.0, 0.0, 0.0), ("micrometer",) * 3)
+    assert run.plan.warnings == ()
+    assert any("unknown" in warning for warning in warnings) or was == (2, 4, 4)
+    assert stages.infer(run.config).tiles == 0
+    image = json.loads((run.output / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
+    assert image != document["attributes"]["ome"]["multiscales"][0]
+    assert [axis["unit"] for axis in image["axes"]] == ["micrometer"] * 3
+    assert image["datasets"][0]["coordinateTransformations"] == [
+        {"type": "scale", "scale": [30.0, 4.0, 4.0]},
+        {"type": "translation", "translation": [15.0, 0.0, 0.0]},
+    ]
+    assert stages.verify(run.config).complete
+    assert run.directory.ledger_path.read_bytes() == ledger
+    assert stored_objects(run.output) == objects
+
+    image_of(tmp_path, [])  # and nothing is known any more: what an earlier plan wrote would be false
+    group = zarr.open_group(LocalStore(run.output))
+    group.attrs["omero"] = {"channels": []}
+    stages.plan(run.config)
+    assert stages.infer(run.config).tiles == 0
+    attributes = json.loads((run.output / "zarr.json").read_text())["attributes"]
+    assert attributes["ome"]["multiscales"][0]["axes"] == [{"name": name, "type": "space"} for name in "zyx"]
+    assert attributes["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"] == scale(1.0, 1.0, 1.0)
+    assert attributes["omero"] == {"channels": []}
+    assert stages.verify(run.config).complete

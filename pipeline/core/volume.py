@@ -31,6 +31,15 @@ class Space:
         """Where nobody tells it: voxels of 1 by 1 by 1, in no unit."""
         return cls((1.0,) * ndim, (0.0,) * ndim, (None,) * ndim)
 
+    def __str__(self) -> str:
+        """`40 x 4 x 4 nanometer`; a unit an axis where they differ."""
+        if self.is_unknown:
+            return "unknown"
+        sizes, units = [f"{size:g}" for size in self.scale], [unit or "(no unit)" for unit in self.units]
+        if len(set(units)) == 1:
+            return f"{' x '.join(sizes)} {units[0]}"
+        return " x ".join(f"{size} {unit}" for size, unit in zip(sizes, units, strict=True))
+
     @property
     def is_unknown(self) -> bool:
         """Whether nothing is known of the size of a voxel; sizes of 1 in no unit say nothing either."""

@@ -15,6 +15,7 @@ from pipeline import stages
 from pipeline.config import RunConfig
 from pipeline.core.plan import Plan
 from pipeline.core.versions import Version
+from pipeline.core.volume import Space
 from pipeline.dataset.origin import Origin, read_origin
 from pipeline.errors import ConfigError, ModelError, PlanError
 from pipeline.planning import Machine, make_plan
@@ -36,11 +37,13 @@ class Settled:
         config: The run; its output is the version's image.
         plan: Its plan.
         is_current: Whether it is what readers see.
+        was: Where its voxels lay by the plan that is stored; the plan here has it as the input tells it now.
     """
 
     config: RunConfig
     plan: Plan
     is_current: bool
+    was: Space | None = None
 
 
 def settled(
@@ -128,7 +131,7 @@ def _agreeing(
         return None
     if under.fingerprint != fingerprint:
         return None
-    return Settled(config, earlier, is_current)
+    return Settled(config, stages.described(earlier, under), is_current, earlier.source.space)
 
 
 def _is_of_others(publication: Publication, fingerprint: str, origin: Origin | None) -> bool:

@@ -21,6 +21,7 @@ from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.version import Settled, published, settled
 from pipeline.errors import BusyError, PipelineError, StorageError
 from pipeline.planning import Machine
+from pipeline.storage.metadata import described_image
 from pipeline.storage.publication import Publication, open_publication
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.version_folder import Published
@@ -111,7 +112,7 @@ def standing(volume: VolumeOfSet, machine: Machine) -> Outcome | None:
     source = _source(current, before)
     _refuse_another(volume, source)
     found = published(volume.run, publication, machine, current)
-    return found and _stood(volume, found, source, before)
+    return found and _described(publication, found, _stood(volume, found, source, before))
 
 
 def noted(volume: VolumeOfSet, outcome: Outcome) -> Outcome:
@@ -168,6 +169,20 @@ def _stood(volume: VolumeOfSet, found: Settled, source: Origin, before: Outcome 
         return replace(outcome, attempts=volume.config.watch.attempts)  # it is told once
     reason = f"version {found.plan.fingerprint[:12]} is there and verified"
     return _told(volume.outcome("skipped", reason), volume, found, origin)
+
+
+def _described(publication: Publication, found: Settled, outcome: Outcome) -> Outcome:
+    """The same, where what describes the input has changed with the version's metadata brought up to it; no voxel is read."""
+    space = found.plan.source.space
+    if outcome.state != "skipped" or found.was in (None, space):
+        return outcome
+    try:
+        with publication.exclusive():
+            stages.describe(found.config, found.plan, lambda: publication.describe(found.plan.fingerprint, described_image(found.plan)))
+    except (StorageError, OSError) as error:
+        log.warning("%s: its voxel size is told as %s now, and its metadata still say %s: %s", publication.output, space, found.was, error)
+        return replace(outcome, reason=f"{outcome.reason}; its metadata still tell a voxel size of {found.was}, the input tells {space}")
+    return replace(outcome, reason=f"{outcome.reason}; its metadata were brought up to a voxel size of {space}, from {found.was}")
 
 
 def segment(volume: VolumeOfSet, team: Team, on_stage: Callable[[str], None] = lambda _: None) -> Outcome:
@@ -234,7 +249,7 @@ def _made(
     origin = volume.origin()
     found = settled(volume.run, publication, team.machine, team.like, None if volume.moved else origin)
     if found.is_current:  # another process has made it since it was looked for
-        return _stood(volume, found, source, before)
+        return _described(publication, found, _stood(volume, found, source, before))
     if current:  # its copy may be here still, where its publisher was killed
         free(publication, current.fingerprint)
     computed = 0

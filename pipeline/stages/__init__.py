@@ -5,13 +5,15 @@ run.yaml -plan-> plan.json -infer-> ledger + output.zarr -verify-> verification.
 
 from __future__ import annotations
 
-from pipeline.stages.computed import infer, report, verify
+from pipeline.stages.computed import describe, infer, report, verify
 from pipeline.stages.driven import cancel, driven, driving, part_in_cluster, workers_starting
-from pipeline.stages.planned import adopt, load_plan, measure, placed, plan, stage_log
+from pipeline.stages.planned import adopt, described, load_plan, measure, placed, plan, stage_log
 
 __all__ = [
     "adopt",
     "cancel",
+    "describe",
+    "described",
     "driven",
     "driving",
     "infer",

@@ -11,10 +11,11 @@ from typing import Any
 from pipeline.cluster.pool import SharedPool
 from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, Session
+from pipeline.core.plan import Plan
 from pipeline.errors import StorageError, VerificationError
 from pipeline.inference import Advance, infer_missing
 from pipeline.report import write_report
-from pipeline.stages.planned import load_plan, refuse_foreign_output, stage_log
+from pipeline.stages.planned import adopt, load_plan, refuse_foreign_output, stage_log
 from pipeline.stages.source import confirm, open_source
 from pipeline.storage.metadata import image_name
 from pipeline.storage.output import Output
@@ -71,6 +72,28 @@ def infer(
         confirm(config, plan, directory)
         output.publish()
         return session
+
+
+def describe(config: RunConfig, resolved: Plan, elsewhere: Callable[[], None] = lambda: None) -> None:
+    """Bring the output's metadata up to a plan whose tiles are done, and then the stored plan; computes and reads no voxel.
+
+    The plan goes last: where this is killed, the next run finds that there is something to bring up.
+
+    Args:
+        config: The run.
+        resolved: Its plan, with what is told of the input now.
+        elsewhere: Brings up what readers see in another place, before the plan is stored.
+
+    Raises:
+        StorageError, OSError: It cannot be written.
+    """
+    directory = RunDirectory(config.output.url)
+    with directory.driver(), stage_log(directory, config, "plan"):
+        output = Output(resolved)
+        if output.state() == "ours":
+            output.publish()
+        elsewhere()
+    adopt(config, resolved)
 
 
 def _refuse_another(output: Output, progress: Progress, directory: RunDirectory) -> None:

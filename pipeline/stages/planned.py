@@ -94,7 +94,7 @@ def _adopted(
     else:
         refuse_foreign_output(resolved)
     if earlier is not None and earlier.fingerprint == resolved.fingerprint:
-        resolved = earlier
+        resolved = described(earlier, resolved)
     resolved = replace(resolved, stored=settled.stored)
     check_room(config.output.url, _bytes_to_write(resolved, directory))
     _write_plan(directory, earlier if begun else None, resolved, settled, keep=resolved == stored)
@@ -103,6 +103,17 @@ def _adopted(
     for warning in settled.stored.warnings:
         log.warning("%s", warning)
     return resolved
+
+
+def described(earlier: Plan, now: Plan) -> Plan:
+    """An earlier plan with what describes the input and computes nothing as it is told now: voxel size, origin, units, warnings.
+
+    It has the same fingerprint, so its tiles stay; the output's metadata are written again from it at the end of the next run.
+    """
+    old, new = earlier.source.space, now.source.space
+    if old != new:
+        log.info("voxel size of the input: %s now, was %s; no tile is computed for that", new, old)
+    return replace(earlier, source=replace(earlier.source, space=new), warnings=now.warnings)
 
 
 def _resolved(config: RunConfig, earlier: Plan | None, settled: Settled, *, begun: bool) -> Plan:
@@ -192,6 +203,8 @@ def _write_plan(directory: RunDirectory, begun: Plan | None, resolved: Plan, set
         with directory.driver():
             if begun and (len(settled.redo) or begun.fingerprint != resolved.fingerprint):
                 Output(begun).reopen(resolved)
+            if begun and _lost_units(begun, resolved):
+                Output(resolved).drop_units()
             mark(directory, resolved, settled)
             if not keep:
                 directory.write(directory.plan_path, resolved.to_json())
@@ -200,6 +213,11 @@ def _write_plan(directory: RunDirectory, begun: Plan | None, resolved: Plan, set
             f"Run directory '{directory.path}' cannot be written ({error}). Choose another output.url, or change the "
             "permissions of its folder."
         ) from error
+
+
+def _lost_units(before: Plan, now: Plan) -> bool:
+    """Whether an axis of the input has no unit any more that is known, so that the one in the output's metadata is false."""
+    return any(had and not has for had, has in zip(before.source.space.units, now.source.space.units, strict=False))
 
 
 def load_plan(config: RunConfig) -> Plan:

@@ -52,6 +52,9 @@ class LinkedPublication:
     def exclusive(self) -> AbstractContextManager[None]:
         return self._there.exclusive()
 
+    def describe(self, fingerprint: str, ome: Mapping[str, Any]) -> None:
+        """Readers read what was computed, and its run has written its metadata."""
+
     def is_kept(self, fingerprint: str) -> bool:  # noqa: ARG002 - a version is computed where readers find it
         return False
 

@@ -80,15 +80,26 @@ class Metadata:
         said = {FINGERPRINT_ATTRIBUTE: {"fingerprint": fingerprint, "state": "incomplete"}}
         _write(self._root / DOCUMENT, _dumped({**there, "attributes": {**kept, **said}}))
 
+    def drop_units(self) -> None:
+        """Remove the units of axes for which the plan has none any more: an earlier plan wrote them, and left they would be false."""
+        document, ours = stored(self._root / DOCUMENT), described_image(self._plan)["multiscales"][0]["axes"]
+        try:
+            axes = document["attributes"]["ome"]["multiscales"][0]["axes"]  # type: ignore[index] - as it comes
+            stale = [there for mine, there in zip(ours, axes, strict=True) if "unit" not in mine and "unit" in there]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return  # it is not there yet, or damaged: it is put back whole
+        for axis in stale:
+            del axis["unit"]
+        if stale and document:
+            _write(self._root / DOCUMENT, _dumped(document))
+
     # --- the group --------------------------------------------------------------------------------------------------
 
     def _group(self, complete: bool) -> dict[str, Any]:
         said = {"fingerprint": self._plan.fingerprint, "state": "complete" if complete else "incomplete"}
         attributes: dict[str, Any] = {FINGERPRINT_ATTRIBUTE: said}
         if complete:
-            output = self._plan.output
-            name = image_name(self._root)
-            attributes["ome"] = image_attributes(name=name, axes=output.axes, space=self._plan.source.space, path=ARRAY)
+            attributes["ome"] = described_image(self._plan)
         return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
 
     def _group_compared(self, ours: dict[str, Any]) -> Comparison:
@@ -165,6 +176,12 @@ def stored_fingerprint(root: Path) -> str | None:
     except PermissionError:
         return None
     return found if isinstance(found, str) else None
+
+
+def described_image(plan: Plan) -> dict[str, Any]:
+    """The `ome` attribute of a plan's output."""
+    name = image_name(Path(plan.output.url))
+    return image_attributes(name=name, axes=plan.output.axes, space=plan.source.space, path=ARRAY)
 
 
 def image_name(root: Path) -> str:

@@ -147,6 +147,11 @@ class Output:
         with in_words():
             return self._metadata.put(complete=True)
 
+    def drop_units(self) -> None:
+        """Remove units that an earlier plan of the same output wrote and this one does not have."""
+        with in_words():
+            self._metadata.drop_units()
+
     def metadata(self, *, complete: bool, names: tuple[str, ...] = ()) -> Comparison:
         """What the stored metadata, which readers go by, are against the plan's; see `Metadata.compared`."""
         with in_words():

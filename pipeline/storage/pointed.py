@@ -10,6 +10,7 @@ the mark; then what was hidden. What carries a mark is no version any more, and 
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import uuid
@@ -149,6 +150,23 @@ class PointedPublication:
                 self._store.write(POINTER, record_of(found, self._there.name))
                 self._there.shown(fingerprint)
             return found
+
+    def describe(self, fingerprint: str, ome: Mapping[str, Any]) -> None:
+        """Bring the metadata of a published image up to date, in one PUT; its voxels, and what others wrote beside, stay.
+
+        Raises:
+            StorageError: The store refuses, or holds no such image.
+            BusyError: Somebody else writes it.
+        """
+        with self.exclusive(), told(self.output, "be described"):
+            key = self._group(fingerprint)
+            try:
+                document = json.loads(self._store.read(key) or b"")
+                attributes = document["attributes"]
+                attributes["ome"] = {**attributes.get("ome", {}), **ome}
+            except (ValueError, KeyError, TypeError) as error:
+                raise StorageError(f"'{self.output}/{key}' is no metadata of an image ({error}). Publish the version again.") from error
+            self._store.write(key, json.dumps(document, indent=2, allow_nan=False).encode())
 
     # --- what is in the store alone ---------------------------------------------------------------------------------------
 

@@ -42,6 +42,9 @@ class Publication(Protocol):
     def publish(self, fingerprint: str, about: Mapping[str, Any]) -> Published:
         """Send readers to a version, at once; refuses one that is not finished and verified."""
 
+    def describe(self, fingerprint: str, ome: Mapping[str, Any]) -> None:
+        """Bring the metadata of a published image up to date where readers find it; its voxels stay."""
+
     def is_kept(self, fingerprint: str) -> bool:
         """Whether a version is whole where readers find it, and its image is there alone."""
 
