@@ -8,6 +8,9 @@ later; `flows.supervisor` sees to it that it ends with this process. To have it 
     with prefect_api(server=server):
         infer(...)
 
+Whoever reaches a Prefect server may read and start runs, and every user of the machine reaches its port. So it asks for a secret
+of its own, which it has from its environment and this process from memory; nobody else has it, Dask's workers included.
+
 Importing Prefect costs 1.6 s, and its flows 3 s, so this module does so only where settings change.
 """
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -89,7 +93,7 @@ def prefect_api(log_path: Path | None = None, *, server: EmbeddedServer | None =
         yield str(configured_api())
         return
     try:
-        with _reporting_to(server.wait_healthy()) as url:
+        with _reporting_to(server.wait_healthy(), server.secret) as url:
             yield url
     finally:
         server.stop()
@@ -128,22 +132,26 @@ def _may_be_configured() -> bool:
 
 
 @contextlib.contextmanager
-def _reporting_to(url: str) -> Iterator[str]:
+def _reporting_to(url: str, secret: str) -> Iterator[str]:
     """Point Prefect in this process to an embedded server, in all threads, until its reports are sent."""
-    from prefect.context import refresh_global_settings_context  # noqa: PLC0415  slow
+    from prefect import context  # noqa: PLC0415  slow
     from prefect.settings import temporary_settings  # noqa: PLC0415
 
+    ours = {"api.url": url, "api.auth_string": secret, **CLIENT}
     unproxied = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1")))
     try:
         with _environment({"PREFECT_API_URL": url, "NO_PROXY": unproxied, "no_proxy": unproxied}):
-            refresh_global_settings_context()  # threads that start without a context
-            with temporary_settings({"api.url": url, **CLIENT}):
+            context.refresh_global_settings_context()
+            with temporary_settings(ours):
+                # For threads that start without a context. By the environment they would find the secret too, but so would
+                # every process that this one starts.
+                context.GLOBAL_SETTINGS_CONTEXT = context.SettingsContext.get()
                 try:
                     yield url
                 finally:
                     _send_reports()
     finally:
-        refresh_global_settings_context()
+        context.refresh_global_settings_context()
 
 
 def _send_reports() -> None:
@@ -186,6 +194,8 @@ class EmbeddedServer:
     def __init__(self, log_path: Path | None = None) -> None:
         self._began = time.monotonic()
         self._url = ""
+        self.secret = f"halotile:{secrets.token_urlsafe(32)}"
+        """What it asks everybody for who asks more than whether it is healthy."""
         self._kept: Path | None = None
         self._log = log_path.open("a+b") if log_path else tempfile.TemporaryFile("a+b")  # noqa: SIM115  until stop()
         self._logged_before = os.fstat(self._log.fileno()).st_size
@@ -197,7 +207,7 @@ class EmbeddedServer:
                 stdin=theirs,
                 stdout=self._log,
                 stderr=self._log,
-                env={**LEAN, **os.environ, **EMBEDDED},
+                env={**LEAN, **os.environ, **EMBEDDED, "PREFECT_SERVER_API_AUTH_STRING": self.secret},
                 start_new_session=True,
             )
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pipeline.cluster import worker
+from pipeline.cluster.dashboard import dashboard_link
 from pipeline.cluster.dispatch import Work, dispatch
-from pipeline.cluster.forwarding import dashboard_link, forwarded
+from pipeline.cluster.forwarding import forwarded
 from pipeline.cluster.pool import Crew, Pool, SharedPool, machine, open_pool
 from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, Session, TileRecord
@@ -127,7 +128,7 @@ def _own(
 ) -> Iterator[Pool]:
     """Workers of this run alone; what they log is handled here."""
     with open_pool(config.cluster, crew, directory.jobs_path) as pool, forwarded(pool.client, config.log.level):
-        if link := dashboard_link(pool.client):
+        if link := dashboard_link(pool.client, config.cluster):
             log.info("Dask's dashboard: %s", link)
             on_dashboard(link)
         yield pool

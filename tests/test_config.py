@@ -69,6 +69,7 @@ def test_three_paths_are_a_run(tmp_path):
             "host": "127.0.0.1",
             "interface": None,
             "security": "auto",
+            "dashboard": False,
             "address": None,
             "slurm": None,
             "kubernetes": None,

@@ -28,9 +28,10 @@ from distributed.core import rpc
 from distributed.security import Security
 
 from pipeline.cluster.jobqueue import SLURMRunner, WorldTooSmallException
+from pipeline.cluster.pages import SchedulerWithoutPages, WorkerWithoutPages
 from pipeline.cluster.pool import Crew, Opened, connected
 from pipeline.cluster.security import own_security, security_in, security_of, temporary_files
-from pipeline.cluster.settings import EXTENSIONS, SETTINGS, worker_environment
+from pipeline.cluster.settings import SETTINGS, scheduler_options, worker_environment
 from pipeline.config import ClusterConfig, TlsConfig
 from pipeline.errors import ConfigError
 from pipeline.planning import Machine
@@ -145,12 +146,12 @@ def _runner(config: ClusterConfig, threads: int, memory_bytes: int, folder: Path
             scheduler_file=str(folder / f"scheduler-{step}.json"),
             worker_class="distributed.Nanny",
             scheduler_options={
-                "dashboard_address": "127.0.0.1:0",
-                "extensions": EXTENSIONS,
+                **scheduler_options(config),
                 "security": security,
                 **(place or {"host": config.host}),
             },
             worker_options={
+                "worker_class": WorkerWithoutPages,
                 "nthreads": 1,
                 "memory_limit": memory_bytes,
                 "death_timeout": LOST_SECONDS,
@@ -177,7 +178,7 @@ def _security(config: ClusterConfig, folder: Path, *, writes: bool) -> Security 
     """The site's certificates, or those that the scheduler's task makes for all."""
     if isinstance(config.security, TlsConfig):
         return security_of(config.security)
-    if config.security == "none" or config.on_loopback:
+    if config.security == "none":
         return None
     if writes:
         temporary_files(folder, own_security(config))
@@ -196,6 +197,12 @@ class _Runner(SLURMRunner):
             with suppress(FileNotFoundError, json.JSONDecodeError, KeyError):
                 return json.loads(Path(self.scheduler_file).read_text())["address"]
             await asyncio.sleep(0.2)
+
+    async def start_scheduler(self) -> None:
+        async with SchedulerWithoutPages(**self.scheduler_options) as scheduler:
+            await self.set_scheduler_address(scheduler)
+            await self.on_scheduler_start(scheduler)
+            await scheduler.finished()
 
     async def before_worker_start(self) -> None:
         self.worker_options["scheduler_ip"] = await self.get_scheduler_address()

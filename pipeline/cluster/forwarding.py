@@ -13,7 +13,6 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from importlib.util import find_spec
 from logging.handlers import QueueHandler
 from typing import Any
 
@@ -76,10 +75,6 @@ async def _keep(client: Client, begin: Callable[[], Awaitable[None]]) -> None:
                 stream = found
 
 
-def dashboard_link(client: Client) -> str | None:
-    """Where Dask shows its workers; None where the scheduler serves none, or without bokeh, which draws it."""
-    served = client.scheduler_info(n_workers=1).get("services", {})
-    return client.dashboard_link if served and find_spec("bokeh") else None
 
 
 class _Forwarding(WorkerPlugin):

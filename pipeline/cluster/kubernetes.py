@@ -46,7 +46,7 @@ from pipeline.cluster.manifest import (
 )
 from pipeline.cluster.pool import Crew, Opened
 from pipeline.cluster.scheduler import greet
-from pipeline.cluster.security import security_of
+from pipeline.cluster.security import own_certificates, security_of
 from pipeline.cluster.settings import SETTINGS
 from pipeline.config import ClusterConfig, KubernetesConfig, TlsConfig
 from pipeline.errors import ConfigError, InferenceError
@@ -123,7 +123,7 @@ def _security(config: ClusterConfig) -> tuple[Security | None, dict[str, str]]:
     if isinstance(config.security, TlsConfig):
         files = {"ca.pem": config.security.ca_file, "cert.pem": config.security.cert_file, "key.pem": config.security.key_file}
         return security_of(config.security), {name: Path(file).read_text() for name, file in files.items()}
-    found = Security.temporary()
+    found = own_certificates()
     own = {"ca.pem": found.tls_ca_file, "cert.pem": found.tls_scheduler_cert, "key.pem": found.tls_scheduler_key}
     return found, {name: str(text) for name, text in own.items()}
 

@@ -14,11 +14,14 @@ from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import LocalCluster, Nanny, Worker, WorkerPlugin
+from distributed import Nanny, Worker, WorkerPlugin
+from distributed.deploy.spec import SpecCluster
 from distributed.system import MEMORY_LIMIT
 
+from pipeline.cluster.pages import SchedulerWithoutPages, WorkerWithoutPages
 from pipeline.cluster.pool import Crew, Opened
-from pipeline.cluster.settings import CORES, EXTENSIONS, SETTINGS, worker_environment
+from pipeline.cluster.security import own_security
+from pipeline.cluster.settings import CORES, SETTINGS, scheduler_options, worker_environment
 from pipeline.config import ClusterConfig
 from pipeline.planning import Machine
 from pipeline.thread_variables import meddles
@@ -49,21 +52,35 @@ def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
     cards = visible_cards()[: crew.workers] if crew.device == "cuda" else ()
     with _environment({**worker_environment(crew.threads), CORES: str(CPU_COUNT)}), dask.config.set(SETTINGS):
         with _one_start:
-            cluster = LocalCluster(
-                worker_class=_OneCard,
-                cards=cards,
-                plugins=(_Uninterrupted(),),
-                n_workers=crew.workers,
-                threads_per_worker=1,
-                processes=True,
-                memory_limit=crew.memory_bytes,
-                host=config.host,
-                dashboard_address=f"{config.host}:0",
-                silence_logs=logging.CRITICAL,
-                scheduler_kwargs={"extensions": EXTENSIONS},
-            )
+            cluster = _cluster(config, crew, cards)
         with cluster:
             yield Opened(cluster)
+
+
+def _cluster(config: ClusterConfig, crew: Crew, cards: Sequence[str]) -> SpecCluster:
+    """Scheduler and workers, which have started. `LocalCluster` would serve pages of both."""
+    security = own_security(config)
+    place = {"interface": config.interface} if config.interface else {"host": config.host}
+    common = {**place, "security": security, "protocol": "tls://" if security else "tcp://"}
+    worker = {
+        "cls": _OneCard,
+        "options": {
+            **common,
+            "worker_class": WorkerWithoutPages,
+            "cards": cards,
+            "plugins": (_Uninterrupted(),),
+            "nthreads": 1,
+            "memory_limit": crew.memory_bytes,
+            "silence_logs": logging.CRITICAL,
+        },
+    }
+    return SpecCluster(
+        scheduler={"cls": SchedulerWithoutPages, "options": {**common, **scheduler_options(config)}},
+        workers=dict.fromkeys(range(crew.workers), worker),
+        worker=worker,
+        security=security,
+        silence_logs=logging.CRITICAL,
+    )
 
 
 class _OneCard(Nanny):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.cluster.pages import WORKER_CLASS
 from pipeline.cluster.pool import Crew
 from pipeline.cluster.settings import SETTINGS, worker_environment
 from pipeline.config import ClaimConfig, KubernetesConfig, TolerationConfig
@@ -198,6 +199,7 @@ def _worker(asked: KubernetesConfig, crew: Crew, name: str, *, encrypted: bool) 
             *("--name", "$(POD_NAME)", "--host", "$(POD_IP)"),
             *("--nthreads", "1", "--memory-limit", str(crew.memory_bytes)),
             *("--death-timeout", str(DEATH_SECONDS), "--local-directory", "/tmp", "--no-dashboard"),
+            *("--worker-class", WORKER_CLASS),
             *_tls(encrypted=encrypted),
         ],
         "env": [*_downward(), *_env({**asked.env, **fixed})],

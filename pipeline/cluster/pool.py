@@ -19,7 +19,9 @@ from distributed import Client
 from distributed.deploy import Cluster
 from distributed.security import Security
 
+from pipeline.cluster.dashboard import check_dashboard
 from pipeline.cluster.scheduler import greet_here
+from pipeline.cluster.security import check_security
 from pipeline.cluster.staff import Common, Everyone, Staff
 from pipeline.config import ClusterConfig
 from pipeline.errors import InferenceError
@@ -102,7 +104,13 @@ class Pool:
 
 
 def machine(config: ClusterConfig) -> Machine:
-    """What all workers of a cluster have together."""
+    """What all workers of a cluster have together.
+
+    Raises:
+        ConfigError: They cannot be had as it says: this is asked before any work.
+    """
+    check_security(config)
+    check_dashboard(config)
     return _kind(config).machine(config)
 
 

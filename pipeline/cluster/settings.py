@@ -7,6 +7,7 @@ from typing import Any
 from distributed.scheduler import DEFAULT_EXTENSIONS
 from distributed.spans import SpansSchedulerExtension
 
+from pipeline.config import ClusterConfig
 from pipeline.thread_variables import COUNTS, NEUTRAL
 
 SETTINGS: dict[str, Any] = {
@@ -56,3 +57,13 @@ class _NoSpans(SpansSchedulerExtension):
 
 EXTENSIONS = {**DEFAULT_EXTENSIONS, "spans": _NoSpans}
 """Of our schedulers."""
+
+
+def scheduler_options(config: ClusterConfig) -> dict[str, Any]:
+    """What every scheduler that a run starts is told; its pages have no password, and so stay on loopback."""
+    pages = f"{PAGES_HOST}:0" if config.dashboard else None
+    return {"extensions": EXTENSIONS, "dashboard": config.dashboard, "dashboard_address": pages}
+
+
+PAGES_HOST = "127.0.0.1"
+"""Where a scheduler serves pages, whatever `cluster.host` says."""

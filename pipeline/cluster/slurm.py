@@ -23,9 +23,10 @@ from dask.config import serialize
 from distributed.security import Security
 
 from pipeline.cluster.jobqueue import SLURMCluster
+from pipeline.cluster.pages import WORKER_CLASS, SchedulerWithoutPages
 from pipeline.cluster.pool import Crew, Opened
 from pipeline.cluster.security import shared_security
-from pipeline.cluster.settings import EXTENSIONS, SETTINGS, worker_environment
+from pipeline.cluster.settings import SETTINGS, scheduler_options, worker_environment
 from pipeline.cluster.worker import ENDS
 from pipeline.config import ClusterConfig, SlurmConfig
 from pipeline.errors import ConfigError, InferenceError
@@ -112,14 +113,15 @@ def _options(config: ClusterConfig, crew: Crew, folder: Path, security: Security
             *asked.directives,
         ],
         "job_script_prologue": _prologue(asked, crew),
-        "worker_extra_args": ["--lifetime", f"{lifetime}s", "--no-dashboard"],
+        "worker_extra_args": ["--lifetime", f"{lifetime}s", "--no-dashboard", "--worker-class", WORKER_CLASS],
         "python": asked.python or sys.executable,
         "death_timeout": DEATH_SECONDS,
         "log_directory": logs,
         "local_directory": "/tmp",
         "interface": config.interface,
         "security": security,
-        "scheduler_options": {"dashboard_address": "127.0.0.1:0", "extensions": EXTENSIONS, **place},
+        "scheduler_cls": SchedulerWithoutPages,
+        "scheduler_options": {**scheduler_options(config), **place},
         "silence_logs": logging.CRITICAL,
     }
 

@@ -112,8 +112,6 @@ class KubernetesConfig(Section):
         return hash(self.model_dump_json())
 
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
 WAIT_MINUTES = {"local": 2, "cuda": 2, "slurm": 24 * 60, "slurm-allocation": 10, "kubernetes": 60, "address": 10}
 """`cluster.wait_minutes: auto`: a queue may hold jobs for a day, a machine's own processes are there in seconds."""
 
@@ -131,11 +129,12 @@ class ClusterConfig(Section):
     wait_minutes: Auto | Annotated[float, Field(gt=0)] = Field(
         "auto", description="Without any worker for so long, the run ends."
     )
-    host: str = Field(LOOPBACK[0], description="What the scheduler binds to; off loopback it speaks TLS.")
+    host: str = Field("127.0.0.1", description="What the scheduler binds to.")
     interface: str | None = Field(None, description="Or the network interface, such as ib0.")
     security: Literal["auto", "none"] | TlsConfig = Field(
-        "auto", description="auto: TLS off loopback, with certificates of the run's own."
+        "auto", description="auto: TLS with certificates of the run's own; none: whoever reaches a port runs code."
     )
+    dashboard: bool = Field(False, description="Serve Dask's pages, on the scheduler's loopback, without a password.")
     address: str | None = Field(None, description="Of a scheduler that runs (kind address).")
     slurm: SlurmConfig | None = Field(None, description="What a job asks for (kind slurm).")
     kubernetes: KubernetesConfig | None = Field(None, description="What a pod is (kind kubernetes).")
@@ -155,6 +154,8 @@ class ClusterConfig(Section):
                 *(["workers (pods)"] if self.workers == "auto" else []),
                 *(["memory_gb (of a worker)"] if self.memory_gb == "auto" else []),
             ]
+        if self.kind == "kubernetes" and self.dashboard:
+            raise ValueError("kind kubernetes serves no dashboard: its pods' ports are open to other pods. Leave it out")
         if self.kind == "address" and not self.address:
             lacking = ["address (of a scheduler that runs, such as tls://host:8786)"]
         if lacking:
@@ -170,8 +171,3 @@ class ClusterConfig(Section):
     def orphan_seconds(self) -> float:
         """How long workers may go on whose driver died: those of Kubernetes until its operator has seen that they are alone."""
         return 300.0 if self.kind == "kubernetes" else 60.0
-
-    @property
-    def on_loopback(self) -> bool:
-        """Whether nobody but this machine can reach the scheduler."""
-        return self.interface is None and self.host in LOOPBACK

@@ -12,7 +12,8 @@ from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from pipeline.cluster.forwarding import dashboard_link, forwarded
+from pipeline.cluster.dashboard import dashboard_link
+from pipeline.cluster.forwarding import forwarded
 from pipeline.cluster.pool import Crew, SharedPool, machine, open_pool
 from pipeline.config import RunConfig
 from pipeline.core.plan import Plan
@@ -111,7 +112,7 @@ def _team(
     crew = crew_of(like, len(left), offered)
     jobs = RunDirectory(config.home).jobs_path
     with open_pool(config.cluster, crew, jobs) as pool, forwarded(pool.client, config.log.level):
-        if link := dashboard_link(pool.client):
+        if link := dashboard_link(pool.client, config.cluster):
             log.info("Dask's dashboard: %s", link)
             on_dashboard(link)
         yield Team(shared_machine(offered, crew), SharedPool(pool), like.plan)

@@ -3,24 +3,27 @@
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import psutil
 import pytest
 import torch
+from cryptography import x509
 from distributed import LocalCluster
 from distributed.security import Security
 
 from pipeline.cluster import pool as pools
 from pipeline.cluster.dispatch import Work, dispatch
 from pipeline.cluster.pool import Crew, machine, open_pool, starting
-from pipeline.cluster.security import own_security, security_of, temporary_files
+from pipeline.cluster.security import check_security, own_certificates, own_security, security_of, temporary_files
 from pipeline.cluster.settings import ALLOCATOR
 from pipeline.config import ClusterConfig, TlsConfig
-from pipeline.errors import ConfigError, InferenceError, ModelError
+from pipeline.errors import ConfigError, InferenceError, ModelError, StorageError
 from tests.cluster import work
 
 LOCAL = ClusterConfig()
@@ -115,7 +118,7 @@ def test_a_job_of_slurm_takes_no_more_than_it_was_given(monkeypatch):
 @pytest.fixture
 def certificates(tmp_path) -> TlsConfig:
     """A site's: an authority that signs for itself."""
-    temporary_files(tmp_path / "tls", Security.temporary())
+    temporary_files(tmp_path / "tls", own_certificates())
     return TlsConfig(**{f"{name}_file": str(tmp_path / f"tls/{name}.pem") for name in ("ca", "cert", "key")})
 
 
@@ -175,21 +178,85 @@ def test_a_scheduler_that_says_nothing_is_told(monkeypatch):
 def test_certificates_that_are_not_there_are_told(tmp_path):
     """Before anything is started."""
     nowhere = TlsConfig(ca_file="/nowhere/ca.pem", cert_file="/nowhere/cert.pem", key_file="/nowhere/key.pem")
-    with pytest.raises(ConfigError, match=r"cluster\.security names '/nowhere/ca\.pem'"):
-        security_of(nowhere)
+    for kind in ("local", "cuda", "address"):
+        config = ClusterConfig(kind=kind, security=nowhere, address="tls://127.0.0.1:9")
+        with pytest.raises(ConfigError, match=r"cluster\.security names '/nowhere/ca\.pem'"):
+            machine(config)
+    with pytest.raises(ConfigError, match=r"cluster\.security names '/nowhere/ca\.pem'"), open_pool(config, ONE, tmp_path):
+        pass
+
+
+def test_certificates_that_do_not_belong_together_are_told(tmp_path, certificates):
+    """Before anything is started: else each party would drop the others' connections, for reasons that nobody sees."""
+    check_security(ClusterConfig(security=certificates))
+    temporary_files(tmp_path / "others", own_certificates())
+    other = {name: str(tmp_path / f"others/{name}.pem") for name in ("ca", "key")}
+    (tmp_path / "none.pem").write_text("no certificate\n")
+    (tmp_path / "locked.pem").write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\n")
+    for wrong in (
+        {"key_file": other["key"]},
+        {"ca_file": other["ca"]},
+        {"cert_file": str(tmp_path / "none.pem")},
+        {"ca_file": str(tmp_path / "none.pem")},
+        {"key_file": str(tmp_path / "locked.pem")},
+    ):
+        named = certificates.model_copy(update=wrong)
+        with pytest.raises(ConfigError, match=r"cluster\.security names ca_file"):
+            machine(ClusterConfig(security=named))
 
 
 def test_keys_of_a_run_are_readable_by_its_user_only(tmp_path):
     """They lie on a file system that others see."""
-    temporary_files(tmp_path / "tls", Security.temporary())
+    temporary_files(tmp_path / "tls", own_certificates())
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "tls").iterdir()}
     assert modes == {"ca.pem": 0o600, "cert.pem": 0o600, "key.pem": 0o600}
     assert (tmp_path / "tls").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_scheduler_of_ours_is_on_loopback_unless_told_and_then_encrypted():
-    """Nobody should find out from a scan of the network that anyone may run code here."""
-    assert own_security(ClusterConfig()) is None
-    assert own_security(ClusterConfig(host="10.0.0.1")) is not None
-    assert own_security(ClusterConfig(interface="ib0")) is not None
-    assert own_security(ClusterConfig(host="10.0.0.1", security="none")) is None
+def test_certificates_of_a_run_outlive_it_and_hold_where_clocks_differ():
+    """A node whose clock is behind would take none of them; a run may take months."""
+    found = x509.load_pem_x509_certificate(str(own_certificates().tls_worker_cert).encode())
+    assert found.not_valid_before_utc < datetime.now(UTC) - timedelta(hours=20)
+    assert found.not_valid_after_utc > datetime.now(UTC) + timedelta(days=1000)
+
+
+def test_keys_on_a_file_system_that_shows_them_are_refused(tmp_path, monkeypatch):
+    """Some (CIFS, FUSE) give every file one mode: whoever reads a key runs code as its owner."""
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda path, flags, mode=0o777, **kept: real(path, flags, 0o644, **kept))
+    with pytest.raises(StorageError, match="shows a key to others"):
+        temporary_files(tmp_path / "tls", own_certificates())
+    assert (tmp_path / "tls/ca.part").read_text() == ""
+
+
+def test_a_scheduler_of_ours_is_encrypted_on_every_address_unless_told():
+    """Every user of a machine reaches its loopback, and may run code where nobody asks who it is."""
+    for place in ({}, {"host": "localhost"}, {"host": "127.0.0.2"}, {"host": "10.0.0.1"}, {"interface": "ib0"}):
+        assert own_security(ClusterConfig(**place)) is not None
+        assert own_security(ClusterConfig(**place, security="none")) is None
+
+
+def ports_of(pid: int) -> set[int]:
+    """Those that a process listens on."""
+    return {c.laddr.port for c in psutil.Process(pid).net_connections("tcp") if c.status == "LISTEN"}
+
+
+@pytest.mark.parametrize(("security", "scheme"), [("auto", "tls"), ("none", "tcp")])
+def test_a_scheduler_and_its_workers_open_no_port_but_the_one_that_they_speak_on(tmp_path, security, scheme):
+    """Dask's own serve pages on further ones, which ask for nothing."""
+    before = ports_of(os.getpid())
+    with open_pool(ClusterConfig(security=security), ONE, tmp_path) as pool:
+        assert pool.client.scheduler.address.startswith(f"{scheme}://127.0.0.1:")
+        ((address, number),) = pool.client.run(os.getpid).items()
+        assert address.startswith(f"{scheme}://127.0.0.1:")
+        assert ports_of(number) == {int(address.rpartition(":")[2])}
+        assert len(ports_of(os.getpid()) - before) == 2  # scheduler and nanny
+
+
+def test_pages_that_cannot_be_drawn_are_refused(monkeypatch):
+    """Before any work, where what draws them is not installed; and in pods, whose ports others reach."""
+    monkeypatch.setitem(sys.modules, "bokeh", None)
+    with pytest.raises(ConfigError, match="bokeh, which draws Dask's pages, is not installed"):
+        machine(ClusterConfig(dashboard=True))
+    with pytest.raises(ValueError, match="kind kubernetes serves no dashboard"):
+        ClusterConfig(kind="kubernetes", workers=1, memory_gb=1, kubernetes={"image": "i", "cores": 1}, dashboard=True)

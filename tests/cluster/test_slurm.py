@@ -73,16 +73,17 @@ def test_variables_that_a_process_must_find_at_its_start_are_set_in_the_job(tmp_
     assert found.index("source /shared/venv/bin/activate") < found.index("export OMP_NUM_THREADS")
 
 
-def test_keys_of_a_run_off_loopback_reach_its_jobs_by_files_of_its_own(tmp_path):
-    """A key on a command line would be seen by everybody on the node."""
+def test_keys_of_a_run_reach_its_jobs_by_files_of_its_own(tmp_path):
+    """A key on a command line would be seen by everybody on the node, and loopback is open to all of them."""
     folder = tmp_path / "o.zarr.run" / "jobs"
-    found = ClusterConfig(kind="slurm", workers=1, memory_gb=10, slurm=ASKED, interface="lo")
+    found = ClusterConfig(kind="slurm", workers=1, memory_gb=10, slurm=ASKED)
     with shared_security(found, folder) as security:
         with slurm.SLURMCluster(**slurm._options(found, Crew(1, 8, 10**10, "cuda"), folder, security)) as cluster:
             text = cluster.job_script()
             assert cluster.scheduler_address.startswith("tls://")
         keys = list(folder.glob("tls-*/*"))
         assert f"--tls-key {folder}/tls-" in text
+        assert "--worker-class pipeline.cluster.pages.WorkerWithoutPages" in text
         assert "PRIVATE KEY" not in text
         assert len(keys) == 3
         assert all(path.stat().st_mode & 0o077 == 0 for path in keys)

@@ -31,8 +31,10 @@ def test_a_sub_flow_of_a_killed_run_is_called_crashed_once_that_run_is_known_to_
     """Else it would be Running on the page for ever; one whose parent may still run is left alone."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    with prefect_api(server=EmbeddedServer()) as url:
-        environment = {**os.environ, "PREFECT_API_URL": url, "PREFECT_LOGGING_LEVEL": "CRITICAL"}
+    server = EmbeddedServer()
+    with prefect_api(server=server) as url:
+        told = {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": server.secret, "PREFECT_LOGGING_LEVEL": "CRITICAL"}
+        environment = {**os.environ, **told}
         killed = subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, env=environment, timeout=120, check=False)
         assert killed.returncode == 9
         with get_client(sync_client=True) as client:

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -18,9 +19,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from prefect import get_client
+from prefect.settings import get_current_settings
 
 from flows.server import EmbeddedServer, prefect_api, start_unless_configured
 from pipeline.errors import PipelineError
+from tests import strangers
 
 GONE_SECONDS = 10.0
 
@@ -161,6 +165,23 @@ def test_a_killed_supervisor_leaves_no_server(server: EmbeddedServer) -> None:
     processes[0].kill()
     assert len(processes) == 2
     assert not alive(processes)
+
+
+def test_the_server_asks_everybody_for_the_secret_of_its_run(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every user of the machine reaches its port, could read all runs and start others. Workers of Dask need it least of all."""
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "somebody:else")  # of the user's own server
+    with prefect_api(server=server) as url, get_client(sync_client=True) as client:
+        client.read_flow_runs()
+        answers = strangers.let_in(of_server())
+        assert answers == {int(url.split(":")[2].partition("/")[0]): {"GET /api/health"}}
+        assert server.secret not in os.environ.values()
+        assert not any(server.secret in part for process in of_server() for part in process.cmdline())
+        asked: list[object] = []
+        thread = threading.Thread(target=lambda: asked.append(get_current_settings().api.auth_string))  # without a context
+        thread.start()
+        thread.join()
+        assert [value.get_secret_value() for value in asked] == [server.secret]
+    assert get_current_settings().api.auth_string.get_secret_value() == "somebody:else"
 
 
 def test_a_terminated_job_keeps_its_server_until_the_driver_ends(server: EmbeddedServer) -> None:
