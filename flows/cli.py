@@ -154,7 +154,9 @@ def verify(config: Config, *, set_: Overrides = None) -> int:
     from pipeline import stages  # noqa: PLC0415 - see above
 
     found = stages.verify(asked)
-    print(f"verified: {found.valid} of {found.tiles} tiles, {found.objects} objects")
+    print(f"verified: {found.valid} of {found.tiles} tiles, {found.objects} objects, metadata")
+    if found.others:
+        print(f"not ours, and left: {', '.join(found.others)}")
     return DONE
 
 

@@ -26,7 +26,7 @@ from pipeline.core.grid import Tile
 from pipeline.core.ledger import TileRecord, Units
 from pipeline.core.mirror import shown, spread
 from pipeline.core.need import Span
-from pipeline.errors import InferenceError, StorageError
+from pipeline.errors import FileError, InferenceError, StorageError
 
 BEHIND = 2
 """Results that wait for the writer, at most."""
@@ -248,6 +248,8 @@ def _add(sink: Sink, tile: Tile, box: Box, part: np.ndarray) -> None:
         )
     try:
         sink.add(box, part)
+    except FileError as error:
+        raise StorageError(f"{tile} could not be written: {error}") from error
     except OSError as error:
         raise StorageError(
             f"{tile} could not be written ({error}). Make room or repair the file system, then run again: finished tiles "

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pipeline.config import ModelConfig, Whole
-from pipeline.durable import sync
+from pipeline.durable import make_folder, sync
 from pipeline.errors import ModelError
 from pipeline.locks import wait_for
 
@@ -220,7 +220,7 @@ def _replace(path: Path, text: str) -> None:
 @contextmanager
 def _locked(registry: Path) -> Iterator[None]:
     """Be the only one who registers; the lock ends with the process, however it ends."""
-    registry.mkdir(parents=True, exist_ok=True)
+    make_folder(registry)
     with (registry / LOCK).open("a") as file:
         wait_for(file)
         yield

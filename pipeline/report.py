@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -14,10 +18,14 @@ from pipeline.core.appearance import ranges
 from pipeline.core.box import Box
 from pipeline.core.ledger import Session
 from pipeline.core.plan import Plan
+from pipeline.durable import in_words
+from pipeline.errors import FileError
 from pipeline.measure import Expectation
 from pipeline.storage.output import Output
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.volume import Volume
+
+log = logging.getLogger("pipeline")
 
 PICTURE_EXTENT = 1024
 """Voxels an axis of a picture at most."""
@@ -55,7 +63,16 @@ def figures(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
         "worker_peak_bytes": peak,
         "worker_bound_bytes": plan.cost.worker_bytes,
     }
-    return {"infer": infer, "verify": directory.read_json(directory.verification_path)}
+    return {"infer": infer, "verify": _verification(directory)}
+
+
+def _verification(directory: RunDirectory) -> dict[str, Any] | None:
+    """What was found at the last verification; None where there was none, or nobody can read it any more."""
+    try:
+        return directory.read_json(directory.verification_path)
+    except ValueError as error:
+        log.warning("'%s' is passed over: %s. `halotile verify` writes it anew", directory.verification_path, error)
+        return None
 
 
 def summary(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
@@ -79,15 +96,36 @@ def summary(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
 
 
 def write_report(plan: Plan, directory: RunDirectory, volume: Volume, output: Output) -> dict[str, Any]:
-    """Write `slices.png`, `thumbnail.png`, `report.html` and `report.json`; gives the latter's content."""
+    """Write `slices.png`, `thumbnail.png`, `report.html` and `report.json`; gives the latter's content.
+
+    Each is whole or as it was. One that the system refuses to write is told in a warning: what it reports is done all the same.
+    """
     content = summary(plan, directory)
-    slices = picture(volume, output)
-    slices.save(directory.path / "slices.png")
-    slices.thumbnail((THUMBNAIL_EXTENT, THUMBNAIL_EXTENT))
-    slices.save(directory.path / "thumbnail.png")
-    directory.write(directory.path / "report.html", _page(plan, content))
-    directory.write_json(directory.report_path, content)
+    with _told():
+        slices = picture(volume, output)
+        directory.write(directory.path / "slices.png", _png(slices))
+        slices.thumbnail((THUMBNAIL_EXTENT, THUMBNAIL_EXTENT))
+        directory.write(directory.path / "thumbnail.png", _png(slices))
+    with _told():
+        directory.write(directory.path / "report.html", _page(plan, content))
+    with _told():
+        directory.write_json(directory.report_path, content)
     return content
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        with in_words():
+            yield
+    except FileError as error:
+        log.warning("the report is not whole: %s", error)
+
+
+def _png(image: Image.Image) -> bytes:
+    content = BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
 
 
 def picture(volume: Volume, output: Output) -> Image.Image:

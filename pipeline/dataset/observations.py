@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.core.arrival import Observation
-from pipeline.durable import replace
+from pipeline.durable import make_folder, replace
 from pipeline.errors import StorageError
 from pipeline.locks import taken
 
@@ -77,7 +77,7 @@ class Observations:
             StorageError: It cannot be read or written, or another watcher does not let it go.
         """
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             with self._lock.open("a") as lock:
                 self._wait(lock)
                 seen = self.read()

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.config import RunConfig
+from pipeline.durable import make_folder
 from pipeline.errors import StorageError
 from pipeline.storage.listing import signature_of
 from pipeline.storage.rundir import RunDirectory
@@ -73,5 +74,5 @@ def read_origin(image: Path) -> Origin | None:
 def write_origin(image: Path, origin: Origin) -> None:
     """Say what the tiles of an image are computed from; before the first is."""
     directory = RunDirectory(image)
-    directory.path.mkdir(parents=True, exist_ok=True)
+    make_folder(directory.path)
     directory.write_json(directory.origin_path, asdict(origin))

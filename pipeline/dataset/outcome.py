@@ -94,6 +94,6 @@ def write_mark(folder: Path, outcome: Outcome) -> Outcome:
         OSError: It cannot be written.
     """
     marked = replace(outcome, ended=datetime.now(UTC).isoformat(timespec="seconds"))
-    folder.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(folder)
     durable.replace(folder / MARK, (json.dumps(marked.to_dict(), indent=2) + "\n").encode())
     return marked

@@ -77,7 +77,7 @@ class Summary:
         Raises:
             OSError: They cannot be written.
         """
-        home.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(home)
         contents = (json.dumps(self.to_dict(), indent=2) + "\n", self._csv(), self._page())
         for name, content in zip(FILES, contents, strict=True):
             durable.replace(home / name, content.encode(), shared=True)  # watchers write it too

@@ -11,7 +11,7 @@ from pipeline.cluster.pool import machine
 from pipeline.config import RunConfig
 from pipeline.core.plan import Plan
 from pipeline.core.stored import Inventory
-from pipeline.errors import PlanError, StorageError
+from pipeline.errors import FileError, PlanError, StorageError
 from pipeline.logs import logged
 from pipeline.measure import Expectation, expectation
 from pipeline.planning import check_room, make_plan, workers_that_fit
@@ -208,7 +208,7 @@ def _write_plan(directory: RunDirectory, begun: Plan | None, resolved: Plan, set
             mark(directory, resolved, settled)
             if not keep:
                 directory.write(directory.plan_path, resolved.to_json())
-    except OSError as error:
+    except (FileError, OSError) as error:
         raise StorageError(
             f"Run directory '{directory.path}' cannot be written ({error}). Choose another output.url, or change the "
             "permissions of its folder."

@@ -250,7 +250,7 @@ class Output:
         region = self._stored(slice(None), tuple(slice(a, b) for a, b in zip(unit.start, unit.stop, strict=True)))
         self._array[region] = in_stored_axes(self.plan.output.axes, array)
         encoded = {key: self._encoded.pop(key, None) for key in self.keys(unit)}
-        with in_words():
+        with in_words(doing="be written"):
             return {key: self._put(self.root / key, found, permit) for key, found in encoded.items()}
 
     def _put(self, path: Path, encoded: Buffer | None, permit: Callable[[], None]) -> str | None:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from pipeline.core.ledger import TileRecord
 from pipeline.core.versions import Keep, Version, expired
-from pipeline.durable import PARTS
+from pipeline.durable import PARTS, make_folder, sync
 from pipeline.durable import replace as durable
 from pipeline.errors import StorageError
 from pipeline.storage.objects import ObjectStore, told
@@ -195,11 +195,12 @@ class PointedPublication:
                 return
             part = run.with_name(f"{run.name}.part")
             shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+            make_folder(part)
             for name, content in found.items():
                 if content is not None:
                     durable(part / name, content)
             part.rename(run)
+            sync(run.parent)
 
     def free(self, fingerprint: str) -> None:
         """Remove the image of a published version from the staging folder; its run directory stays."""

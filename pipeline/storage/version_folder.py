@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.core.versions import Keep, Version, expired
-from pipeline.durable import replace, sync
+from pipeline.durable import make_folder, replace, sync
 from pipeline.errors import BusyError, StorageError
 from pipeline.locks import taken
 from pipeline.storage.metadata import FINGERPRINT_ATTRIBUTE
@@ -245,7 +245,7 @@ class VersionFolder:
             finally:
                 self._entered -= 1
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with (self.folder / ".lock").open("a+") as file:
             _lock_or_refuse(file, self.folder)
             self._entered = 1

@@ -15,7 +15,7 @@ from pipeline.core.appearance import Appearance, sample_boxes
 from pipeline.core.box import Box
 from pipeline.core.normalization import Normalization
 from pipeline.core.volume import Description
-from pipeline.durable import replace
+from pipeline.durable import make_folder, replace
 from pipeline.errors import ConfigError
 from pipeline.statistics import appearance, measured
 from pipeline.storage.volume import Volume, is_volume_file, open_volume
@@ -231,7 +231,7 @@ def _normalization(image: Volume, rule: Normalization, folder: Path) -> Normaliz
     if path.is_file():
         return Normalization(**json.loads(path.read_text(encoding="utf-8")))
     found = measured(rule, image, nonfinite="fail")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     replace(path, json.dumps(found.to_dict()).encode())
     return found
 
@@ -247,7 +247,7 @@ def _appearance(pair: _Pair, normalization: Normalization, folder: Path) -> Appe
     boxes = [box for frame in _spread(pair.training) for box in sample_boxes(frame, chunks, share)]
     found = appearance(pair.image, normalization, boxes=boxes, voxel_size_nm=pair.nanometres)
     if found:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         replace(path, json.dumps(found.to_dict()).encode())
     return found
 

@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from pipeline.core.box import Box, Triple
 from pipeline.core.targets import foreground
-from pipeline.durable import replace
+from pipeline.durable import make_folder, replace
 from pipeline.errors import ConfigError
 from pipeline.storage.volume import Volume
 from pipeline.training.border import REACH, border_weight
@@ -186,7 +186,7 @@ def prepare(
             on_advance(box.voxels)
             return Prepared(*paths, tuple(said["counts"]), said["sha256"], rule.neighbours)
         record.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     target = np.lib.format.open_memmap(paths[0], "w+", np.uint8, box.shape)
     border = None if paths[1] is None else np.lib.format.open_memmap(paths[1], "w+", np.float16, box.shape)
     counts, digest = np.zeros(256, dtype=np.int64), hashlib.sha256()

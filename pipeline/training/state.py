@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pipeline.config import NormalizeConfig
-from pipeline.durable import replace
+from pipeline.durable import make_folder, replace
 from pipeline.errors import ConfigError, StorageError
 from pipeline.locks import taken
 from pipeline.training.recipe import TrainConfig
@@ -38,7 +38,7 @@ def alone(folder: Path) -> Iterator[None]:
         StorageError: Another process trains there, or it cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock = (folder / ".lock").open("a")
     except OSError as error:
         raise StorageError(f"Output folder '{folder}' cannot be written ({error}). Choose another `output`.") from error
