@@ -44,8 +44,7 @@ def ask() -> Iterator[Ask]:
             return json.loads(process.stdout.readline())
 
         yield asked
-        process.stdin.close()
-        process.wait(60)
+        process.kill()
 
 
 @pytest.fixture(scope="module")
