@@ -6,21 +6,15 @@ are now: tiles of an upload that broke off are not mixed with those of the one t
 
 from __future__ import annotations
 
-import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config import RunConfig
+from pipeline.core.stored import Inventory
 from pipeline.durable import make_folder
 from pipeline.errors import StorageError
-from pipeline.storage.listing import signature_of
+from pipeline.stages import count_input
 from pipeline.storage.rundir import RunDirectory
-from pipeline.storage.volume import open_volume
-
-log = logging.getLogger("pipeline")
-
-MOST_FILES = 1_000_000
-"""Of a volume, to list them: some minutes on a parallel file system, and a thousand requests of a store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +23,14 @@ class Origin:
 
     Args:
         url: Where they lie.
-        files: SHA-256 of places, sizes and times of the files that hold them; empty where it was not kept.
+        files: SHA-256 of places, sizes and times of the files that hold them, the signature that a plan keeps too; empty where it
+            was not kept.
+        inventory: What is stored of them, where it was just counted.
     """
 
     url: str
     files: str = ""
+    inventory: Inventory | None = field(default=None, compare=False, repr=False)
 
     def differs(self, other: Origin) -> bool:
         """Whether the files are known to be others; wherever they lie."""
@@ -41,17 +38,13 @@ class Origin:
 
 
 def origin_of(config: RunConfig) -> Origin:
-    """What a run would be made from now. Lists the files of the level that it reads, unless there are too many.
+    """What a run would be made from now. Lists the files of the level that it reads; looks at a sample of them where they are too many.
 
     Raises:
-        StorageError: It cannot be opened, or its files may not be listed.
+        StorageError: It cannot be opened, its files may not be looked at, or nothing of it is stored.
     """
-    asked = config.input
-    found = open_volume(asked.url, level=asked.level, axes=asked.axes)
-    if found.files > MOST_FILES:
-        log.warning("%s: its %d files are not listed, so nobody notices when they change meanwhile", asked.url, found.files)
-        return Origin(asked.url)
-    return Origin(asked.url, signature_of(found.place))
+    _, inventory = count_input(config)
+    return Origin(config.input.url, inventory.stored.signature, inventory)
 
 
 def read_origin(image: Path) -> Origin | None:
@@ -75,4 +68,4 @@ def write_origin(image: Path, origin: Origin) -> None:
     """Say what the tiles of an image are computed from; before the first is."""
     directory = RunDirectory(image)
     make_folder(directory.path)
-    directory.write_json(directory.origin_path, asdict(origin))
+    directory.write_json(directory.origin_path, {"url": origin.url, "files": origin.files})

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pipeline import stages
 from pipeline.config import RunConfig
 from pipeline.core.plan import Plan
+from pipeline.core.stored import Inventory
 from pipeline.core.versions import Version
 from pipeline.core.volume import Space
 from pipeline.dataset.origin import Origin, read_origin
@@ -52,6 +53,7 @@ def settled(
     machine: Machine,
     like: Plan | None,
     origin: Origin | None,
+    inventory: Inventory | None = None,
 ) -> Settled:
     """The version that a configuration asks for. One that was begun from other files is begun anew.
 
@@ -61,6 +63,7 @@ def settled(
         machine: What its workers have.
         like: A plan of another volume of the set; see `make_plan`.
         origin: What it would be made from now; None: from the voxels that those that are there were made from.
+        inventory: What is stored of the volume.
 
     Raises:
         StorageError, ModelError, ConfigError, PlanError: It cannot be a run; says what to do.
@@ -71,7 +74,7 @@ def settled(
         return found
     earlier = next(_plans(publication, origin), None)  # its statistics hold, whatever else has changed
     place = run(str(publication.image("new")))
-    made = make_plan(place, machine, earlier=earlier and stages.placed(earlier, place), like=like)
+    made = make_plan(place, machine, earlier=earlier and stages.placed(earlier, place), like=like, inventory=inventory)
     if _is_of_others(publication, made.fingerprint, origin):
         log.warning("%s: its files have changed since it was begun; what was computed from the old ones is dropped", publication.output)
         publication.discard(made.fingerprint)

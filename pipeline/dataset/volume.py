@@ -12,6 +12,7 @@ from pipeline import stages
 from pipeline.cluster.pool import SharedPool
 from pipeline.config import RunConfig
 from pipeline.core.plan import Plan
+from pipeline.core.stored import Inventory
 from pipeline.credentials import redacted
 from pipeline.dataset.catalogue import Entry
 from pipeline.dataset.housekeeping import clear, free, tidy
@@ -247,7 +248,8 @@ def _made(
     source = _source(current, before) if current else Origin("")
     _refuse_another(volume, source)
     origin = volume.origin()
-    found = settled(volume.run, publication, team.machine, team.like, None if volume.moved else origin)
+    begun_from = None if volume.moved else origin
+    found = settled(volume.run, publication, team.machine, team.like, begun_from, origin.inventory)
     if found.is_current:  # another process has made it since it was looked for
         return _described(publication, found, _stood(volume, found, source, before))
     if current:  # its copy may be here still, where its publisher was killed
@@ -255,7 +257,7 @@ def _made(
     computed = 0
     if not publication.is_kept(found.plan.fingerprint):
         write_origin(publication.image(found.plan.fingerprint), origin)
-        computed = _computed(found, team, on_stage)
+        computed = _computed(found, team, on_stage, origin.inventory, moved=volume.moved)
         _refuse_changing(volume, origin)
     on_stage("publish")
     with stages.stage_log(RunDirectory(found.config.output.url), found.config, "publish"):
@@ -276,9 +278,11 @@ def _refuse_changing(volume: VolumeOfSet, origin: Origin) -> None:
         )
 
 
-def _computed(found: Settled, team: Team, on_stage: Callable[[str], None]) -> int:
+def _computed(
+    found: Settled, team: Team, on_stage: Callable[[str], None], inventory: Inventory | None, *, moved: bool
+) -> int:
     """The stages; gives the tiles that were computed now."""
-    stages.adopt(found.config, found.plan)
+    stages.adopt(found.config, found.plan, inventory, input_changed="keep" if moved else None)
     with stages.driving(found.config):
         on_stage("infer")
         computed = stages.infer(found.config, shared=team.pool).tiles

@@ -8,10 +8,12 @@ from __future__ import annotations
 from pipeline.stages.computed import describe, infer, report, verify
 from pipeline.stages.driven import cancel, driven, driving, part_in_cluster, workers_starting
 from pipeline.stages.planned import adopt, described, load_plan, measure, placed, plan, stage_log
+from pipeline.stages.source import count_input
 
 __all__ = [
     "adopt",
     "cancel",
+    "count_input",
     "describe",
     "described",
     "driven",

@@ -156,7 +156,7 @@ def confirm(config: RunConfig, plan: Plan, directory: RunDirectory) -> None:
         raise InferenceError(
             f"The input '{plan.source.url}' changed while it was read: {change}. {_tiles(reads, 'may be of either')} Nothing is "
             "published. Run again with `--input-changed redo` to compute these tiles from what is there now, or with "
-            "`--input-changed keep` if its voxels are the same."
+            "`--input-changed keep` if its voxels are the same; a volume of a dataset is begun anew by itself."
         )
 
 
