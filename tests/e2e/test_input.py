@@ -225,7 +225,7 @@ def test_a_header_without_voxels_is_refused_by_the_command(tmp_path, capsys):
 
 
 def test_a_plan_of_other_files_does_not_begin(tmp_path, capsys):
-    """Planned on Monday, run on Friday: what was looked at then is not there any more. A new plan is how to say that it is known."""
+    """Planned on Monday, run on Friday: what was looked at is not there any more. A new plan is how to say that it is known."""
     run = run_of(tmp_path)
     assert command("plan", run.yaml) == 0
     (run.folder / "input.zarr/c/0/0/0").unlink()
