@@ -426,12 +426,23 @@ def status(command: Callable[[], int | None]) -> int:
         return _told("failed", file_error(None, error), FAILED)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
-            raise
+            return _surroundings(error)
         lacking = ConfigError(f"This needs the package {error.name}: pip install 'halotile[{EXTRAS[error.name]}]'.")
         return _told("refused", lacking, REFUSED)
+    except Exception as error:  # noqa: BLE001 - told where the cause is known, raised where it is not
+        return _surroundings(error)
     except KeyboardInterrupt:
         print("halotile: interrupted; what is finished is kept, run again to resume", file=sys.stderr)
         return INTERRUPTED
+
+
+def _surroundings(error: Exception) -> int:
+    from flows.surroundings import explained  # noqa: PLC0415 - seldom needed
+
+    found = explained(error)
+    if found is None:
+        raise error
+    return _told("refused", found, REFUSED)
 
 
 def _told(word: str, error: PipelineError, code: int) -> int:

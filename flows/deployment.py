@@ -35,6 +35,7 @@ from prefect.workers.process import ProcessWorker
 from pydantic import ValidationError
 
 from flows.dataset import reprocess_dataset, watch_inbox
+from flows.health import check_api
 from flows.inference import infer_volume
 from flows.server import configured_api
 from flows.training import train_network
@@ -170,6 +171,7 @@ def deploy(
             "deploy/server/) and set PREFECT_API_URL, such as http://127.0.0.1:4200/api."
         )
     automation = lost_runs(lost_seconds)
+    check_api(url)
     with _told(url), get_client(sync_client=True) as client:
         block = _notification_block(client, notify) if notify else None
         kind = _work_pool(client, pool)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from flows.health import check_api
 from flows.printing import print_plan
-from flows.server import EmbeddedServer, prefect_api, start_unless_configured
+from flows.proxies import settle_proxies
+from flows.server import EmbeddedServer, configured_api, prefect_api, start_unless_configured
 from pipeline.config import RunConfig
 from pipeline.errors import PipelineError
 
@@ -42,8 +45,9 @@ def run_volume(
 
 
 def _with_prefect(config: RunConfig, input_changed: Literal["redo", "keep"] | None) -> dict[str, Any]:
-    server = start_unless_configured()  # it takes seconds, and so does what follows
+    server = _server(config.cluster.kind)  # it takes seconds, and so does what follows
     try:
+        load_settings()
         from pipeline import stages  # noqa: PLC0415 - the server starts meanwhile
 
         print_plan(stages.plan(config, input_changed=input_changed))
@@ -55,6 +59,21 @@ def _with_prefect(config: RunConfig, input_changed: Literal["redo", "keep"] | No
     finally:
         if server:
             server.abandon()
+
+
+def _server(kind: str) -> EmbeddedServer | None:
+    """A Prefect server of our own, which starts; None where one is configured, which has shown that it answers.
+
+    Raises:
+        ConfigError: The configured one cannot be used, or none can be spoken to through the proxies that are named.
+    """
+    prepare_prefect()
+    if url := configured_api():
+        load_settings()
+        check_api(url, needs_more=kind == "kubernetes")
+        return None
+    settle_proxies(None, needs_more=kind == "kubernetes")
+    return start_unless_configured()
 
 
 def _without_prefect(config: RunConfig, input_changed: Literal["redo", "keep"] | None) -> dict[str, Any]:
@@ -83,6 +102,14 @@ def prepare_prefect() -> None:
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_API_LEVEL", "INFO")  # log.level: debug writes two lines a tile
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # of threads that know of no run
+
+
+def load_settings() -> None:
+    """Have Prefect read its files and variables: what is wrong with them is told before anything is computed, and once."""
+    said = io.StringIO()
+    with redirect_stderr(said):
+        import prefect.context  # noqa: F401, PLC0415 - once what it reads is set
+    sys.stderr.write(said.getvalue())
 
 
 def reported(flow: Callable[[], Result], folder: Path, server: EmbeddedServer | None) -> Result:
@@ -156,7 +183,7 @@ def _over(
     on_outcome: Callable[[Outcome, Summary], None] | None,
 ) -> Summary:
     """The flow where somebody hears of its volumes, or the same without Prefect; either is given the module of both."""
-    server = start_unless_configured() if on_outcome else None
+    server = _server(config.cluster.kind) if on_outcome else None
     try:
         prepare_prefect()
         from flows import dataset  # noqa: PLC0415 - once the settings stand, while the server starts
