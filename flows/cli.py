@@ -6,7 +6,6 @@ Heavy imports wait until a command needs them: `--help` imports neither torch no
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from flows.printing import bar, print_end, print_plan, print_rows
 from pipeline import __version__
+from pipeline.core.strict_json import json_text
 from pipeline.errors import REFUSALS, ConfigError, PipelineError, VerificationError
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def evaluate(
     with bar("comparing") as tell:
         asked = {"thresholds": tried, "at": at, "box": _box(box), "ignore": ignore, **options}
         found = compare(prediction, labels, on_advance=tell, **asked)
-    output.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+    output.write_text(json_text(found.to_dict(), indent=2) + "\n", encoding="utf-8")
     print_rows(found.rows())
     print(f"figures written to {output}")
     return DONE

@@ -16,6 +16,7 @@ from pipeline import durable
 from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box
 from pipeline.core.lesson import lesson
+from pipeline.core.strict_json import json_text
 from pipeline.evaluation.evaluation import Evaluation, evaluate
 from pipeline.evaluation.rule import Rule
 from pipeline.export.package import export
@@ -46,7 +47,7 @@ def evaluate_held_back(config: TrainConfig) -> list[Evaluation]:
         return []
     checkpoint = load_checkpoint(Path(config.output) / "checkpoint.safetensors")
     found = [_scored(checkpoint, region, config) for region in data.validation]
-    content = json.dumps([result.to_dict() for result in found], indent=2)
+    content = json_text([result.to_dict() for result in found], indent=2)
     durable.replace(Path(config.output) / "evaluation.json", content.encode() + b"\n")
     return found
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pipeline.config import ModelConfig, Whole
+from pipeline.core.strict_json import json_text
 from pipeline.durable import make_folder, sync
 from pipeline.errors import ModelError
 from pipeline.locks import wait_for
@@ -112,7 +113,7 @@ def register(
             "note": note,
         }
         index["models"][name] = [*known, said]
-        _replace(registry / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
+        _replace(registry / INDEX, json_text(index, indent=2, sort_keys=True) + "\n")
         return _entry(registry, name, said)
 
 

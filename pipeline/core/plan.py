@@ -17,6 +17,7 @@ from pipeline.core.cost import read_slices
 from pipeline.core.grid import TileGrid
 from pipeline.core.normalization import Normalization
 from pipeline.core.stored import Stored
+from pipeline.core.strict_json import json_text
 from pipeline.core.volume import Description
 
 ALGORITHM_VERSION = 2
@@ -198,7 +199,7 @@ class Plan:
 
     def to_json(self) -> str:
         content = {**asdict(self), "tiles": len(self.grid), "counts": self.grid.counts, "fingerprint": self.fingerprint}
-        return json.dumps(content, indent=2)
+        return json_text(content, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.core.arrival import Observation
+from pipeline.core.strict_json import json_text
 from pipeline.durable import make_folder, replace
 from pipeline.errors import StorageError
 from pipeline.locks import taken
@@ -87,7 +88,7 @@ class Observations:
                     "clocks": seen.clocks,
                     "volumes": {url: asdict(one) for url, one in seen.volumes.items()},
                 }
-                replace(self.path, json.dumps(content, indent=1).encode())
+                replace(self.path, json_text(content, indent=1).encode())
         except OSError as error:
             raise StorageError(
                 f"Observations '{self.path}' cannot be written ({error}). They need a folder that all watchers may write, with locks "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import durable
+from pipeline.core.strict_json import json_text
 from pipeline.credentials import redacted
 from pipeline.errors import PipelineError
 
@@ -95,5 +96,5 @@ def write_mark(folder: Path, outcome: Outcome) -> Outcome:
     """
     marked = replace(outcome, ended=datetime.now(UTC).isoformat(timespec="seconds"))
     durable.make_folder(folder)
-    durable.replace(folder / MARK, (json.dumps(marked.to_dict(), indent=2) + "\n").encode())
+    durable.replace(folder / MARK, (json_text(marked.to_dict(), indent=2) + "\n").encode())
     return marked

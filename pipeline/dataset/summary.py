@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, select_autoescape
 
 from pipeline import durable
+from pipeline.core.strict_json import json_text
 from pipeline.dataset.outcome import Outcome
 
 FILES = ("summary.json", "summary.csv", "summary.html")
@@ -78,7 +78,7 @@ class Summary:
             OSError: They cannot be written.
         """
         durable.make_folder(home)
-        contents = (json.dumps(self.to_dict(), indent=2) + "\n", self._csv(), self._page())
+        contents = (json_text(self.to_dict(), indent=2) + "\n", self._csv(), self._page())
         for name, content in zip(FILES, contents, strict=True):
             durable.replace(home / name, content.encode(), shared=True)  # watchers write it too
 

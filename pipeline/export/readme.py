@@ -7,6 +7,7 @@ import json
 from pipeline.core.appearance import ranges
 from pipeline.core.architecture import Architecture
 from pipeline.core.lesson import lesson
+from pipeline.core.strict_json import without_nan
 from pipeline.export.case import Case
 from pipeline.export.description import Told, channels_of
 from pipeline.export.extents import Extents
@@ -94,7 +95,7 @@ def _readme_training(checkpoint: Checkpoint) -> str:
     facts = {k: v for k, v in checkpoint.provenance.items() if k != "validation"}
     if not facts:
         return "## Training\n\nThe checkpoint says nothing about its making."
-    return f"## Training\n\n```json\n{json.dumps(facts, indent=2, ensure_ascii=False, default=str)}\n```"
+    return f"## Training\n\n```json\n{json.dumps(without_nan(facts), indent=2, ensure_ascii=False, default=str, allow_nan=False)}\n```"
 
 
 def _readme_validation(checkpoint: Checkpoint) -> str:

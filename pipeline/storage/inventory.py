@@ -26,6 +26,7 @@ from pipeline.core.stored import (
     place_of,
     sample,
 )
+from pipeline.core.strict_json import json_text
 from pipeline.errors import StorageError
 from pipeline.storage.counted import counted
 from pipeline.storage.foreign import ForeignArray
@@ -225,7 +226,7 @@ def to_bytes(inventory: Inventory) -> bytes:
     if inventory.looked is not None:
         arrays["looked"] = inventory.looked
     file = io.BytesIO()
-    np.savez_compressed(file, about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8), **arrays)
+    np.savez_compressed(file, about=np.frombuffer(json_text(about).encode(), dtype=np.uint8), **arrays)
     return file.getvalue()
 
 

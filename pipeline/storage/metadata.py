@@ -16,6 +16,7 @@ from zarr.storage import MemoryStore
 
 from pipeline import durable
 from pipeline.core.plan import Plan
+from pipeline.core.strict_json import json_text
 from pipeline.storage.documents import Comparison, compared, merged, parsed, told
 from pipeline.storage.ngff import image_attributes
 
@@ -232,7 +233,7 @@ def _memory(document: dict[str, Any]) -> MemoryStore:
 
 
 def _dumped(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, indent=2).encode()
+    return json_text(document, indent=2).encode()
 
 
 def _write(path: Path, content: bytes) -> None:

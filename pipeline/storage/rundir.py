@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import socket
@@ -31,6 +30,7 @@ from typing import Any, TextIO
 from pipeline.core.ledger import Progress, Session, TileRecord, parse_lines
 from pipeline.core.plan import Plan
 from pipeline.core.stored import Inventory, Stored
+from pipeline.core.strict_json import json_text
 from pipeline.durable import file_error, in_words, make_folder, replace, sweep, sync
 from pipeline.errors import FileError, StorageError
 from pipeline.locks import is_taken, taken, without_locks
@@ -98,7 +98,7 @@ class RunDirectory:
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
         """Replace an artifact of JSON atomically and durably."""
-        self.write(path, json.dumps(content, indent=2) + "\n")
+        self.write(path, json_text(content, indent=2) + "\n")
 
     def read_json(self, path: Path) -> dict[str, Any] | None:
         """An artifact, or None where it was not made yet.

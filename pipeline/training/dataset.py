@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.core.appearance import Appearance, sample_boxes
 from pipeline.core.box import Box
 from pipeline.core.normalization import Normalization
+from pipeline.core.strict_json import json_text
 from pipeline.core.volume import Description
 from pipeline.durable import make_folder, replace
 from pipeline.errors import ConfigError
@@ -232,7 +233,7 @@ def _normalization(image: Volume, rule: Normalization, folder: Path) -> Normaliz
         return Normalization(**json.loads(path.read_text(encoding="utf-8")))
     found = measured(rule, image, nonfinite="fail")
     make_folder(folder)
-    replace(path, json.dumps(found.to_dict()).encode())
+    replace(path, json_text(found.to_dict()).encode())
     return found
 
 
@@ -248,7 +249,7 @@ def _appearance(pair: _Pair, normalization: Normalization, folder: Path) -> Appe
     found = appearance(pair.image, normalization, boxes=boxes, voxel_size_nm=pair.nanometres)
     if found:
         make_folder(folder)
-        replace(path, json.dumps(found.to_dict()).encode())
+        replace(path, json_text(found.to_dict()).encode())
     return found
 
 

@@ -7,7 +7,6 @@ weights, momenta and a number, and a run that stops anywhere goes on bit for bit
 from __future__ import annotations
 
 import io
-import json
 import logging
 import threading
 import time
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from pipeline import __version__
 from pipeline.core.lesson import constant_loss, has_learned
+from pipeline.core.strict_json import json_text
 from pipeline.durable import replace
 from pipeline.errors import TrainingError
 from pipeline.training.dataset import Dataset
@@ -306,7 +306,7 @@ class Loop:
         metrics = {**metrics, "training_seconds": round(self.seconds, 1)}
         if (learned := has_learned(metrics)) is not None:
             metrics["learned"] = learned
-        replace(self.folder / "metrics.json", json.dumps(metrics, indent=2).encode() + b"\n")
+        replace(self.folder / "metrics.json", json_text(metrics, indent=2).encode() + b"\n")
         state = None if self.best is None else load_checkpoint(self.folder / "best.safetensors").state
         save_checkpoint(self.folder / "checkpoint.safetensors", self._checkpoint(state, metrics))
 

@@ -20,6 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from pipeline.core.box import Box, Triple
+from pipeline.core.strict_json import json_text
 from pipeline.core.targets import foreground
 from pipeline.durable import make_folder, replace
 from pipeline.errors import ConfigError
@@ -201,7 +202,7 @@ def prepare(
     for array in filter(lambda a: a is not None, (target, border)):
         array.flush()
     found = Prepared(*paths, tuple(int(n) for n in counts[: max(rule.classes, 2)]), digest.hexdigest(), rule.neighbours)
-    replace(record, json.dumps({"counts": found.counts, "sha256": found.sha256}).encode())
+    replace(record, json_text({"counts": found.counts, "sha256": found.sha256}).encode())
     return found
 
 

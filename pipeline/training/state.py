@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from pipeline.config import NormalizeConfig
+from pipeline.core.strict_json import json_text
 from pipeline.durable import make_folder, replace
 from pipeline.errors import ConfigError, StorageError
 from pipeline.locks import taken
@@ -90,7 +91,7 @@ def is_range_forced(folder: Path) -> bool:
 
 def keep_recipe(folder: Path, config: TrainConfig) -> None:
     """Write the recipe beside what comes of it, once its data has been found to be what it says."""
-    replace(folder / RECIPE, json.dumps(config.model_dump(mode="json"), indent=2).encode() + b"\n")
+    replace(folder / RECIPE, json_text(config.model_dump(mode="json"), indent=2).encode() + b"\n")
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

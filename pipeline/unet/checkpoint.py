@@ -24,6 +24,7 @@ from torch import Tensor
 from pipeline.core.appearance import Appearance
 from pipeline.core.architecture import Architecture, Padding
 from pipeline.core.normalization import Mode, Normalization
+from pipeline.core.strict_json import json_text
 from pipeline.durable import replace
 from pipeline.errors import ModelError
 from pipeline.unet.model import UNet
@@ -139,7 +140,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     }
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.state.items()}
     # Not `save_file`: it makes files that only their owner may read.
-    replace(Path(path), save(tensors, metadata={METADATA_KEY: json.dumps(said, sort_keys=True)}))
+    replace(Path(path), save(tensors, metadata={METADATA_KEY: json_text(said, sort_keys=True)}))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
