@@ -264,11 +264,15 @@ def convert(
 ) -> int:
     """Write a volume as an OME-Zarr, box by box; no voxel changes."""
     from pipeline.storage.convert import convert as convert_volume  # noqa: PLC0415 - see above
+    from pipeline.storage.volume import open_volume  # noqa: PLC0415 - see above
 
     layout = {"axes": axes, "chunks": chunks, "shards": shards, "voxel_size_nm": voxel_size_nm}
     with bar("converting") as tell:
         found = convert_volume(source, target, on_advance=tell, **layout)
     print(f"{target}: axes {found.axes}, shape (z, y, x) {found.shape}, {found.channels} channel(s), {found.dtype}")
+    print(f"voxel size: {found.space}")
+    for warning in open_volume(source, axes=axes).warnings:
+        print(f"warning: {warning}")
     return DONE
 
 

@@ -166,6 +166,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
             "volume",
             f"{_by(source.shape)} voxels, {source.channels} channel(s), {source.dtype}, chunks {_by(source.chunks)}",
         ),
+        ("voxel size", str(source.space)),
         *_stored_rows(plan),
         ("model", f"{plan.model.title}, weights {plan.model.sha256[:12]}, {plan.model.checkpoint}"),
         ("network", f"{kind}, {plan.model.parameters:,} parameters"),

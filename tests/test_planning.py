@@ -237,3 +237,39 @@ def test_a_plan_for_cards_elsewhere_computes_on_them_in_a_type_that_was_not_gues
     found = make_plan(config, offered).compute
     assert (found.device, found.dtype) == ("cuda", "float32")
     assert "no card here to try bfloat16 on" in found.reason
+
+
+# --- what is told -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "at", "value", "mode", "warned"),
+    [
+        ("uint32", (12, 20, 18), 2**24, "none", False),
+        ("uint32", (12, 20, 18), 2**24 + 1, "none", True),
+        ("uint32", (0, 0, 0), 2**32 - 1, "none", True),
+        ("uint32", (23, 39, 35), 2**31, "none", True),
+        ("int64", (12, 20, 18), -(2**40), "none", True),
+        ("uint64", (12, 20, 18), 2**63, "none", True),
+        ("float64", (12, 20, 18), 1e9, "none", True),
+        ("float64", (12, 20, 18), 0.1, "none", False),
+        ("int32", (5, 5, 30), 2**30, "minmax", True),
+        ("float32", (12, 20, 18), 2**30, "none", False),
+        ("uint16", (12, 20, 18), 2**16 - 1, "none", False),
+    ],
+)
+def test_values_that_float32_cannot_tell_apart_are_said(tmp_path, dtype, at, value, mode, warned):
+    """uint32 above 2^24 loses bits on the way into the network; nobody said so."""
+    volume = np.zeros((24, 40, 36), dtype)
+    volume[at] = value
+    volume[11, 11, 11] = 1
+    run = make_run(tmp_path, architecture=SOLID, shape=volume.shape, volume=volume, normalize={"mode": mode})
+    found = [w for w in make_plan(run.config, MACHINE).warnings if "it loses bits" in w]
+    assert bool(found) is warned
+
+
+def test_what_the_input_does_not_tell_stands_in_the_plan(tmp_path):
+    """Once, beside the other warnings."""
+    run = run_of(tmp_path)
+    (told,) = [w for w in make_plan(run.config, MACHINE).warnings if "no axes are told" in w]
+    assert told == "no axes are told, read as zyx, and the voxel size is unknown; set input.axes if they are others"

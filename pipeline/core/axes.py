@@ -139,10 +139,10 @@ def _first_that_agrees(letters: Sequence[str]) -> str:
 def _checked(axes: str, meant: str, shape: Sequence[int], url: str, by: str = "") -> str:
     if axes in KNOWN_AXES and len(axes) == len(shape):
         return axes
+    remedy = ", or set input.axes to how they are stored; other orders must be stored anew" if len(shape) <= 4 else ""
     raise StorageError(
         f"Volume '{url}' has {len(shape)} axes, shape {tuple(shape)}, read as '{meant}'; expected {', '.join(KNOWN_AXES)}"
-        f"{f'. They are told by {by}' if by else ''}. Name a store with these axes, one time point at a time, or set input.axes to how they "
-        "are stored. Other orders must be stored anew."
+        f"{f'. They are told by {by}' if by else ''}. Name a store with these axes, one time point at a time{remedy}."
     )
 
 

@@ -73,7 +73,12 @@ class Multiscale:
         units = [unit_of(self.units[i]) for i in keep]
         strange = {_short(self.units[i]): None for i, unit in zip(keep, units, strict=True) if unit is None and self.units[i] not in (None, "")}
         warnings += [f"unit unknown: {unit} is no unit of length that the specification has, told by '{self.url}'" for unit in strange]
-        return Space(tuple(scale), tuple(translation), tuple(units)), tuple(warnings)
+        found = Space(tuple(scale), tuple(translation), tuple(units))
+        if found.is_unknown and not strange:
+            warnings.append(f"voxel size unknown: '{self.url}' tells sizes of 1 in no unit")
+        elif not any(units) and not strange:
+            warnings.append(f"unit unknown: '{self.url}' tells none of a voxel size of {_plain(scale)}")
+        return found, tuple(warnings)
 
     def _placed(self, level: int) -> Diagonal:
         own, common = self.transforms[level]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from pipeline.training.preparation import prepare, target_rule
 from pipeline.training.range import default_rule, refuse_narrow, tell_lost_bits
 from pipeline.training.recipe import PairConfig, TrainConfig
 from pipeline.training.samples import Region, Samples
+
+log = logging.getLogger("pipeline.training")
 
 Sizes = tuple[float, float, float]
 
@@ -152,6 +155,8 @@ def gather(
 def _opened(number: int, pair: PairConfig, config: TrainConfig) -> _Pair:
     image = open_volume(pair.image, level=pair.level, axes=pair.axes)
     labels = open_volume(pair.labels, level=pair.level)
+    for warning in image.warnings:
+        log.warning("'%s': %s", pair.image, warning)
     what, that = image.description, labels.description
     if what.shape != that.shape:
         raise ConfigError(

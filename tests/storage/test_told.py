@@ -463,3 +463,11 @@ def test_inspect_prints_what_is_unknown_and_why(tmp_path):
     rows = inspect_path(image_at(tmp_path / "i.zarr", UNKNOWN["NaN"][0]))
     assert ("", "voxel size unknown") in rows
     assert any(name == "warning" and "a scale of nan, 4, 4 (along z, y, x)" in text for name, text in rows)
+
+
+@pytest.mark.parametrize(("sizes", "words"), [([1, 1, 1], "voxel size unknown: "), ([2, 1, 1], "unit unknown: ")])
+def test_sizes_in_no_unit_are_said(tmp_path, sizes, words):
+    """What a converter writes that knows nothing, our own too; and proportions without a length."""
+    volume = open_volume(image_at(tmp_path / "i.zarr", [{"type": "scale", "scale": sizes}], units=None))
+    assert volume.description.space == Space(tuple(map(float, sizes)), (0.0,) * 3, (None,) * 3)
+    assert [words in warning for warning in volume.warnings] == [True]

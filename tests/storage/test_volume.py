@@ -373,3 +373,16 @@ def test_the_input_is_opened_for_reading_only(tmp_path):
     volume = open_volume(str(save_array(tmp_path / "a.zarr", random_volume((3, 4, 5)))))
     with pytest.raises(ValueError, match="read-only"):
         volume.array[0, 0, 0] = 1
+
+
+def test_an_array_on_an_object_store_is_read_as_the_image_it_is_a_level_of(tmp_path, bucket):
+    """The parent is asked there, too; where it may not be read or is not there, nobody tells."""
+    transforms = [{"type": "scale", "scale": [30, 4, 4]}]
+    multiscale = {"datasets": [{"path": "s0", "coordinateTransformations": transforms}]}
+    url = uploaded(write_image(tmp_path / "i", random_volume((3, 4, 5)), "cyx", multiscale), bucket)
+    volume = open_volume(f"{url}/s0")
+    assert (volume.description.axes, volume.description.space.scale, volume.warnings) == ("cyx", (4.0, 4.0), ())
+    s3().rm_file(f"{url}/.zattrs" if s3().exists(f"{url}/.zattrs") else f"{url}/zarr.json")
+    volume = open_volume(f"{url}/s0")
+    assert volume.description.axes in ("zyx", "cyx")
+    assert any("voxel size" in warning for warning in volume.warnings)
