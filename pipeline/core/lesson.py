@@ -54,7 +54,10 @@ def lesson(learned: bool | None, metrics: Mapping[str, Any]) -> Iterator[str]:
     """
     if learned is False:
         why = "; ".join(shortcomings(metrics)) if _are_figures(metrics) else ""
-        yield f"The network has learned nothing{f' ({why})' if why else ''}: its checkpoint says learned: false. What it predicts is noise; train it anew."
+        yield (
+            f"The checkpoint says learned: false; its training has learned nothing{f' ({why})' if why else ''}. What it predicts is noise: "
+            "train it anew."
+        )
 
 
 def _are_figures(metrics: Mapping[str, Any]) -> bool:

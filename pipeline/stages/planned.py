@@ -113,7 +113,7 @@ def described(earlier: Plan, now: Plan) -> Plan:
     old, new = earlier.source.space, now.source.space
     if old != new:
         log.info("voxel size of the input: %s now, was %s; no tile is computed for that", new, old)
-    return replace(earlier, source=replace(earlier.source, space=new), warnings=now.warnings)
+    return replace(earlier, source=replace(earlier.source, space=new), warnings=now.warnings, sample=now.sample)
 
 
 def _resolved(config: RunConfig, earlier: Plan | None, settled: Settled, *, begun: bool) -> Plan:
