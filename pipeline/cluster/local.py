@@ -23,6 +23,7 @@ from pipeline.cluster.pool import Crew, Opened
 from pipeline.cluster.security import own_security
 from pipeline.cluster.settings import CORES, SETTINGS, scheduler_options, worker_environment
 from pipeline.config import ClusterConfig
+from pipeline.main_guard import unguarded_script
 from pipeline.planning import Machine
 from pipeline.thread_variables import meddles
 from pipeline.unet.device import visible_cards
@@ -52,7 +53,10 @@ def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
     cards = visible_cards()[: crew.workers] if crew.device == "cuda" else ()
     with _environment({**worker_environment(crew.threads), CORES: str(CPU_COUNT)}), dask.config.set(SETTINGS):
         with _one_start:
-            cluster = _cluster(config, crew, cards)
+            try:
+                cluster = _cluster(config, crew, cards)
+            except RuntimeError as error:
+                raise unguarded_script() or error from None
         with cluster:
             yield Opened(cluster)
 

@@ -25,6 +25,7 @@ from pipeline.cluster.security import check_security
 from pipeline.cluster.staff import Common, Everyone, Staff
 from pipeline.config import ClusterConfig
 from pipeline.errors import InferenceError
+from pipeline.main_guard import leave_if_run_again
 from pipeline.planning import Machine
 
 CONNECT_SECONDS = 60
@@ -128,6 +129,7 @@ def open_pool(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Pool]
     Raises:
         ConfigError, InferenceError: They cannot be had.
     """
+    leave_if_run_again()
     begun = _starting.pop((config, crew), None)
     with ExitStack() as stack:
         if begun is None:

@@ -13,6 +13,7 @@ from pipeline.core.plan import Plan
 from pipeline.core.stored import Inventory
 from pipeline.errors import FileError, PlanError, StorageError
 from pipeline.logs import logged
+from pipeline.main_guard import leave_if_run_again
 from pipeline.measure import Expectation, expectation
 from pipeline.planning import check_room, make_plan, workers_that_fit
 from pipeline.stages.source import InputChanged, Settled, count_input, mark, open_input, settle
@@ -37,6 +38,7 @@ def plan(config: RunConfig, *, input_changed: InputChanged | None = None, anew: 
     Raises:
         ConfigError, PlanError, ModelError, StorageError: It cannot be a run, or the output is another run's.
     """
+    leave_if_run_again()
     directory = RunDirectory(config.output.url)
     try:
         with stage_log(directory, config, "plan") if directory.path.is_dir() else nullcontext():

@@ -34,6 +34,7 @@ from pipeline.core.strict_json import json_text
 from pipeline.durable import file_error, in_words, make_folder, replace, sweep, sync
 from pipeline.errors import FileError, StorageError
 from pipeline.locks import is_taken, taken, without_locks
+from pipeline.main_guard import leave_if_run_again
 from pipeline.storage.cancel_request import CancelRequest
 from pipeline.storage.counted import counted
 from pipeline.storage.documents import parsed
@@ -233,6 +234,7 @@ class RunDirectory:
         Raises:
             StorageError: Another process drives it.
         """
+        leave_if_run_again()
         key = self.path.absolute()
         if key in _held:
             _held[key] += 1
