@@ -14,7 +14,7 @@ from pipeline.core.locations import is_url
 
 Level = Annotated[int, Field(ge=0, description="Resolution level of an OME-Zarr image, 0 the finest.")]
 Axes = Annotated[
-    str, Field(description="yx, cyx, zyx or czyx; auto: the metadata's, else by the number of dimensions.")
+    str, Field(description="yx, cyx, zyx or czyx; auto: as told by the image, dimension_names or _ARRAY_DIMENSIONS, else by their number.")
 ]
 Nonfinite = Annotated[
     Literal["fail", "zero"],
