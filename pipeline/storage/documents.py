@@ -67,7 +67,7 @@ def _walk(ours: Any, stored: Any, place: str) -> Iterator[tuple[bool, str]]:
         for number, pair in enumerate(zip(ours, stored, strict=False)):
             yield from _walk(*pair, f"{place}[{number}]")
         yield from ((False, f"{place}[{number}]") for number in range(len(ours), len(stored)))
-    elif not _same(ours, stored):
+    elif not same(ours, stored):
         yield True, f"{place} is {told(stored)}, written as {told(ours)}"
 
 
@@ -83,9 +83,12 @@ def _align(ours: list[Any], stored: list[Any], place: str) -> bool:
     return len(ours) == len(stored) or (place.rpartition(".")[2] in GROWING and len(ours) < len(stored))
 
 
-def _same(ours: Any, stored: Any) -> bool:
+def same(ours: Any, stored: Any) -> bool:
+    """Whether two values are one, to every key; 1 and 1.0 are, true is neither."""
+    if isinstance(ours, dict) and isinstance(stored, dict):
+        return ours.keys() == stored.keys() and all(same(value, stored[key]) for key, value in ours.items())
     if isinstance(ours, list) and isinstance(stored, list):
-        return len(ours) == len(stored) and all(map(_same, ours, stored))
+        return len(ours) == len(stored) and all(map(same, ours, stored))
     return isinstance(ours, bool) is isinstance(stored, bool) and ours == stored
 
 

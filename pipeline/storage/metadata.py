@@ -17,7 +17,7 @@ from zarr.storage import MemoryStore
 from pipeline import durable
 from pipeline.core.plan import Plan
 from pipeline.core.strict_json import json_text
-from pipeline.storage.documents import Comparison, compared, merged, parsed, told
+from pipeline.storage.documents import Comparison, compared, merged, parsed, same, told
 from pipeline.storage.ngff import image_attributes
 
 ARRAY = "0"
@@ -120,7 +120,7 @@ class Metadata:
         if not isinstance(metadata, dict) or not _is_readable(group, zarr.open_group):
             return [f"{CONSOLIDATED} cannot be understood"]
         found = metadata.get(ARRAY)
-        wrong = ("it is missing",) if not isinstance(found, dict) else self._array_compared(found).differences
+        wrong = self._copy_wrong(found) if isinstance(found, dict) else ["it is missing"]
         return [f"{CONSOLIDATED} tells something else of array '{ARRAY}': {line}" for line in wrong]
 
     def _group_mended(self, ours: dict[str, Any], there: dict[str, Any] | None) -> dict[str, Any]:
@@ -138,22 +138,25 @@ class Metadata:
     # --- the array --------------------------------------------------------------------------------------------------
 
     def _array_compared(self, there: dict[str, Any] | None) -> Comparison:
-        """Every key, as zarr reads it, so that a newer zarr may write it in another way; attributes are others'."""
+        """Every key, also those that go without saying for zarr: other readers may need them. Attributes are others'."""
         if there is None:
             return Comparison(("is not there, or no document",), ())
-        attributes = there.get("attributes", {})
+        attributes = there.get("attributes")
         wrong = [] if isinstance(attributes, dict) else [f"attributes is {told(attributes)}"]
+        keys = [key for key in self._array if key != "attributes" and not same(self._array[key], there.get(key))]
+        wrong += [f"{key} is {told(there.get(key))}, written as {told(self._array[key])}" for key in keys]
+        extra = [key for key in there if key not in self._array]
+        if extra and _as_read({**self._array, **{key: there[key] for key in extra}}) is None:
+            return Comparison((*wrong, *(f"{told(key)} is no key of an array" for key in extra)), ())
         others = [f"attributes.{told(key)[1:-1]}" for key in attributes] if isinstance(attributes, dict) else []
-        read, ours = _as_read({**there, "attributes": {}}), _as_read(self._array)
+        return Comparison(tuple(wrong), (*others, *(told(key)[1:-1] for key in extra)))
+
+    def _copy_wrong(self, copy: dict[str, Any]) -> list[str]:
+        """What a consolidated copy of the array's document tells else, as zarr reads it: others wrote it."""
+        read, ours = _as_read({**copy, "attributes": {}}), _as_read(self._array)
         if read is None or ours is None:
-            keys = [key for key in self._array if key != "attributes" and there.get(key) != self._array[key]]
-            wrong += [f"{key} is {told(there.get(key))}, written as {told(self._array[key])}" for key in keys]
-            wrong += [f"{told(key)} is no key of an array" for key in there if key not in self._array]
-        else:
-            keys = [key for key in ours if read.get(key) != ours[key]]
-            wrong += [f"{key} is {told(there.get(key))}, written as {told(self._array.get(key))}" for key in keys]
-            others += [told(key)[1:-1] for key in there if key not in self._array]
-        return Comparison(tuple(wrong), tuple(others))
+            return ["it cannot be understood"]
+        return [f"{key} is {told(copy.get(key))}" for key in ours if read.get(key) != ours[key]]
 
     def _array_mended(self, there: dict[str, Any] | None) -> bytes:
         attributes = (there or {}).get("attributes")

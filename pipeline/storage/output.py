@@ -69,7 +69,7 @@ class Contents:
     """What lies in the store beside our documents and objects.
 
     Args:
-        strays: Keys of objects that no write unit has, though readers take them for the array's.
+        strays: Keys of objects that no write unit has, though readers take them for the array's; and of folders in place of one.
         parts: What killed writers left half-written.
         others: Names that are not ours; they are left.
     """
@@ -186,23 +186,28 @@ class Output:
                 for path in folder.iterdir() if folder.is_dir() else ():
                     if path.name not in ours:
                         self._sort(found, path)
-            for folder, _, names in os.walk(self.root / ARRAY / "c"):
+            for folder, folders, names in os.walk(self.root / ARRAY / "c"):
                 for name in names:
                     self._sort(found, Path(folder, name))
+                found.strays += [self._key_of(Path(folder, name)) for name in folders if self._is_unit(Path(folder, name))]
         return found
 
     def _sort(self, found: Contents, path: Path) -> None:
-        key = path.relative_to(self.root).as_posix()
-        place = key.split("/")[2:]
         if path.suffix in PARTS and not path.is_dir():
             found.parts.append(path)
-        elif place and all(part.isascii() and part.isdigit() and str(int(part)) == part for part in place):
-            if not self._has_unit([int(part) for part in place]):
-                found.strays.append(key)
-        else:
-            found.others.append(key)
+        elif _place(self._key_of(path)) is None:
+            found.others.append(self._key_of(path))
+        elif not self._is_unit(path):
+            found.strays.append(self._key_of(path))
 
-    def _has_unit(self, place: list[int]) -> bool:
+    def _key_of(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def _is_unit(self, path: Path) -> bool:
+        """Whether a write unit has its object there."""
+        place = _place(self._key_of(path))
+        if place is None:
+            return False
         output = self.plan.output
         channels = 1 if output.shards else self.plan.model.architecture.out_channels
         counts = (ceil(n / u) for n, u in zip(self.plan.source.shape, output.write_unit, strict=True))
@@ -214,7 +219,10 @@ class Output:
         found = self.contents()
         with in_words():
             for path in (*found.parts, *(self.root / key for key in found.strays)):
-                durable.remove(path)
+                if path.is_dir() and not path.is_symlink():
+                    path.rmdir()  # refused where somebody keeps something in it
+                else:
+                    durable.remove(path)
         return found.strays
 
     # --- write units ------------------------------------------------------------------------------------------------
@@ -313,6 +321,14 @@ class Output:
 
     def _stored(self, channel: Any, spatial: Any) -> tuple[Any, ...]:
         return by_stored_axis(self.plan.output.axes, channel, spatial)
+
+
+def _place(key: str) -> tuple[int, ...] | None:
+    """The numbers of a chunk's key; None where it is none."""
+    parts = key.split("/")[2:]
+    if key.startswith(f"{ARRAY}/c/") and all(part.isascii() and part.isdigit() and str(int(part)) == part for part in parts):
+        return tuple(map(int, parts))
+    return None
 
 
 def create_array(

@@ -52,12 +52,10 @@ def _of_metadata(run: Run) -> Iterator[tuple[str, Damage]]:
             yield f"{name} {how}", Damage(_whole(name, change))
         for place in _places(json.loads((run.output / name).read_text())):
             told = ".".join(map(str, place))
-            of_others = name == "0/zarr.json" and place[0] == "attributes"  # an empty mapping, for them to fill
             foreign = place == ("attributes", "halotile", "fingerprint")  # another run's, for all that is known
             changed = Damage(_key(name, place, remove=False), *(((2,), False) if foreign else ()))
             yield f"{name}: {told} changed", changed
-            harmless = of_others or place[-1] in ("storage_transformers", "configuration", "separator", "checksum", "level")
-            yield f"{name}: {told} removed", Damage(_key(name, place, remove=True), (0, 3) if harmless else (3,))
+            yield f"{name}: {told} removed", Damage(_key(name, place, remove=True))
     yield "a false consolidated shape", Damage(_consolidated)
     yield "a key that zarr refuses", Damage(_edited("zarr.json", lambda document: document.update(colour=1)))
 
