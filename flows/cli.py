@@ -148,7 +148,7 @@ def cancel(
 
 @app.command
 def verify(config: Config, *, set_: Overrides = None) -> int:
-    """Compare every stored byte of the output with the ledger; tiles that differ are marked, and a run mends them."""
+    """Compare every stored byte with the ledger and the metadata with the plan; a run mends what differs."""
     asked = _read(config, set_)
 
     from pipeline import stages  # noqa: PLC0415 - see above

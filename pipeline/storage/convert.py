@@ -22,6 +22,7 @@ from pipeline.core.box import Box, Triple, round_up, widened
 from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.core.tiling import LARGEST_CHUNK_EXTENT, LARGEST_PLANE_CHUNK_EXTENT, LARGEST_SHARD
 from pipeline.core.volume import Description, Space
+from pipeline.durable import sync
 from pipeline.errors import StorageError
 from pipeline.locks import taken
 from pipeline.storage.foreign import foreign_place
@@ -249,6 +250,8 @@ def _remove_left_over(part: Path) -> None:
 
 def _publish(part: Path, final: Path, target: str) -> None:
     (part / LOCK).unlink()
+    for folder, _, _ in os.walk(part):  # names of folders; objects were flushed one by one
+        sync(Path(folder))
     if final.exists() or final.is_symlink():
         raise StorageError(f"Target '{target}' was made by somebody else meanwhile, and nothing is ever overwritten.")
     part.rename(final)

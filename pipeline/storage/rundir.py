@@ -384,6 +384,7 @@ def _rewrite(file: TextIO, content: str) -> None:
     new = content.encode()
     os.pwrite(file.fileno(), new, 0)
     os.ftruncate(file.fileno(), len(new))
+    os.fsync(file.fileno())  # over NFS nobody else sees it before
 
 
 def _locked(file: TextIO, start: int, length: int, seconds: float) -> bool:

@@ -17,6 +17,7 @@ from pipeline import stages
 from pipeline.core.architecture import Architecture
 from pipeline.core.ledger import TileRecord
 from pipeline.core.roster import TILES_AHEAD
+from pipeline.errors import StorageError
 from tests.e2e.commands import Command, alive, wait_until
 from tests.pipeline_cases import Run, done_entries, make_run, sessions, stored_objects
 
@@ -244,3 +245,17 @@ def test_a_tile_that_ends_its_workers_is_set_aside_and_named_and_the_rest_is_don
     assert second.wait() == 0, second.error
     assert "1 tile computed" in second.out
     assert Counter(done_entries(run.directory)) == Counter(range(200))
+
+
+def test_a_worker_that_wakes_after_its_stage_writes_nothing(tmp_path, pooled):
+    """Stopped, swapped out, cut off: when it goes on, its tile is done and verified, and readers have the image open."""
+    run = slow(tmp_path, tiles=16, width=4)
+    stages.plan(run.config)
+    with stages.driving(run.config) as token:
+        stages.infer(run.config)
+        for late in (lambda: run.directory.refuse_late(token), run.directory.tile(3, token).__enter__):
+            with pytest.raises(StorageError, match="this worker writes nothing more"):
+                late()
+        assert stages.verify(run.config).complete
+    with pytest.raises(StorageError, match="this worker writes nothing more"):
+        run.directory.refuse_late(token)

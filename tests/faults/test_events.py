@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.core.architecture import Architecture
+from tests.dataset.dataset_cases import DataSet, make_dataset
 from tests.pipeline_cases import Run, make_run, stored_objects
 
 ROOT = Path(__file__).parents[2]
@@ -28,23 +30,37 @@ SHARE = 2
 Ask = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def ask() -> Iterator[Ask]:
+@contextmanager
+def zygote(*arguments: str) -> Iterator[Ask]:
     """The command in a child of a process that has imported everything; gives its status, its events and what it said."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.zygote"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-m", "tests.faults.zygote", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
     ) as process:
         assert process.stdin
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
 
-        def asked(run: Run, command: str = "run", **job: Any) -> dict[str, Any]:
+        def asked(run: Run | DataSet, command: str = "run", **job: Any) -> dict[str, Any]:
             line = {"arguments": [command, str(run.yaml)], "below": [str(run.output)], **job}
             print(json.dumps(line), file=process.stdin, flush=True)
             return json.loads(process.stdout.readline())
 
         yield asked
         process.kill()
+
+
+@pytest.fixture(scope="module")
+def ask() -> Iterator[Ask]:
+    """Runs."""
+    with zygote() as asked:
+        yield asked
+
+
+@pytest.fixture(scope="module")
+def ask_dataset() -> Iterator[Ask]:
+    """Runs, and datasets."""
+    with zygote("dataset") as asked:
+        yield asked
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +152,22 @@ def test_an_error_at_every_other_event_is_told_in_words_and_the_next_run_is_righ
     assert not problems, "\n\n".join(problems)
 
 
+@pytest.mark.fault
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
+def test_a_signal_at_any_event_ends_a_run_in_order(ask, run, calm, signal):
+    """Ctrl-C and batch systems come when they like: status 130, no traceback, and the next run goes on."""
+    tried = range(signal == "SIGTERM", calm[1], 4)
+    assert len(tried) >= 23
+    for at in tried:
+        clear(run)
+        found = ask(run, at=at, fault=signal)
+        about = f"{signal} at event {at}: {found['said']}"
+        assert "Traceback" not in found["said"], about
+        assert found["status"] == 130, about
+        resumed(ask, run, calm[0], about)
+
+
 # --- the power goes -----------------------------------------------------------------------------------------------------
 
 
@@ -196,3 +228,28 @@ def test_a_power_cut_at_any_event_is_resumed_by_the_same_command(ask, run, calm,
         disk.mount()
         lost += any(path.stat().st_size == 0 for path in disk.place.rglob("zarr.json"))
         resumed(ask, cut, calm[0], f"cut at event {at}")
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(7200)
+def test_a_power_cut_in_a_dataset_is_resumed_by_the_same_command(ask_dataset, disk, tmp_path):
+    """Versions, their records and the link that readers follow, along with all that a run writes."""
+    dataset = make_dataset(tmp_path / "set", volumes=2, concurrency=1)
+    calm = dataset.having(output={"url": str(tmp_path / "calm")})
+    done = ask_dataset(calm, "reprocess")
+    assert done["status"] == 0, done["said"]
+    wanted = {name: stored_objects(calm.current(name)) for name in calm.states()}
+    cut = dataset.having(output={"url": str(disk.place / "deep/er/output")})
+    below = [f"{disk.place}/"]
+    events = len(done["events"])
+    assert events > 300
+    for at in range(5, events, events // 12):
+        disk.unmount()
+        disk.make()
+        disk.mount()
+        ask_dataset(cut, "reprocess", below=below, at=at, fault="cut")
+        disk.unmount()
+        disk.mount()
+        again = ask_dataset(cut, "reprocess", below=below)
+        assert again["status"] == 0, f"cut at event {at}: {again['said']}"
+        assert {name: stored_objects(cut.current(name)) for name in cut.states()} == wanted, at

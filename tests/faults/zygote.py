@@ -4,8 +4,9 @@ An event is something that a run does to a file of its own: opening, writing, fl
 a run has as many moments at which to fail as it has events, and each is tried without a second of luck. Workers and their cluster
 are left out: tiles are computed one after the other by the driver itself, which is given the real worker's function.
 
-    python -m tests.faults.zygote, then a JSON object a line:
-        {"arguments": ["run", YAML], "below": [FOLDERS], "at": N or null, "fault": "kill" | "cut" | NAME OF AN ERRNO, "count": 1}
+    python -m tests.faults.zygote [dataset], then a JSON object a line:
+        {"arguments": ["run", YAML], "below": [FOLDERS], "at": N or null, "count": 1,
+         "fault": "kill" | "cut" | NAME OF A SIGNAL | NAME OF AN ERRNO}
     gives one back:
         {"status": N or null where it was killed, "events": [...], "said": "..."}
 """
@@ -67,6 +68,9 @@ class Faults:
             fcntl.ioctl(handle, EXT4_IOC_SHUTDOWN, struct.pack("I", WITHOUT_LOG))
         if self.fault in ("kill", "cut"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault.startswith("SIG"):
+            os.kill(os.getpid(), getattr(signal, self.fault))
+            return
         code = getattr(errno, self.fault)
         raise OSError(code, os.strerror(code), place if what != "fsync" and what != "write" else None)
 
@@ -154,7 +158,17 @@ def attempted(work: Any, index: int, retries: int) -> Outcome:
 @contextmanager
 def nobody(*_: object, **__: object) -> Iterator[SimpleNamespace]:
     """A pool of no workers."""
-    yield SimpleNamespace(workers=1, start_seconds=0.0)
+    yield SimpleNamespace(workers=1, start_seconds=0.0, client=None)
+
+
+def alone_with_datasets() -> None:
+    """Datasets have no pool either."""
+    from pipeline.dataset import reprocess  # noqa: PLC0415 - of campaigns with datasets only
+
+    reprocess.open_pool = nobody
+    reprocess.forwarded = nobody
+    reprocess.dashboard_link = lambda *_: None
+    reprocess.SharedPool = lambda _: SimpleNamespace(lent=nobody)
 
 
 def child(job: dict[str, Any], faults: Faults) -> int:
@@ -163,6 +177,10 @@ def child(job: dict[str, Any], faults: Faults) -> int:
     inference.dispatch = serial
     inference._own = nobody
     worker.get_worker = lambda: SimpleNamespace(name="0")
+    if job["arguments"][0] == "reprocess":
+        alone_with_datasets()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, cli._terminated)
     install(faults)
     called = [*job["arguments"], *(["--no-prefect"] if job["arguments"][0] in ("run", "reprocess") else [])]
     return cli.status(lambda: cli.app(called, exit_on_error=False, print_error=True, result_action="return_value"))
@@ -200,6 +218,8 @@ def main() -> None:
     """Answer jobs until there are no more."""
     assert stages, running
     assert flows.progress
+    if "dataset" in sys.argv:
+        running.prepare_prefect()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     print("ready", file=answers, flush=True)
