@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from distributed.scheduler import DEFAULT_EXTENSIONS
 from distributed.spans import SpansSchedulerExtension
 
 from pipeline.config import ClusterConfig
+from pipeline.errors import ConfigError
 from pipeline.thread_variables import COUNTS, NEUTRAL
 
 SETTINGS: dict[str, Any] = {
@@ -63,6 +66,28 @@ def scheduler_options(config: ClusterConfig) -> dict[str, Any]:
     """What every scheduler that a run starts is told; its pages have no password, and so stay on loopback."""
     pages = f"{PAGES_HOST}:0" if config.dashboard else None
     return {"extensions": EXTENSIONS, "dashboard": config.dashboard, "dashboard_address": pages}
+
+
+@contextmanager
+def place_told(config: ClusterConfig) -> Iterator[None]:
+    """Say in words that a scheduler cannot be where `cluster` wants it; Dask says that the cluster did not start.
+
+    Raises:
+        ConfigError: It has no such address or interface.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        if not isinstance(reason, OSError | ValueError):
+            raise
+        place = f"interface: {config.interface}" if config.interface else f"host: {config.host}"
+        raise ConfigError(
+            f"cluster has `{place}`, where no scheduler can listen on this machine ({reason}). Name an address or interface that it has: "
+            "`ip -br addr` shows them; `host: 127.0.0.1` is what this machine only reaches."
+        ) from error
 
 
 PAGES_HOST = "127.0.0.1"

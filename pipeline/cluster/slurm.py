@@ -26,7 +26,7 @@ from pipeline.cluster.jobqueue import SLURMCluster
 from pipeline.cluster.pages import WORKER_CLASS, SchedulerWithoutPages
 from pipeline.cluster.pool import Crew, Opened
 from pipeline.cluster.security import shared_security
-from pipeline.cluster.settings import SETTINGS, scheduler_options, worker_environment
+from pipeline.cluster.settings import SETTINGS, place_told, scheduler_options, worker_environment
 from pipeline.cluster.worker import ENDS
 from pipeline.config import ClusterConfig, SlurmConfig
 from pipeline.errors import ConfigError, InferenceError
@@ -72,7 +72,7 @@ def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
     with (
         dask.config.set(SETTINGS),
         shared_security(config, folder) as security,
-        SLURMCluster(**_options(config, crew, folder, security)) as cluster,
+        _cluster(config, _options(config, crew, folder, security)) as cluster,
     ):
         _try_out(cluster)
         jobs = _Jobs(cluster, crew.workers, logs=Path(_asked(config)[0].log_directory or folder))
@@ -81,6 +81,12 @@ def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
             yield Opened(cluster, tend=jobs.tend)
         finally:
             jobs.close()
+
+
+def _cluster(config: ClusterConfig, options: dict[str, Any]) -> SLURMCluster:
+    """Its scheduler, which listens here."""
+    with place_told(config):
+        return SLURMCluster(**options)
 
 
 def _asked(config: ClusterConfig) -> tuple[SlurmConfig, int, int]:

@@ -253,6 +253,15 @@ def test_a_scheduler_and_its_workers_open_no_port_but_the_one_that_they_speak_on
         assert len(ports_of(os.getpid()) - before) == 2  # scheduler and nanny
 
 
+@pytest.mark.parametrize("place", [{"host": "192.0.2.7"}, {"interface": "nope0"}])
+def test_a_place_that_this_machine_does_not_have_is_told(tmp_path, place):
+    """Copied from another machine's YAML; Dask says that the cluster failed to start."""
+    ((key, value),) = place.items()
+    config = ClusterConfig(**place)
+    with pytest.raises(ConfigError, match=rf"cluster has `{key}: {value}`"), open_pool(config, ONE, tmp_path):
+        pass
+
+
 def test_pages_that_cannot_be_drawn_are_refused(monkeypatch):
     """Before any work, where what draws them is not installed; and in pods, whose ports others reach."""
     monkeypatch.setitem(sys.modules, "bokeh", None)
