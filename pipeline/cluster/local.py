@@ -21,7 +21,7 @@ from distributed.system import MEMORY_LIMIT
 from pipeline.cluster.pages import SchedulerWithoutPages, WorkerWithoutPages
 from pipeline.cluster.pool import Crew, Opened
 from pipeline.cluster.security import own_security
-from pipeline.cluster.settings import CORES, SETTINGS, place_told, scheduler_options, worker_environment
+from pipeline.cluster.settings import CORES, SETTINGS, check_place, scheduler_options, worker_environment
 from pipeline.config import ClusterConfig
 from pipeline.main_guard import unguarded_script
 from pipeline.planning import Machine
@@ -78,14 +78,14 @@ def _cluster(config: ClusterConfig, crew: Crew, cards: Sequence[str]) -> SpecClu
             "silence_logs": logging.CRITICAL,
         },
     }
-    with place_told(config):
-        return SpecCluster(
-            scheduler={"cls": SchedulerWithoutPages, "options": {**common, **scheduler_options(config)}},
-            workers=dict.fromkeys(range(crew.workers), worker),
-            worker=worker,
-            security=security,
-            silence_logs=logging.CRITICAL,
-        )
+    check_place(config)
+    return SpecCluster(
+        scheduler={"cls": SchedulerWithoutPages, "options": {**common, **scheduler_options(config)}},
+        workers=dict.fromkeys(range(crew.workers), worker),
+        worker=worker,
+        security=security,
+        silence_logs=logging.CRITICAL,
+    )
 
 
 class _OneCard(Nanny):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
 from typing import Any
 
 from distributed.scheduler import DEFAULT_EXTENSIONS
 from distributed.spans import SpansSchedulerExtension
+from distributed.utils import get_ip_interface
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError
@@ -68,24 +68,23 @@ def scheduler_options(config: ClusterConfig) -> dict[str, Any]:
     return {"extensions": EXTENSIONS, "dashboard": config.dashboard, "dashboard_address": pages}
 
 
-@contextmanager
-def place_told(config: ClusterConfig) -> Iterator[None]:
-    """Say in words that a scheduler cannot be where `cluster` wants it; Dask says that the cluster did not start.
+def check_place(config: ClusterConfig) -> None:
+    """Find out whether a scheduler can be where `cluster` wants it; of Dask's that does not start a loop would be left.
 
     Raises:
-        ConfigError: It has no such address or interface.
+        ConfigError: This machine has no such address or interface.
     """
     try:
-        yield
-    except RuntimeError as error:
-        reason: BaseException = error
-        while reason.__cause__ is not None:
-            reason = reason.__cause__
-        if not isinstance(reason, OSError | ValueError):
-            raise
+        if config.interface:
+            get_ip_interface(config.interface)
+        else:
+            family, kind, protocol, _, address = socket.getaddrinfo(config.host, 0, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind, protocol) as listener:
+                listener.bind(address)
+    except (OSError, ValueError) as error:
         place = f"interface: {config.interface}" if config.interface else f"host: {config.host}"
         raise ConfigError(
-            f"cluster has `{place}`, where no scheduler can listen on this machine ({reason}). Name an address or interface that it has: "
+            f"cluster has `{place}`, where no scheduler can listen on this machine ({error}). Name an address or interface that it has: "
             "`ip -br addr` shows them; `host: 127.0.0.1` is what this machine only reaches."
         ) from error
 

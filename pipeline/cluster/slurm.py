@@ -26,7 +26,7 @@ from pipeline.cluster.jobqueue import SLURMCluster
 from pipeline.cluster.pages import WORKER_CLASS, SchedulerWithoutPages
 from pipeline.cluster.pool import Crew, Opened
 from pipeline.cluster.security import shared_security
-from pipeline.cluster.settings import SETTINGS, place_told, scheduler_options, worker_environment
+from pipeline.cluster.settings import SETTINGS, check_place, scheduler_options, worker_environment
 from pipeline.cluster.worker import ENDS
 from pipeline.config import ClusterConfig, SlurmConfig
 from pipeline.errors import ConfigError, InferenceError
@@ -68,11 +68,12 @@ def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
     Raises:
         ConfigError: SLURM is not there, or refuses such jobs.
     """
+    check_place(config)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (
         dask.config.set(SETTINGS),
         shared_security(config, folder) as security,
-        _cluster(config, _options(config, crew, folder, security)) as cluster,
+        SLURMCluster(**_options(config, crew, folder, security)) as cluster,
     ):
         _try_out(cluster)
         jobs = _Jobs(cluster, crew.workers, logs=Path(_asked(config)[0].log_directory or folder))
@@ -81,12 +82,6 @@ def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
             yield Opened(cluster, tend=jobs.tend)
         finally:
             jobs.close()
-
-
-def _cluster(config: ClusterConfig, options: dict[str, Any]) -> SLURMCluster:
-    """Its scheduler, which listens here."""
-    with place_told(config):
-        return SLURMCluster(**options)
 
 
 def _asked(config: ClusterConfig) -> tuple[SlurmConfig, int, int]:
