@@ -6,6 +6,7 @@ Heavy imports wait until a command needs them: `--help` imports neither torch no
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -427,7 +428,8 @@ def status(command: Callable[[], int | None]) -> int:
     except OSError as error:  # of a file that no room knew what to do about
         from pipeline.durable import file_error  # noqa: PLC0415 - seldom
 
-        return _told("failed", file_error(None, error), FAILED)
+        early = error.errno == errno.ENAMETOOLONG  # of a name that was given, before anything was done with it
+        return _told(*(("refused", file_error(None, error), REFUSED) if early else ("failed", file_error(None, error), FAILED)))
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             return _surroundings(error)

@@ -594,3 +594,76 @@ def test_each_kind_of_cluster_has_an_example_that_is_one(name):
     """They are what people copy."""
     found = read_config(RunConfig, Path(__file__).parents[1] / "configs" / f"{name}.yaml")
     assert found.cluster.kind == name
+
+
+# --- what is larger than it looks ----------------------------------------------------------------------------------------
+
+
+def bomb(start, line):
+    """Twelve lines, each of ten of the line before."""
+    return start + "".join(line.format(n=n, of=",".join([f"*a{n - 1}"] * 10)) for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (bomb("a0: &a0 [x]\n", "a{n}: &a{n} [{of}]\n"), "aliases stand for more"),
+        (bomb("a0: &a0 {{x: 1}}\n".format(), "a{n}: &a{n} {{{{<<: [{of}]}}}}\n".replace("{{{{", "{{").replace("}}}}", "}}")), "aliases stand for more"),
+        ("input: &a {url: *a}", "in itself, line 1"),
+        ("&a {*a : 1}", "in itself, line 1"),
+        ("a: " + "[" * 100_000 + "]" * 100_000, "levels deep"),
+        ("a: " + "{a: " * 200 + "1" + "}" * 200, "levels deep"),
+        ("- " * 20_000 + "a", "levels deep"),
+        ("\n".join(" " * n + "a:" for n in range(100)), "levels deep"),
+        ("a: " + "x" * (2**21 + 1), "characters"),
+        ("a: 0x" + "f" * 10_000, "bits"),
+        ("a: !!python/object/apply:os.system ['x']", "tag"),
+        ("a: !!int x", "not YAML"),
+    ],
+    ids=["aliases", "merges", "itself", "its own key", "deep", "deep keys", "dashes", "indented", "long", "digits", "a program", "a tag"],
+)
+def test_a_yaml_that_stands_for_more_than_its_text_is_refused_at_once(tmp_path, text, told):
+    """Ten lines of aliases took 75 s and ended in no memory; one that names itself ended in a traceback."""
+    assert told in refusal(tmp_path, text)
+
+
+def test_anchors_of_a_common_use_are_read(tmp_path):
+    """Only what grows is refused."""
+    config = config_of(tmp_path, LEAST + "tiles: {core: &size [8, 8, 8]}\n", "output.chunks=[8, 8, 8]")
+    assert config.tiles.core == (8, 8, 8)
+    assert config_of(tmp_path, LEAST.replace("/data/in.zarr", "&u /a.zarr").replace("/models/em.pt", "*u")).model.checkpoint == "/a.zarr"
+
+
+def test_a_yaml_in_another_encoding_is_named_as_that(tmp_path):
+    """UTF-16 is what some editors save."""
+    (tmp_path / "run.yaml").write_bytes(LEAST.encode("utf-16"))
+    with pytest.raises(ConfigError, match="UTF-8"):
+        read_config(RunConfig, tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tiles.core", [10**18] * 3),
+        ("tiles.halo", [10**18] * 3),
+        ("output.chunks", [2**63, 1, 1]),
+        ("output.shards", [10**18] * 3),
+        ("cluster.workers", 10**18),
+        ("cluster.retries", 10**18),
+        ("cluster.memory_gb", 1e300),
+        ("cluster.wait_minutes", 1e300),
+        ("compute.threads", 10**18),
+        ("compute.device_memory_gb", 1e300),
+    ],
+)
+def test_numbers_beyond_all_machines_are_refused_by_their_key(tmp_path, key, value):
+    """Each ended in minutes of a search, or in the traceback of an overflow."""
+    assert key in refusal(tmp_path, LEAST, f"{key}={value}")
+
+
+@pytest.mark.parametrize("key", ["input.url", "output.url", "model.checkpoint"])
+@pytest.mark.parametrize("path", ["/data/" + "x" * 300, "/data/" + "é" * 130, "/x" * 3000, '"/data/a\\0b"'])
+def test_a_path_that_no_file_system_takes_is_refused(tmp_path, key, path):
+    """A name of 300 characters ended in the traceback of an OSError."""
+    text = refusal(tmp_path, LEAST, f"{key}={path}")
+    assert key in text or "null byte" in text

@@ -124,9 +124,9 @@ class ClusterConfig(Section):
         description="Where workers come from: this machine, its GPUs, jobs of SLURM, an allocation, pods of Kubernetes, a scheduler.",
     )
     workers: Auto | Positive = Field("auto", description="Processes, jobs or pods; needed for slurm and kubernetes.")
-    memory_gb: Auto | Annotated[float, Field(gt=0)] = Field("auto", description="Of one worker; needed for slurm and kubernetes.")
-    retries: int = Field(2, ge=0, description="Further attempts of a tile before it is set aside and named.")
-    wait_minutes: Auto | Annotated[float, Field(gt=0)] = Field(
+    memory_gb: Auto | Annotated[float, Field(gt=0, le=10**6)] = Field("auto", description="Of one worker; needed for slurm and kubernetes.")
+    retries: int = Field(2, ge=0, le=1000, description="Further attempts of a tile before it is set aside and named.")
+    wait_minutes: Auto | Annotated[float, Field(gt=0, le=10**6)] = Field(
         "auto", description="Without any worker for so long, the run ends."
     )
     host: str = Field("127.0.0.1", description="What the scheduler binds to.")

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.config.problems import violations
 from pipeline.config.section import Section, expanded
+from pipeline.config.yaml_text import load_yaml
 from pipeline.credentials import carried, shown
 from pipeline.errors import ConfigError
 
@@ -89,7 +89,9 @@ def _placed(written: Any, found: Any) -> Any:
 def _load_yaml(path: Path) -> dict[str, Any]:
     try:
         content = content_of_yaml(path.read_text(encoding="utf-8"), f"Configuration '{path}'")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"Configuration '{path}' cannot be read: it is no text in UTF-8 ({error}). Save it as UTF-8, or check the path.") from error
+    except (OSError, ValueError) as error:  # ValueError: of a path with a zero byte
         raise ConfigError(f"Configuration '{path}' cannot be read ({error}). Check the path.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"Configuration '{path}' holds {type(content).__name__}, not keys. See configs/example.yaml.")
@@ -107,7 +109,7 @@ def content_of_yaml(text: str, what: str) -> Any:
         ConfigError: It is no YAML.
     """
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        return load_yaml(text)
     except (YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
         raise ConfigError(f"{what} is not YAML:\n  {_of_yaml(error, text)}") from error
 
@@ -126,7 +128,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     if not equals or not name.strip():
         raise ConfigError(f"--set '{told}' is not key=value, such as tiles.core=[64, 128, 128].")
     try:
-        value = YAML(typ="safe", pure=True).load(text)
+        value = load_yaml(text)
     except (YAMLError, ValueError) as error:
         why = _of_yaml(error, text).splitlines()[0]
         raise ConfigError(f"The value in --set '{told}' is not YAML ({why}).") from error

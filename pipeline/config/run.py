@@ -119,7 +119,7 @@ class ComputeConfig(Section):
         "auto", description="Of values that are written; auto: one step of a uint8 output, none of a float32 output."
     )
     threads: Auto | Positive = Field("auto", description="Of one worker; part of the plan.")
-    device_memory_gb: Auto | Annotated[float, Field(gt=0)] = Field(
+    device_memory_gb: Auto | Annotated[float, Field(gt=0, le=10**6)] = Field(
         "auto", description="Free memory of a worker's card; needed where workers are on other machines."
     )
 

@@ -14,9 +14,18 @@ from pipeline.credentials import carried, shown
 from pipeline.errors import ConfigError
 
 Auto = Literal["auto"]
-Positive = Annotated[int, Field(ge=1)]
-Voxels = Annotated[tuple[Positive, Positive, Positive], Field(description="z, y, x")]
-Margin = Annotated[tuple[int, int, int], Field(description="z, y, x")]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Extent = Annotated[int, Field(ge=1, le=2**26)]  # as long as an axis of a volume may be
+Voxels = Annotated[tuple[Extent, Extent, Extent], Field(description="z, y, x")]
+Side = Annotated[int, Field(le=2**26)]
+Margin = Annotated[tuple[Side, Side, Side], Field(description="z, y, x")]
+
+
+LONGEST_NAME = 255 - 15
+"""Bytes of a file's or a folder's name: run directories and unfinished files have longer ones (`.run`, `.partial`)."""
+
+LONGEST_PATH = 4000
+"""Bytes of a path, likewise of 4096."""
 
 
 class Section(BaseModel):
@@ -49,7 +58,22 @@ def _absolute(url: Any) -> Any:
     url = without_file_scheme(url)
     if is_url(url):
         return url
+    _check_names(url)
     return os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 - must not resolve links, nor fail at `~no-one`
+
+
+def _check_names(path: str) -> None:
+    """Refuse a path that no file system takes, before something is made beside it."""
+    longest = max(path.split("/"), key=lambda name: len(os.fsencode(name)))
+    if len(os.fsencode(longest)) > LONGEST_NAME:
+        raise ValueError(
+            f"the name '{longest[:40]}...' has {len(os.fsencode(longest))} bytes, and file systems take 255: with what is put "
+            f"beside it, {LONGEST_NAME} are left. Shorten it"
+        )
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise ValueError(f"the path has {len(os.fsencode(path))} bytes, and file systems take {LONGEST_PATH}. Shorten it")
+    if "\0" in path:
+        raise ValueError("the path has a zero byte in it, which no file system takes. Leave it out")
 
 
 Location = Annotated[str, BeforeValidator(_absolute)]

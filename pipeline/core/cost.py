@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.core.architecture import Architecture, layers
 from pipeline.core.box import Triple, round_up
 from pipeline.core.grid import TileGrid
-from pipeline.core.mirror import mirrored_index
+from pipeline.core.mirror import mirrored_ends
 from pipeline.core.need import Span
 from pipeline.core.receptive import receptive_radius, whole_window
 from pipeline.core.schedule import Schedule
@@ -161,8 +161,7 @@ def read_spans(whole: Span, extent: int, slices: int) -> Iterator[Span]:
 
 def _inside(span: Span, extent: int) -> tuple[int, int]:
     """First voxel and stop of what is read of the volume to show `span`, mirrored beyond the ends."""
-    index = mirrored_index(span.start, span.stop, extent)
-    return int(index.min()), int(index.max()) + 1
+    return mirrored_ends(span.start, span.stop, extent)
 
 
 # --- memory -------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,17 @@ def mirrored_index(start: int, stop: int, extent: int) -> np.ndarray:
     return np.minimum(folded, period - folded) if extent > 1 else np.zeros(stop - start, dtype=int)
 
 
+def mirrored_ends(start: int, stop: int, extent: int) -> tuple[int, int]:
+    """The least index and the stop of `mirrored_index`, at no cost that grows with the span."""
+    if extent == 1:
+        return 0, 1
+    period = 2 * (extent - 1)
+    first, last = (min(place % period, -place % period) for place in (start, stop - 1))
+    turns_low = -(-start // period) * period < stop
+    turns_high = -(-(start - extent + 1) // period) * period + extent - 1 < stop
+    return 0 if turns_low else min(first, last), extent if turns_high else max(first, last) + 1
+
+
 def shown(box: Box, volume: Triple) -> tuple[Box, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """What to read so as to show `box`: the least box inside the volume, and the indices into it per axis."""
     axes = [mirrored_index(a, b, n) for a, b, n in zip(box.start, box.stop, volume, strict=True)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import lcm, log, prod
+from math import isqrt, lcm, log, prod
 from typing import Any
 
 import numpy as np
@@ -408,8 +408,14 @@ def _chunks(request: TileRequest, unit: Triple) -> Triple:
     return tuple(_largest_part(u, limit, 1) for u in unit)  # type: ignore[return-value]
 
 
+def _divisors(number: int) -> list[int]:
+    """All of them, the largest first; as many steps as the number's root."""
+    small = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)}, reverse=True)
+
+
 def _largest_part(whole: int, limit: int, grain: int) -> int:
     """The largest whole fraction of `whole` up to `limit` that is a multiple of `grain`; `whole` if all are slivers."""
-    parts = [whole // n for n in range(1, whole // grain + 1) if whole % n == 0 and (whole // n) % grain == 0]
+    parts = [grain * n for n in _divisors(whole // grain)]
     fitting = [part for part in parts if part <= limit]
     return fitting[0] if fitting and fitting[0] >= limit // 4 else min(parts, key=lambda p: abs(log(p / limit)))

@@ -24,6 +24,7 @@ from pipeline.core.box import Box, Triple
 from pipeline.core.locations import without_file_scheme
 from pipeline.core.volume import Description, Space
 from pipeline.errors import PipelineError, StorageError
+from pipeline.storage.bounds import check_extents
 from pipeline.storage.decoding import checked
 from pipeline.storage.foreign import ForeignArray, foreign_levels, foreign_place, open_foreign
 from pipeline.storage.ngff import Multiscale, first_of, read_multiscales
@@ -131,6 +132,7 @@ def open_volume(url: str, *, level: int = 0, axes: str = "auto") -> Volume:
     array = found.array
     if array.dtype.kind not in "buif":
         raise StorageError(f"Volume '{url}' has dtype {array.dtype}; expected integers or floats. Convert it first.")
+    check_extents(array.shape, array.chunks, array.dtype.itemsize, url)
     if 0 in array.shape:
         raise StorageError(f"Volume '{url}' has shape {array.shape}: there is no voxel to predict. Check input.url.")
     return Volume(_description(url, level, array, found.axes, found.space), array, found.warnings)

@@ -86,9 +86,9 @@ class NetworkConfig(Section):
     """The network; `out_channels` follows from the target."""
 
     ndim: Literal[2, 3] = 3
-    depth: Positive = 4
-    width: Positive = 64
-    in_channels: Positive = 1
+    depth: Annotated[int, Field(ge=1, le=16)] = 4
+    width: Annotated[int, Field(ge=1, le=2**16)] = 64
+    in_channels: Annotated[int, Field(ge=1, le=2**16)] = 1
     classes: Annotated[int, Field(ge=1, le=255)] = 1
     padding: Literal["same", "valid"] = "same"
     bias: bool = True

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,6 +31,21 @@ from pipeline.errors import ModelError
 from pipeline.unet.model import UNet
 
 METADATA_KEY = "halotile"
+
+LARGEST_HEADER = 2**24
+"""Bytes of a safetensors header; the library itself takes 100 MB."""
+
+MOST_TENSORS = 10_000
+"""That a checkpoint holds; a network of depth 16 has some 300."""
+
+DEEPEST_METADATA = 64
+"""Levels of values in values."""
+
+DEEPEST = 16
+"""Poolings of a network; its stride is 65,536."""
+
+WIDEST = 2**16
+"""Channels of one layer."""
 
 
 @dataclass(frozen=True)
@@ -166,12 +182,39 @@ def _opens_like_safetensors(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    _check_header(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"Checkpoint '{path}' cannot be read as safetensors ({path.stat().st_size} bytes; {first_line(error)}). "
+            "It is truncated or not a checkpoint. Copy it again from where it was made."
+        ) from error
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header that is larger, deeper or of more names than a network's, before it is taken in.
+
+    Raises:
+        ModelError: It is, or is no header.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        content = file.read(length) if length <= min(LARGEST_HEADER, size) else b""
+    try:
+        if length > LARGEST_HEADER:
+            raise ValueError(f"a header of {length:,} bytes; at most {LARGEST_HEADER:,} are read")
+        header = json.loads(content)
+        said = header.get("__metadata__") or {}
+        if len(header) > MOST_TENSORS:
+            raise ValueError(f"{len(header):,} tensors; at most {MOST_TENSORS:,} are read")
+        if not all(isinstance(value, str) for value in said.values()):
+            raise ValueError("metadata that are no texts")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(
+            f"Checkpoint '{path}' cannot be read as safetensors ({size} bytes; {first_line(error)}). "
             "It is truncated or not a checkpoint. Copy it again from where it was made."
         ) from error
 
@@ -201,7 +244,7 @@ def _metadata(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         return {}
     try:
         return _parsed(json.loads(metadata[METADATA_KEY]))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelError(
             f"The metadata of checkpoint '{path}' cannot be understood ({type(error).__name__}: {error}). "
             "Write the checkpoint again."
@@ -209,6 +252,8 @@ def _metadata(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
 
 
 def _parsed(said: dict[str, Any]) -> dict[str, Any]:
+    if _depth_of(said) > DEEPEST_METADATA:
+        raise ValueError(f"values stand in values more than {DEEPEST_METADATA} levels deep")
     architecture = Architecture(**said["architecture"])
     rule = Normalization(**said["normalization"]) if said.get("normalization") else None
     size = tuple(float(v) for v in said.get("voxel_size_nm") or ())
@@ -216,8 +261,12 @@ def _parsed(said: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"padding '{architecture.padding}'")
     if rule and rule.mode not in get_args(Mode):
         raise ValueError(f"normalization '{rule.mode}'")
-    if any(v <= 0 for v in size):
+    if rule and not all(isinstance(v, int | float) and isfinite(v) for v in (rule.offset, rule.scale, rule.low, rule.high)):
+        raise ValueError(f"normalization {rule.to_dict()}")
+    if len(size) > 3 or not all(0 < v < inf for v in size):
         raise ValueError(f"voxel size {size}")
+    if not set(said.get("axes") or "") <= set("czyx"):
+        raise ValueError(f"axes {said['axes']!r}")
     if not isinstance(said.get("learned"), bool | None):
         raise ValueError(f"learned '{said['learned']}'")
     return {
@@ -231,13 +280,31 @@ def _parsed(said: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _depth_of(value: Any) -> int:
+    """Levels of values in values; what JSON read is no circle."""
+    deepest, left = 0, [(value, 0)]
+    while left:
+        inner, depth = left.pop()
+        deepest = max(deepest, depth)
+        children = inner.values() if isinstance(inner, dict) else inner if isinstance(inner, list) else ()
+        left += [(child, depth + 1) for child in children]
+    return deepest
+
+
 def _refuse_strange(tensors: Mapping[str, Tensor], source: str) -> None:
-    strange = [n for n, t in tensors.items() if t.layout is not torch.strided or t.is_meta or t.is_complex()]
+    if len(tensors) > MOST_TENSORS:
+        raise ModelError(f"Checkpoint '{source}' holds {len(tensors):,} tensors; at most {MOST_TENSORS:,} are read. It is of another network.")
+    strange = [n for n, t in tensors.items() if t.layout is not torch.strided or t.is_meta or t.is_complex() or _is_spread(t)]
     if strange:
         raise ModelError(
-            f"Checkpoint '{source}' holds tensors that are sparse, complex or without values: {_listed(strange)}. "
+            f"Checkpoint '{source}' holds tensors that are sparse, complex, spread or without values: {_listed(strange)}. "
             "Save dense real weights."
         )
+
+
+def _is_spread(tensor: Tensor) -> bool:
+    """Whether it shows values more than once: a few bytes that would become as many as its shape says."""
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def recognise(state: Mapping[str, Tensor], *, padding: Padding, source: str) -> Architecture:
@@ -258,6 +325,7 @@ def recognise(state: Mapping[str, Tensor], *, padding: Padding, source: str) -> 
             f"{_listed(list(state))}. Rename the tensors to the scheme in the README ('The network'), or train with it."
         )
     _refuse_inexact_norms(state, source)
+    _refuse_sizes(first, last, _depth(state), source)
     return Architecture(
         ndim=first.ndim - 2,
         depth=_depth(state),
@@ -270,9 +338,19 @@ def recognise(state: Mapping[str, Tensor], *, padding: Padding, source: str) -> 
     )
 
 
+def _refuse_sizes(first: Tensor, last: Tensor, depth: int, source: str) -> None:
+    channels = (*first.shape[:2], last.shape[0])
+    if depth > DEEPEST or not all(1 <= n <= WIDEST for n in channels):
+        raise ModelError(
+            f"Checkpoint '{source}' looks like a network of depth {depth} and {list(channels)} channels; at most depth {DEEPEST} "
+            f"and 1 to {WIDEST:,} channels are read. It is of another network, or damaged."
+        )
+
+
 def _depth(state: Mapping[str, Tensor]) -> int:
+    """Poolings that the names tell; one too many is enough to refuse them."""
     depth = 0
-    while f"unpool{depth + 1}.weight" in state:
+    while depth <= DEEPEST and f"unpool{depth + 1}.weight" in state:
         depth += 1
     return max(depth, 1)
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.box import Box
-from pipeline.core.mirror import mirrored_index, shown, spread
+from pipeline.core.mirror import mirrored_ends, mirrored_index, shown, spread
 from tests.core.core_cases import triples
 
 
@@ -63,3 +63,10 @@ def test_a_box_inside_the_volume_is_not_copied():
     part = array[:, :3, :4, :5]
     assert inside == Box((1, 1, 1), (4, 5, 6))
     assert spread(part, indices) is part
+
+
+@given(st.integers(-60, 60), st.integers(1, 50), st.integers(1, 12))
+def test_the_ends_of_what_is_shown_are_found_without_listing_it(start, length, extent):
+    """A volume of 10^7 slices costs a plan no more than one of ten."""
+    index = mirrored_index(start, start + length, extent)
+    assert mirrored_ends(start, start + length, extent) == (index.min(), index.max() + 1)

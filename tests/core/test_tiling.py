@@ -1,5 +1,6 @@
 import re
 import time
+import tracemalloc
 from dataclasses import replace
 from math import prod
 
@@ -416,3 +417,15 @@ def test_automatic_2d_tiles_take_whole_input_chunks_in_z(depth_of_stack, in_chun
         assert core_z == depth_of_stack or in_chunk % core_z == 0
     else:
         assert core_z == min(depth_of_stack, in_chunk * max(32 // in_chunk, 1))
+
+
+@pytest.mark.parametrize("volume", [(2**26, 64, 64), (64, 64, 2**26)])
+def test_the_search_does_not_grow_with_the_volume(volume):
+    """As long as a volume may be; tables of all its slices took a minute and gigabytes."""
+    request = TileRequest(Architecture(3, 3, 32), volume, (16, 64, 64), 2, 1, 4, 16 * 10**9, 4)
+    tracemalloc.start()
+    try:
+        assert prod(choose_tiling(request).grid.core) > 0
+        assert tracemalloc.get_traced_memory()[1] < 2**27
+    finally:
+        tracemalloc.stop()

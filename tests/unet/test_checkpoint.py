@@ -441,3 +441,65 @@ def test_the_tensors_that_are_saved_are_those_that_are_read(tmp_path):
     save_checkpoint(tmp_path / "ours.safetensors", OURS)
     found = load_file(tmp_path / "ours.safetensors")
     assert {name: tensor.shape for name, tensor in found.items()} == {n: t.shape for n, t in OURS.state.items()}
+
+
+# --- larger than a network ----------------------------------------------------------------------------------------------
+
+
+def rewritten(folder, header=None, said=None):
+    """A checkpoint of ours, whose header or whose own metadata are others."""
+    path = folder / "c.safetensors"
+    save_checkpoint(path, Checkpoint(Architecture(3, 1, 2), UNet(Architecture(3, 1, 2)).state_dict()))
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    found = json.loads(content[8 : 8 + length])
+    if said is not None:
+        found["__metadata__"][METADATA_KEY] = said(found["__metadata__"][METADATA_KEY])
+    text = json.dumps(found).encode() if header is None else header(found)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    return path
+
+
+EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (lambda h: json.dumps(h | {f"unpool{n}.weight": EMPTY for n in range(1, 20_000)}).encode(), None),
+        (lambda h: b'{"a":' * 100_000 + b"1" + b"}" * 100_000, None),
+        (lambda h: b"{" + b" " * 2**24 + b"}", None),
+        (lambda h: b"[1]", None),
+        (lambda h: json.dumps(h | {"__metadata__": {METADATA_KEY: {"a": 1}}}).encode(), None),
+        (lambda h: json.dumps(h | {"__metadata__": [1]}).encode(), None),
+        (None, lambda s: '{"a":' * 100_000 + "1" + "}" * 100_000),
+        (None, lambda s: s.replace('"provenance": {}', '"provenance": {"a": ' + "[" * 900 + "]" * 900 + "}")),
+        (None, lambda s: s.replace('"voxel_size_nm": null', '"voxel_size_nm": [NaN]')),
+        (None, lambda s: s.replace('"voxel_size_nm": null', '"voxel_size_nm": [' + "9" * 400 + "]")),
+        (None, lambda s: s.replace('"axes": null', '"axes": 5')),
+        (None, lambda s: s.replace('"axes": null', '"axes": "\\ud800"')),
+        (None, lambda s: s.replace('"normalization": null', '"normalization": {"low": "x"}')),
+        (None, lambda s: "null"),
+    ],
+)
+def test_a_header_that_no_network_has_is_refused_at_once(tmp_path, header, said):
+    """10^5 names took 72 s; values in values ended in a traceback."""
+    with pytest.raises(ModelError, match=r"c\.safetensors"):
+        load_checkpoint(rewritten(tmp_path, header, said))
+
+
+def test_a_network_deeper_than_any_is_refused_before_it_is_built(tmp_path):
+    """Depth is the number of names, and each level doubles the channels."""
+    state = UNet(Architecture(3, 1, 2)).state_dict() | {f"unpool{n}.weight": torch.zeros(1) for n in range(1, 40)}
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, str(tmp_path / "c.safetensors"))
+    with pytest.raises(ModelError, match="depth 17"):
+        load_checkpoint(tmp_path / "c.safetensors")
+
+
+def test_a_tensor_that_shows_one_value_many_times_is_refused(tmp_path):
+    """A file of a kilobyte would take all the memory that its shape says."""
+    state = UNet(Architecture(3, 1, 2)).state_dict()
+    state["fc.bias"] = torch.zeros(1).expand(10**9)
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(ModelError, match=r"fc\.bias"):
+        load_checkpoint(tmp_path / "c.pt")
