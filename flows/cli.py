@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, CycloptsPanel, Parameter
 
-from flows.printing import bar, print_end, print_plan, print_rows
+from flows.printing import bar, message_of, print_end, print_plan, print_rows, say
 from pipeline import __version__
 from pipeline.core.strict_json import json_text
 from pipeline.errors import REFUSALS, ConfigError, PipelineError, VerificationError
@@ -40,6 +41,7 @@ app = App(
     help="Exact UNet inference over microscopy volumes that are larger than any machine.",
     help_epilogue="Exit status: 0 done, 1 failed, 2 refused, 3 verification failed, 130 interrupted.",
     suppress_keyboard_interrupt=False,  # `status` tells it
+    error_formatter=lambda error: CycloptsPanel(message_of(error)),
 )
 
 Config = Annotated[Path, Parameter(help="The run's YAML; configs/example.yaml explains every key.")]
@@ -66,7 +68,7 @@ def plan(
 
     found = stages.plan(asked, anew=True)
     print_plan(found, stages.measure(asked) if measure else None)
-    print(f"plan written to {found.output.url}.run/plan.json; `halotile run {config}` does it")
+    say(f"plan written to {found.output.url}.run/plan.json; `halotile run {config}` does it")
     return DONE
 
 
@@ -143,7 +145,7 @@ def cancel(
     output = _output_of(run, set_) if run.suffix in (".yaml", ".yml") else str(run.absolute())
     found = stages.cancel(output)
     kept = f"{found.count('done')} of {found.total} tiles are done and kept" if found else "it had computed nothing"
-    print(f"ended: {kept}; `halotile run` resumes it\noutput  {output}")
+    say(f"ended: {kept}; `halotile run` resumes it", f"output  {output}")
     return DONE
 
 
@@ -155,9 +157,9 @@ def verify(config: Config, *, set_: Overrides = None) -> int:
     from pipeline import stages  # noqa: PLC0415 - see above
 
     found = stages.verify(asked)
-    print(f"verified: {found.valid} of {found.tiles} tiles, {found.objects} objects, metadata")
+    say(f"verified: {found.valid} of {found.tiles} tiles, {found.objects} objects, metadata")
     if found.others:
-        print(f"not ours, and left: {', '.join(found.others)}")
+        say(f"not ours, and left: {', '.join(found.others)}")
     return DONE
 
 
@@ -195,16 +197,18 @@ def train(
     finally:
         bar.stop()
     if not bar.told:
-        print("trained already: nothing to do; delete the folder to start over, or name another `output`")
+        say("trained already: nothing to do; delete the folder to start over, or name another `output`")
     for found in learning.evaluate_held_back(recipe):
         print_rows(found.rows())
-    print(
-        f"checkpoint  {checkpoint}\nmetrics     {checkpoint.parent / 'metrics.json'}\nlogs        {checkpoint.parent / 'logs'}"
+    say(
+        f"checkpoint  {checkpoint}",
+        f"metrics     {checkpoint.parent / 'metrics.json'}",
+        f"logs        {checkpoint.parent / 'logs'}",
     )
     if entry := learning.register_checkpoint(recipe):
-        print(f"registered  {entry.name}, version {entry.version}, in {entry.path.parents[2]}")
+        say(f"registered  {entry.name}, version {entry.version}, in {entry.path.parents[2]}")
     if told := learning.shortcoming(recipe):
-        print(told)
+        say(*told.splitlines())
     return DONE
 
 
@@ -247,7 +251,7 @@ def evaluate(
         found = compare(prediction, labels, on_advance=tell, **asked)
     output.write_text(json_text(found.to_dict(), indent=2) + "\n", encoding="utf-8")
     print_rows(found.rows())
-    print(f"figures written to {output}")
+    say(f"figures written to {output}")
     return DONE
 
 
@@ -270,10 +274,10 @@ def convert(
     layout = {"axes": axes, "chunks": chunks, "shards": shards, "voxel_size_nm": voxel_size_nm}
     with bar("converting") as tell:
         found = convert_volume(source, target, on_advance=tell, **layout)
-    print(f"{target}: axes {found.axes}, shape (z, y, x) {found.shape}, {found.channels} channel(s), {found.dtype}")
-    print(f"voxel size: {found.space}")
+    say(f"{target}: axes {found.axes}, shape (z, y, x) {found.shape}, {found.channels} channel(s), {found.dtype}")
+    say(f"voxel size: {found.space}")
     for warning in open_volume(source, axes=axes).warnings:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
     return DONE
 
 
@@ -296,7 +300,7 @@ def export(
     from pipeline.learning import export_package  # noqa: PLC0415 - see above
 
     path = export_package(checkpoint, target, sample=sample, name=name, authors=author or (), license_=license_)
-    print(f"package  {path}\ntest it  bioimageio test {path}")
+    say(f"package  {path}", f"test it  bioimageio test {path}")
     return DONE
 
 
@@ -328,8 +332,8 @@ def deploy(
     found = [deployment.deployment_of(path, set_ or (), name=name, **when) for path in configs]
     print_rows(deployment.deploy(found, pool=pool, notify=notify, lost_seconds=lost_after))
     started = found[0].title if found else "halotile-inference/segment"
-    print(f"a worker, where Halotile is installed:  prefect worker start --pool {pool}")
-    print(f"a run now: on the page above, or        prefect deployment run {started}{'' if found else ' --param config=...'}")
+    say(f"a worker, where Halotile is installed:  prefect worker start --pool {pool}")
+    say(f"a run now: on the page above, or        prefect deployment run {started}{'' if found else ' --param config=...'}")
     return DONE
 
 
@@ -349,7 +353,11 @@ def current(output: Annotated[str, Parameter(help="The output of one volume, DAT
     from pipeline.storage.publication import read_current  # noqa: PLC0415 - see above
 
     found = read_current(output)
-    print(f"image        {found.image}\nfingerprint  {found.fingerprint}\npublished    {found.published.isoformat(timespec='seconds')}")
+    say(
+        f"image        {found.image}",
+        f"fingerprint  {found.fingerprint}",
+        f"published    {found.published.isoformat(timespec='seconds')}",
+    )
     return DONE
 
 
@@ -397,6 +405,7 @@ def _read_dataset(path: Path, overrides: list[str] | None) -> DatasetConfig:
 def run_command() -> int:
     """Run the command and give its exit status; `halotile.main` calls it. SIGTERM ends it as Ctrl-C does: in order."""
     signal.signal(signal.SIGTERM, _terminated)
+    sys.excepthook = _told_in_full
     code = status(lambda: app(exit_on_error=False, print_error=True, result_action="return_value"))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return code
@@ -433,7 +442,9 @@ def status(command: Callable[[], int | None]) -> int:
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             return _surroundings(error)
-        lacking = ConfigError(f"This needs the package {error.name}: pip install 'halotile[{EXTRAS[error.name]}]'.")
+        from pipeline.installation import how_to_install  # noqa: PLC0415 - seldom
+
+        lacking = ConfigError(f"This needs the package {error.name}, which is not installed here. To have it, {how_to_install(EXTRAS[error.name])}")
         return _told("refused", lacking, REFUSED)
     except Exception as error:  # noqa: BLE001 - told where the cause is known, raised where it is not
         return _surroundings(error)
@@ -451,8 +462,13 @@ def _surroundings(error: Exception) -> int:
     return _told("refused", found, REFUSED)
 
 
+def _told_in_full(*error: Any) -> None:
+    """A traceback, of what nobody foresaw, without what acts on a terminal."""
+    print(message_of("".join(traceback.format_exception(*error))).rstrip(), file=sys.stderr)
+
+
 def _told(word: str, error: PipelineError, code: int) -> int:
-    print(f"halotile: {word}: {error}", file=sys.stderr)
+    print(message_of(f"halotile: {word}: {error}"), file=sys.stderr)
     return code
 
 

@@ -7,11 +7,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.printable import lines, one_line
+from pipeline.credentials import redacted
+
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.dataset.outcome import Outcome
     from pipeline.dataset.settings import DatasetConfig
     from pipeline.dataset.summary import Summary
+
+
+def say(*rows: str, error: bool = False) -> None:
+    """Print rows, one line each: what files, models and volumes are called acts on no terminal, and begins no line."""
+    told = "\n".join(one_line(redacted(row)) for row in rows)
+    print(told, file=sys.stderr if error else sys.stdout, flush=error)
+
+
+def message_of(error: object) -> str:
+    """What is told of an error, or of anything of several lines: escaped like that, the lines after the first indented."""
+    return lines(redacted(str(error)))
 
 
 def print_plan(found: Any, expectation: Any = None) -> None:
@@ -30,7 +44,7 @@ def print_rows(rows: list[tuple[str, str]]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(one_line(name), one_line(redacted(value)))
     width = None if sys.stdout.isatty() else 200  # a log need not fold rows
     Console(markup=False, highlight=False, width=width).print(table)
 
@@ -46,20 +60,23 @@ def print_end(config: RunConfig, content: dict[str, Any]) -> None:
         if computed
         else "nothing to compute: all tiles were done already"
     )
-    print(f"done: {told}; {verified['valid']} of {verified['tiles']} verified; infer {infer['seconds']:.1f} s in all")
-    print(f"output  {config.output.url}\nreport  {directory}/report.html")
+    say(
+        f"done: {told}; {verified['valid']} of {verified['tiles']} verified; infer {infer['seconds']:.1f} s in all",
+        f"output  {config.output.url}",
+        f"report  {directory}/report.html",
+    )
 
 
 def print_outcome(outcome: Outcome, summary: Summary) -> None:
     """A line for each volume, as it ends."""
     place = f"{len(summary.outcomes)}/{summary.volumes}"
     told = outcome.why[:200] or f"{outcome.seconds:.1f} s, version {outcome.fingerprint[:12]}"
-    print(f"{place:>9}  {outcome.state:<7}  {outcome.name}  {told}", file=sys.stderr, flush=True)
+    say(f"{place:>9}  {outcome.state:<7}  {outcome.name}  {told}", error=True)
 
 
 def print_summary(config: DatasetConfig, summary: Summary) -> None:
     """What became of a dataset, and where it lies."""
-    print(f"done: {summary.told()}\noutput   {summary.output}\nsummary  {config.home / 'summary.html'}")
+    say(f"done: {summary.told()}", f"output   {summary.output}", f"summary  {config.home / 'summary.html'}")
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from prefect.exceptions import PrefectException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from flows.printing import say
+from pipeline.core.printable import one_line
 from pipeline.inference import Advance
 
 log = logging.getLogger("pipeline")
@@ -51,7 +53,7 @@ def shown(output: str) -> Iterator[Callable[[Advance], None]]:
 
 def tell_dashboard(link: str) -> None:
     """Print where Dask shows its workers."""
-    print(f"Dask's dashboard: {link}", file=sys.stderr, flush=True)
+    say(f"Dask's dashboard: {link}", error=True)
 
 
 class ProgressArtifact:
@@ -87,9 +89,9 @@ class _Follower:
         self._said_line = 0.0
         self._last: Advance | None = None
         self._row: TaskID | None = None
-        self._name = name
+        self._name = one_line(name)
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("tiles"),
@@ -105,14 +107,14 @@ class _Follower:
             self._move_bar(advance)
         elif now - self._said_line > LINE_SECONDS:
             self._said_line = now
-            print(_line(self._name, advance), file=sys.stderr, flush=True)
+            say(_line(self._name, advance), error=True)
         if self._artifact and advance.done < advance.total:  # the end is told once, by `settle`
             self._artifact.tell(100 * advance.done / advance.total)
 
     def settle(self) -> None:
         """The last word, whatever was throttled."""
         if self._last is not None and not self._terminal:
-            print(_line(self._name, self._last), file=sys.stderr, flush=True)
+            say(_line(self._name, self._last), error=True)
         if self._artifact:
             self._artifact.tell(100.0)
 

@@ -97,6 +97,7 @@ def register(
     with _locked(registry):
         index = _read(registry)
         _check_case(registry, name, index)
+        _refuse_outside(registry, registry / name)
         known = index["models"].get(name, [])
         digest = _digest(sources[CHECKPOINT])
         same = next((said for said in known if said["sha256_file"] == digest), None)
@@ -131,6 +132,7 @@ def resolve(registry: Path, name: str, version: int | Literal["latest"] = "lates
             f"Version {version} of model '{name}' was asked for, but registry '{registry}' has versions {listed}. "
             "Name one of them, or 'latest'."
         )
+    _refuse_outside(registry, entry.path)
     _check_file(entry)
     return entry
 
@@ -196,7 +198,7 @@ def _read(registry: Path) -> dict[str, Any]:
                 _entry(registry, name, said)
     except FileNotFoundError:
         return {"format": FORMAT, "models": {}}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"Index '{path}' cannot be read ({type(error).__name__}: {error}): it was changed by hand, or written by a "
             f"newer version than this one, which reads format {FORMAT}. Restore it from a backup, or update Halotile."
@@ -205,9 +207,25 @@ def _read(registry: Path) -> dict[str, Any]:
 
 
 def _entry(registry: Path, name: str, said: dict[str, Any]) -> Entry:
-    path = registry / said["checkpoint"]
     version, digest = int(said["version"]), str(said["sha256_file"])
-    return Entry(name, version, path, digest, dict(said["metrics"]), str(said["registered"]), str(said["note"]))
+    place = f"{name}/{version}/{CHECKPOINT}"
+    if not NAME.fullmatch(name) or version < 1 or said["checkpoint"] != place:
+        raise ModelError(
+            f"Index '{registry / INDEX}' names {said['checkpoint']!r} as version {version} of model {name!r}: a registry holds its "
+            f"models itself, each at NAME/VERSION/{CHECKPOINT}. The index was changed by hand, or by somebody who wants another file "
+            "used. Nothing of it is used; restore it from a backup, or register the model anew."
+        )
+    return Entry(name, version, registry / place, digest, dict(said["metrics"]), str(said["registered"]), str(said["note"]))
+
+
+def _refuse_outside(registry: Path, path: Path) -> None:
+    """Refuse what a link leads out of the registry to: whoever may write there is not whom the registry's users trust."""
+    real = Path(os.path.realpath(path))
+    if not real.is_relative_to(os.path.realpath(registry)):
+        raise ModelError(
+            f"'{path}' of registry '{registry}' leads out of it, to '{real}', by a symbolic link: a registry holds its models itself. "
+            "Replace the link by what it leads to, or register that file."
+        )
 
 
 def _replace(path: Path, text: str) -> None:

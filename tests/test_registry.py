@@ -312,6 +312,63 @@ def test_an_index_that_cannot_be_read_is_refused_and_kept(tmp_path, index):
     assert (tmp_path / "r" / "index.json").read_text() == index
 
 
+ELSEWHERE = [
+    *("../out/checkpoint.safetensors", "em/../../out/checkpoint.safetensors", "em/1/../../../out/checkpoint.safetensors"),
+    *("/etc/passwd", "//out", "em/1/other.safetensors", "em/2/checkpoint.safetensors", "em/1/./checkpoint.safetensors", "~/x", ""),
+    *("file:///etc/passwd", "s3://bucket/x", "em\\1\\checkpoint.safetensors", "em/1/checkpoint.safetensors\0", "EM/1/checkpoint.safetensors"),
+    *(5, None, ["em/1/checkpoint.safetensors"], {}),
+]
+
+
+@pytest.mark.parametrize("place", ELSEWHERE, ids=ascii)
+def test_an_index_that_names_a_place_outside_is_refused_by_name(tmp_path, place):
+    """Whoever may write an index must not have a run read, and execute, another file of its user."""
+    register(tmp_path / "r", "em", made(tmp_path))
+    made(tmp_path / "out")
+    index = json.loads((tmp_path / "r" / "index.json").read_text())
+    index["models"]["em"][0]["checkpoint"] = place
+    (tmp_path / "r" / "index.json").write_text(json.dumps(index))
+    for ask in (versions, lambda r: resolve(r, "em"), lambda r: register(r, "other", made(tmp_path))):
+        with pytest.raises(ModelError) as refused:
+            ask(tmp_path / "r")
+        assert f"names {place!r} as version 1 of model 'em'" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["..", "../out", "/out", "a/b", ".hidden", "", "e\x1b[2Jm", "em\n"])
+def test_an_index_that_names_a_model_as_no_folder_is_refused_by_name(tmp_path, name):
+    """A name is a folder of the registry, in the index as in a YAML."""
+    register(tmp_path / "r", "em", made(tmp_path))
+    index = json.loads((tmp_path / "r" / "index.json").read_text())
+    index["models"][name] = [{**index["models"]["em"][0], "checkpoint": f"{name}/1/checkpoint.safetensors"}]
+    (tmp_path / "r" / "index.json").write_text(json.dumps(index))
+    for ask in (versions, lambda r: resolve(r, "em")):
+        with pytest.raises(ModelError) as refused:
+            ask(tmp_path / "r")
+        assert f"model {name!r}" in str(refused.value)
+
+
+@pytest.mark.parametrize("linked", ["em", "em/1", "em/1/checkpoint.safetensors"])
+def test_a_link_out_of_the_registry_is_refused_by_name(tmp_path, linked):
+    """The digest stands in the same index, so it vouches for nothing."""
+    register(tmp_path / "r", "em", made(tmp_path))
+    (tmp_path / "r" / linked).rename(tmp_path / "moved")
+    (tmp_path / "r" / linked).symlink_to(tmp_path / "moved")
+    with pytest.raises(ModelError, match=r"leads out of it, to '.*moved.*', by a symbolic link"):
+        resolve(tmp_path / "r", "em")
+    if linked == "em":
+        with pytest.raises(ModelError, match="leads out of it"):
+            register(tmp_path / "r", "em", made(tmp_path, b"new"))
+
+
+def test_a_registry_that_is_itself_a_link_or_has_links_within_is_used(tmp_path):
+    """The negative control: sites keep registries on other disks."""
+    register(tmp_path / "disk" / "r", "em", made(tmp_path))
+    (tmp_path / "r").symlink_to("disk/r")
+    (tmp_path / "r" / "em" / "1").rename(tmp_path / "r" / "kept")
+    (tmp_path / "r" / "em" / "1").symlink_to("../kept")
+    assert resolve(tmp_path / "r", "em").path == tmp_path / "r" / "em" / "1" / "checkpoint.safetensors"
+
+
 def test_files_that_cannot_be_kept_are_refused_before_anything_is_written(tmp_path):
     """All of a version or none of it."""
     checkpoint, config = made(tmp_path / "run"), made(tmp_path / "run", b"{}", "config.json")

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, select_autoescape
 
 from pipeline import durable
+from pipeline.core.printable import one_line
 from pipeline.core.strict_json import json_text
 from pipeline.dataset.outcome import Outcome
 
@@ -22,6 +23,9 @@ COLUMNS = ("name", "state", "reason", "voxels", "tiles", "seconds", "model", "fi
 
 FIRST = ("failed", "busy", "waiting", "done", "skipped")
 """Order of states in tables: what needs somebody comes first."""
+
+FORMULA = tuple("=+-@|%\uff1d\uff0b\uff0d\uff20")
+"""Signs that begin a formula, or a command, in some spreadsheet; the wide ones in East Asian ones."""
 
 NAMED = 20
 """Volumes that an error names at most."""
@@ -86,12 +90,20 @@ class Summary:
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(outcome.to_dict() for outcome in self.ordered)
+        writer.writerows({key: _cell(value) for key, value in outcome.to_dict().items()} for outcome in self.ordered)
         return text.getvalue()
 
     def _page(self) -> str:
         template = Environment(autoescape=select_autoescape(default=True)).from_string(_TEMPLATE)
         return template.render(summary=self)
+
+
+def _cell(value: Any) -> Any:
+    """A cell of a table: one line, and a text that a spreadsheet would take for a formula has a `'` before it, as one types it there."""
+    if not isinstance(value, str):
+        return value
+    text = one_line(value.replace("\n", " | "))
+    return f"'{text}" if value.lstrip()[:1] in FORMULA or value[:1] in ("\t", "\r", "\n") else text
 
 
 def failures(outcomes: Sequence[Outcome]) -> str:

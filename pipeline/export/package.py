@@ -23,6 +23,7 @@ from pipeline.export.case import Case, cover, make_case
 from pipeline.export.description import Told, description
 from pipeline.export.readme import readme
 from pipeline.export.source import architecture_source, save_trace
+from pipeline.installation import how_to_install
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
 
 
@@ -88,8 +89,8 @@ def _spec() -> ModuleType:
         from bioimageio import spec  # noqa: PLC0415 - an extra, which only an export needs
     except ImportError as error:
         raise ModelError(
-            f"A bioimage.io package was asked for, but bioimageio cannot be imported ({error}). "
-            "Run: pip install 'halotile[export]'."
+            f"A bioimage.io package was asked for, but bioimageio cannot be imported ({error}). To have it, "
+            + how_to_install("export")
         ) from error
     return spec
 

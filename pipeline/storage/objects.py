@@ -23,14 +23,13 @@ from zarr.core.sync import sync
 from pipeline.core.locations import is_url
 from pipeline.credentials import carried, redacted
 from pipeline.errors import StorageError
+from pipeline.installation import how_to_install
 
 ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
 """Protocols of stores where an object is replaced in one step: a reader gets the old one or the new one."""
 
-EXTRAS = {"s3": "halotile[s3]", "s3a": "halotile[s3]", "gs": "gcsfs", "gcs": "gcsfs"} | dict.fromkeys(
-    ("az", "abfs", "abfss"), "adlfs"
-)
-"""What to install for a protocol."""
+PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs"} | dict.fromkeys(("az", "abfs", "abfss"), "adlfs")
+"""What to install for a protocol that no extra brings. No name is guessed from a URL: anybody may take it on the package index."""
 
 ATTEMPTS, READ_SECONDS, CONNECT_SECONDS = 3, 10, 5
 
@@ -190,13 +189,19 @@ def told(url: str, what: str) -> Iterator[None]:
         raise found from error
 
 
+def _how_to_have(kind: str, detail: str) -> str:
+    if kind in ("s3", "s3a"):
+        return f". To have it, {how_to_install('s3')}"
+    return f". Run: pip install {PACKAGES[kind]}" if kind in PACKAGES else f" ({detail}). Copy the volume to a path, or to S3."
+
+
 def refusal(url: str, what: str, error: Exception) -> StorageError | None:
     """What an error of fsspec or of a store's client means; None where it is no such error."""
     asked = f"'{url}' could not {what}"
     kind = protocol(url)
     detail = redacted((str(error).splitlines() or [""])[0][:200])
     if isinstance(error, ImportError):
-        return StorageError(f"{asked}: the package for {kind}:// is not installed here. Run: pip install '{EXTRAS.get(kind, kind)}'")
+        return StorageError(f"{asked}: the package for {kind}:// is not installed here{_how_to_have(kind, detail)}")
     if isinstance(error, ValueError) and "Protocol not known" in str(error):
         return StorageError(f"{asked}: {kind}:// is no protocol that fsspec knows. Check the URL.")
     if not isinstance(error, OSError) and not type(error).__module__.startswith(_OURS):

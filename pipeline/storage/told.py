@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import StorageError
+from pipeline.installation import how_to_install
 
 NAMED = 20
 """Datasets that a refusal names at most."""
@@ -90,7 +91,7 @@ def imported(name: str, url: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise StorageError(
-            f"Input '{url}' needs the package {name}, which is not installed here. Run: pip install 'halotile[train]'"
+            f"Input '{url}' needs the package {name}, which is not installed here. To have it, {how_to_install('train')}"
         ) from error
 
 

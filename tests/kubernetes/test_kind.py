@@ -332,4 +332,4 @@ def test_a_package_that_is_not_installed_is_told_with_its_extra(capsys):
         raise ModuleNotFoundError("No module named 'dask_kubernetes'", name="dask_kubernetes")
 
     assert status(without) == REFUSED
-    assert "pip install 'halotile[kubernetes]'" in capsys.readouterr().err
+    assert "-e '.[kubernetes]'" in capsys.readouterr().err

@@ -478,7 +478,7 @@ def test_a_missing_package_is_told_with_how_to_get_it(tmp_path, monkeypatch, nam
     """Both are optional: who runs stores in Zarr needs neither."""
     (tmp_path / name.partition("/")[0]).write_bytes(b"x")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(StorageError, match=rf"needs the package {package}.*pip install 'halotile\[train\]'"):
+    with pytest.raises(StorageError, match=rf"needs the package {package}.*pip install .*-e '\.\[train\]'"):
         open_volume(str(tmp_path / name))
 
 
