@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
+from httpx import HTTPError
 from prefect import flow, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException
 from prefect.tasks import Task
 
 from flows.api_log import keep_tiles_from_prefect
@@ -18,6 +24,8 @@ from pipeline import stages
 from pipeline.config import RunConfig
 from pipeline.errors import PipelineError
 from pipeline.registry import with_model
+
+log = logging.getLogger("pipeline")
 
 
 def _unexpected(_task: Task[..., Any], _run: Any, state: State[Any]) -> bool:
@@ -63,8 +71,24 @@ def verify_stage(config: RunConfig) -> None:
 def report_stage(config: RunConfig) -> dict[str, Any]:
     """Write the report; its figures are also an artifact of the flow run."""
     content = stages.report(config)
-    create_markdown_artifact(_markdown(content), key="halotile-report", description=config.output.url)
+    try:
+        create_markdown_artifact(_markdown(content), key="halotile-report", description=config.output.url)
+    except (HTTPError, PrefectException, OSError) as error:  # costs the figures on the page, not the run
+        log.warning("the report is not on Prefect's page, but in the run's folder: %s: %s", type(error).__name__, error)
     return content
+
+
+_reports: ContextVar[list[dict[str, Any]] | None] = ContextVar("flows.inference.reports", default=None)
+
+
+@contextmanager
+def kept(reports: list[dict[str, Any]]) -> Iterator[None]:
+    """Have what a flow gives that is called in here, even where its server cannot take it any more."""
+    before = _reports.set(reports)
+    try:
+        yield
+    finally:
+        _reports.reset(before)
 
 
 def _run_name() -> str:
@@ -88,7 +112,10 @@ def infer_volume(config: RunConfig, input_changed: Literal["redo", "keep"] | Non
     with stages.driving(config):
         computed = finished(infer_stage(config))
         finished(verify_stage(config))
-        return {**finished(report_stage(config)), "computed": computed}
+        content = {**finished(report_stage(config)), "computed": computed}
+    if (reports := _reports.get()) is not None:
+        reports.append(content)
+    return content
 
 
 def _markdown(content: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from flows.health import check_api
-from flows.printing import print_plan
+from flows.printing import print_plan, say
 from flows.proxies import settle_proxies
 from flows.server import EmbeddedServer, configured_api, prefect_api, start_unless_configured
 from pipeline.config import RunConfig
@@ -77,10 +77,17 @@ def _server(kind: str) -> EmbeddedServer | None:
 
 
 def _without_prefect(config: RunConfig, input_changed: Literal["redo", "keep"] | None) -> dict[str, Any]:
-    from flows.progress import shown, tell_dashboard  # noqa: PLC0415 - slow, and not needed elsewhere
     from pipeline import stages  # noqa: PLC0415 - slow, and not needed elsewhere
 
     print_plan(stages.plan(config, input_changed=input_changed))
+    return _stages(config)
+
+
+def _stages(config: RunConfig) -> dict[str, Any]:
+    """What follows the plan; what is done already is not done again."""
+    from flows.progress import shown, tell_dashboard  # noqa: PLC0415 - slow, and not needed elsewhere
+    from pipeline import stages  # noqa: PLC0415 - slow, and not needed elsewhere
+
     with stages.driving(config):
         with shown(config.output.url) as on_advance:
             computed = stages.infer(config, on_advance, tell_dashboard).tiles
@@ -91,14 +98,21 @@ def _without_prefect(config: RunConfig, input_changed: Literal["redo", "keep"] |
 def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict[str, Any]:
     """Run the flow; the server starts while Prefect is imported."""
     prepare_prefect()
-    from flows.inference import infer_volume  # noqa: PLC0415 - once the settings stand
+    from flows.inference import infer_volume, kept  # noqa: PLC0415 - once the settings stand
 
-    return reported(lambda: infer_volume(config), Path(f"{config.output.url}.run"), server)
+    reports: list[dict[str, Any]] = []
+
+    def alone() -> dict[str, Any]:
+        return reports[0] if reports else _stages(config)
+
+    with kept(reports):
+        return reported(lambda: infer_volume(config), Path(f"{config.output.url}.run"), server, alone)
 
 
 def prepare_prefect() -> None:
     """Set what Prefect reads when it is imported."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # errors are told here, once
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")  # a report that cannot be sent costs no line each
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_API_LEVEL", "INFO")  # log.level: debug writes two lines a tile
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # of threads that know of no run
@@ -112,13 +126,16 @@ def load_settings() -> None:
     sys.stderr.write(said.getvalue())
 
 
-def reported(flow: Callable[[], Result], folder: Path, server: EmbeddedServer | None) -> Result:
-    """Call a flow, which reports to a server.
+def reported(
+    flow: Callable[[], Result], folder: Path, server: EmbeddedServer | None, alone: Callable[[], Result]
+) -> Result:
+    """Call a flow, which reports to a server. One of our own that dies meanwhile costs the reports, not the work.
 
     Args:
         flow: The call.
         folder: Where the log of a server of our own goes.
         server: One of our own; None where another is configured.
+        alone: What is left of the work, without a server: it takes up what the flow has done.
 
     Raises:
         KeyboardInterrupt: It was cancelled.
@@ -134,13 +151,26 @@ def reported(flow: Callable[[], Result], folder: Path, server: EmbeddedServer | 
             return flow()
         except CancelledRun as error:
             raise KeyboardInterrupt from error
-        except RuntimeError as error:  # what Prefect makes of a connection that is refused
-            if not isinstance(error.__cause__, HTTPError):
+        except PipelineError:
+            raise
+        except Exception as error:  # whatever Prefect makes of it
+            if not (server and server.has_ended()):
+                if isinstance(error, RuntimeError) and isinstance(error.__cause__, HTTPError):  # a connection that is refused
+                    raise _unreachable(url, error.__cause__) from error
                 raise
-            raise PipelineError(
-                f"Prefect's server at '{url}' cannot be reached ({error.__cause__}). Start it or correct PREFECT_API_URL; "
-                "where none is configured, a run brings its own. Nothing was computed."
-            ) from error
+            say(
+                f"halotile: warning: Prefect's own server of this run has ended ({type(error).__name__}); its page does not show what "
+                f"follows. The run goes on without it. '{folder / 'prefect.log'}' may say why.",
+                error=True,
+            )
+    return alone()
+
+
+def _unreachable(url: str, cause: Exception) -> PipelineError:
+    return PipelineError(
+        f"Prefect's server at '{url}' cannot be reached ({cause}). Start it or correct PREFECT_API_URL; where none is configured, a "
+        "run brings its own. What was computed by then is kept: run again to resume."
+    )
 
 
 def run_dataset(
@@ -192,7 +222,7 @@ def _over(
             if on_outcome is None:
                 return plain(dataset)
             with dataset.heard(on_outcome):
-                return reported(lambda: flow(dataset), Path(f"{config.home}.run"), server)
+                return reported(lambda: flow(dataset), Path(f"{config.home}.run"), server, lambda: plain(dataset))
     finally:
         if server:
             server.abandon()

@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pipeline.errors import PipelineError
 
@@ -36,6 +37,9 @@ START_SECONDS = 120.0
 
 STOP_SECONDS = 15.0
 """Limit of an end; the supervisor has killed the server by then."""
+
+ANSWER_SECONDS = 10.0
+"""Limit of a connection to a server that runs on this machine."""
 
 SEND_SECONDS = 5.0
 """Limit for sending the reports that are still queued in this process, for each of the two queues."""
@@ -56,7 +60,7 @@ EMBEDDED = {
 }
 
 CLIENT = {
-    "client.max_retries": 3,  # should the server die, the run ends 45 s later; with the usual 5 it is 157 s
+    "client.max_retries": 3,  # should the server die, the run goes on without it 45 s after its stages; with the usual 5 it is 157 s
     "flows.heartbeat_frequency": None,  # for automations that find dead runs; its thread ends a second late
 }
 """What this process does otherwise with an embedded server; names of Prefect's settings."""
@@ -229,6 +233,15 @@ class EmbeddedServer:
                 raise PipelineError(self._failure(number, timeout_seconds))
             self._url = f"http://127.0.0.1:{number}/api"
         return self._url
+
+    def has_ended(self) -> bool:
+        """Whether nobody answers any more where it accepted requests."""
+        place = urlsplit(self._url)
+        try:
+            socket.create_connection((place.hostname, place.port), ANSWER_SECONDS).close()
+        except OSError:
+            return True
+        return self._supervisor.poll() is not None
 
     def keep_log(self, path: Path) -> None:
         """Append its output to `path` when it ends: it may start before there is a folder for it."""

@@ -1,0 +1,59 @@
+"""A flow whose server dies: what is left is done without it, and whatever else goes wrong stays what it is."""
+
+import contextlib
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+from flows import running
+from pipeline.errors import InferenceError, PipelineError
+
+
+@pytest.fixture(autouse=True)
+def api(monkeypatch):
+    """No server is started."""
+    monkeypatch.setattr(running, "prefect_api", lambda server=None: contextlib.nullcontext("http://127.0.0.1:1/api"))
+
+
+def server(*, ended: bool) -> SimpleNamespace:
+    """One of our own."""
+    return SimpleNamespace(has_ended=lambda: ended, keep_log=lambda _: None)
+
+
+def failing(error: BaseException):
+    """A flow that raises."""
+
+    def flow() -> str:
+        raise error
+
+    return flow
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError("refused"), RuntimeError("Cannot set state"), ValueError("odd")])
+def test_a_server_of_our_own_that_died_costs_no_work(tmp_path, capsys, error):
+    """Whatever Prefect makes of it; and it is said once."""
+    assert running.reported(failing(error), tmp_path, server(ended=True), lambda: "the rest") == "the rest"
+    assert capsys.readouterr().err.count("Prefect's own server of this run has ended") == 1
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("error", [InferenceError("3 tiles failed"), KeyboardInterrupt()])
+def test_what_the_flow_itself_raises_is_not_done_again(tmp_path, error, ended):
+    """The negative control: tiles that failed, and somebody who asked for an end."""
+    with pytest.raises(type(error)):
+        running.reported(failing(error), tmp_path, server(ended=ended), lambda: pytest.fail("done again"))
+
+
+def test_a_defect_beside_a_server_that_answers_stays_one(tmp_path):
+    """Only a dead server is gone around."""
+    with pytest.raises(ValueError, match="odd"):
+        running.reported(failing(ValueError("odd")), tmp_path, server(ended=False), lambda: pytest.fail("done again"))
+
+
+def test_a_configured_server_that_cannot_be_reached_is_told(tmp_path):
+    """It is somebody's: the run says so."""
+    error = RuntimeError("Failed to reach API")
+    error.__cause__ = httpx.ConnectError("refused")
+    with pytest.raises(PipelineError, match=r"cannot be reached \(refused\)"):
+        running.reported(failing(error), tmp_path, None, lambda: pytest.fail("done alone"))
