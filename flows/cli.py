@@ -50,6 +50,10 @@ Overrides = Annotated[
     list[str] | None,
     Parameter(name="--set", help="Override a key: --set tiles.core='[64, 128, 128]'. May be given again.", negative=()),
 ]
+Missing = Annotated[
+    Literal["fail", "fill"],
+    Parameter(help="A Zarr or HDF5 array of which nothing is stored: refuse it, or read it as its fill value."),
+]
 
 
 @app.command
@@ -239,6 +243,7 @@ def evaluate(
     ] = None,
     at: Annotated[float, Parameter(help="The threshold that you would take.")] = 0.5,
     box: Annotated[str | None, Parameter(help="What to compare: z0:z1,y0:y1,x0:x1; the whole by default.")] = None,
+    missing: Missing = "fail",
     output: Annotated[Path, Parameter(help="Where the figures go, JSON.")] = Path("evaluation.json"),
 ) -> int:
     """Compare a prediction with labels: AUC, Dice, IoU, pixel error, V_rand, variation of information."""
@@ -247,7 +252,7 @@ def evaluate(
     options = {"predicts": predicts, "labels_are": labels_are, "neighbours": neighbours, "segments": segments}
     tried = thresholds or THRESHOLDS
     with bar("comparing") as tell:
-        asked = {"thresholds": tried, "at": at, "box": _box(box), "ignore": ignore, **options}
+        asked = {"thresholds": tried, "at": at, "box": _box(box), "ignore": ignore, "missing": missing, **options}
         found = compare(prediction, labels, on_advance=tell, **asked)
     output.write_text(json_text(found.to_dict(), indent=2) + "\n", encoding="utf-8")
     print_rows(found.rows())
@@ -266,12 +271,13 @@ def convert(
     voxel_size_nm: Annotated[
         tuple[float, float, float] | None, Parameter(help="z y x; the source's by default.", negative=())
     ] = None,
+    missing: Missing = "fail",
 ) -> int:
     """Write a volume as an OME-Zarr, box by box; no voxel changes."""
     from pipeline.storage.convert import convert as convert_volume  # noqa: PLC0415 - see above
     from pipeline.storage.volume import open_volume  # noqa: PLC0415 - see above
 
-    layout = {"axes": axes, "chunks": chunks, "shards": shards, "voxel_size_nm": voxel_size_nm}
+    layout = {"axes": axes, "chunks": chunks, "shards": shards, "voxel_size_nm": voxel_size_nm, "missing": missing}
     with bar("converting") as tell:
         found = convert_volume(source, target, on_advance=tell, **layout)
     say(f"{target}: axes {found.axes}, shape (z, y, x) {found.shape}, {found.channels} channel(s), {found.dtype}")

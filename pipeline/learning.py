@@ -21,6 +21,7 @@ from pipeline.evaluation.evaluation import Evaluation, evaluate
 from pipeline.evaluation.rule import Rule
 from pipeline.export.package import export
 from pipeline.registry import Entry, register
+from pipeline.storage.inventory import open_counted
 from pipeline.storage.volume import Volume, open_volume
 from pipeline.training.dataset import gather
 from pipeline.training.machine import resolved
@@ -55,7 +56,7 @@ def evaluate_held_back(config: TrainConfig) -> list[Evaluation]:
 def _scored(checkpoint: Checkpoint, region: Region, config: TrainConfig) -> Evaluation:
     values = prediction(checkpoint, region, resolved_device(config.device))
     volume = config.data.volumes[region.volume]
-    labels = open_volume(volume.labels, level=volume.level)
+    labels = open_counted(volume.labels, level=volume.level)
     rule = Rule(
         predicts=config.data.target,  # type: ignore[arg-type]
         labels_are=config.data.labels_are,

@@ -15,7 +15,8 @@ from pipeline.evaluation.pixels import PixelCounts, PixelScores, Reading
 from pipeline.evaluation.rule import Rule
 from pipeline.evaluation.segments import SliceSegments, VolumeSegments
 from pipeline.evaluation.truth import Truth
-from pipeline.storage.volume import Volume, open_volume
+from pipeline.storage.inventory import Missing, open_counted
+from pipeline.storage.volume import Volume
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 
@@ -189,6 +190,7 @@ def compare(
     thresholds: Sequence[float] = THRESHOLDS,
     at: float = 0.5,
     box: Box | None = None,
+    missing: Missing = "fail",
     on_advance: Callable[[int, int], None] = lambda _done, _total: None,
     **options: Any,
 ) -> Evaluation:
@@ -200,6 +202,7 @@ def compare(
         thresholds: As `evaluate`.
         at: As `evaluate`.
         box: As `evaluate`.
+        missing: As of `open_counted`.
         on_advance: Told how many voxels are compared, of how many.
         **options: As `choice.chosen`.
 
@@ -207,7 +210,7 @@ def compare(
         StorageError: There is no such volume.
         ConfigError: As `evaluate`.
     """
-    found, truth = open_volume(prediction), open_volume(labels)
+    found, truth = open_counted(prediction, missing=missing), open_counted(labels, missing=missing)
     total, done = (box or Box.of_shape(found.shape)).voxels, 0
 
     def told(voxels: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pipeline.core.plan import Plan
 from pipeline.errors import StorageError, VerificationError
 from pipeline.inference import Advance, infer_missing
 from pipeline.report import write_report
-from pipeline.stages.planned import adopt, load_plan, refuse_foreign_output, stage_log
+from pipeline.stages.planned import load_plan, refuse_foreign_output, stage_log
 from pipeline.stages.source import confirm, open_source
 from pipeline.storage.metadata import image_name
 from pipeline.storage.output import Output
@@ -93,7 +94,9 @@ def describe(config: RunConfig, resolved: Plan, elsewhere: Callable[[], None] = 
         if output.state() == "ours":
             output.publish()
         elsewhere()
-    adopt(config, resolved)
+        stored = directory.load_plan()
+        known = replace(resolved, stored=stored.stored) if stored else resolved  # what was counted is not looked at
+        directory.write(directory.plan_path, known.to_json())
 
 
 def _refuse_another(output: Output, progress: Progress, directory: RunDirectory) -> None:

@@ -20,12 +20,15 @@ import zarr
 
 from pipeline.core.box import Box, Triple, round_up, widened
 from pipeline.core.locations import is_url, without_file_scheme
+from pipeline.core.stored import Inventory, compare
 from pipeline.core.tiling import LARGEST_CHUNK_EXTENT, LARGEST_PLANE_CHUNK_EXTENT, LARGEST_SHARD
 from pipeline.core.volume import Description, Space
 from pipeline.durable import sync
 from pipeline.errors import StorageError
 from pipeline.locks import taken
+from pipeline.storage.counted import counted
 from pipeline.storage.foreign import foreign_place
+from pipeline.storage.inventory import Missing, take_inventory
 from pipeline.storage.metadata import ARRAY, image_name
 from pipeline.storage.ngff import image_attributes
 from pipeline.storage.output import RecordingStore, by_stored_axis, create_array, in_stored_axes, synced
@@ -62,6 +65,7 @@ def convert(
     chunks: Triple | None = None,
     shards: Triple | None = None,
     voxel_size_nm: tuple[float, float, float] | None = None,
+    missing: Missing = "fail",
     on_advance: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005 - names say what is told
 ) -> Description:
     """Write a volume as an OME-Zarr 0.5 image: same voxels, dtype, axes and place.
@@ -73,6 +77,7 @@ def convert(
         chunks: Of the image, z, y, x; some 64 voxels an axis where None.
         shards: Of the image, whole chunks; large ones where None, and none where equal to `chunks`.
         voxel_size_nm: Size of a voxel along z, y, x; the source's size and units where None.
+        missing: `fail` refuses a source of which nothing is stored, or whose chunks lie under other names; `fill` takes it.
         on_advance: Told voxels done and voxels in all, after each box.
 
     Returns:
@@ -83,6 +88,8 @@ def convert(
     """
     source, target = without_file_scheme(source), without_file_scheme(target)
     volume = open_volume(source, axes=axes)
+    inventory = take_inventory(volume, missing)
+    volume = counted(volume, inventory)
     layout = _layout(volume.shape, chunks, shards)
     space = _space(volume.description, voxel_size_nm)
     final = Path(os.path.abspath(target))  # noqa: PTH100 - `resolve` would follow a link that lies at the target
@@ -91,6 +98,7 @@ def convert(
     try:
         with _claimed(part):
             _write(volume, RecordingStore(local_store(part)), image_name(final), layout, space, on_advance)
+            _refuse_changed(source, axes, inventory)
             _publish(part, final, target)
     except OSError as error:
         raise StorageError(
@@ -98,6 +106,17 @@ def convert(
             "permission, then convert again."
         ) from error
     return open_volume(target).description
+
+
+def _refuse_changed(source: str, axes: str, before: Inventory) -> None:
+    """Refuse to name an image that was made of two states of its source.
+
+    Raises:
+        StorageError: It is.
+    """
+    change = compare(before, take_inventory(open_volume(source, axes=axes), "fill"))
+    if change:
+        raise StorageError(f"Source '{source}' changed while it was converted: {change}. Nothing of it is left; convert it again.")
 
 
 # --- what is written ----------------------------------------------------------------------------------------------------

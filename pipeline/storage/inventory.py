@@ -47,6 +47,9 @@ def open_counted(url: str, *, level: int = 0, axes: str = "auto", missing: Missi
     """Open a volume as `open_volume` does, and count what is stored of it; what was counted and is absent at reading is an error.
 
     Args:
+        url: As of `open_volume`.
+        level: As of `open_volume`.
+        axes: As of `open_volume`.
         missing: `fail` refuses an array of which nothing is stored, or whose chunks lie under other names; `fill` takes it.
 
     Raises:
@@ -198,7 +201,7 @@ def _refuse_elsewhere(volume: Volume, found: Inventory, elsewhere: dict[str, int
         f"Input '{volume.description.url}' says that its {found.stored.unit}s are named as '{found.name(0)}', but {count:,} lie as "
         f"'{name}' in '{volume.place}', and would be read as fill (stored: {found.stored}). Its metadata lost how they are named: put "
         "dimension_separator (.zarray) or chunk_key_encoding (zarr.json) right. To read what is not where the metadata says as its fill value, set "
-        "input.missing to 'fill'."
+        "input.missing to 'fill' (`--missing fill` of convert and evaluate)."
     )
 
 
@@ -208,7 +211,7 @@ def _refuse_nothing(volume: Volume, found: Inventory) -> None:
     raise StorageError(
         f"Input '{volume.description.url}' has a header and no voxels (stored: {found.stored}, in '{volume.place}'): all of it would be read "
         "as its fill value. The copy is incomplete, or it was never written: copy it again, or check input.url and input.level. If "
-        "that is what is meant, set input.missing to 'fill'."
+        "that is what is meant, set input.missing to 'fill' (`--missing fill` of convert and evaluate)."
     )
 
 

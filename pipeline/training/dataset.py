@@ -20,7 +20,8 @@ from pipeline.core.volume import Description
 from pipeline.durable import make_folder, replace
 from pipeline.errors import ConfigError
 from pipeline.statistics import appearance, measured
-from pipeline.storage.volume import Volume, is_volume_file, open_volume
+from pipeline.storage.inventory import open_counted
+from pipeline.storage.volume import Volume, is_volume_file
 from pipeline.training.deformation import least_spacing
 from pipeline.training.preparation import prepare, target_rule
 from pipeline.training.range import default_rule, refuse_narrow, tell_lost_bits
@@ -153,8 +154,8 @@ def gather(
 
 
 def _opened(number: int, pair: PairConfig, config: TrainConfig) -> _Pair:
-    image = open_volume(pair.image, level=pair.level, axes=pair.axes)
-    labels = open_volume(pair.labels, level=pair.level)
+    image = open_counted(pair.image, level=pair.level, axes=pair.axes)
+    labels = open_counted(pair.labels, level=pair.level)
     for warning in image.warnings:
         log.warning("'%s': %s", pair.image, warning)
     what, that = image.description, labels.description

@@ -374,3 +374,30 @@ def test_the_metadata_of_the_part_name_the_image_after_the_target(source, tmp_pa
     stored = json.loads((tmp_path / "brain.ome.zarr/zarr.json").read_text())
     assert stored["attributes"]["ome"]["multiscales"][0]["name"] == "brain"
     assert not (tmp_path / "brain.ome.zarr" / module.LOCK).exists()
+
+
+def test_a_source_that_goes_while_it_is_converted_leaves_no_image(source, tmp_path, monkeypatch):
+    """What is absent is not converted as fill, and what changed meanwhile gets no name."""
+    for what, told in {"moved": "was there when it was counted", "touched": "changed while it was converted"}.items():
+        left = [what]
+
+        def meanwhile(*_: int, left: list[str] = left) -> None:
+            if left and left.pop() == "moved":
+                Path(source).rename(f"{source}.moved")
+            else:
+                os.utime(next(path for path in Path(source).rglob("0") if path.is_file()))
+
+        monkeypatch.setattr(module, "BOX_BYTES", 1)
+        with pytest.raises(StorageError, match=told):
+            convert(source, str(tmp_path / "out.zarr"), chunks=(4, 16, 16), shards=(4, 16, 16), on_advance=meanwhile)
+        assert not list(tmp_path.glob("out.zarr*"))
+        if what == "moved":
+            Path(f"{source}.moved").rename(source)
+
+
+def test_a_header_without_voxels_is_not_converted_unasked(tmp_path):
+    """A copy that broke off at once would become a whole image of zeros."""
+    zarr.create_array(str(tmp_path / "in.zarr"), shape=SHAPE, chunks=(4, 16, 16), dtype="uint8")
+    with pytest.raises(StorageError, match="has a header and no voxels"):
+        convert(str(tmp_path / "in.zarr"), str(tmp_path / "out.zarr"))
+    convert(str(tmp_path / "in.zarr"), str(tmp_path / "out.zarr"), missing="fill")

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import h5py
@@ -16,6 +19,7 @@ from pipeline.errors import StorageError
 from pipeline.storage.counted import counted
 from pipeline.storage.decoding import CheckedPipeline
 from pipeline.storage.inventory import from_bytes, open_counted, take_inventory, to_bytes
+from pipeline.storage.objects import s3
 from pipeline.storage.volume import Volume, open_volume
 from tests.pipeline_cases import random_volume, save_array
 
@@ -230,3 +234,67 @@ def test_counting_keeps_the_volume(path):
     """Whoever counts and reads has the same voxels as one who does not."""
     volume = open_volume(str(path))
     np.testing.assert_array_equal(whole(counted(volume, take_inventory(volume))), whole(volume))
+
+
+# --- object stores ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(bucket, tmp_path) -> str:
+    """The same volume in a bucket."""
+    path = save_array(tmp_path / "v.zarr", random_volume(SHAPE) | 1, CHUNKS)
+    s3().put(str(path), f"{bucket}/v.zarr", recursive=True)
+    return f"{bucket}/v.zarr"
+
+
+def test_objects_of_a_store_are_counted_and_compared_by_their_etags(stored, bucket):
+    """Deleted and replaced in mid-run, header only: as on a file system."""
+    volume = open_counted(stored)
+    before = take_inventory(volume)
+    assert str(before.stored) == "36 of 36 chunks"
+    assert not compare(before, take_inventory(open_volume(stored)))
+    s3().copy(stored, f"{bucket}/copy.zarr", recursive=True)
+    assert not compare(before, take_inventory(open_volume(f"{bucket}/copy.zarr")), copied=True)
+    s3().pipe_file(f"{stored}/c/0/0/1", bytes(512))
+    s3().rm_file(f"{stored}/c/0/0/0")
+    change = compare(before, take_inventory(volume))
+    assert (change.gone.tolist(), change.written.tolist()) == ([0], [1])
+    with pytest.raises(StorageError, match=r"Chunk 'c/0/0/0' of 's3://.*' was there when it was counted"):
+        volume.read(Box((0, 0, 0), CHUNKS))
+    for name in s3().find(f"{stored}/c"):
+        s3().rm_file(name)
+    with pytest.raises(StorageError, match="has a header and no voxels"):
+        open_counted(stored)
+
+
+def test_a_bucket_that_nobody_may_list_is_sampled(stored, monkeypatch):
+    """Public data are often read by name alone."""
+
+    def refused(url: str) -> None:
+        raise StorageError("the store refuses it") from PermissionError("AccessDenied")
+
+    whole_count = take_inventory(open_volume(stored))
+    monkeypatch.setattr("pipeline.storage.inventory.looks", refused)
+    sampled = take_inventory(open_volume(stored))
+    assert str(sampled.stored) == "36 of 36 sampled"
+    assert not compare(sampled, take_inventory(open_volume(stored)))
+    assert sampled.marks.tolist() == whole_count.marks.tolist()
+
+
+def test_a_volume_of_a_web_server_is_sampled(tmp_path):
+    """It answers for names and lists nothing that can be relied on."""
+    path = save_array(tmp_path / "v.zarr", random_volume((8, 8, 64)) | 1, CHUNKS)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(path.parent))
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{path.name}"
+        volume = open_counted(url)
+        inventory = take_inventory(volume)
+        assert str(inventory.stored) == "8 of 8 sampled"
+        np.testing.assert_array_equal(whole(volume), whole(open_volume(str(path))))
+        (path / inventory.name(7)).unlink()
+        with pytest.raises(StorageError, match="and is absent"):
+            whole(volume)
+        assert compare(inventory, take_inventory(open_volume(url))).gone.tolist() == [7]
+        server.shutdown()
