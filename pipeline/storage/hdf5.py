@@ -7,13 +7,14 @@ Sources: attributes of Fiji's HDF5 plugin (`element_size_um`), of funlib and CRE
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from math import prod
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from pipeline.core.axes import letter_of
 from pipeline.core.lengths import unit_of
 from pipeline.errors import StorageError
 from pipeline.storage.told import (
@@ -49,7 +50,7 @@ def open_hdf5(place: Place, url: str, level: int) -> Found:
         _check_filters(h5py, dataset, url)
         shape = dataset.shape or ()
         chunks = dataset.chunks or (1,) * (len(shape) - 2) + tuple(shape[-2:])
-        axes, ignored = _hdf5_axes(dataset.attrs, shape)
+        axes, ignored = _hdf5_axes(dataset)
         sizes, origins, units, warnings = _hdf5_places(dataset.attrs)
         source, told = located(dataset, url), (*ignored, *warnings)
         files = tuple(map(str, (place.path, *source.needed))) if isinstance(source, Elsewhere) else ()
@@ -124,16 +125,32 @@ def _check_filters(h5py: ModuleType, dataset: Any, url: str) -> None:
         )
 
 
-def _hdf5_axes(attributes: Mapping[str, Any], shape: Sequence[int]) -> tuple[str, tuple[str, ...]]:
-    """Names of axes as ilastik (`axistags`) or an attribute `axes` tell them, nothing where none are told that fit; and what was not believed."""
-    try:
-        names = "".join(axis["key"] for axis in json.loads(attributes["axistags"])["axes"])
-    except (KeyError, TypeError, ValueError):
-        names = attributes.get("axes", "")
-    names = names.lower() if isinstance(names, str) else ""
-    if names and len(names) != len(shape):
-        return "", (f"axes '{shown(names)}' are told of an array that has {len(shape)}: not believed",)
-    return names, ()
+def _hdf5_axes(dataset: Any) -> tuple[str, tuple[str, ...]]:
+    """Names of axes as ilastik (`axistags`), an attribute `axes` or HDF5's labels of dimensions tell them; and what was not believed."""
+    warnings = []
+    for by, names in _names_of_axes(dataset):
+        letters = "".join(map(letter_of, names))
+        if not letters:
+            continue
+        if len(names) == len(letters) == dataset.ndim:
+            return letters, tuple(warnings)
+        warnings.append(f"axes '{shown(', '.join(map(str, names)))}' are told by {by} of an array that has {dataset.ndim}: not believed")
+    return "", tuple(warnings)
+
+
+def _names_of_axes(dataset: Any) -> Iterator[tuple[str, list[Any]]]:
+    attributes = dataset.attrs
+    if "axistags" in attributes:
+        try:
+            yield "axistags", [axis["key"] for axis in json.loads(attributes["axistags"])["axes"]]
+        except (KeyError, TypeError, ValueError):
+            yield "axistags", ["what cannot be read"]
+    told = attributes.get("axes")
+    if told is not None:
+        told = told.decode("utf-8", "replace") if isinstance(told, bytes) else told
+        names = list(told) if isinstance(told, str) else np.ravel(told).tolist()
+        yield "the attribute axes", [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]
+    yield "its labels of dimensions", [dimension.label for dimension in dataset.dims]
 
 
 def _hdf5_places(

@@ -158,7 +158,8 @@ def _open_zarr(url: str, level: int, axes: str) -> _Opened:
     warnings += reading.warnings
     if image:
         space, unclear = image.image.space(level if isinstance(node, zarr.Group) else image.level, reading.axes)
-        return _Opened(array, reading.axes, space, (*warnings, *unclear))
+        unnamed = () if reading.is_told else (f"no axes are told, read as {reading.axes}; set input.axes if they are others",)
+        return _Opened(array, reading.axes, space, (*warnings, *unnamed, *unclear))
     return _Opened(array, reading.axes, Space.unknown(len(reading.axes.replace("c", ""))), (*warnings, nothing_told(reading)))
 
 

@@ -417,7 +417,8 @@ def test_what_an_older_plan_holds_is_written_as_json_that_readers_take(space):
         ({"resolution": [4, 4, 4], "units": "pixel"}, "unit unknown: 'pixel'"),
         ({"resolution": [4, 4, 4], "units": 5}, "unit unknown: '5'"),
         ({"resolution": [4, 4, 4], "offset": [NAN, 0, 0]}, "origin unknown, taken as 0"),
-        ({"axes": "yx"}, "axes 'yx' are told of an array that has 3"),
+        ({"axes": "yx"}, "axes 'y, x' are told by the attribute axes of an array that has 3"),
+        ({"axistags": "{"}, "are told by axistags of an array that has 3: not believed"),
         ({}, "no axes are told, read as zyx, and the voxel size is unknown"),
     ],
 )
@@ -471,3 +472,24 @@ def test_sizes_in_no_unit_are_said(tmp_path, sizes, words):
     volume = open_volume(image_at(tmp_path / "i.zarr", [{"type": "scale", "scale": sizes}], units=None))
     assert volume.description.space == Space(tuple(map(float, sizes)), (0.0,) * 3, (None,) * 3)
     assert [words in warning for warning in volume.warnings] == [True]
+
+
+@pytest.mark.parametrize("by", ["axes", "list", "bytes", "labels"])
+def test_an_hdf5_file_tells_its_axes_in_many_ways(tmp_path, by):
+    """A text, a list, and HDF5's own labels, of long names too."""
+    names = ["Channel", "y", "x"] if by in ("list", "labels") else "cyx"
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        dataset = file.create_dataset("raw", data=random_volume((3, 8, 9)))
+        if by == "labels":
+            for dimension, name in zip(dataset.dims, names, strict=True):
+                dimension.label = name
+        else:
+            dataset.attrs["axes"] = np.bytes_(names) if by == "bytes" else names
+    assert open_volume(str(tmp_path / "v.h5/raw")).description.axes == "cyx"
+
+
+def test_an_image_whose_axes_have_no_names_says_nothing_of_them(tmp_path):
+    """Its scale is believed all the same."""
+    volume = open_volume(image_at(tmp_path / "i.zarr", GOOD, axes=[5, 5, 5]))
+    assert (volume.description.axes, volume.description.space) == ("zyx", NANOMETRES)
+    assert volume.warnings == ("no axes are told, read as zyx; set input.axes if they are others",)
