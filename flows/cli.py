@@ -1,6 +1,7 @@
 """The command `halotile`: a door. It reads arguments, calls a stage or the flow, and turns errors into exit status.
 
-Exit status: 0 done, 1 failed, 2 refused (usage errors too), 3 verification failed, 130 interrupted.
+Exit status: 0 done, 1 failed, 2 refused (usage errors too), 3 verification failed, 130 interrupted; 141 where
+nobody read what it printed, which `halotile.py` sees to.
 Heavy imports wait until a command needs them: `--help` imports neither torch nor Prefect.
 """
 

@@ -1,3 +1,4 @@
+import os
 import re
 from pathlib import Path
 
@@ -667,3 +668,13 @@ def test_a_path_that_no_file_system_takes_is_refused(tmp_path, key, path):
     """A name of 300 characters ended in the traceback of an OSError."""
     text = refusal(tmp_path, LEAST, f"{key}={path}")
     assert key in text or "null byte" in text
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_by_its_key_before_any_work(tmp_path, monkeypatch):
+    """The report's page and Prefect's database could not hold it, which a run would notice when all tiles are done."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    monkeypatch.chdir(folder)  # paths are relative to where a command runs
+    content = {"input": {"url": "in.zarr"}, "output": {"url": "out.zarr"}, "model": {"checkpoint": "/m.safetensors"}}
+    with pytest.raises(ConfigError, match=r"not UTF-8 text.*output\.url: '.*caf\\udce9/out\.zarr'.*Rename"):
+        validated(RunConfig, content, source="run.yaml")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,12 +54,30 @@ def validated(cls: type[AnyConfig], content: Any, *, source: str) -> AnyConfig:
         ConfigError: Everything that is wrong with it, at once.
     """
     try:
-        return cls.model_validate(content)
+        found = cls.model_validate(content)
     except ValidationError as error:
         problems = violations(cls, error.errors())
         title = f"Configuration '{source}' cannot be a run ({len(problems)} problem{'s'[: len(problems) > 1]}):"
         more = [f"and {len(problems) - TOLD} more"] if len(problems) > TOLD else []
         raise ConfigError("\n".join([title, *(f"  {p}" for p in [*problems[:TOLD], *more])])) from error
+    if names := list(_no_text(found.model_dump())):
+        raise ConfigError(
+            f"Configuration '{source}' names what is not UTF-8 text, and cannot stand in JSON, in a page or in a database: "
+            f"{'; '.join(names)}. Rename the file or folder (convmv -f latin1 -t utf8 does many), or make a link to it."
+        )
+    return found
+
+
+def _no_text(value: Any, key: str = "") -> Iterator[str]:
+    """The keys whose values are file names that are no text: bytes of another encoding, which Python keeps as surrogates."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _no_text(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _no_text(part, f"{key}[{number}]")
+    elif isinstance(value, str | Path) and any("\ud800" <= letter <= "\udfff" for letter in str(value)):
+        yield f"{key}: {str(value)!a}"
 
 
 def as_parameters(cls: type[AnyConfig], content: Mapping[str, Any], *, source: str) -> dict[str, Any]:
