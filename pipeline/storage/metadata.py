@@ -217,8 +217,9 @@ def _labelled(key: str, found: Comparison) -> Comparison:
 
 def _as_read(document: dict[str, Any]) -> dict[str, Any] | None:
     """The array's metadata as zarr understands them; None where it does not."""
+    store = _memory(document)
     try:
-        return zarr.open_array(_memory(document), mode="r").metadata.to_dict()
+        return zarr.open_array(store, mode="r").metadata.to_dict()
     except Exception:  # noqa: BLE001 - damaged metadata raise whatever they happen to meet
         return None
 
