@@ -320,7 +320,7 @@ def test_a_volume_that_fails_in_a_way_that_nobody_foresaw_is_one_failure(tmp_pat
     if kind == "loop":
         bad.parent.symlink_to(bad.parent)
     else:
-        save_array(bad := tmp_path / "bad.zarr", np.zeros((32, 24, 24), "uint8"), (8, 12, 12))
+        save_array(bad := tmp_path / "bad.zarr", np.ones((32, 24, 24), "uint8"), (8, 12, 12))
         check = planning._check_fit
         monkeypatch.setattr(planning, "_check_fit", lambda config, *rest: check(config, *rest) if "bad" not in config.input.url else 1 / 0)
     dataset = dataset.having(volumes=[str(bad), str(dataset.volume("v00")), str(dataset.volume("v01"))])
