@@ -143,7 +143,7 @@ def _names_of_axes(dataset: Any) -> Iterator[tuple[str, list[Any]]]:
     if "axistags" in attributes:
         try:
             yield "axistags", [axis["key"] for axis in json.loads(attributes["axistags"])["axes"]]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             yield "axistags", ["what cannot be read"]
     told = attributes.get("axes")
     if told is not None:

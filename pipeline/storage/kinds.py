@@ -148,7 +148,7 @@ def _documents(urls: Sequence[str], name: str) -> Iterable[tuple[str, dict[str, 
             continue
         try:
             document = json.loads(content)
-        except ValueError:  # of the text, or of its encoding
+        except (ValueError, RecursionError):  # of the text, its encoding, or its depth
             yield url, f"{name} is no JSON: incomplete, or damaged"
         else:
             yield url, document if isinstance(document, dict) else f"{name} holds no keys"
