@@ -69,8 +69,10 @@ def test_a_plan_that_is_confirmed_is_logged_and_a_first_one_makes_no_log(pooled,
     plan = stages.plan(run.config)
     assert not run.directory.log_path.exists()
     stages.plan(run.config)
-    (found,) = logged(run)
-    assert (found["stage"], found["message"]) == ("plan", f"plan {plan.fingerprint[:12]} of 8 tiles")
+    found = logged(run)
+    assert {record["stage"] for record in found} == {"plan"}
+    assert found[0]["message"] == f"plan {plan.fingerprint[:12]} of 8 tiles"
+    assert [record["message"].partition(" ")[0] for record in found[1:]] == ["stored:"]
 
 
 def test_level_and_format_are_no_part_of_a_plan(pooled, tmp_path):
