@@ -249,7 +249,7 @@ def _add(sink: Sink, tile: Tile, box: Box, part: np.ndarray) -> None:
     try:
         sink.add(box, part)
     except FileError as error:
-        raise StorageError(f"{tile} could not be written: {error}") from error
+        raise StorageError(f"{tile} could not be written ({error})") from error
     except OSError as error:
         raise StorageError(
             f"{tile} could not be written ({error}). Make room or repair the file system, then run again: finished tiles "
