@@ -39,7 +39,7 @@ FAMILIAR = {
     "16 bits that are used": (tissue(2000, 60000, "uint16"), WORDS),
     "12 bits by percentile": (tissue(100, 3900, "uint16"), spanning("percentile", 500, 3500)),
     "mostly empty": ([*[np.zeros((1, 4, 16, 16), np.uint8)] * 15, *tissue(20, 230, boxes=1)], BYTES),
-    "mostly noise": (tissue(2, 6, boxes=15) + tissue(20, 230, boxes=1), BYTES),
+    "mostly noise": (tissue(2, 6, boxes=150) + tissue(20, 230, boxes=1), BYTES),
     "a bright speck": ([*tissue(20, 200), np.full((1, 1, 2, 2), 255, np.uint8)], BYTES),
 }
 
