@@ -132,9 +132,9 @@ def open_volume(url: str, *, level: int = 0, axes: str = "auto") -> Volume:
     array = found.array
     if array.dtype.kind not in "buif":
         raise StorageError(f"Volume '{url}' has dtype {array.dtype}; expected integers or floats. Convert it first.")
-    check_extents(array.shape, array.chunks, array.dtype.itemsize, url)
     if 0 in array.shape:
         raise StorageError(f"Volume '{url}' has shape {array.shape}: there is no voxel to predict. Check input.url.")
+    check_extents(array.shape, array.chunks, array.dtype.itemsize, url)
     return Volume(_description(url, level, array, found.axes, found.space), array, found.warnings)
 
 
