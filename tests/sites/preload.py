@@ -44,13 +44,13 @@ def witness(worker: str, file: str) -> None:
     def tell(event: str, key: str) -> None:
         os.write(told, f"{worker}-{os.getpid()} {event} {time.time():.3f} {key}\n".encode())
 
-    def write(output, unit, array):
+    def write(output, unit, array, *permit):
         key, end = output.keys(unit)[0], time.monotonic() + delay()
         tell("begin", key)
         while time.monotonic() < end:
             time.sleep(STEP)
             tell("still", key)
-        units = written(output, unit, array)
+        units = written(output, unit, array, *permit)
         tell("end", key)
         return units
 
