@@ -73,7 +73,6 @@ def main(ports: list[tuple[str, int]], certificates: Path) -> None:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
     questions: dict[str, Callable[[tuple[str, int]], bool]] = {
-        "silence": lambda port: spoke(socket.create_connection(port, SECONDS)),
         "TLS": lambda port: shook_hands(nobodys, port),
         "TLS with another certificate": lambda port: shook_hands(own, port),
         "web socket": lambda port: listened(port, ""),
@@ -81,8 +80,12 @@ def main(ports: list[tuple[str, int]], certificates: Path) -> None:
         **{line: lambda port, line=line: answered(port, line) for line in REQUESTS},
     }
     with ThreadPoolExecutor(16) as threads:
-        asked = {(port, question): threads.submit(got_in, ask, port) for port in ports for question, ask in questions.items()}
-    answers: dict[int, list[str]] = {port[1]: [] for port in ports}
+        greeted = list(threads.map(lambda port: got_in(lambda port: spoke(socket.create_connection(port, SECONDS)), port), ports))
+        answers: dict[int, list[str]] = {port[1]: [] for port in ports}
+        for port, greets in zip(ports, greeted, strict=True):
+            answers[port[1]] += ["silence"] * greets
+        rest = [port for port, greets in zip(ports, greeted, strict=True) if not greets]  # further nonsense may stop one that listens to it
+        asked = {(port, question): threads.submit(got_in, ask, port) for port in rest for question, ask in questions.items()}
     for (port, question), found in asked.items():
         answers[port[1]] += [question] * found.result()
     print(json.dumps(answers))
@@ -101,7 +104,7 @@ def got_in(ask: Callable[[tuple[str, int]], bool], port: tuple[str, int]) -> boo
 def spoke(connection: socket.socket) -> bool:
     """Whether it said something that is no alert of TLS: Dask's listeners greet first. Whoever waits for TLS is asked nonsense."""
     with connection:
-        connection.settimeout(2.0 if isinstance(connection, ssl.SSLSocket) else 0.5)
+        connection.settimeout(2.0 if isinstance(connection, ssl.SSLSocket) else 1.0)
         try:
             said = connection.recv(1)
         except TimeoutError:
