@@ -160,7 +160,7 @@ def test_level_one_of_an_image_is_predicted_and_placed_where_it_lies(tmp_path, p
         tmp_path,
         architecture=Architecture(3, 1, 2, in_channels=2),
         shape=(2, 3, 32, 32),
-        input={"url": str(shared_data / "zarr/ngio/test_image_czyx.zarr"), "level": 1},
+        input={"url": str(shared_data / "zarr/ngio/test_image_czyx.zarr"), "level": 1, "missing": "fill"},  # all zeros
         tiles={"core": [2, 16, 16]},
     )
     found = computed(run)
