@@ -102,7 +102,9 @@ def _culprits(entries: list[dict[str, Any]], fields: list[str]) -> list[str]:
     """The variables and files that hold these values, or that are all there is."""
     values = [str(entry.get("input")).lower() for entry in entries if isinstance(entry.get("input"), str | int | float)]
     ends = tuple(f"_{field.replace('.', '_').upper()}" for field in [*fields, *map(_field, entries)] if field)
-    found = [n for n in _variables("PREFECT_") if os.environ[n].lower() in values or (ends and n.endswith(ends))]
+    variables = _variables("PREFECT_")
+    found = [name for name in variables if os.environ[name].lower() in values]
+    found = found or [name for name in variables if ends and name.endswith(ends)]
     found += [f"'{p.resolve()}'" for p in prefect_files() if any(v and v in _content(p).lower() for v in values)]
     return found or [*_variables("PREFECT_"), *(f"'{path.resolve()}'" for path in prefect_files() if path.exists())]
 

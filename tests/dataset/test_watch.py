@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +40,16 @@ def inbox(folder: Path, *, volumes: int = 1, **watch) -> DataSet:
 
 def upload_slowly(path: Path, seed: int, pause: float) -> None:
     """As an uploader does: metadata first, then a chunk now and then."""
+    for _ in upload(path, seed):
+        time.sleep(pause)
+
+
+def upload(path: Path, seed: int) -> Iterator[None]:
+    """The metadata, then a chunk at a time; pauses wherever it yields."""
     array = zarr.create_array(str(path), shape=SHAPE, chunks=(8, 24, 24), dtype="uint8")
     volume = random_volume(SHAPE, seed=seed)
     for start in range(0, SHAPE[0], 8):
-        time.sleep(pause)
+        yield
         array[start : start + 8] = volume[start : start + 8]
 
 
@@ -102,12 +109,12 @@ def test_a_volume_that_changes_after_it_was_done_is_told_and_not_taken_for_done(
 def test_a_quiet_time_shorter_than_the_uploads_pauses_takes_it_early(tmp_path, pooled):
     """The negative control of the one below: what was taken early has other values, so it would be seen."""
     dataset = make_dataset(tmp_path, volumes=0, watch={"quiet_minutes": 0.1 / 60})
-    upload = threading.Thread(target=upload_slowly, args=(dataset.volume("v00"), 0, 3.0))
-    upload.start()
+    chunks = upload(dataset.volume("v00"), 0)
+    next(chunks), next(chunks)  # the metadata and the first chunk are there, and the next one takes long
     told: dict[str, str] = {}
     while not told:
         told = look(dataset)
-    upload.join()
+    assert not list(chunks)
     expected = dataset.expected("v00", seed=1)
     assert told == {"v00": "done"}
     assert np.abs(dataset.array("v00") - expected).max() > 1e-2 * np.ptp(expected)
@@ -181,7 +188,7 @@ def test_two_watchers_at_once_on_growing_volumes_do_each_once_and_none_early(tmp
     dataset = inbox(tmp_path, volumes=0)
     names = [f"v{number:02}" for number in range(3)]
     uploads = [
-        threading.Thread(target=upload_slowly, args=(dataset.volume(name), number, 1.2 + 0.6 * (number % 2)))
+        threading.Thread(target=upload_slowly, args=(dataset.volume(name), number, 0.5 + 0.3 * (number % 2)))
         for number, name in enumerate(names)
     ]
     for number, upload in enumerate(uploads):

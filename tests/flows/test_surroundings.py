@@ -62,6 +62,7 @@ PREFECT = {
 @pytest.mark.parametrize(("variables", "files", "named"), PREFECT.values(), ids=PREFECT)
 def test_what_prefect_cannot_read_is_named(variables, files, named, monkeypatch, tmp_path):
     """A variable of a shell, a file beside the data, a profile of last year."""
+    monkeypatch.setenv("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")  # as the command sets it: nobody is to remove that
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     for name, content in files.items():
