@@ -77,6 +77,13 @@ def test_a_new_version_of_the_model_does_all_again_and_the_old_one_is_found_when
     assert [s.tiles for s in sessions(RunDirectory(before["v00"]))] == [1]  # nothing was computed again
 
 
+def replace_weights(file: Path, seed: int) -> None:
+    """At once: written in place, a plan that is made meanwhile could read half of the file."""
+    new = file.with_name("new.pt")
+    torch.save(random_network(ARCHITECTURE, seed).state_dict(), new)
+    new.replace(file)
+
+
 def test_a_checkpoint_that_is_overwritten_in_mid_go_publishes_nothing_of_the_second(tmp_path, pooled):
     """One go is one network: readers must not meet two, and the message says what happened, and what to do."""
     dataset = make_dataset(tmp_path, volumes=4, concurrency=1)
@@ -84,11 +91,8 @@ def test_a_checkpoint_that_is_overwritten_in_mid_go_publishes_nothing_of_the_sec
     torch.save(random_network(ARCHITECTURE, 1).state_dict(), file)
     dataset = DataSet(dataset.folder, {**dataset.content, "model": {"checkpoint": str(file)}})
 
-    def overwrite(*_: object) -> None:
-        torch.save(random_network(ARCHITECTURE, 2).state_dict(), file)
-
     with pytest.raises(DatasetError) as raised:
-        reprocess_plainly(dataset.config, overwrite)
+        reprocess_plainly(dataset.config, lambda *_: replace_weights(file, seed=2))
     assert "was overwritten while this go over the dataset was at it" in str(raised.value)
     published = [name for name, state in dataset.states().items() if state == "done"]
     assert published
@@ -108,7 +112,7 @@ def test_a_checkpoint_that_is_written_again_as_it_was_changes_nothing(tmp_path, 
     file = tmp_path / "weights.pt"
     torch.save(random_network(ARCHITECTURE, 1).state_dict(), file)
     dataset = DataSet(dataset.folder, {**dataset.content, "model": {"checkpoint": str(file)}})
-    reprocess_plainly(dataset.config, lambda *_: torch.save(random_network(ARCHITECTURE, 1).state_dict(), file))
+    reprocess_plainly(dataset.config, lambda *_: replace_weights(file, seed=1))
     assert set(dataset.states().values()) == {"done"}
 
 
