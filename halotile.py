@@ -87,12 +87,16 @@ def unsound_process() -> str:
     except FileNotFoundError:
         return "The working directory of this process was deleted. Change to one that is there (cd), and try again."
     except PermissionError:
-        return "The working directory of this process may not be read by this user. Change to another (cd), and try again."
+        return (
+            "The working directory of this process may not be read by this user. Change to another (cd), and try again."
+        )
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
         asked = os.environ.get("TMPDIR")
-        return f"No folder for temporary files can be written ({error.strerror}). Set TMPDIR to one; it is {asked!r} now."
+        return (
+            f"No folder for temporary files can be written ({error.strerror}). Set TMPDIR to one; it is {asked!r} now."
+        )
     return ""
 
 
@@ -173,7 +177,9 @@ def heard(code: int, streams: tuple[_Stream, _Stream]) -> int:
         return code
     if isinstance(output.lost, BrokenPipeError):
         return UNHEARD
-    print(f"halotile: failed: the work is done, but standard output could not be written: {output.lost}", file=sys.stderr)
+    print(
+        f"halotile: failed: the work is done, but standard output could not be written: {output.lost}", file=sys.stderr
+    )
     return FAILED
 
 

@@ -86,7 +86,9 @@ def run(
     ] = True,
     input_changed: Annotated[
         Literal["redo", "keep"] | None,
-        Parameter(help="Where the input is not as it was planned: compute the tiles again that read what changed, or keep them."),
+        Parameter(
+            help="Where the input is not as it was planned: compute the tiles again that read what changed, or keep them."
+        ),
     ] = None,
     set_: Overrides = None,
 ) -> int:
@@ -103,8 +105,12 @@ def run(
 def reprocess(
     config: DataSet,
     *,
-    dry_run: Annotated[bool, Parameter(help="Only say what it would do and cost; nothing is written.", negative=())] = False,
-    moved: Annotated[bool, Parameter(help="Volumes lie elsewhere, or were touched; their voxels are the same.", negative=())] = False,
+    dry_run: Annotated[
+        bool, Parameter(help="Only say what it would do and cost; nothing is written.", negative=())
+    ] = False,
+    moved: Annotated[
+        bool, Parameter(help="Volumes lie elsewhere, or were touched; their voxels are the same.", negative=())
+    ] = False,
     prefect: Annotated[bool, Parameter(help="Report to Prefect's server, a sub-flow a volume.")] = True,
     set_: Overrides = None,
 ) -> int:
@@ -141,9 +147,7 @@ def watch(
 
 
 @app.command
-def cancel(
-    run: Annotated[Path, Parameter(help="The run's YAML, or its output.")], *, set_: Overrides = None
-) -> int:
+def cancel(run: Annotated[Path, Parameter(help="The run's YAML, or its output.")], *, set_: Overrides = None) -> int:
     """End a run in order, on whatever machine it is; what is finished is kept. Returns when it has ended."""
     from pipeline import stages  # noqa: PLC0415 - see above
 
@@ -183,7 +187,9 @@ def train(
     *,
     force_range: Annotated[
         bool,
-        Parameter(help="Train also on values that span too little, as the network sees them, to learn from.", negative=()),
+        Parameter(
+            help="Train also on values that span too little, as the network sees them, to learn from.", negative=()
+        ),
     ] = False,
     set_: Overrides = None,
 ) -> int:
@@ -191,7 +197,8 @@ def train(
     from pipeline.config import read_config  # noqa: PLC0415 - see above
     from pipeline.training.recipe import TrainConfig  # noqa: PLC0415 - see above
 
-    recipe = read_config(TrainConfig, config, set_ or ())  # what is wrong with it is told at once, not after heavy imports
+    # what is wrong with it is told at once, not after heavy imports
+    recipe = read_config(TrainConfig, config, set_ or ())
 
     from flows.training_bar import TrainingBar  # noqa: PLC0415 - see above
     from pipeline import learning  # noqa: PLC0415 - see above
@@ -318,10 +325,14 @@ def deploy(
     ],
     name: Annotated[str | None, Parameter(help="Of the deployment of one YAML; the file's by default.")] = None,
     pool: Annotated[str, Parameter(help="Work pool of type process; made where there is none.")] = "halotile",
-    cron: Annotated[str | None, Parameter(help="When to run: minute hour day month weekday, such as '0 2 * * *'.")] = None,
+    cron: Annotated[
+        str | None, Parameter(help="When to run: minute hour day month weekday, such as '0 2 * * *'.")
+    ] = None,
     timezone: Annotated[str | None, Parameter(help="Of --cron, such as Europe/Berlin; UTC by default.")] = None,
     paused: Annotated[bool, Parameter(help="Leave the schedule paused.", negative=())] = False,
-    watch: Annotated[bool, Parameter(help="Watch datasets for new volumes, instead of going over them.", negative=())] = False,
+    watch: Annotated[
+        bool, Parameter(help="Watch datasets for new volumes, instead of going over them.", negative=())
+    ] = False,
     notify: Annotated[str | None, Parameter(help="A notification block, TYPE/NAME, told of failed runs.")] = None,
     lost_after: Annotated[
         int, Parameter(help="Seconds without a heartbeat after which a run counts as crashed; at least 40.")
@@ -340,7 +351,9 @@ def deploy(
     print_rows(deployment.deploy(found, pool=pool, notify=notify, lost_seconds=lost_after))
     started = found[0].title if found else "halotile-inference/segment"
     say(f"a worker, where Halotile is installed:  prefect worker start --pool {pool}")
-    say(f"a run now: on the page above, or        prefect deployment run {started}{'' if found else ' --param config=...'}")
+    say(
+        f"a run now: on the page above, or        prefect deployment run {started}{'' if found else ' --param config=...'}"
+    )
     return DONE
 
 
@@ -369,7 +382,11 @@ def current(output: Annotated[str, Parameter(help="The output of one volume, DAT
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
-    numbers = [f"{key} {value}" for key, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+    numbers = [
+        f"{key} {value}"
+        for key, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
     return ", ".join([*(["learned: false"] if metrics.get("learned") is False else []), *numbers])
 
 
@@ -445,13 +462,17 @@ def status(command: Callable[[], int | None]) -> int:
         from pipeline.durable import file_error  # noqa: PLC0415 - seldom
 
         early = error.errno == errno.ENAMETOOLONG  # of a name that was given, before anything was done with it
-        return _told(*(("refused", file_error(None, error), REFUSED) if early else ("failed", file_error(None, error), FAILED)))
+        return _told(
+            *(("refused", file_error(None, error), REFUSED) if early else ("failed", file_error(None, error), FAILED))
+        )
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             return _surroundings(error)
         from pipeline.installation import how_to_install  # noqa: PLC0415 - seldom
 
-        lacking = ConfigError(f"This needs the package {error.name}, which is not installed here. To have it, {how_to_install(EXTRAS[error.name])}")
+        lacking = ConfigError(
+            f"This needs the package {error.name}, which is not installed here. To have it, {how_to_install(EXTRAS[error.name])}"
+        )
         return _told("refused", lacking, REFUSED)
     except Exception as error:  # noqa: BLE001 - told where the cause is known, raised where it is not
         return _surroundings(error)

@@ -89,7 +89,8 @@ def _as_sub_flow(volume: VolumeOfSet, team: Team) -> Outcome:
     here = _InHand(volume, team)
     _in_hand.set(here)  # this thread's context is its own
     try:
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # its end would cost a second; the parent has one
+        # its end would cost a second; the parent has one
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             state: State = _segment_volume(volume.name, volume.entry.url, return_state=True)
     except (HTTPError, PrefectException) as error:  # costs the volume's place on the page, not the volume
         log.warning("%s is not shown as it is on Prefect's page: %s", volume.name, str(error).splitlines()[0])

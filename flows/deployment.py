@@ -126,7 +126,9 @@ def _flow_of(content: Mapping[str, Any], *, watch: bool) -> tuple[Flow[..., Any]
     if "volumes" in content:
         return (watch_inbox if watch else reprocess_dataset), DatasetConfig
     if watch:
-        raise ConfigError("--watch is for a dataset, whose YAML has the key `volumes`: the inbox. See configs/dataset.yaml.")
+        raise ConfigError(
+            "--watch is for a dataset, whose YAML has the key `volumes`: the inbox. See configs/dataset.yaml."
+        )
     return (train_network, TrainConfig) if "data" in content else (infer_volume, RunConfig)
 
 
@@ -231,7 +233,9 @@ def _create(client: SyncPrefectClient, deployment: Deployment, pool: str, variab
         schedules=[DeploymentScheduleCreate(schedule=schedule, active=not deployment.paused)] if schedule else [],
         # Two runs of one output never race, and the runs of a night without a worker do not follow one another.
         concurrency_limit=1 if single else None,
-        concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW) if single else None,
+        concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+        if single
+        else None,
         tags=[TAG],
         description=deployment.description or flow.description,
         paused=False,

@@ -121,7 +121,11 @@ def _is_prefects(found: Response) -> bool:
         return False
     if not isinstance(content, dict):
         return False
-    return "id" in content if found.is_success else content.get("detail", content.get("message")) not in (None, "Not Found")
+    return (
+        "id" in content
+        if found.is_success
+        else content.get("detail", content.get("message")) not in (None, "Not Found")
+    )
 
 
 def _words(text: str) -> str:

@@ -41,7 +41,9 @@ def end_orphans(flow: str) -> int:
             )
             orphans = [run for run in running if _is_orphan(client, run)]
             for run in orphans:
-                client.set_flow_run_state(run.id, Crashed(message="its parent run was killed; running again resumes"), force=True)
+                client.set_flow_run_state(
+                    run.id, Crashed(message="its parent run was killed; running again resumes"), force=True
+                )
             return len(orphans)
     except (HTTPError, PrefectException) as error:  # costs the page's truth, not the run
         log.warning("sub-flows of runs that were killed may still be called Running: %s", error)

@@ -112,7 +112,8 @@ def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict[s
 def prepare_prefect() -> None:
     """Set what Prefect reads when it is imported."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # errors are told here, once
-    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")  # a report that cannot be sent costs no line each
+    # a report that cannot be sent costs no line each
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_API_LEVEL", "INFO")  # log.level: debug writes two lines a tile
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # of threads that know of no run
@@ -155,7 +156,8 @@ def reported(
             raise
         except Exception as error:  # whatever Prefect makes of it
             if not (server and server.has_ended()):
-                if isinstance(error, RuntimeError) and isinstance(error.__cause__, HTTPError):  # a connection that is refused
+                # a connection that is refused
+                if isinstance(error, RuntimeError) and isinstance(error.__cause__, HTTPError):
                     raise _unreachable(url, error.__cause__) from error
                 raise
             say(

@@ -142,8 +142,12 @@ def _dask(error: Exception) -> str:
 def _dask_files() -> list[Path]:
     home = os.path.expanduser("~/.config/dask")  # noqa: PTH111 - never fails
     found = []
-    for root in map(Path, filter(None, [os.environ.get("DASK_ROOT_CONFIG", "/etc/dask"), home, os.environ.get("DASK_CONFIG")])):
-        found += sorted(p for p in root.iterdir() if p.suffix in (".yaml", ".yml", ".json")) if root.is_dir() else [root]
+    for root in map(
+        Path, filter(None, [os.environ.get("DASK_ROOT_CONFIG", "/etc/dask"), home, os.environ.get("DASK_CONFIG")])
+    ):
+        found += (
+            sorted(p for p in root.iterdir() if p.suffix in (".yaml", ".yml", ".json")) if root.is_dir() else [root]
+        )
     return found
 
 

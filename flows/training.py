@@ -33,7 +33,8 @@ def train_stage(config: TrainConfig, force_range: bool = False) -> str:
             artifact.tell(100 * advance.done / advance.total)
 
     several = learning.resolved(config).devices > 1
-    path = learning.train(config, bar if several else tell, any_range=force_range)  # a closure does not reach other processes
+    # a closure does not reach other processes
+    path = learning.train(config, bar if several else tell, any_range=force_range)
     artifact.tell(100.0)
     return str(path)
 
@@ -73,7 +74,9 @@ def train_network(config: TrainConfig, force_range: bool = False) -> dict[str, A
     evaluations = finished(evaluate_stage(config))
     version = finished(register_stage(config))
     create_markdown_artifact(
-        _markdown(config, evaluations, version, learning.shortcoming(config)), key="halotile-training-report", description=checkpoint
+        _markdown(config, evaluations, version, learning.shortcoming(config)),
+        key="halotile-training-report",
+        description=checkpoint,
     )
     return {"checkpoint": checkpoint, "evaluations": evaluations, "version": version}
 

@@ -146,7 +146,8 @@ def sync(path: Path) -> None:
         try:
             os.fsync(handle)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():  # file systems without such a flush
+            # file systems without such a flush
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
                 raise
         finally:
             os.close(handle)

@@ -123,9 +123,7 @@ def infer_missing(
 
 
 @contextmanager
-def _own(
-    config: RunConfig, crew: Crew, directory: RunDirectory, on_dashboard: Callable[[str], None]
-) -> Iterator[Pool]:
+def _own(config: RunConfig, crew: Crew, directory: RunDirectory, on_dashboard: Callable[[str], None]) -> Iterator[Pool]:
     """Workers of this run alone; what they log is handled here."""
     with open_pool(config.cluster, crew, directory.jobs_path) as pool, forwarded(pool.client, config.log.level):
         if link := dashboard_link(pool.client, config.cluster):

@@ -25,7 +25,9 @@ def how_to_install(extra: str) -> str:
 
 def _sources() -> Path | None:
     """The checkout that runs, or the one that was installed from; None where it is not there any more."""
-    return next((folder for folder in (_HERE, _installed_from()) if folder and (folder / "pyproject.toml").is_file()), None)
+    return next(
+        (folder for folder in (_HERE, _installed_from()) if folder and (folder / "pyproject.toml").is_file()), None
+    )
 
 
 def _installed_from() -> Path | None:

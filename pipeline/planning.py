@@ -234,7 +234,9 @@ def _tile_request(
         memory_bytes=machine.memory_bytes,
         workers=1,
         device=device,
-        device_memory_bytes=None if pinned and _is_elsewhere(machine) else _device_memory_bytes(config, device, machine),
+        device_memory_bytes=None
+        if pinned and _is_elsewhere(machine)
+        else _device_memory_bytes(config, device, machine),
         **tiles,
     )
 
@@ -399,7 +401,9 @@ def precision_warnings(volume: Volume, normalization: Normalization) -> list[str
     if volume.array.dtype.kind not in "iuf" or volume.array.dtype.itemsize < 4 or volume.array.dtype == np.float32:
         return []
     whole = Box.of_shape(volume.shape)
-    samples = [volume.read(box).astype(np.float64) for box in (whole.middle(ROUGH_EXTENT), *whole.corners(ROUGH_EXTENT // 4))]
+    samples = [
+        volume.read(box).astype(np.float64) for box in (whole.middle(ROUGH_EXTENT), *whole.corners(ROUGH_EXTENT // 4))
+    ]
     largest = max(float(np.max(np.abs(v - normalization.offset), initial=0.0, where=np.isfinite(v))) for v in samples)
     if normalization.mode == "minmax":
         largest = max(largest, 1 / normalization.scale)  # of the whole volume
@@ -449,7 +453,9 @@ def _voxel_size_warnings(volume: Volume, checkpoint: Checkpoint) -> list[str]:
     trained = seen or ([checkpoint.voxel_size_nm] if checkpoint.voxel_size_nm else [])
     found = volume.description.space.nanometers
     if trained and found is None:
-        return [f"The checkpoint was trained at {trained[0]} nm, and the volume's voxel size in nm is not known: see that they are alike."]
+        return [
+            f"The checkpoint was trained at {trained[0]} nm, and the volume's voxel size in nm is not known: see that they are alike."
+        ]
     return list(strange_voxels(found or (), trained, checkpoint.architecture.ndim))
 
 
@@ -470,9 +476,7 @@ def _model(config: RunConfig, checkpoint: Checkpoint) -> Model:
     parameters = sum(
         t.numel() for name, t in checkpoint.state.items() if "running_" not in name and "tracked" not in name
     )
-    return Model(
-        config.model.checkpoint, checkpoint.sha256, checkpoint.architecture, parameters, config.model.title
-    )
+    return Model(config.model.checkpoint, checkpoint.sha256, checkpoint.architecture, parameters, config.model.title)
 
 
 def _cost(config: RunConfig, volume: Volume, tiling: Tiling) -> Cost:

@@ -215,7 +215,9 @@ def _entry(registry: Path, name: str, said: dict[str, Any]) -> Entry:
             f"models itself, each at NAME/VERSION/{CHECKPOINT}. The index was changed by hand, or by somebody who wants another file "
             "used. Nothing of it is used; restore it from a backup, or register the model anew."
         )
-    return Entry(name, version, registry / place, digest, dict(said["metrics"]), str(said["registered"]), str(said["note"]))
+    return Entry(
+        name, version, registry / place, digest, dict(said["metrics"]), str(said["registered"]), str(said["note"])
+    )
 
 
 def _refuse_outside(registry: Path, path: Path) -> None:

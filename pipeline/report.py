@@ -203,14 +203,22 @@ def _stored_rows(plan: Plan) -> list[tuple[str, str]]:
     """What is stored of the input, and what became of it since."""
     if plan.stored is None:
         return []
-    return [(f"{plan.stored.unit}s", f"stored: {plan.stored}"), *(("input changed", line) for line in plan.stored.history)]
+    return [
+        (f"{plan.stored.unit}s", f"stored: {plan.stored}"),
+        *(("input changed", line) for line in plan.stored.history),
+    ]
 
 
 def _sample_rows(plan: Plan) -> list[tuple[str, str]]:
     """What the network will see, where that was looked at."""
     if plan.sample is None:
         return []
-    return [("values", f"{ranges(plan.sample)} as the network sees them, 1st to 99th percentile of {plan.sample.boxes} boxes")]
+    return [
+        (
+            "values",
+            f"{ranges(plan.sample)} as the network sees them, 1st to 99th percentile of {plan.sample.boxes} boxes",
+        )
+    ]
 
 
 def expectation_rows(found: Expectation) -> list[tuple[str, str]]:

@@ -53,7 +53,9 @@ def let_in(processes: Iterable[object]) -> dict[int, set[str]]:
 def readable_environments(pids: Iterable[int]) -> set[int]:
     """Of which processes the stranger can read the environment."""
     script = f"import os, sys\nos.setgid({NOBODY}); os.setuid({NOBODY})\nfor pid in sys.argv[1:]:\n try: open(f'/proc/{{pid}}/environ').read()\n except OSError: pass\n else: print(pid)"
-    found = subprocess.run([sys.executable, "-I", "-c", script, *map(str, pids)], stdout=subprocess.PIPE, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-I", "-c", script, *map(str, pids)], stdout=subprocess.PIPE, text=True, check=True
+    )
     return set(map(int, found.stdout.split()))
 
 
@@ -80,12 +82,17 @@ def main(ports: list[tuple[str, int]], certificates: Path) -> None:
         **{line: lambda port, line=line: answered(port, line) for line in REQUESTS},
     }
     with ThreadPoolExecutor(16) as threads:
-        greeted = list(threads.map(lambda port: got_in(lambda port: spoke(socket.create_connection(port, SECONDS)), port), ports))
+        greeted = list(
+            threads.map(lambda port: got_in(lambda port: spoke(socket.create_connection(port, SECONDS)), port), ports)
+        )
         answers: dict[int, list[str]] = {port[1]: [] for port in ports}
         for port, greets in zip(ports, greeted, strict=True):
             answers[port[1]] += ["silence"] * greets
-        rest = [port for port, greets in zip(ports, greeted, strict=True) if not greets]  # further nonsense may stop one that listens to it
-        asked = {(port, question): threads.submit(got_in, ask, port) for port in rest for question, ask in questions.items()}
+        # further nonsense may stop one that listens to it
+        rest = [port for port, greets in zip(ports, greeted, strict=True) if not greets]
+        asked = {
+            (port, question): threads.submit(got_in, ask, port) for port in rest for question, ask in questions.items()
+        }
     for (port, question), found in asked.items():
         answers[port[1]] += [question] * found.result()
     print(json.dumps(answers))

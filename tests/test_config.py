@@ -61,7 +61,13 @@ def test_three_paths_are_a_run(tmp_path):
         },
         "normalize": None,
         "tiles": {"core": "auto", "halo": "auto"},
-        "compute": {"device": "auto", "dtype": "auto", "tolerance": "auto", "threads": "auto", "device_memory_gb": "auto"},
+        "compute": {
+            "device": "auto",
+            "dtype": "auto",
+            "tolerance": "auto",
+            "threads": "auto",
+            "device_memory_gb": "auto",
+        },
         "cluster": {
             "kind": "local",
             "workers": "auto",
@@ -538,7 +544,9 @@ def clustered(cluster, **sections):
 
 def test_pods_of_one_configuration_are_one_pool():
     """Workers that are begun while Prefect starts are found again by their configuration, mappings in it or not."""
-    found, same = (clustered({**PODS, "kubernetes": {**PODS["kubernetes"], "env": {"A": "b"}}}).cluster for _ in range(2))
+    found, same = (
+        clustered({**PODS, "kubernetes": {**PODS["kubernetes"], "env": {"A": "b"}}}).cluster for _ in range(2)
+    )
     assert hash(found) == hash(same)
     assert found == same
     assert found != clustered(PODS).cluster
@@ -556,7 +564,10 @@ POD = {"image": "i", "cores": 1}
 @pytest.mark.parametrize(
     ("cluster", "told"),
     [
-        ({"kind": "slurm"}, r"kind slurm needs slurm \(walltime, cores\), workers \(jobs\), memory_gb \(of a worker\) too"),
+        (
+            {"kind": "slurm"},
+            r"kind slurm needs slurm \(walltime, cores\), workers \(jobs\), memory_gb \(of a worker\) too",
+        ),
         ({**SLURM, "workers": "auto"}, r"kind slurm needs workers \(jobs\) too; see configs/slurm\.yaml"),
         ({"kind": "address"}, r"kind address needs address \(of a scheduler that runs"),
         ({**SLURM, "slurm": {"walltime": "90", "cores": 8}}, r"cluster\.slurm\.walltime"),
@@ -565,18 +576,36 @@ POD = {"image": "i", "cores": 1}
         ({"security": {"ca_file": "ca.pem"}}, r"cluster\.security"),
         ({"wait_minutes": 0}, r"cluster\.wait_minutes"),
         ({"kind": "cloud"}, r"cluster\.kind"),
-        ({"kind": "kubernetes"}, r"kind kubernetes needs kubernetes \(image, cores\), workers \(pods\), memory_gb \(of a worker\) too"),
-        ({**PODS, "memory_gb": "auto"}, r"kind kubernetes needs memory_gb \(of a worker\) too; see configs/kubernetes\.yaml"),
+        (
+            {"kind": "kubernetes"},
+            r"kind kubernetes needs kubernetes \(image, cores\), workers \(pods\), memory_gb \(of a worker\) too",
+        ),
+        (
+            {**PODS, "memory_gb": "auto"},
+            r"kind kubernetes needs memory_gb \(of a worker\) too; see configs/kubernetes\.yaml",
+        ),
         ({**PODS, "kubernetes": {"image": "i", "cores": 1, "user": 0}}, r"cluster\.kubernetes\.user"),
         ({**PODS, "kubernetes": {"image": "i", "cores": 1, "namespace": "My Lab"}}, r"cluster\.kubernetes\.namespace"),
-        ({**PODS, "kubernetes": {"image": "i", "cores": 1, "volumes": [{"claim": "c", "path": "data"}]}}, r"cluster\.kubernetes\.volumes"),
+        (
+            {**PODS, "kubernetes": {"image": "i", "cores": 1, "volumes": [{"claim": "c", "path": "data"}]}},
+            r"cluster\.kubernetes\.volumes",
+        ),
         ({**PODS, "kubernetes": {"image": "i", "cores": 1, "tolerations": [{"efect": "NoSchedule"}]}}, r"tolerations"),
-        ({**PODS, "kubernetes": {**POD, "tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}}, r"Exists takes no value"),
+        (
+            {**PODS, "kubernetes": {**POD, "tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}},
+            r"Exists takes no value",
+        ),
         ({**PODS, "kubernetes": {**POD, "tolerations": [{"key": "a", "operator": "Equal"}]}}, r"Equal needs a value"),
         ({**PODS, "kubernetes": {**POD, "tolerations": [{"value": "b"}]}}, r"without a key"),
         ({**PODS, "kubernetes": {**POD, "labels": {"a": "b c"}}}, r"cluster\.kubernetes\.labels"),
         ({**PODS, "kubernetes": {**POD, "node_selector": {"a b": "c"}}}, r"cluster\.kubernetes\.node_selector"),
-        ({**PODS, "kubernetes": {**POD, "volumes": [{"claim": c, "path": p} for c, p in (("a", "/d"), ("b", "/d/"))]}}, r"more than once"),
+        (
+            {
+                **PODS,
+                "kubernetes": {**POD, "volumes": [{"claim": c, "path": p} for c, p in (("a", "/d"), ("b", "/d/"))]},
+            },
+            r"more than once",
+        ),
     ],
 )
 def test_a_cluster_that_cannot_be_is_refused_with_what_it_lacks(cluster, told):
@@ -610,7 +639,13 @@ def bomb(start, line):
     ("text", "told"),
     [
         (bomb("a0: &a0 [x]\n", "a{n}: &a{n} [{of}]\n"), "aliases stand for more"),
-        (bomb("a0: &a0 {{x: 1}}\n".format(), "a{n}: &a{n} {{{{<<: [{of}]}}}}\n".replace("{{{{", "{{").replace("}}}}", "}}")), "aliases stand for more"),
+        (
+            bomb(
+                "a0: &a0 {{x: 1}}\n".format(),
+                "a{n}: &a{n} {{{{<<: [{of}]}}}}\n".replace("{{{{", "{{").replace("}}}}", "}}"),
+            ),
+            "aliases stand for more",
+        ),
         ("input: &a {url: *a}", "in itself, line 1"),
         ("&a {*a : 1}", "in itself, line 1"),
         ("a: " + "[" * 100_000 + "]" * 100_000, "levels deep"),
@@ -622,7 +657,20 @@ def bomb(start, line):
         ("a: !!python/object/apply:os.system ['x']", "tag"),
         ("a: !!int x", "not YAML"),
     ],
-    ids=["aliases", "merges", "itself", "its own key", "deep", "deep keys", "dashes", "indented", "long", "digits", "a program", "a tag"],
+    ids=[
+        "aliases",
+        "merges",
+        "itself",
+        "its own key",
+        "deep",
+        "deep keys",
+        "dashes",
+        "indented",
+        "long",
+        "digits",
+        "a program",
+        "a tag",
+    ],
 )
 def test_a_yaml_that_stands_for_more_than_its_text_is_refused_at_once(tmp_path, text, told):
     """Ten lines of aliases took 75 s and ended in no memory; one that names itself ended in a traceback."""
@@ -633,7 +681,12 @@ def test_anchors_of_a_common_use_are_read(tmp_path):
     """Only what grows is refused."""
     config = config_of(tmp_path, LEAST + "tiles: {core: &size [8, 8, 8]}\n", "output.chunks=[8, 8, 8]")
     assert config.tiles.core == (8, 8, 8)
-    assert config_of(tmp_path, LEAST.replace("/data/in.zarr", "&u /a.zarr").replace("/models/em.pt", "*u")).model.checkpoint == "/a.zarr"
+    assert (
+        config_of(
+            tmp_path, LEAST.replace("/data/in.zarr", "&u /a.zarr").replace("/models/em.pt", "*u")
+        ).model.checkpoint
+        == "/a.zarr"
+    )
 
 
 def test_a_yaml_in_another_encoding_is_named_as_that(tmp_path):

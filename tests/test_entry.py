@@ -26,6 +26,7 @@ REFUSED = {
     ),
 }
 
+
 @pytest.mark.parametrize("case", QUIET.values(), ids=QUIET)
 def test_streams_that_are_closed_end_no_command(case, tmp_path):
     """`| head`, cron jobs and detached terminals are ordinary."""

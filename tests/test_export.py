@@ -134,7 +134,9 @@ CASES = {
 
 
 @TORCHSCRIPT
-@pytest.mark.parametrize(("case", "suffix"), [(case, ".zip" if number == 0 else "") for number, case in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("case", "suffix"), [(case, ".zip" if number == 0 else "") for number, case in enumerate(CASES)]
+)
 def test_a_package_reproduces_our_output(tmp_path, case, suffix):
     """Other software normalises, pads and activates as a run does, by both kinds of weights and at any extents."""
     architecture, mode, sample = CASES[case]

@@ -33,7 +33,9 @@ def trained_run(folder, volume, *, mode="minmax", learned=True, seen=None, **sec
     """A run of a checkpoint that was trained on 8 bits, over a volume."""
     run = make_run(folder, architecture=SMALL, shape=volume.shape, volume=volume)
     rule = spanning("minmax", 0, 255)
-    known = appearance_of([tissue(20, 230, "uint8", (1, 16, 64, 64))], rule, dtype="uint8", voxel_size_nm=(10.0, 10.0, 10.0))
+    known = appearance_of(
+        [tissue(20, 230, "uint8", (1, 16, 64, 64))], rule, dtype="uint8", voxel_size_nm=(10.0, 10.0, 10.0)
+    )
     checkpoint = replace(
         load_checkpoint(folder / "weights.pt", padding="same"),
         padding_known=True,

@@ -303,7 +303,22 @@ def test_failures_with_success_between_are_each_told(tmp_path):
 
 FORGED = "2026-11-30T00:00:00.000Z INFO verify: 32 of 32 as written"
 BREAKS = ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
-ACTING = [*BREAKS, "\x1b[2J", "\x9b2J", "\x07", "\x08", "\x00", "\x7f", "\t", "\u202e", "\u2066", "\u200f", "\ufeff", "\udcff", "\U000e0041"]
+ACTING = [
+    *BREAKS,
+    "\x1b[2J",
+    "\x9b2J",
+    "\x07",
+    "\x08",
+    "\x00",
+    "\x7f",
+    "\t",
+    "\u202e",
+    "\u2066",
+    "\u200f",
+    "\ufeff",
+    "\udcff",
+    "\U000e0041",
+]
 
 
 @pytest.mark.parametrize("kind", ["text", "json"])

@@ -313,9 +313,27 @@ def test_an_index_that_cannot_be_read_is_refused_and_kept(tmp_path, index):
 
 
 ELSEWHERE = [
-    *("../out/checkpoint.safetensors", "em/../../out/checkpoint.safetensors", "em/1/../../../out/checkpoint.safetensors"),
-    *("/etc/passwd", "//out", "em/1/other.safetensors", "em/2/checkpoint.safetensors", "em/1/./checkpoint.safetensors", "~/x", ""),
-    *("file:///etc/passwd", "s3://bucket/x", "em\\1\\checkpoint.safetensors", "em/1/checkpoint.safetensors\0", "EM/1/checkpoint.safetensors"),
+    *(
+        "../out/checkpoint.safetensors",
+        "em/../../out/checkpoint.safetensors",
+        "em/1/../../../out/checkpoint.safetensors",
+    ),
+    *(
+        "/etc/passwd",
+        "//out",
+        "em/1/other.safetensors",
+        "em/2/checkpoint.safetensors",
+        "em/1/./checkpoint.safetensors",
+        "~/x",
+        "",
+    ),
+    *(
+        "file:///etc/passwd",
+        "s3://bucket/x",
+        "em\\1\\checkpoint.safetensors",
+        "em/1/checkpoint.safetensors\0",
+        "EM/1/checkpoint.safetensors",
+    ),
     *(5, None, ["em/1/checkpoint.safetensors"], {}),
 ]
 

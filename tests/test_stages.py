@@ -37,7 +37,9 @@ with driven(sys.argv[1]):
 """
 
 
-@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN], ids=["in the foreground", "in a script's background"])
+@pytest.mark.parametrize(
+    "handler", [signal.SIG_DFL, signal.SIG_IGN], ids=["in the foreground", "in a script's background"]
+)
 def test_cancel_reaches_a_driver_that_ignores_ctrl_c_too(tmp_path, handler):
     """`nohup halotile run ... &` in a script: the shell has it ignore SIGINT, and `halotile cancel` must end it all the same."""
     found = subprocess.run(
@@ -89,17 +91,25 @@ def all_done(run):
 
 @pytest.mark.parametrize(
     ("first", "was"),
-    [((scale(float("nan"), 4, 4), "um"), "unknown"), ((scale(2, 4, 4), "nm"), (2, 4, 4)), ((scale(30, 4, 4), 5), "no unit")],
+    [
+        ((scale(float("nan"), 4, 4), "um"), "unknown"),
+        ((scale(2, 4, 4), "nm"), (2, 4, 4)),
+        ((scale(30, 4, 4), 5), "no unit"),
+    ],
 )
 def test_a_voxel_size_that_was_mended_reaches_plan_and_output_without_a_tile(tmp_path, first, was):
     """Same fingerprint, so the old size stood in the output for ever; NaN there is no JSON, and a unit of 5 was a traceback."""
-    run = make_run(tmp_path, architecture=Architecture(3, 1, 4), shape=(8, 12, 12)).having(input={"url": image_of(tmp_path, *first)})
+    run = make_run(tmp_path, architecture=Architecture(3, 1, 4), shape=(8, 12, 12)).having(
+        input={"url": image_of(tmp_path, *first)}
+    )
     stages.plan(run.config)
     before, warnings = run.plan, run.plan.warnings
     assert before.source.space.is_unknown or was != "unknown"
     all_done(run)
     assert stages.infer(run.config).tiles == 0
-    document = json.loads((run.output / "zarr.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    document = json.loads(
+        (run.output / "zarr.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
+    )
     ledger, objects = run.directory.ledger_path.read_bytes(), stored_objects(run.output)
 
     image_of(tmp_path, [*scale(30, 4, 4), {"type": "translation", "translation": [15, 0, 0]}], "µm")

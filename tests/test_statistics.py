@@ -161,7 +161,8 @@ def test_a_small_deviation_on_a_large_mean_is_kept(tmp_path):
 def test_a_pass_reads_each_chunk_once(tmp_path, monkeypatch, shape, chunks, at_once):
     """Boxes partition the volume along whole chunks: none is decoded twice, and the sums count each voxel once."""
     monkeypatch.setattr(statistics, "READ_BYTES", at_once)
-    few = tuple(min(max(c, -(-n // 4)), n) for c, n in zip(chunks, shape, strict=True))  # thousands of reads take minutes
+    # thousands of reads take minutes
+    few = tuple(min(max(c, -(-n // 4)), n) for c, n in zip(chunks, shape, strict=True))
     volume = stored(tmp_path, noise("uint8", (2, *shape)), few)
     measured(Normalization("zscore"), volume, nonfinite="fail")
     seen = np.zeros(shape, int)

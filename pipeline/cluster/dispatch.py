@@ -286,7 +286,9 @@ class _Shell:
     def _key(self, attempt: Attempt) -> str:
         return f"tile-{self._work.run}-{attempt.index}-{attempt.number}-{attempt.serial}"
 
-    def _submit(self, what: Attempt | str, function: Callable[..., Any], *arguments: int, key: str, worker: str) -> None:
+    def _submit(
+        self, what: Attempt | str, function: Callable[..., Any], *arguments: int, key: str, worker: str
+    ) -> None:
         """To this worker and no other, in the order of submission."""
         known, serial = (what, 0) if isinstance(what, str) else (what.serial, what.serial)
         future = self._client.submit(

@@ -75,8 +75,6 @@ async def _keep(client: Client, begin: Callable[[], Awaitable[None]]) -> None:
                 stream = found
 
 
-
-
 class _Forwarding(WorkerPlugin):
     """Makes a worker log at a level, and publish it. A second one takes the place of the first."""
 

@@ -96,7 +96,9 @@ def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
     asked, _, _ = _asked(config)
     name = cluster_name(folder.parent.name.removesuffix(".run"), uuid.uuid4().hex[:8])
     security, keys = _security(config)
-    manifest = dask_cluster(asked, crew, name, encrypted=security is not None, owner=_owner(os.environ, asked.namespace))
+    manifest = dask_cluster(
+        asked, crew, name, encrypted=security is not None, owner=_owner(os.environ, asked.namespace)
+    )
     with dask.config.set(SETTINGS), _Pods(manifest, security, keys, config.wait_seconds) as cluster:
         cluster.begin()
         log.info("DaskCluster %s in namespace %s", name, asked.namespace)
@@ -106,7 +108,9 @@ def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
 def _asked(config: ClusterConfig) -> tuple[KubernetesConfig, int, int]:
     """What pods shall be, how many workers there shall be, and bytes of each."""
     if config.kubernetes is None or config.workers == "auto" or config.memory_gb == "auto":
-        raise ConfigError("cluster.kind kubernetes needs cluster.kubernetes, workers and memory_gb; see configs/kubernetes.yaml.")
+        raise ConfigError(
+            "cluster.kind kubernetes needs cluster.kubernetes, workers and memory_gb; see configs/kubernetes.yaml."
+        )
     return config.kubernetes, config.workers, int(config.memory_gb * 1e9)
 
 
@@ -121,7 +125,11 @@ def _security(config: ClusterConfig) -> tuple[Security | None, dict[str, str]]:
     if config.security == "none":
         return None, {}
     if isinstance(config.security, TlsConfig):
-        files = {"ca.pem": config.security.ca_file, "cert.pem": config.security.cert_file, "key.pem": config.security.key_file}
+        files = {
+            "ca.pem": config.security.ca_file,
+            "cert.pem": config.security.cert_file,
+            "key.pem": config.security.key_file,
+        }
         return security_of(config.security), {name: Path(file).read_text() for name, file in files.items()}
     found = own_certificates()
     own = {"ca.pem": found.tls_ca_file, "cert.pem": found.tls_scheduler_cert, "key.pem": found.tls_scheduler_key}
@@ -369,7 +377,12 @@ class _Watch:
 
 def _secret(keys: Mapping[str, str], owner: Json) -> Json:
     """The certificates, which go with their DaskCluster."""
-    reference = {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskCluster", "name": owner["name"], "uid": owner["uid"]}
+    reference = {
+        "apiVersion": "kubernetes.dask.org/v1",
+        "kind": "DaskCluster",
+        "name": owner["name"],
+        "uid": owner["uid"],
+    }
     return {
         "apiVersion": "v1",
         "kind": "Secret",

@@ -62,7 +62,9 @@ class Owner:
     uid: str
 
 
-def dask_cluster(asked: KubernetesConfig, crew: Crew, name: str, *, encrypted: bool, owner: Owner | None = None) -> Json:
+def dask_cluster(
+    asked: KubernetesConfig, crew: Crew, name: str, *, encrypted: bool, owner: Owner | None = None
+) -> Json:
     """All of a run's pods, as Dask's operator takes them.
 
     Args:
@@ -90,7 +92,9 @@ def dask_cluster(asked: KubernetesConfig, crew: Crew, name: str, *, encrypted: b
             "worker": {
                 "replicas": crew.workers,
                 "metadata": _metadata(asked, "worker"),
-                "spec": _pod(asked, name, _worker(asked, crew, name, encrypted=encrypted), encrypted=encrypted, places=True),
+                "spec": _pod(
+                    asked, name, _worker(asked, crew, name, encrypted=encrypted), encrypted=encrypted, places=True
+                ),
             },
         },
     }
@@ -183,14 +187,17 @@ def _scheduler(asked: KubernetesConfig, *, encrypted: bool) -> Json:
         "env": _env({"HOME": "/tmp", **variables(POD_SETTINGS)}),
         "ports": [_port("tcp-comm", PORT), _port("http-dashboard", HTTP_PORT)],
         "readinessProbe": health | {"periodSeconds": 1, "timeoutSeconds": 5},
-        "livenessProbe": health | {"initialDelaySeconds": 30, "periodSeconds": 20, "timeoutSeconds": 10, "failureThreshold": 6},
+        "livenessProbe": health
+        | {"initialDelaySeconds": 30, "periodSeconds": 20, "timeoutSeconds": 10, "failureThreshold": 6},
     }
 
 
 def _worker(asked: KubernetesConfig, crew: Crew, name: str, *, encrypted: bool) -> Json:
     memory = -(-int(crew.memory_bytes * MEMORY_FACTOR + MEMORY_BYTES) // 2**20)
     resources = {"cpu": str(asked.cores), "memory": f"{memory}Mi"}
-    found = _container(asked, "worker", resources | ({asked.gpu_resource: "1"} if asked.gpus else {}), encrypted=encrypted)
+    found = _container(
+        asked, "worker", resources | ({asked.gpu_resource: "1"} if asked.gpus else {}), encrypted=encrypted
+    )
     found["volumeMounts"] += [_mount(number, volume) for number, volume in enumerate(asked.volumes)]
     fixed = {"HOME": "/tmp", **variables(POD_SETTINGS), **worker_environment(crew.threads)}
     return found | {
@@ -243,7 +250,11 @@ def _claim(number: int, volume: ClaimConfig) -> Json:
 
 def _mount(number: int, volume: ClaimConfig) -> Json:
     found: Json = {"name": f"data-{number}", "mountPath": volume.path}
-    return found | ({"readOnly": True} if volume.read_only else {}) | ({"subPath": volume.sub_path} if volume.sub_path else {})
+    return (
+        found
+        | ({"readOnly": True} if volume.read_only else {})
+        | ({"subPath": volume.sub_path} if volume.sub_path else {})
+    )
 
 
 def _of_lost_nodes() -> Iterator[Json]:

@@ -8,7 +8,14 @@ from typing import Any
 
 Json = dict[str, Any]
 
-HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError")
+HOPELESS = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+)
 """Why a container does not start, where waiting alone does not help."""
 
 TOLD = 300
@@ -34,7 +41,9 @@ def is_hopeless(pod: Json) -> bool:
 
 def is_ready(pod: Json) -> bool:
     """Whether it answers."""
-    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in pod.get("status", {}).get("conditions", []))
+    return any(
+        c.get("type") == "Ready" and c.get("status") == "True" for c in pod.get("status", {}).get("conditions", [])
+    )
 
 
 def restarts(pods: Iterable[Json]) -> int:

@@ -219,9 +219,7 @@ def _kind(config: ClusterConfig) -> Kind:
     return importlib.import_module(KINDS[config.kind])  # type: ignore[return-value] - a module is one
 
 
-def _opened(
-    stack: ExitStack, kind: Kind, config: ClusterConfig, crew: Crew, folder: Path
-) -> tuple[Opened, float]:
+def _opened(stack: ExitStack, kind: Kind, config: ClusterConfig, crew: Crew, folder: Path) -> tuple[Opened, float]:
     """Workers that end with `stack`, and the seconds that their start took."""
     began = time.perf_counter()
     return stack.enter_context(kind.opened(config, crew, folder)), time.perf_counter() - began

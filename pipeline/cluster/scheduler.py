@@ -152,7 +152,9 @@ class _Pulse:
             self._client.loop.add_callback(self._ask)
         stream = self._client.scheduler_comm
         if self._missed is not None and now - self._missed > SILENT_SECONDS and stream is not None:
-            log.warning("the scheduler answers, but for %.0f s none of its news has come; connecting anew", now - self._missed)
+            log.warning(
+                "the scheduler answers, but for %.0f s none of its news has come; connecting anew", now - self._missed
+            )
             self._missed = None
             self._client.loop.add_callback(stream.abort)
             self._client.loop.add_callback(_drop_questions, self._client)

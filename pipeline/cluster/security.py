@@ -101,13 +101,19 @@ def check_security(config: ClusterConfig) -> None:
     security = security_of(named)
     if not isinstance(named, TlsConfig) or security is None:
         return
-    files = f"cluster.security names ca_file '{named.ca_file}', cert_file '{named.cert_file}', key_file '{named.key_file}'"
+    files = (
+        f"cluster.security names ca_file '{named.ca_file}', cert_file '{named.cert_file}', key_file '{named.key_file}'"
+    )
     try:
         if "ENCRYPTED" in Path(named.key_file).read_text(errors="replace"):
-            raise ConfigError(f"{files}, but the key asks for a passphrase, which no worker can type. Name one without.")
+            raise ConfigError(
+                f"{files}, but the key asks for a passphrase, which no worker can type. Name one without."
+            )
         _shake_hands(security)
     except PermissionError as error:
-        raise ConfigError(f"{files}, but this user may not read one of them ({error.strerror}). Change its permissions.") from error
+        raise ConfigError(
+            f"{files}, but this user may not read one of them ({error.strerror}). Change its permissions."
+        ) from error
     except (OSError, ValueError) as error:  # ssl.SSLError is the former
         raise ConfigError(
             f"{files}, but nobody can speak TLS with them ({error}). Likely a file is none in PEM, the key is another certificate's, "

@@ -130,7 +130,7 @@ def _options(config: ClusterConfig, crew: Crew, folder: Path, security: Security
 _FAMILIES = " ".join(f'"${{!{family}@}}"' for family in FAMILIES)
 _FORGET = (
     f"for name in {_FAMILIES} {' '.join(sorted(SINGLE))}; do "
-    f"case $name in {'|'.join(sorted(LEFT))}) ;; *) unset \"$name\" ;; esac; done"
+    f'case $name in {"|".join(sorted(LEFT))}) ;; *) unset "$name" ;; esac; done'
 )
 """What a site's modules say of threads: `pipeline.thread_variables.meddles`, in the job's shell."""
 
@@ -203,7 +203,9 @@ class _Jobs:
         if joined:
             self._joined, self._in_vain = self._joined | joined, 0
         if self._asked is None and time.monotonic() - self._looked >= QUEUE_SECONDS:
-            self._asked = self._aside.submit(_queue, [job.job_id for job in self._cluster.workers.values() if job.job_id])
+            self._asked = self._aside.submit(
+                _queue, [job.job_id for job in self._cluster.workers.values() if job.job_id]
+            )
         if self._asked is not None and self._asked.done():
             states, self._asked, self._looked = self._asked.result(), None, time.monotonic()
             if states is not None:
@@ -228,7 +230,6 @@ class _Jobs:
             await cluster._correct_state()
         except RuntimeError as error:  # a limit of jobs, a controller that restarts
             log.warning("SLURM did not take a job, which is tried again: %s", _last_line(error))
-
 
     def _useless(self, job: str) -> InferenceError:
         logs = sorted(self._logs.glob(f"*-{job}.err"))
@@ -255,7 +256,18 @@ def _queue(jobs: list[str]) -> dict[str, str] | None:
     return {pair[0]: pair[1] for pair in pairs if pair[1] not in OVER}
 
 
-OVER = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "COMPLETING", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
+OVER = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "COMPLETING",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+)
 """States of jobs that will compute no more; the queue still shows them for a while."""
 
 

@@ -39,10 +39,15 @@ class SlurmConfig(Section):
         return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
-DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253, description="As Kubernetes names things.")]
+DnsLabel = Annotated[
+    str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253, description="As Kubernetes names things.")
+]
 
 
-LabelKey = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$", max_length=317)]
+LabelKey = Annotated[
+    str,
+    Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$", max_length=317),
+]
 LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)]
 Labels = dict[LabelKey, LabelValue]
 
@@ -60,7 +65,9 @@ class TolerationConfig(Section):
     """A taint of nodes that workers may run on nevertheless."""
 
     key: str | None = Field(None, description="Empty, with operator Exists: any.")
-    operator: Literal["Equal", "Exists"] | None = Field(None, description="Empty: Equal where there is a value, else Exists.")
+    operator: Literal["Equal", "Exists"] | None = Field(
+        None, description="Empty: Equal where there is a value, else Exists."
+    )
     value: str | None = Field(None, description="With operator Equal.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(None, description="Empty: any.")
 
@@ -82,7 +89,9 @@ class TolerationConfig(Section):
 class KubernetesConfig(Section):
     """What the pods of a run are. They are not root, write to their volumes and /tmp only, and hold no token."""
 
-    image: str = Field(min_length=1, description="With Halotile in it (deploy/Dockerfile), by a tag or digest that never changes.")
+    image: str = Field(
+        min_length=1, description="With Halotile in it (deploy/Dockerfile), by a tag or digest that never changes."
+    )
     namespace: DnsLabel = Field("halotile", description="Of the pods.")
     cores: Positive = Field(description="Of a worker.")
     gpus: Literal[0, 1] = Field(0, description="Cards of a worker.")
@@ -124,7 +133,9 @@ class ClusterConfig(Section):
         description="Where workers come from: this machine, its GPUs, jobs of SLURM, an allocation, pods of Kubernetes, a scheduler.",
     )
     workers: Auto | Positive = Field("auto", description="Processes, jobs or pods; needed for slurm and kubernetes.")
-    memory_gb: Auto | Annotated[float, Field(gt=0, le=10**6)] = Field("auto", description="Of one worker; needed for slurm and kubernetes.")
+    memory_gb: Auto | Annotated[float, Field(gt=0, le=10**6)] = Field(
+        "auto", description="Of one worker; needed for slurm and kubernetes."
+    )
     retries: int = Field(2, ge=0, le=1000, description="Further attempts of a tile before it is set aside and named.")
     wait_minutes: Auto | Annotated[float, Field(gt=0, le=10**6)] = Field(
         "auto", description="Without any worker for so long, the run ends."
@@ -155,7 +166,9 @@ class ClusterConfig(Section):
                 *(["memory_gb (of a worker)"] if self.memory_gb == "auto" else []),
             ]
         if self.kind == "kubernetes" and self.dashboard:
-            raise ValueError("kind kubernetes serves no dashboard: its pods' ports are open to other pods. Leave it out")
+            raise ValueError(
+                "kind kubernetes serves no dashboard: its pods' ports are open to other pods. Leave it out"
+            )
         if self.kind == "address" and not self.address:
             lacking = ["address (of a scheduler that runs, such as tls://host:8786)"]
         if lacking:

@@ -108,7 +108,9 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     try:
         content = content_of_yaml(path.read_text(encoding="utf-8"), f"Configuration '{path}'")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"Configuration '{path}' cannot be read: it is no text in UTF-8 ({error}). Save it as UTF-8, or check the path.") from error
+        raise ConfigError(
+            f"Configuration '{path}' cannot be read: it is no text in UTF-8 ({error}). Save it as UTF-8, or check the path."
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: of a path with a zero byte
         raise ConfigError(f"Configuration '{path}' cannot be read ({error}). Check the path.") from error
     if not isinstance(content, dict):

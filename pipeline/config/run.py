@@ -14,7 +14,10 @@ from pipeline.core.locations import is_url
 
 Level = Annotated[int, Field(ge=0, description="Resolution level of an OME-Zarr image, 0 the finest.")]
 Axes = Annotated[
-    str, Field(description="yx, cyx, zyx or czyx; auto: as told by the image, dimension_names or _ARRAY_DIMENSIONS, else by their number.")
+    str,
+    Field(
+        description="yx, cyx, zyx or czyx; auto: as told by the image, dimension_names or _ARRAY_DIMENSIONS, else by their number."
+    ),
 ]
 Nonfinite = Annotated[
     Literal["fail", "zero"],
@@ -23,7 +26,9 @@ Nonfinite = Annotated[
 
 Missing = Annotated[
     Literal["fail", "fill"],
-    Field(description="An array of which nothing is stored, or whose chunks lie under other names: refuse it, or read it as fill."),
+    Field(
+        description="An array of which nothing is stored, or whose chunks lie under other names: refuse it, or read it as fill."
+    ),
 ]
 
 
@@ -44,7 +49,9 @@ class OutputConfig(Section):
     dtype: Literal["float32", "uint8"] = Field("float32", description="uint8 is rint(255 * clip(v, 0, 1)).")
     activation: Literal["none", "sigmoid", "softmax"] = Field("none", description="none: logits; not with uint8.")
     chunks: Auto | Voxels = Field("auto", description="z, y, x; auto: at most 64 an axis.")
-    shards: Literal["auto", "none"] | Voxels = Field("auto", description="z, y, x; auto: the tile's core, or parts of it.")
+    shards: Literal["auto", "none"] | Voxels = Field(
+        "auto", description="z, y, x; auto: the tile's core, or parts of it."
+    )
 
     @model_validator(mode="after")
     def _eight_bits_need_a_range(self) -> OutputConfig:
@@ -67,7 +74,9 @@ class ModelConfig(Section):
     name: str | None = Field(None, description="Of a registered model.")
     version: Literal["latest"] | Positive = Field("latest", description="Of the registered model.")
     registry: Location | None = Field(None, description="The folder of registered models.")
-    digest: str | None = Field(None, description="What the file must be. A go over a dataset sets it: all its volumes have one network.")
+    digest: str | None = Field(
+        None, description="What the file must be. A go over a dataset sets it: all its volumes have one network."
+    )
 
     @property
     def title(self) -> str:
@@ -113,7 +122,8 @@ class ComputeConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 where the hardware has it and the values differ by no more than the tolerance."
+        "auto",
+        description="auto: bfloat16 where the hardware has it and the values differ by no more than the tolerance.",
     )
     tolerance: Auto | Annotated[float, Field(ge=0)] = Field(
         "auto", description="Of values that are written; auto: one step of a uint8 output, none of a float32 output."
@@ -170,4 +180,5 @@ class RunConfig(Whole):
 
 
 def _inside(path: Path, folder: Path) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))  # `Path.resolve` fails at links that go round
+    # `Path.resolve` fails at links that go round
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))

@@ -71,7 +71,9 @@ def _check_names(path: str) -> None:
             f"beside it, {LONGEST_NAME} are left. Shorten it"
         )
     if len(os.fsencode(path)) > LONGEST_PATH:
-        raise ValueError(f"the path has {len(os.fsencode(path))} bytes, and file systems take {LONGEST_PATH}. Shorten it")
+        raise ValueError(
+            f"the path has {len(os.fsencode(path))} bytes, and file systems take {LONGEST_PATH}. Shorten it"
+        )
     if "\0" in path:
         raise ValueError("the path has a zero byte in it, which no file system takes. Leave it out")
 

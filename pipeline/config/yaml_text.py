@@ -47,7 +47,13 @@ def load_yaml(text: str) -> Any:
         content = YAML(typ="safe", pure=True).load(text)
     except RecursionError as error:
         raise YAMLError(_too_deep()) from error
-    except (TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:  # of tags that do not fit what follows
+    except (
+        TypeError,
+        AttributeError,
+        KeyError,
+        IndexError,
+        OverflowError,
+    ) as error:  # of tags that do not fit what follows
         raise YAMLError(f"a value does not fit its tag ({type(error).__name__}: {error})") from error
     _check_depth(content)
     return content

@@ -84,10 +84,16 @@ class Appearance:
         Raises:
             ValueError, KeyError, TypeError: It is not that.
         """
-        channels = tuple(Channel(_numbers(c["percentiles"], len(PERCENTS)), _range(c["reach"])) for c in content["channels"])
+        channels = tuple(
+            Channel(_numbers(c["percentiles"], len(PERCENTS)), _range(c["reach"])) for c in content["channels"]
+        )
         size = content.get("voxel_size_nm")
         found = cls(
-            str(content["dtype"]), _range(content["limits"]), channels, int(content["boxes"]), _numbers(size) if size else None
+            str(content["dtype"]),
+            _range(content["limits"]),
+            channels,
+            int(content["boxes"]),
+            _numbers(size) if size else None,
         )
         if not channels or (found.voxel_size_nm and min(found.voxel_size_nm) <= 0):
             raise ValueError("an appearance without channels, or of voxels without extent")

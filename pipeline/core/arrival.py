@@ -66,9 +66,7 @@ class Judgement:
     seconds_left: float
 
 
-def judged(
-    previous: Observation | None, look: Look, quiet_seconds: float, latest: float = float("-inf")
-) -> Judgement:
+def judged(previous: Observation | None, look: Look, quiet_seconds: float, latest: float = float("-inf")) -> Judgement:
     """Judge a volume by one more look.
 
     Args:

@@ -102,15 +102,25 @@ def read_as(told: Sequence[Told], shape: Sequence[int], asked: str, url: str) ->
     if asked != "auto":
         axes = _checked(asked, asked, shape, url)
         first = next((one for one in telling if len(one.names) == len(shape)), None)
-        against = [] if first is None or _agrees(axes, first.letters) else [f"input.axes '{axes}' governs, but the axes are told as {first}"]
+        against = (
+            []
+            if first is None or _agrees(axes, first.letters)
+            else [f"input.axes '{axes}' governs, but the axes are told as {first}"]
+        )
         return Reading(axes, warnings=tuple(against))
     if not telling:
         refuse_colours_last(shape, url)
-        return Reading(_checked(BY_NUMBER.get(len(shape), ""), f"{len(shape)} axes without names", shape, url), is_told=False)
+        return Reading(
+            _checked(BY_NUMBER.get(len(shape), ""), f"{len(shape)} axes without names", shape, url), is_told=False
+        )
     first, *others = telling
     axes = _first_that_agrees(first.letters) if len(first.names) == len(shape) else ""
     axes = _checked(axes, first.plain, shape, url, first.by)
-    warnings = [f"axes are told as {first}, which is believed, and as {one}" for one in others if not _same(first.letters, one.letters)]
+    warnings = [
+        f"axes are told as {first}, which is believed, and as {one}"
+        for one in others
+        if not _same(first.letters, one.letters)
+    ]
     if "" in first.letters:
         warnings.append(f"axes are told in part, as {first}: read as {axes}")
     return Reading(axes, warnings=tuple(warnings))

@@ -115,7 +115,9 @@ def _under(found: Appearance, rule: Normalization, other: Normalization) -> Appe
     """The same sample under another rule; each is a line."""
     slope, shift = other.scale / rule.scale, (rule.offset - other.offset) * other.scale
     channels = (
-        Channel(tuple(v * slope + shift for v in c.percentiles), (c.reach[0] * slope + shift, c.reach[1] * slope + shift))
+        Channel(
+            tuple(v * slope + shift for v in c.percentiles), (c.reach[0] * slope + shift, c.reach[1] * slope + shift)
+        )
         for c in found.channels
     )
     return replace(found, channels=tuple(channels))
@@ -125,9 +127,7 @@ def _formula(rule: Normalization) -> str:
     return "as stored" if rule.mode == "none" else f"'{rule.mode}', (value - {rule.offset:g}) * {rule.scale:.4g}"
 
 
-def strange_voxels(
-    sizes: tuple[float, ...], seen: Sequence[tuple[float, ...]], ndim: int
-) -> Iterator[str]:
+def strange_voxels(sizes: tuple[float, ...], seen: Sequence[tuple[float, ...]], ndim: int) -> Iterator[str]:
     """A warning where voxels have none of the sizes of training: anatomy at another scale is predicted poorly.
 
     Args:

@@ -128,7 +128,8 @@ class Progress:
 
 
 def parse_lines(
-    lines: Iterable[str], on_damage: Callable[[int, str], None] = lambda number, why: None  # noqa: ARG005 - names say what is told
+    lines: Iterable[str],
+    on_damage: Callable[[int, str], None] = lambda number, why: None,  # noqa: ARG005 - names say what is told
 ) -> Iterator[TileRecord | Session]:
     """Records of a ledger, in order; what is damaged is passed over.
 
@@ -202,7 +203,11 @@ def _record(content: dict[str, Any]) -> TileRecord | Session:
     values = content["session"] if is_session else content
     record = Session(**values) if is_session else TileRecord(**values)
     for key, value in values.items():
-        if not isinstance(value, _KINDS[key]) or isinstance(value, bool) or (isinstance(value, float) and not isfinite(value)):
+        if (
+            not isinstance(value, _KINDS[key])
+            or isinstance(value, bool)
+            or (isinstance(value, float) and not isfinite(value))
+        ):
             raise ValueError(f"{key} {value!r}")
     if isinstance(record, TileRecord):
         if record.state not in get_args(State):

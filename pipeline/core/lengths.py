@@ -15,7 +15,14 @@ _PREFIXES = {
     "": 0, "hecto": 2, "kilo": 3, "mega": 6, "giga": 9, "tera": 12, "peta": 15, "exa": 18, "zetta": 21, "yotta": 24,
 }  # fmt: skip
 
-_OTHERS = {"angstrom": 0.1, "inch": 2.54e7, "foot": 3.048e8, "yard": 9.144e8, "mile": 1.609344e12, "parsec": 3.0856775814913673e25}
+_OTHERS = {
+    "angstrom": 0.1,
+    "inch": 2.54e7,
+    "foot": 3.048e8,
+    "yard": 9.144e8,
+    "mile": 1.609344e12,
+    "parsec": 3.0856775814913673e25,
+}
 
 NANOMETERS = {f"{prefix}meter": 10.0 ** (power + 9) for prefix, power in _PREFIXES.items()} | _OTHERS
 """How many nanometers one is, by the specification's name; no other name is written."""

@@ -49,9 +49,7 @@ class Place:
 def why_no_name(text: str) -> str | None:
     """What is wrong with a name that was given; None where nothing is."""
     if not _NAME.fullmatch(text):
-        return (
-            f"'{text}' is no name: letters, digits, '.', '_' and '-', the first a letter or a digit; such as '{cleaned(text)}'"
-        )
+        return f"'{text}' is no name: letters, digits, '.', '_' and '-', the first a letter or a digit; such as '{cleaned(text)}'"
     if _RUN.search(text):
         return f"'{text}' ends as run directories do (.run); name it '{cleaned(text)}'"
     if len(text) > LONGEST:

@@ -171,7 +171,9 @@ class Roster:
         self._suspects.append((head.index, head.number + 1))
         return []
 
-    def land(self, attempt: Attempt, now: float, result: Any = None, error: BaseException | None = None) -> list[Outcome]:
+    def land(
+        self, attempt: Attempt, now: float, result: Any = None, error: BaseException | None = None
+    ) -> list[Outcome]:
         """An attempt has ended; nothing where it had been taken from its worker before."""
         hand = self._hands.get(attempt.worker)
         if hand is None or attempt not in hand.line:

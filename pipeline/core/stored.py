@@ -115,7 +115,9 @@ class Inventory:
 
     def box(self, place: int) -> Box:
         """Voxels of an object along z, y, x; may reach beyond the volume."""
-        found = dict(zip(self.axes, zip(np.unravel_index(int(place), self.grid), self.extent, strict=True), strict=True))
+        found = dict(
+            zip(self.axes, zip(np.unravel_index(int(place), self.grid), self.extent, strict=True), strict=True)
+        )
         pairs = [found.get(axis, (0, 1)) for axis in "zyx"]
         return Box(tuple(int(i) * n for i, n in pairs), tuple((int(i) + 1) * n for i, n in pairs))  # type: ignore[arg-type]
 
@@ -223,7 +225,8 @@ def touched(grid: TileGrid, boxes: Iterator[Box]) -> np.ndarray:
     windows = [_windows(grid, axis) for axis in range(3)]
     for box in boxes:
         hit = [
-            np.flatnonzero((starts < box.stop[axis]) & (stops > box.start[axis])) for axis, (starts, stops) in enumerate(windows)
+            np.flatnonzero((starts < box.stop[axis]) & (stops > box.start[axis]))
+            for axis, (starts, stops) in enumerate(windows)
         ]
         if all(len(one) for one in hit):
             found[tuple(slice(one[0], one[-1] + 1) for one in hit)] = True
@@ -272,4 +275,3 @@ def place_of(name: str, grid: tuple[int, ...], start: str, separator: str) -> in
 def objects(shape: tuple[int, ...], extent: tuple[int, ...]) -> tuple[int, ...]:
     """Objects along each axis."""
     return tuple(-(-n // e) for n, e in zip(shape, extent, strict=True))
-

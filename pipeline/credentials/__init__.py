@@ -1,8 +1,8 @@
 """Credentials: found in URLs so that they are refused, and kept out of whatever is shown or written.
 
-    names.py    which names of parameters, headers and fields are those of secrets
-    urls.py     users, passwords, and queries that sign
-    text.py     what libraries say: headers, options, JSON, reprs, keys
+names.py    which names of parameters, headers and fields are those of secrets
+urls.py     users, passwords, and queries that sign
+text.py     what libraries say: headers, options, JSON, reprs, keys
 """
 
 from pipeline.credentials.text import redacted, shown

@@ -27,7 +27,25 @@ _SURE_WORDS = frozenset({"pwd", "jwt"})
 
 _ORDINARY = {
     "code": frozenset(
-        ["status", "error", "country", "postal", "zip", "language", "lang", "exit", "return", "response", "area", "color", "colour", "source", "type", "http", "lookup"]
+        [
+            "status",
+            "error",
+            "country",
+            "postal",
+            "zip",
+            "language",
+            "lang",
+            "exit",
+            "return",
+            "response",
+            "area",
+            "color",
+            "colour",
+            "source",
+            "type",
+            "http",
+            "lookup",
+        ]
     ),
     "key": frozenset(["sort", "partition", "object", "row", "foreign", "public", "cache", "index", "group", "chunk"]),
 }

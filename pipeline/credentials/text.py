@@ -41,7 +41,30 @@ _PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIV
 _RELATIVE = re.compile(r"(?<![:/\w])//[^/\s:@]+:[^/\s@]+@")
 _RUN = re.compile(r"[^\s'\"<>]+")
 
-_NO_VALUE = frozenset(["none", "null", "true", "false", "nil", "undefined", "required", "expected", "missing", "unknown", "not", "is", "are", "should", "must", "and", "or", "the", "a", "an"])
+_NO_VALUE = frozenset(
+    [
+        "none",
+        "null",
+        "true",
+        "false",
+        "nil",
+        "undefined",
+        "required",
+        "expected",
+        "missing",
+        "unknown",
+        "not",
+        "is",
+        "are",
+        "should",
+        "must",
+        "and",
+        "or",
+        "the",
+        "a",
+        "an",
+    ]
+)
 """What stands behind a name, and is no secret."""
 
 _IN_PROSE = frozenset({"key", "code", "session", "sess", "auth", "pass", "pin", "ticket"})

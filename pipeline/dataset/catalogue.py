@@ -114,7 +114,9 @@ def _inside(volumes: Sequence[Volume], folders: Sequence[str]) -> frozenset[str]
     roots = {_resolved(folder).rstrip("/") for folder in folders}
     parents = {url: url.rpartition("/")[0] for url in (volume.url for volume in volumes)}
     real = {parent: _resolved(parent) for parent in set(parents.values())}
-    return frozenset(url for url, parent in parents.items() if _lies_in(f"{real[parent]}/{url.rpartition('/')[2]}", roots))
+    return frozenset(
+        url for url, parent in parents.items() if _lies_in(f"{real[parent]}/{url.rpartition('/')[2]}", roots)
+    )
 
 
 def _resolved(url: str) -> str:
@@ -154,7 +156,9 @@ def _named(volumes: Sequence[Volume]) -> tuple[Entry, ...]:
     try:
         names = distinct_names(places)
     except ValueError as error:
-        raise ConfigError(f"The catalogue cannot name its volumes apart: {error}. Give each a name of its own.") from error
+        raise ConfigError(
+            f"The catalogue cannot name its volumes apart: {error}. Give each a name of its own."
+        ) from error
     return tuple(
         Entry(name, one.url, one.row.said.level, one.row.said.axes, one.store)
         for name, one in zip(names, volumes, strict=True)

@@ -84,7 +84,10 @@ class Estimate:
         done = sum(plan.cost.multiply_adds for plan in self.plans)
         once = sum(plan.cost.one_pass_multiply_adds for plan in self.plans)
         rows = [
-            ("volumes", f"{self.volumes:,}: {len(self.plans):,} to do, {self.skipped:,} done, {len(self.refused):,} that cannot be"),
+            (
+                "volumes",
+                f"{self.volumes:,}: {len(self.plans):,} to do, {self.skipped:,} done, {len(self.refused):,} that cannot be",
+            ),
             ("voxels to do", f"{sum(plan.source.voxels for plan in self.plans):,}"),
             ("tiles", f"{sum(len(plan.grid) for plan in self.plans):,}"),
             ("arithmetic", f"{done / 1e12:.3f} T multiply-adds, {done / once if once else 1:.2f} x one pass"),
@@ -176,9 +179,7 @@ def _done(volume: VolumeOfSet, offered: Machine) -> Outcome | None:
         return None
 
 
-def _planned(
-    volumes: Sequence[VolumeOfSet], offered: Machine, like: Plan | None
-) -> tuple[list[Plan], dict[str, str]]:
+def _planned(volumes: Sequence[VolumeOfSet], offered: Machine, like: Plan | None) -> tuple[list[Plan], dict[str, str]]:
     plans, refused = [], {}
     for volume in volumes:
         try:

@@ -154,9 +154,12 @@ class Inbox:
         with self.observations.changing() as seen:
             for url in gone:
                 seen.volumes.pop(url, None)
-            judgements = {entry: self._judged(seen, entry.url, look) for entry, look in looks.items() if isinstance(look, Look)}
+            judgements = {
+                entry: self._judged(seen, entry.url, look) for entry, look in looks.items() if isinstance(look, Look)
+            }
         return [
-            self._arrival(entry, look, judgements[entry]) if isinstance(look, Look) else look for entry, look in looks.items()
+            self._arrival(entry, look, judgements[entry]) if isinstance(look, Look) else look
+            for entry, look in looks.items()
         ]
 
     def _look(self, entry: Entry, now: float | None) -> Look | Arrival:
@@ -209,5 +212,7 @@ def since_boot() -> tuple[str, float]:
     if hasattr(time, "CLOCK_BOOTTIME"):
         space = Path("/proc/self/ns/time")  # containers may count from another moment
         boot = BOOT_ID.read_text(encoding="ascii").strip()
-        return f"boot {boot}{f' {space.readlink()}' if space.is_symlink() else ''}", time.clock_gettime(time.CLOCK_BOOTTIME)
+        return f"boot {boot}{f' {space.readlink()}' if space.is_symlink() else ''}", time.clock_gettime(
+            time.CLOCK_BOOTTIME
+        )
     return f"boot of {platform.node()} at {psutil.boot_time():.0f}", time.monotonic()

@@ -71,9 +71,7 @@ def reprocess(
                 on_outcome(ended.result())
 
 
-def _left(
-    volumes: Sequence[VolumeOfSet], offered: Machine, on_outcome: Callable[[Outcome], None]
-) -> list[VolumeOfSet]:
+def _left(volumes: Sequence[VolumeOfSet], offered: Machine, on_outcome: Callable[[Outcome], None]) -> list[VolumeOfSet]:
     """Those that are not done, in order; the others are told."""
     left = []
     with Threads(LOOKERS, "look") as threads:

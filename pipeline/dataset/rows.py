@@ -137,7 +137,9 @@ def _volumes(said: Any, what: str) -> Sequence[Any]:
             raise _refused(what, violations(VolumesFile, error.errors())) from error
     if not isinstance(said, Sequence) or isinstance(said, str) or not said:
         found = "nothing" if not said else f"one value, {said!r}"
-        raise ConfigError(f"{what} holds {found}; expected a list of locations, or of keys {', '.join(COLUMNS)}, or `volumes:` with one.")
+        raise ConfigError(
+            f"{what} holds {found}; expected a list of locations, or of keys {', '.join(COLUMNS)}, or `volumes:` with one."
+        )
     return said
 
 
@@ -158,14 +160,17 @@ def _of_csv(text: str, url: str) -> Iterator[tuple[str, Any]]:
                 continue
             if len(cells) > len(header):
                 raise _refused(
-                    f"Catalogue '{url}'", [f"line {lines.line_num}: {len(cells)} cells in {len(header)} columns; quote a cell with a comma"]
+                    f"Catalogue '{url}'",
+                    [f"line {lines.line_num}: {len(cells)} cells in {len(header)} columns; quote a cell with a comma"],
                 )
             said = {column: cell.strip() for column, cell in zip(header, cells, strict=False)}
             yield f"line {lines.line_num}", {column: cell for column, cell in said.items() if cell}
     except csv.Error as error:
         raise ConfigError(f"Catalogue '{url}', line {lines.line_num}, is no CSV ({error}). Mend it.") from error
     if not header:
-        raise ConfigError(f"Catalogue '{url}' is empty. Expected a header, url and perhaps {', '.join(COLUMNS[1:])}, and a line a volume.")
+        raise ConfigError(
+            f"Catalogue '{url}' is empty. Expected a header, url and perhaps {', '.join(COLUMNS[1:])}, and a line a volume."
+        )
 
 
 def _header(cells: list[str], url: str) -> list[str]:

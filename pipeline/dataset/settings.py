@@ -71,7 +71,8 @@ class WatchConfig(Section):
         None, description="A suffix such as .done: complete is what has VOLUME.done beside it, and nothing else."
     )
     clock: str | None = Field(
-        None, description="A name, where watchers run on other machines each time and these keep their wall clocks together."
+        None,
+        description="A name, where watchers run on other machines each time and these keep their wall clocks together.",
     )
     attempts: Positive = Field(3, description="Of a volume that fails; after that it waits until it has changed.")
 

@@ -19,7 +19,20 @@ from pipeline.dataset.outcome import Outcome
 
 FILES = ("summary.json", "summary.csv", "summary.html")
 
-COLUMNS = ("name", "state", "reason", "voxels", "tiles", "seconds", "model", "fingerprint", "seen", "image", "url", "ended")
+COLUMNS = (
+    "name",
+    "state",
+    "reason",
+    "voxels",
+    "tiles",
+    "seconds",
+    "model",
+    "fingerprint",
+    "seen",
+    "image",
+    "url",
+    "ended",
+)
 
 FIRST = ("failed", "busy", "waiting", "done", "skipped")
 """Order of states in tables: what needs somebody comes first."""

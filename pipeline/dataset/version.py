@@ -76,7 +76,10 @@ def settled(
     place = run(str(publication.image("new")))
     made = make_plan(place, machine, earlier=earlier and stages.placed(earlier, place), like=like, inventory=inventory)
     if _is_of_others(publication, made.fingerprint, origin):
-        log.warning("%s: its files have changed since it was begun; what was computed from the old ones is dropped", publication.output)
+        log.warning(
+            "%s: its files have changed since it was begun; what was computed from the old ones is dropped",
+            publication.output,
+        )
         publication.discard(made.fingerprint)
     config = run(str(publication.image(made.fingerprint)))
     return Settled(config, stages.placed(made, config), is_current=False)

@@ -179,11 +179,26 @@ def _described(publication: Publication, found: Settled, outcome: Outcome) -> Ou
         return outcome
     try:
         with publication.exclusive():
-            stages.describe(found.config, found.plan, lambda: publication.describe(found.plan.fingerprint, described_image(found.plan)))
+            stages.describe(
+                found.config,
+                found.plan,
+                lambda: publication.describe(found.plan.fingerprint, described_image(found.plan)),
+            )
     except (StorageError, OSError) as error:
-        log.warning("%s: its voxel size is told as %s now, and its metadata still say %s: %s", publication.output, space, found.was, error)
-        return replace(outcome, reason=f"{outcome.reason}; its metadata still tell a voxel size of {found.was}, the input tells {space}")
-    return replace(outcome, reason=f"{outcome.reason}; its metadata were brought up to a voxel size of {space}, from {found.was}")
+        log.warning(
+            "%s: its voxel size is told as %s now, and its metadata still say %s: %s",
+            publication.output,
+            space,
+            found.was,
+            error,
+        )
+        return replace(
+            outcome,
+            reason=f"{outcome.reason}; its metadata still tell a voxel size of {found.was}, the input tells {space}",
+        )
+    return replace(
+        outcome, reason=f"{outcome.reason}; its metadata were brought up to a voxel size of {space}, from {found.was}"
+    )
 
 
 def segment(volume: VolumeOfSet, team: Team, on_stage: Callable[[str], None] = lambda _: None) -> Outcome:

@@ -50,7 +50,9 @@ def watch(config: DatasetConfig, on_begin: Callable[[Round], Callable[[Outcome],
     looked = inbox.look()
     arrivals = [a for a in looked if not is_summary(a.entry.name)]
     misnamed = [
-        LeftOut(a.entry.url, "its output would lie where the summary does: rename it") for a in looked if is_summary(a.entry.name)
+        LeftOut(a.entry.url, "its output would lie where the summary does: rename it")
+        for a in looked
+        if is_summary(a.entry.name)
     ]
     volumes = [_volume(found, arrival) for arrival in arrivals]
     waiting = [

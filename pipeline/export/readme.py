@@ -64,7 +64,9 @@ Where a statistic is used, give whole volumes, or normalise with the whole volum
 
 def _readme_seen(checkpoint: Checkpoint) -> str:
     seen = "".join(f"\n* {ranges(a)} ({a.dtype})" for a in checkpoint.training_data)
-    return f"\nWhat the network saw in training, 1st to 99th percentile after that, by volume:\n{seen}\n" if seen else ""
+    return (
+        f"\nWhat the network saw in training, 1st to 99th percentile after that, by volume:\n{seen}\n" if seen else ""
+    )
 
 
 def _readme_exactness(architecture: Architecture) -> str:
@@ -108,6 +110,4 @@ def _readme_validation(checkpoint: Checkpoint) -> str:
         return f"## Validation\n\nThe checkpoint holds no figures. {advice}"
     rows = "\n".join(f"| {key} | {value} |" for key, value in metrics.items())
     warning = "".join(f"**{told}**\n\n" for told in lesson(checkpoint.learned, metrics))
-    return (
-        f"## Validation\n\n{warning}On validation data of the training run:\n\n| figure | value |\n|---|---|\n{rows}\n\n{advice}"
-    )
+    return f"## Validation\n\n{warning}On validation data of the training run:\n\n| figure | value |\n|---|---|\n{rows}\n\n{advice}"

@@ -169,7 +169,11 @@ def _uncovered(found: Verification, config: RunConfig) -> str:
         lines = [first, *lines, "`halotile run` computes just these again."]
     if found.metadata:
         first = f"Output '{config.output.url}' is not stored as its plan has it:"
-        lines += [first, *(f"  {line}" for line in found.metadata), "`halotile run` puts this right, and computes no tile for it."]
+        lines += [
+            first,
+            *(f"  {line}" for line in found.metadata),
+            "`halotile run` puts this right, and computes no tile for it.",
+        ]
     return "\n".join(lines)
 
 

@@ -149,7 +149,9 @@ def confirm(config: RunConfig, plan: Plan, directory: RunDirectory) -> None:
     try:
         _, now = count_input(config, "fill")
     except StorageError as error:
-        raise InferenceError(f"The input cannot be looked at any more, so that nothing is published: {error}") from error
+        raise InferenceError(
+            f"The input cannot be looked at any more, so that nothing is published: {error}"
+        ) from error
     change = _change(plan.stored, now, directory)
     if change:
         reads = change.tiles(plan.grid)

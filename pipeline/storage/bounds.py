@@ -32,7 +32,9 @@ def check_extents(shape: Sequence[Any], chunks: Sequence[Any], itemsize: int, ur
     if any(type(n) is bool or n != int(n) for n in (*shape, *chunks)):
         raise StorageError(f"{told}: extents are whole numbers. Its metadata are damaged: copy it again.")
     if min(chunks, default=1) < 1:
-        raise StorageError(f"{told}: a chunk has at least one voxel along each axis. Its metadata are damaged: copy it again.")
+        raise StorageError(
+            f"{told}: a chunk has at least one voxel along each axis. Its metadata are damaged: copy it again."
+        )
     if max(shape, default=0) > LONGEST or prod(shape) * itemsize > MOST_BYTES:
         raise StorageError(
             f"{told}: at most {LONGEST:,} voxels along an axis and {MOST_BYTES:,} bytes are planned for. Its metadata are "

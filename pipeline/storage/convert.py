@@ -116,7 +116,9 @@ def _refuse_changed(source: str, axes: str, before: Inventory) -> None:
     """
     change = compare(before, take_inventory(open_volume(source, axes=axes), "fill"))
     if change:
-        raise StorageError(f"Source '{source}' changed while it was converted: {change}. Nothing of it is left; convert it again.")
+        raise StorageError(
+            f"Source '{source}' changed while it was converted: {change}. Nothing of it is left; convert it again."
+        )
 
 
 # --- what is written ----------------------------------------------------------------------------------------------------
@@ -249,7 +251,9 @@ def _claimed(part: Path) -> Iterator[None]:
 
 def _lock_or_refuse(lock: TextIO, part: Path) -> None:
     if not taken(lock):
-        raise StorageError(f"Another process is writing '{part}' now. Wait until it ends, end it, or choose another target.")
+        raise StorageError(
+            f"Another process is writing '{part}' now. Wait until it ends, end it, or choose another target."
+        )
 
 
 def _remove_left_over(part: Path) -> None:

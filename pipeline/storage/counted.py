@@ -121,5 +121,6 @@ class CountedStore(WrapperStore[Store]):
                 key,
                 f"is absent, though all that were sampled are there (stored: {stored}); where a volume has holes, set input.missing to 'fill'",
             )
-        if not await self._store.exists(self._count.document):  # it was not looked for; at least its array must be there still
+        # it was not looked for; at least its array must be there still
+        if not await self._store.exists(self._count.document):
             raise self._count.refusal(key, f"is absent, and so is the array's own '{self._count.document}'")

@@ -52,7 +52,11 @@ def merged(ours: Any, stored: Any, key: str = "") -> Any:
         mine = {name: merged(value, stored.get(name), name) for name, value in ours.items()}
         return mine | {name: value for name, value in stored.items() if name not in ours}
     if isinstance(ours, list) and isinstance(stored, list) and (key in GROWING or len(ours) == len(stored)):
-        return [*(merged(*pair) for pair in zip(ours, stored, strict=False)), *ours[len(stored) :], *stored[len(ours) :]]
+        return [
+            *(merged(*pair) for pair in zip(ours, stored, strict=False)),
+            *ours[len(stored) :],
+            *stored[len(ours) :],
+        ]
     return ours
 
 

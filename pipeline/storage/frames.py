@@ -97,7 +97,9 @@ class BloscRule:
         if flags & 8 or (flags & 1 and flags & 4):
             raise ChunkError(f"its Blosc header has impossible flags ({flags:#04x})")
         if self.cname in BLOSC_FORMATS and flags >> 5 != BLOSC_FORMATS[self.cname]:
-            raise ChunkError(f"its Blosc header names another compressor than '{self.cname}', which the array's metadata do")
+            raise ChunkError(
+                f"its Blosc header names another compressor than '{self.cname}', which the array's metadata do"
+            )
         if typesize not in (self.typesize, 1):
             raise ChunkError(f"its Blosc header tells {typesize} bytes a value instead of {self.typesize}")
         self.seen.add(typesize)

@@ -134,7 +134,9 @@ def _hdf5_axes(dataset: Any) -> tuple[str, tuple[str, ...]]:
             continue
         if len(names) == len(letters) == dataset.ndim:
             return letters, tuple(warnings)
-        warnings.append(f"axes '{shown(', '.join(map(str, names)))}' are told by {by} of an array that has {dataset.ndim}: not believed")
+        warnings.append(
+            f"axes '{shown(', '.join(map(str, names)))}' are told by {by} of an array that has {dataset.ndim}: not believed"
+        )
     return "", tuple(warnings)
 
 
@@ -149,7 +151,10 @@ def _names_of_axes(dataset: Any) -> Iterator[tuple[str, list[Any]]]:
     if told is not None:
         told = told.decode("utf-8", "replace") if isinstance(told, bytes) else told
         names = list(told) if isinstance(told, str) else np.ravel(told).tolist()
-        yield "the attribute axes", [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]
+        yield (
+            "the attribute axes",
+            [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names],
+        )
     yield "its labels of dimensions", [dimension.label for dimension in dataset.dims]
 
 
@@ -158,9 +163,20 @@ def _hdf5_places(
 ) -> tuple[dict[str, float], dict[str, float], dict[str, str | None], tuple[str, ...]]:
     """Size, origin and unit by axis, where attributes tell them; and what was not believed."""
     name = next((name for name in RESOLUTIONS if lengths_of(attributes.get(name))), None)
-    strange = [f"{other} of {shown(attributes[other])}" for other in RESOLUTIONS if other != name and attributes.get(other) is not None]
+    strange = [
+        f"{other} of {shown(attributes[other])}"
+        for other in RESOLUTIONS
+        if other != name and attributes.get(other) is not None
+    ]
     if name is None:
-        return {}, {}, {}, tuple(f"voxel size unknown: {one} is told, which is no size along two or three axes" for one in strange[:1])
+        return (
+            {},
+            {},
+            {},
+            tuple(
+                f"voxel size unknown: {one} is told, which is no size along two or three axes" for one in strange[:1]
+            ),
+        )
     sizes = lengths_of(attributes[name])
     warnings = [f"voxel size: {name} of {shown(attributes[name])} is believed; {one} is told, too" for one in strange]
     if name == "element_size_um":

@@ -184,7 +184,9 @@ def _elsewhere(
     for start, separator in FORMS:
         if (start, separator) == form:
             continue
-        matching = [name for name in names if (p := place_of(name, grid, start, separator)) is not None and p not in there]
+        matching = [
+            name for name in names if (p := place_of(name, grid, start, separator)) is not None and p not in there
+        ]
         if matching:
             found[min(matching)] = len(matching)
     return found

@@ -20,7 +20,19 @@ from pipeline.storage.listing import Item, children, item_at, small_files
 from pipeline.storage.objects import is_remote
 
 Kind = Literal[
-    "image", "array", "tiff", "dataset", "hdf5", "plate", "well", "collection", "group", "folder", "file", "damaged", "nothing"
+    "image",
+    "array",
+    "tiff",
+    "dataset",
+    "hdf5",
+    "plate",
+    "well",
+    "collection",
+    "group",
+    "folder",
+    "file",
+    "damaged",
+    "nothing",
 ]
 
 VOLUMES = frozenset({"image", "array", "tiff", "dataset", "damaged"})
@@ -76,7 +88,9 @@ def members(sights: Sequence[Sight]) -> list[list[str]]:
     wells = {sight.url: _paths(sight, "plate", "wells") for sight in sights if sight.kind == "plate"}
     there = {sight.url: sight for sight in looked_at([well for plate in wells.values() for well in plate])}
     return [
-        [image for well in wells[sight.url] for image in _images(there[well])] if sight.kind == "plate" else _inside(sight)
+        [image for well in wells[sight.url] for image in _images(there[well])]
+        if sight.kind == "plate"
+        else _inside(sight)
         for sight in sights
     ]
 
@@ -197,7 +211,9 @@ def _by_name(url: str) -> Sight:
     low = url.lower()
     if place is None:
         if low.endswith((*TIFF_SUFFIXES, *HDF5_SUFFIXES)):
-            return Sight(url, "file", "HDF5 and TIFF are read from paths alone: convert it to OME-Zarr (halotile convert)")
+            return Sight(
+                url, "file", "HDF5 and TIFF are read from paths alone: convert it to OME-Zarr (halotile convert)"
+            )
         if low.endswith(".zarr"):
             return Sight(url, "damaged", "it is a file, or a link that leads nowhere")
         return Sight(url, "file", "no file that a run reads")

@@ -19,7 +19,21 @@ import fsspec.asyn
 from pipeline.errors import PipelineError, StorageError
 from pipeline.storage.objects import code_of, is_remote, is_s3, refusal, s3
 
-_STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "last_modified", "created", "updated", "mtime", "Content-MD5", "Digest", "Last-Modified")
+_STAMPS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "content_md5",
+    "generation",
+    "LastModified",
+    "last_modified",
+    "created",
+    "updated",
+    "mtime",
+    "Content-MD5",
+    "Digest",
+    "Last-Modified",
+)
 """What stores tell of an object that changes when it is written again."""
 
 _CONTENT = ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest")
@@ -290,7 +304,8 @@ def _remote_looks_at(url: str, names: Sequence[str]) -> list[Look | None]:
         if isinstance(answer, Exception):  # one that may not be looked at
             raise answer
     return [
-        _look_of(name, answer) if isinstance(answer, Mapping) else None for name, answer in zip(names, answers, strict=True)
+        _look_of(name, answer) if isinstance(answer, Mapping) else None
+        for name, answer in zip(names, answers, strict=True)
     ]
 
 
@@ -309,7 +324,10 @@ def _info(system: Any, path: str) -> Any:
 
 def _answer(found: Any) -> bytes | OSError | None:
     """One that is not there, or may not be read, says something of a volume; what else goes wrong, of the store."""
-    if isinstance(found, FileNotFoundError | NotADirectoryError | IsADirectoryError) and code_of(found) != "NoSuchBucket":
+    if (
+        isinstance(found, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        and code_of(found) != "NoSuchBucket"
+    ):
         return None
     if isinstance(found, Exception) and not isinstance(found, PermissionError):
         raise found
@@ -343,4 +361,6 @@ def _told(url: str) -> Iterator[None]:
 def _of_files(url: str, error: Exception) -> StorageError | None:
     if not isinstance(error, OSError):
         return None
-    return StorageError(f"'{url}' could not be listed or read ({error.strerror or error}). Check the path, and who may read it.")
+    return StorageError(
+        f"'{url}' could not be listed or read ({error.strerror or error}). Check the path, and who may read it."
+    )

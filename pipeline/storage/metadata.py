@@ -57,7 +57,8 @@ class Metadata:
             _labelled(f"{ARRAY}/{DOCUMENT}", self._array_compared(stored(self._root / ARRAY / DOCUMENT))),
         ]
         return Comparison(
-            tuple(line for each in found for line in each.differences), tuple(line for each in found for line in each.others)
+            tuple(line for each in found for line in each.differences),
+            tuple(line for each in found for line in each.others),
         )
 
     def put(self, *, complete: bool) -> list[str]:
@@ -66,7 +67,9 @@ class Metadata:
         lines = _labelled(DOCUMENT, self._group_compared(group)).differences
         if lines:
             _write(self._root / DOCUMENT, _dumped(self._group_mended(group, there)))
-        array_lines = _labelled(f"{ARRAY}/{DOCUMENT}", self._array_compared(stored(self._root / ARRAY / DOCUMENT))).differences
+        array_lines = _labelled(
+            f"{ARRAY}/{DOCUMENT}", self._array_compared(stored(self._root / ARRAY / DOCUMENT))
+        ).differences
         if array_lines:
             _write(self._root / ARRAY / DOCUMENT, self._array_mended(stored(self._root / ARRAY / DOCUMENT)))
         return [*lines, *array_lines]
@@ -109,7 +112,11 @@ class Metadata:
             return Comparison(("is not there, or no document",), ())
         found = compared(ours, there)
         extra = [key for key in there if key not in ours and key != CONSOLIDATED]
-        wrong = [*found.differences, *(f"{told(key)} is no key of a group" for key in extra), *self._consolidated_wrong(there)]
+        wrong = [
+            *found.differences,
+            *(f"{told(key)} is no key of a group" for key in extra),
+            *self._consolidated_wrong(there),
+        ]
         return Comparison(tuple(wrong), tuple(line for line in found.others if line.startswith("attributes.")))
 
     def _consolidated_wrong(self, group: dict[str, Any]) -> list[str]:

@@ -65,14 +65,25 @@ class Multiscale:
             return unknown, (f"voxel size unknown: an axis that is read as space is told as {self.axes}",)
         scale, translation = ([values[i] for i in keep] for values in (placed.scale, placed.translation))
         if not all(map(is_size, scale)):
-            return unknown, (f"voxel size unknown: a scale of {_plain(scale)} (along {_spatial(axes)}) is told by '{self.url}'",)
+            return unknown, (
+                f"voxel size unknown: a scale of {_plain(scale)} (along {_spatial(axes)}) is told by '{self.url}'",
+            )
         warnings = []
         if not all(abs(value) < float("inf") for value in translation):
-            warnings.append(f"origin unknown, taken as 0: a translation of {_plain(translation)} is told by '{self.url}'")
+            warnings.append(
+                f"origin unknown, taken as 0: a translation of {_plain(translation)} is told by '{self.url}'"
+            )
             translation = [0.0] * len(keep)
         units = [unit_of(self.units[i]) for i in keep]
-        strange = {_short(self.units[i]): None for i, unit in zip(keep, units, strict=True) if unit is None and self.units[i] not in (None, "")}
-        warnings += [f"unit unknown: {unit} is no unit of length that the specification has, told by '{self.url}'" for unit in strange]
+        strange = {
+            _short(self.units[i]): None
+            for i, unit in zip(keep, units, strict=True)
+            if unit is None and self.units[i] not in (None, "")
+        }
+        warnings += [
+            f"unit unknown: {unit} is no unit of length that the specification has, told by '{self.url}'"
+            for unit in strange
+        ]
         found = Space(tuple(scale), tuple(translation), tuple(units))
         if found.is_unknown and not strange:
             warnings.append(f"voxel size unknown: '{self.url}' tells sizes of 1 in no unit")

@@ -104,9 +104,13 @@ class ObjectStore:
 
     def __init__(self, url: str) -> None:
         if kind := carried(url):
-            raise StorageError(f"A URL of a store carries {kind}. Give them in the environment: AWS_PROFILE, AWS_ACCESS_KEY_ID.")
+            raise StorageError(
+                f"A URL of a store carries {kind}. Give them in the environment: AWS_PROFILE, AWS_ACCESS_KEY_ID."
+            )
         if "::" in url:
-            raise StorageError(f"'{url}' is a chain of stores ('::'), which is not supported. Unpack it, and name what was in it.")
+            raise StorageError(
+                f"'{url}' is a chain of stores ('::'), which is not supported. Unpack it, and name what was in it."
+            )
         self.url = url.rstrip("/")
         with told(self.url, "be opened"):
             system, root = (s3(), self.url) if is_s3(url) else fsspec.url_to_fs(self.url)
@@ -192,7 +196,11 @@ def told(url: str, what: str) -> Iterator[None]:
 def _how_to_have(kind: str, detail: str) -> str:
     if kind in ("s3", "s3a"):
         return f". To have it, {how_to_install('s3')}"
-    return f". Run: pip install {PACKAGES[kind]}" if kind in PACKAGES else f" ({detail}). Copy the volume to a path, or to S3."
+    return (
+        f". Run: pip install {PACKAGES[kind]}"
+        if kind in PACKAGES
+        else f" ({detail}). Copy the volume to a path, or to S3."
+    )
 
 
 def refusal(url: str, what: str, error: Exception) -> StorageError | None:
@@ -207,7 +215,9 @@ def refusal(url: str, what: str, error: Exception) -> StorageError | None:
     if not isinstance(error, OSError) and not type(error).__module__.startswith(_OURS):
         return None
     if isinstance(error, OSError) and error.filename:
-        return StorageError(f"{asked}, because of '{error.filename}' here ({error.strerror}). Repair that, then do it again.")
+        return StorageError(
+            f"{asked}, because of '{error.filename}' here ({error.strerror}). Repair that, then do it again."
+        )
     code = code_of(error)
     if code == "NoSuchBucket":
         bucket = url.partition("://")[2].partition("/")[0]

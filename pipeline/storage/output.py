@@ -117,7 +117,11 @@ class Output:
     def _is_vouched_for(self, directory: RunDirectory) -> bool:
         looked = 0
         for record in directory.records():
-            if not isinstance(record, TileRecord) or record.state != "done" or record.fingerprint != self.plan.fingerprint:
+            if (
+                not isinstance(record, TileRecord)
+                or record.state != "done"
+                or record.fingerprint != self.plan.fingerprint
+            ):
                 continue
             vouched = {key: digest for key, digest in record.units.items() if digest}
             if any(self.stored_checksum(key) == digest for key, digest in vouched.items()):
@@ -189,7 +193,9 @@ class Output:
             for folder, folders, names in os.walk(self.root / ARRAY / "c"):
                 for name in names:
                     self._sort(found, Path(folder, name))
-                found.strays += [self._key_of(Path(folder, name)) for name in folders if self._is_unit(Path(folder, name))]
+                found.strays += [
+                    self._key_of(Path(folder, name)) for name in folders if self._is_unit(Path(folder, name))
+                ]
         return found
 
     def _sort(self, found: Contents, path: Path) -> None:
@@ -326,7 +332,9 @@ class Output:
 def _place(key: str) -> tuple[int, ...] | None:
     """The numbers of a chunk's key; None where it is none."""
     parts = key.split("/")[2:]
-    if key.startswith(f"{ARRAY}/c/") and all(part.isascii() and part.isdigit() and str(int(part)) == part for part in parts):
+    if key.startswith(f"{ARRAY}/c/") and all(
+        part.isascii() and part.isdigit() and str(int(part)) == part for part in parts
+    ):
         return tuple(map(int, parts))
     return None
 

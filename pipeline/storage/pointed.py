@@ -47,7 +47,16 @@ POINTER = "current.json"
 
 PLAN = "plan.json"
 
-ARTIFACTS = (PLAN, "origin.json", "ledger.jsonl", "verification.json", "report.html", "report.json", "slices.png", "thumbnail.png")
+ARTIFACTS = (
+    PLAN,
+    "origin.json",
+    "ledger.jsonl",
+    "verification.json",
+    "report.html",
+    "report.json",
+    "slices.png",
+    "thumbnail.png",
+)
 """Of the run directory: those that are there go up with the image."""
 
 AT_ONCE = 8
@@ -145,7 +154,8 @@ class PointedPublication:
                 self._upload(fingerprint)
             else:
                 self._check_stored(fingerprint)
-                self._store.write(f"{VERSIONS}/{fingerprint}/{RECORD}", record_of(found, self._there.name))  # its date tells others' ages
+                # its date tells others' ages
+                self._store.write(f"{VERSIONS}/{fingerprint}/{RECORD}", record_of(found, self._there.name))
             if not is_current:
                 self._store.write(POINTER, record_of(found, self._there.name))
                 self._there.shown(fingerprint)
@@ -165,7 +175,9 @@ class PointedPublication:
                 attributes = document["attributes"]
                 attributes["ome"] = {**attributes.get("ome", {}), **ome}
             except (ValueError, KeyError, TypeError) as error:
-                raise StorageError(f"'{self.output}/{key}' is no metadata of an image ({error}). Publish the version again.") from error
+                raise StorageError(
+                    f"'{self.output}/{key}' is no metadata of an image ({error}). Publish the version again."
+                ) from error
             self._store.write(key, json.dumps(document, indent=2, allow_nan=False).encode())
 
     # --- what is in the store alone ---------------------------------------------------------------------------------------

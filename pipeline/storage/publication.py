@@ -1,8 +1,8 @@
 """What readers of a volume's output see, and how they are sent to another version at once.
 
-    OUTPUT/versions/FINGERPRINT/NAME.ome.zarr, NAME.ome.zarr.run/, published.json
-    OUTPUT/current          on a file system: a link to the image of one version (linked.py)
-    OUTPUT/current.json     on an object store: an object that names one (pointed.py)
+OUTPUT/versions/FINGERPRINT/NAME.ome.zarr, NAME.ome.zarr.run/, published.json
+OUTPUT/current          on a file system: a link to the image of one version (linked.py)
+OUTPUT/current.json     on an object store: an object that names one (pointed.py)
 """
 
 from __future__ import annotations

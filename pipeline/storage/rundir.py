@@ -289,7 +289,11 @@ class RunDirectory:
             said = self._lock_path.read_text(encoding="utf-8", errors="replace")
         if said == token:
             return
-        why = "The stage of this worker has ended" if said.startswith(token) else "Another driver has taken over, or its own has ended"
+        why = (
+            "The stage of this worker has ended"
+            if said.startswith(token)
+            else "Another driver has taken over, or its own has ended"
+        )
         raise StorageError(f"{why}: output '{self.output}' is left alone, and this worker writes nothing more.")
 
     def is_driven(self) -> bool:

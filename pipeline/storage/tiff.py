@@ -118,7 +118,9 @@ def _check_whole(file: Any, series: Any, url: str) -> None:
             )
         stored += _check_page(found, number, url)
     if series.dataoffset is None and not stored:
-        raise StorageError(f"Input '{url}' is a TIFF of {len(series)} pages, but nothing is stored of any. Copy it again.")
+        raise StorageError(
+            f"Input '{url}' is a TIFF of {len(series)} pages, but nothing is stored of any. Copy it again."
+        )
     page = series.keyframe
     behind = series.dataoffset + series.nbytes if series.dataoffset is not None else 0
     if behind > file.filehandle.size:
@@ -143,11 +145,17 @@ def _check_page(page: Any, number: int, url: str) -> int:
     """
     offsets, counts, end = page.dataoffsets, page.databytecounts, page.parent.filehandle.size
     least = prod(page.keyframe.chunked) if page.keyframe.chunked else len(offsets)
-    whole = len(offsets) == len(counts) >= least and all((offset == 0) == (count == 0) for offset, count in zip(offsets, counts, strict=False))
+    whole = len(offsets) == len(counts) >= least and all(
+        (offset == 0) == (count == 0) for offset, count in zip(offsets, counts, strict=False)
+    )
     behind = max((offset + count for offset, count in zip(offsets, counts, strict=False)), default=0)
     if whole and behind <= end:
         return sum(count > 0 for count in counts)
-    told = f"page {number} should reach to byte {behind}, but its file ends at {end}" if whole else f"page {number} lost places of its data"
+    told = (
+        f"page {number} should reach to byte {behind}, but its file ends at {end}"
+        if whole
+        else f"page {number} lost places of its data"
+    )
     raise StorageError(f"Input '{url}' is a damaged TIFF: {told}. Copy it again.")
 
 

@@ -58,7 +58,9 @@ def diagonal_of(transforms: Any, ndim: int, *, optional: bool = False) -> Diagon
     counted = Counter(kind for kind, _ in steps)
     for kind in ("scale", "translation", "affine"):
         if counted[kind] > 1:
-            raise NotPlacedError(f"there are {counted[kind]} transformations '{kind}', and the specification allows one")
+            raise NotPlacedError(
+                f"there are {counted[kind]} transformations '{kind}', and the specification allows one"
+            )
     if not optional and not counted.keys() & {"scale", "affine", "identity"}:
         raise NotPlacedError("there is no transformation 'scale'")
     for kind, step in steps:
@@ -68,7 +70,12 @@ def diagonal_of(transforms: Any, ndim: int, *, optional: bool = False) -> Diagon
 
 def _steps(transforms: Any, depth: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each transformation with its type, those of a sequence in its place."""
-    if not isinstance(transforms, Sequence) or isinstance(transforms, str) or len(transforms) > MOST_TRANSFORMS or depth > 2:
+    if (
+        not isinstance(transforms, Sequence)
+        or isinstance(transforms, str)
+        or len(transforms) > MOST_TRANSFORMS
+        or depth > 2
+    ):
         raise NotPlacedError("coordinateTransformations is no list of transformations")
     for step in transforms:
         kind = step.get("type") if isinstance(step, Mapping) else None

@@ -295,4 +295,8 @@ def _unverified(image: Path, fingerprint: str) -> str | None:
 
 def _lacks(said: dict[str, Any]) -> str:
     tiles, metadata = said["missing"] + said["invalid"], said.get("metadata", ())
-    return f"that {tiles} tiles lack" if tiles else f"its metadata damaged ({metadata[0] if metadata else 'nothing is said'})"
+    return (
+        f"that {tiles} tiles lack"
+        if tiles
+        else f"its metadata damaged ({metadata[0] if metadata else 'nothing is said'})"
+    )

@@ -76,13 +76,17 @@ def _files(dataset: Any, url: str, depth: int) -> Iterator[tuple[Path, int]]:
     """The other files of a dataset, and the bytes that each must have."""
     own = Path(dataset.file.filename)
     if depth > DEEPEST:
-        raise StorageError(f"Input '{url}' is a virtual dataset of virtual datasets, more than {DEEPEST} deep. Copy it into one file.")
+        raise StorageError(
+            f"Input '{url}' is a virtual dataset of virtual datasets, more than {DEEPEST} deep. Copy it into one file."
+        )
     if dataset.external:
         yield from _external(dataset.external, dataset.nbytes, own)
     if dataset.is_virtual:
         sources = dataset.virtual_sources()
         if not sources:
-            raise StorageError(f"Input '{url}' is a virtual dataset without a source: nothing is stored of it. Name another dataset.")
+            raise StorageError(
+                f"Input '{url}' is a virtual dataset without a source: nothing is stored of it. Name another dataset."
+            )
         by_file: dict[str, list[Any]] = {}
         for source in sources:
             by_file.setdefault(source.file_name, []).append(source)
@@ -99,7 +103,9 @@ def _external(parts: Sequence[tuple[str, int, int]], nbytes: int, own: Path) -> 
         nbytes -= length
 
 
-def _virtual(dataset: Any, own: Path, name: str, used: Sequence[Any], url: str, depth: int) -> Iterator[tuple[Path, int]]:
+def _virtual(
+    dataset: Any, own: Path, name: str, used: Sequence[Any], url: str, depth: int
+) -> Iterator[tuple[Path, int]]:
     h5py = imported("h5py", url)
     if name == ".":
         yield from _inside(h5py, dataset.file, own, used, url, depth)
@@ -111,7 +117,9 @@ def _virtual(dataset: Any, own: Path, name: str, used: Sequence[Any], url: str, 
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise StorageError(f"Input '{url}' takes voxels from '{path}', which is no readable HDF5 file. Copy it again.") from error
+        raise StorageError(
+            f"Input '{url}' takes voxels from '{path}', which is no readable HDF5 file. Copy it again."
+        ) from error
     with file:
         yield from _inside(h5py, file, path, used, url, depth)
 
@@ -122,7 +130,9 @@ def _inside(h5py: Any, file: Any, path: Path, used: Sequence[Any], url: str, dep
         pattern = "%b" in source.dset_name
         found = None if pattern else file.get(source.dset_name)
         if not pattern and not isinstance(found, h5py.Dataset):
-            raise StorageError(f"Input '{url}' takes voxels from dataset '{source.dset_name}' of '{path}', which is not there.")
+            raise StorageError(
+                f"Input '{url}' takes voxels from dataset '{source.dset_name}' of '{path}', which is not there."
+            )
         if found is not None:
             _check_stored(found, path, url)
             yield from _files(found, url, depth + 1)
@@ -130,12 +140,18 @@ def _inside(h5py: Any, file: Any, path: Path, used: Sequence[Any], url: str, dep
 
 def _check_stored(found: Any, path: Path, url: str) -> None:
     if not found.is_virtual and not found.external and found.size and not found.id.get_storage_size():
-        raise StorageError(f"Input '{url}' takes voxels from dataset '{found.name}' of '{path}', of which nothing is stored. Copy it again.")
+        raise StorageError(
+            f"Input '{url}' takes voxels from dataset '{found.name}' of '{path}', of which nothing is stored. Copy it again."
+        )
 
 
 def _found(name: str, own: Path) -> Path:
     """The file that HDF5 would open by a name: beside the dataset's own, or in the working directory."""
-    folders = [prefix.replace("${ORIGIN}", str(own.parent)) for prefix in os.environ.get("HDF5_VDS_PREFIX", "").split(":") if prefix]
+    folders = [
+        prefix.replace("${ORIGIN}", str(own.parent))
+        for prefix in os.environ.get("HDF5_VDS_PREFIX", "").split(":")
+        if prefix
+    ]
     places = [Path(folder, name) for folder in (*folders, own.parent, ".")]
     return next((place for place in places if place.is_file()), own.parent / name)
 

@@ -158,9 +158,13 @@ def _open_zarr(url: str, level: int, axes: str) -> _Opened:
     warnings += reading.warnings
     if image:
         space, unclear = image.image.space(level if isinstance(node, zarr.Group) else image.level, reading.axes)
-        unnamed = () if reading.is_told else (f"no axes are told, read as {reading.axes}; set input.axes if they are others",)
+        unnamed = (
+            () if reading.is_told else (f"no axes are told, read as {reading.axes}; set input.axes if they are others",)
+        )
         return _Opened(array, reading.axes, space, (*warnings, *unnamed, *unclear))
-    return _Opened(array, reading.axes, Space.unknown(len(reading.axes.replace("c", ""))), (*warnings, nothing_told(reading)))
+    return _Opened(
+        array, reading.axes, Space.unknown(len(reading.axes.replace("c", ""))), (*warnings, nothing_told(reading))
+    )
 
 
 def _image(node: zarr.Array | zarr.Group, url: str) -> tuple[Level | None, tuple[str, ...]]:
@@ -208,7 +212,8 @@ def _open(url: str) -> zarr.Array | zarr.Group:
         raise StorageError(f"Input '{url}' was asked for, but there is nothing there. Check input.url.")
     if not is_remote(url):
         return zarr.open(input_store(url), mode="r", use_consolidated=False)  # a copy may be older than the arrays
-    with told(url, "be read"):  # zarr asks for several objects at once, and leaves the other requests lie when one is refused
+    # zarr asks for several objects at once, and leaves the other requests lie when one is refused
+    with told(url, "be read"):
         ObjectStore(url).read("zarr.json")
     try:
         return zarr.open(input_store(url), mode="r", use_consolidated=False)
@@ -221,7 +226,9 @@ def _absent(url: str) -> StorageError:
     with told(url, "be read"):
         found = ObjectStore(url).children("")
     if not found:
-        return StorageError(f"Input '{url}' was asked for, but there is nothing there. Check the URL and AWS_ENDPOINT_URL.")
+        return StorageError(
+            f"Input '{url}' was asked for, but there is nothing there. Check the URL and AWS_ENDPOINT_URL."
+        )
     return _no_store(url, f"it holds {', '.join(found[:8])}")
 
 

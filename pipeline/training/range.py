@@ -65,7 +65,9 @@ def _narrow(url: str, look: Appearance, channel: Channel, rule: Normalization) -
     if first == last:
         return f"{said} Nearly all voxels have one value: name boxes that show more."
     if rule.mode == "percentile":
-        return f"{said} The rest of the volume spans far more: name boxes that show it, or set normalize.mode to 'zscore'."
+        return (
+            f"{said} The rest of the volume spans far more: name boxes that show it, or set normalize.mode to 'zscore'."
+        )
     return f"{said} Set normalize.mode to 'percentile', which makes them about 0 and 1."
 
 

@@ -87,7 +87,9 @@ class Checkpoint:
     @cached_property
     def digest(self) -> str:
         """Of all that decides what a run computes: the weights, and what else the file says, but not where they came from."""
-        said = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("state", "provenance")}
+        said = {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("state", "provenance")
+        }
         return hashlib.sha256(f"{self.sha256} {sorted(said.items())}".encode()).hexdigest()
 
     def build(self) -> UNet:
@@ -261,7 +263,9 @@ def _parsed(said: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"padding '{architecture.padding}'")
     if rule and rule.mode not in get_args(Mode):
         raise ValueError(f"normalization '{rule.mode}'")
-    if rule and not all(isinstance(v, int | float) and isfinite(v) for v in (rule.offset, rule.scale, rule.low, rule.high)):
+    if rule and not all(
+        isinstance(v, int | float) and isfinite(v) for v in (rule.offset, rule.scale, rule.low, rule.high)
+    ):
         raise ValueError(f"normalization {rule.to_dict()}")
     if len(size) > 3 or not all(0 < v < inf for v in size):
         raise ValueError(f"voxel size {size}")
@@ -293,8 +297,12 @@ def _depth_of(value: Any) -> int:
 
 def _refuse_strange(tensors: Mapping[str, Tensor], source: str) -> None:
     if len(tensors) > MOST_TENSORS:
-        raise ModelError(f"Checkpoint '{source}' holds {len(tensors):,} tensors; at most {MOST_TENSORS:,} are read. It is of another network.")
-    strange = [n for n, t in tensors.items() if t.layout is not torch.strided or t.is_meta or t.is_complex() or _is_spread(t)]
+        raise ModelError(
+            f"Checkpoint '{source}' holds {len(tensors):,} tensors; at most {MOST_TENSORS:,} are read. It is of another network."
+        )
+    strange = [
+        n for n, t in tensors.items() if t.layout is not torch.strided or t.is_meta or t.is_complex() or _is_spread(t)
+    ]
     if strange:
         raise ModelError(
             f"Checkpoint '{source}' holds tensors that are sparse, complex, spread or without values: {_listed(strange)}. "

@@ -58,7 +58,9 @@ class UNetPredictor:
 
     def serves(self, plan: Plan) -> bool:
         """Whether a plan is of the same network, in the same precision and place."""
-        networks = [(p.model.sha256, p.model.architecture, p.compute.dtype, p.compute.device) for p in (self._plan, plan)]
+        networks = [
+            (p.model.sha256, p.model.architecture, p.compute.dtype, p.compute.device) for p in (self._plan, plan)
+        ]
         return networks[0] == networks[1]
 
     def predict(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, np.ndarray]]:

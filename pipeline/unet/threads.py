@@ -87,7 +87,11 @@ def check_threads(found: Threads, planned: int, promised_cores: int | None = Non
             "process to fewer (OMP_PROC_BIND, OMP_PLACES, GOMP_CPU_AFFINITY), and workers inherit that. Start the driver without."
         )
     if found.bound:
-        return [f"OpenMP ties this worker's threads to cores, maybe to those of another worker. {where} (OMP_PROC_BIND)."]
+        return [
+            f"OpenMP ties this worker's threads to cores, maybe to those of another worker. {where} (OMP_PROC_BIND)."
+        ]
     if 0 < found.cores < planned:
-        return [f"{planned} compute threads share {found.cores} core(s), which is all that this worker may use: it will be slow."]
+        return [
+            f"{planned} compute threads share {found.cores} core(s), which is all that this worker may use: it will be slow."
+        ]
     return []

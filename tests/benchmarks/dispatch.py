@@ -49,8 +49,12 @@ def main(tiles: int) -> None:
     for unit, each in ("tiles/s", 0), ("tiles/s of the driver's processor time", 1):
         without, by_tls = ([turn[each] for turn in rates[security]] for security in ("none", "auto"))
         ratio = statistics.median(one / other for one, other in zip(by_tls, without, strict=True))
-        print(f"{unit} without TLS {statistics.median(without):.0f}, by TLS {statistics.median(by_tls):.0f}: {ratio:.2f} of it")
-    print(f"start of the workers without TLS {starts['none']:.2f} s (the first of the process), by TLS {starts['auto']:.2f} s")
+        print(
+            f"{unit} without TLS {statistics.median(without):.0f}, by TLS {statistics.median(by_tls):.0f}: {ratio:.2f} of it"
+        )
+    print(
+        f"start of the workers without TLS {starts['none']:.2f} s (the first of the process), by TLS {starts['auto']:.2f} s"
+    )
 
 
 def _growth(pool: Pool, tiles: int) -> None:

@@ -37,7 +37,14 @@ def write_twelve_bits(folder: Path) -> None:
 def trained(folder: Path, rule: str | None, norm: str, steps: int) -> dict[str, Any]:
     """The figures of a training under a rule; the default where none is named."""
     overrides = [
-        *("patch=[16, 48, 48]", "batch=1", f"steps={steps}", "network.width=8", f"output={folder / f'{norm}-{rule}'}", f"network.norm={norm}"),
+        *(
+            "patch=[16, 48, 48]",
+            "batch=1",
+            f"steps={steps}",
+            "network.width=8",
+            f"output={folder / f'{norm}-{rule}'}",
+            f"network.norm={norm}",
+        ),
         *(f"every.validation={steps}", "optimiser.average=0.95", "normalize=null", "augment.elastic_sigma=1"),
         *([f"normalize={{mode: {rule}}}"] if rule else []),
     ]
@@ -67,8 +74,14 @@ def main() -> None:
         for norm in ("batch", "none"):
             for rule in RULES:
                 found = trained(folder, rule, norm, steps)
-                figures = ", ".join(f"{key} {found[key]}" for key in ("auc", "dice", "training_loss", "training_constant_loss", "learned"))
-                print(f"norm {norm}, {rule or 'default'}: sees {found['range']}, refused {found['refused']}; {figures}", flush=True)
+                figures = ", ".join(
+                    f"{key} {found[key]}"
+                    for key in ("auc", "dice", "training_loss", "training_constant_loss", "learned")
+                )
+                print(
+                    f"norm {norm}, {rule or 'default'}: sees {found['range']}, refused {found['refused']}; {figures}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -195,7 +195,15 @@ def somebody_elses(folder: Path) -> Iterator[tuple[str, subprocess.Popen, subpro
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     loops = []
     for role, *arguments in (("scheduler", "--port", address.split(":")[1]), ("worker", address, "--nthreads", "1")):
-        command = [sys.executable, "-m", f"distributed.cli.dask_{role}", "--host", "127.0.0.1", "--no-dashboard", *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            f"distributed.cli.dask_{role}",
+            "--host",
+            "127.0.0.1",
+            "--no-dashboard",
+            *arguments,
+        ]
         loop = ["sh", "-c", 'while sleep 0.5; do "$@"; done', "supervisor", *command]
         with (folder / f"{role}.log").open("w") as log:
             loops.append(subprocess.Popen(loop, env=environment, stdout=log, stderr=log, start_new_session=True))
@@ -226,7 +234,9 @@ def test_a_scheduler_that_comes_back_costs_no_tile(run, tmp_path, caplog):
     with somebody_elses(tmp_path) as (address, scheduler, _):
         config = ClusterConfig(kind="address", address=address, security="none", workers=1, memory_gb=2)
         with open_pool(config, replace(CREW, workers=1), tmp_path) as pool, forwarded(pool.client, "info"):
-            found = dispatch(pool, Work(work.ready, functools.partial(work.doze_and_say, 0.1), run), range(60), retries=2)
+            found = dispatch(
+                pool, Work(work.ready, functools.partial(work.doze_and_say, 0.1), run), range(60), retries=2
+            )
             first = next(found)
             psutil.Process(scheduler.pid).children()[0].kill()
             assert [(outcome.error, outcome.attempt) for outcome in (first, *found)] == [(None, 1)] * 60

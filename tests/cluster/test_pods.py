@@ -7,7 +7,13 @@ from pipeline.cluster import pods
 
 def pod(phase="Pending", *, conditions=(), **container):
     """What the API says of a pod with one container."""
-    return {"status": {"phase": phase, "conditions": list(conditions), "containerStatuses": [container] if container else []}}
+    return {
+        "status": {
+            "phase": phase,
+            "conditions": list(conditions),
+            "containerStatuses": [container] if container else [],
+        }
+    }
 
 
 UNSCHEDULABLE = {
@@ -22,10 +28,22 @@ UNSCHEDULABLE = {
     ("found", "told", "hopeless"),
     [
         (pod(), "", False),
-        (pod(conditions=[UNSCHEDULABLE]), "Unschedulable (0/3 nodes are available: 3 Insufficient nvidia.com/gpu.)", False),
+        (
+            pod(conditions=[UNSCHEDULABLE]),
+            "Unschedulable (0/3 nodes are available: 3 Insufficient nvidia.com/gpu.)",
+            False,
+        ),
         (pod(state={"waiting": {"reason": "ContainerCreating"}}), "ContainerCreating", False),
-        (pod(state={"waiting": {"reason": "ImagePullBackOff", "message": "no such tag"}}), "ImagePullBackOff (no such tag)", True),
-        (pod(state={"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s3" not found'}}), "", True),
+        (
+            pod(state={"waiting": {"reason": "ImagePullBackOff", "message": "no such tag"}}),
+            "ImagePullBackOff (no such tag)",
+            True,
+        ),
+        (
+            pod(state={"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s3" not found'}}),
+            "",
+            True,
+        ),
         (pod("Running", state={"running": {}}), "", False),
     ],
 )
@@ -45,7 +63,13 @@ def test_an_end_is_told_with_its_reason():
 
 def test_pods_are_counted_and_their_reasons_told_once():
     """Twenty pods that wait for the same card are one sentence."""
-    quota = {"status": {"conditions": [{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"}]}}
+    quota = {
+        "status": {
+            "conditions": [
+                {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"}
+            ]
+        }
+    }
     assert pods.described([pod(conditions=[UNSCHEDULABLE])] * 20 + [pod("Running")]) == (
         "20 pods pending, 1 pods running: Unschedulable (0/3 nodes are available: 3 Insufficient nvidia.com/gpu.)"
     )

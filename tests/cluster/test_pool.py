@@ -182,7 +182,10 @@ def test_certificates_that_are_not_there_are_told(tmp_path):
         config = ClusterConfig(kind=kind, security=nowhere, address="tls://127.0.0.1:9")
         with pytest.raises(ConfigError, match=r"cluster\.security names '/nowhere/ca\.pem'"):
             machine(config)
-    with pytest.raises(ConfigError, match=r"cluster\.security names '/nowhere/ca\.pem'"), open_pool(config, ONE, tmp_path):
+    with (
+        pytest.raises(ConfigError, match=r"cluster\.security names '/nowhere/ca\.pem'"),
+        open_pool(config, ONE, tmp_path),
+    ):
         pass
 
 

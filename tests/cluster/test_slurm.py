@@ -25,7 +25,9 @@ ASKED = {
 def script(folder, **asked):
     """The script of a job."""
     found = ClusterConfig(kind="slurm", workers=2, memory_gb=10, slurm={**ASKED, **asked})
-    with slurm.SLURMCluster(**slurm._options(found, Crew(2, 8, 10**10, "cuda"), folder / "o.zarr.run" / "jobs", None)) as cluster:
+    with slurm.SLURMCluster(
+        **slurm._options(found, Crew(2, 8, 10**10, "cuda"), folder / "o.zarr.run" / "jobs", None)
+    ) as cluster:
         return cluster.job_script()
 
 

@@ -135,7 +135,10 @@ def test_no_look_misses_workers_while_the_client_refreshes_what_it_knows(pool):
     """The client asks for totals every two seconds, and forgets the workers by it; a run that believed it would give up its
     tiles, and end where they were all still loading the network. Here it asks a thousand times a second."""
     often = {"distributed.client.scheduler-info-interval": "1ms"}
-    with dask.config.set(often), Client(pool.client.scheduler.address, security=pool.client.security, set_as_default=False) as client:
+    with (
+        dask.config.set(often),
+        Client(pool.client.scheduler.address, security=pool.client.security, set_as_default=False) as client,
+    ):
         assert {len(Attendance(client).look()) for _ in range(500)} == {2}
 
 

@@ -88,13 +88,23 @@ def test_values_that_are_not_finite_count_for_nothing():
 
 def test_an_appearance_round_trips_through_json():
     """It lies in checkpoints and plans."""
-    found = appearance_of([np.arange(64, dtype=np.uint8).reshape(1, 4, 4, 4)], Normalization(), dtype="uint8", voxel_size_nm=(10.0, 5.0, 5.0))
+    found = appearance_of(
+        [np.arange(64, dtype=np.uint8).reshape(1, 4, 4, 4)],
+        Normalization(),
+        dtype="uint8",
+        voxel_size_nm=(10.0, 5.0, 5.0),
+    )
     assert Appearance.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"limits": [0, float("nan")]}, {"channels": []}, {"channels": [{"percentiles": [1, 2], "reach": [0, 1]}]}, {"voxel_size_nm": [0, 1, 1]}],
+    [
+        {"limits": [0, float("nan")]},
+        {"channels": []},
+        {"channels": [{"percentiles": [1, 2], "reach": [0, 1]}]},
+        {"voxel_size_nm": [0, 1, 1]},
+    ],
 )
 def test_what_is_no_appearance_is_refused(change):
     """A checkpoint's metadata may say anything."""

@@ -111,7 +111,9 @@ def test_a_complete_volume_did_not_change_for_the_quiet_time(events, skews):
         if changed:
             version, now = version + 1, now + 0.01
             changes.append(now)
-        looks.append((now, Look(str(version), watcher, now + skews[watcher], now + took + skews[watcher]), len(changes)))
+        looks.append(
+            (now, Look(str(version), watcher, now + skews[watcher], now + took + skews[watcher]), len(changes))
+        )
         now += took
     for (began, _, seen), complete in zip(looks, watched([one for _, one, _ in looks]), strict=True):
         if complete:
@@ -124,7 +126,10 @@ def test_what_stays_as_it_is_is_complete_in_the_end(events, skews):
     looks = [look_at(str(i), 8.0 * i + skews[watcher], watcher) for i, (_, _, watcher, _) in enumerate(events)]
     end = 8.0 * len(events)
     for watcher in "abc":
-        last = [look_at("end", end + skews[watcher], watcher), look_at("end", end + QUIET + 1 + skews[watcher], watcher)]
+        last = [
+            look_at("end", end + skews[watcher], watcher),
+            look_at("end", end + QUIET + 1 + skews[watcher], watcher),
+        ]
         assert watched([*looks, *last])[-1]
 
 

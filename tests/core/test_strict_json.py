@@ -18,7 +18,10 @@ NOT_WRITTEN = {"ledger.py", "documents.py", "deployment.py", "preload.py"}
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ({"a": NAN, "b": [INF, -INF, 1.5], "c": {"d": (NAN, 2)}}, '{"a": null, "b": [null, null, 1.5], "c": {"d": [null, 2]}}'),
+        (
+            {"a": NAN, "b": [INF, -INF, 1.5], "c": {"d": (NAN, 2)}},
+            '{"a": null, "b": [null, null, 1.5], "c": {"d": [null, 2]}}',
+        ),
         ({"a": 1e300, "b": None, "c": True, "d": "NaN"}, '{"a": 1e+300, "b": null, "c": true, "d": "NaN"}'),
         (NAN, "null"),
     ],
@@ -38,15 +41,26 @@ def test_what_is_finite_is_written_as_it_always_was():
 def _unchecked(source: str) -> list[int]:
     """Lines of calls that may write a bare NaN: digests may, they are no JSON for anybody."""
     tree = ast.parse(source)
-    hashed = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.Call) and "sha256" in ast.unparse(node.func) for inner in ast.walk(node)}
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dumps", "json.dump")]
+    hashed = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and "sha256" in ast.unparse(node.func)
+        for inner in ast.walk(node)
+    }
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dumps", "json.dump")
+    ]
     return [c.lineno for c in calls if id(c) not in hashed and not any(k.arg == "allow_nan" for k in c.keywords)]
 
 
 def test_every_json_that_is_written_allows_no_bare_nan():
     """The next artifact, too."""
     files = [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "flows").rglob("*.py")]
-    found = [f"{path.name}:{line}" for path in files if path.name not in NOT_WRITTEN for line in _unchecked(path.read_text())]
+    found = [
+        f"{path.name}:{line}" for path in files if path.name not in NOT_WRITTEN for line in _unchecked(path.read_text())
+    ]
     assert not found
 
 

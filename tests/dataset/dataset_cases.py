@@ -73,7 +73,9 @@ class DataSet:
 
     def corrupt(self, name: str) -> None:
         """Damage one stored chunk of a volume."""
-        chunk = next(path for path in sorted(self.volume(name).rglob("*")) if path.is_file() and path.name != "zarr.json")
+        chunk = next(
+            path for path in sorted(self.volume(name).rglob("*")) if path.is_file() and path.name != "zarr.json"
+        )
         chunk.write_bytes(b"\x00damaged")
 
     def register(self, seed: int) -> int:

@@ -293,7 +293,11 @@ def test_what_is_named_is_an_entry_whatever_is_there(tmp_path):
         ("c.csv", "url,url\nx,y\n", ["column 'url' twice"]),
         ("c.csv", "url;level\nx;1\n", ["parted by commas, not by ';'"]),
         ("c.csv", "url,level\nx,1,2\n", ["line 2: 3 cells in 2 columns"]),
-        ("c.csv", "url,level\nx,0\n\ny,fine\n,2\n", ["2 problems", "line 4: level: ", "found 'fine'", "line 5: url: required"]),
+        (
+            "c.csv",
+            "url,level\nx,0\n\ny,fine\n,2\n",
+            ["2 problems", "line 4: level: ", "found 'fine'", "line 5: url: required"],
+        ),
         ("c.csv", 'url\n"x\n', ["is no CSV", "line 2"]),
         ("c.csv", "url\n", ["a header alone"]),
         ("c.csv", "\n", ["is empty", "url and perhaps name, level, axes"]),
@@ -301,7 +305,11 @@ def test_what_is_named_is_an_entry_whatever_is_there(tmp_path):
         ("c.yaml", "", ["holds nothing", "expected a list of locations"]),
         ("c.yaml", "x.zarr", ["one value, 'x.zarr'"]),
         ("c.yaml", "volume: [x]", ["unknown key; did you mean 'volumes'?", "volumes: required"]),
-        ("c.yaml", "[{ulr: x}, 3, {url: x, level: -1}]", ["unknown key; did you mean 'url'?", "item 2:", "item 3: level:"]),
+        (
+            "c.yaml",
+            "[{ulr: x}, 3, {url: x, level: -1}]",
+            ["unknown key; did you mean 'url'?", "item 2:", "item 3: level:"],
+        ),
         ("c.yaml", "[{url: x, axes: xyz}]", ["item 1: axes: should be 'auto', 'yx'"]),
         ("c.yaml", "[{url: x, name: 7}]", ["item 1: name: should be a valid string (found 7)"]),
         ("c.yaml", "- [x", ["is not YAML"]),
@@ -422,7 +430,13 @@ def check_store(root: str) -> None:
     assert set(reasons(found)) == {"t.tif", "note.txt", "c.csv"}
     assert "convert it to OME-Zarr" in reasons(found)["t.tif"]
     assert by_name(read_catalogue(f"{root}/?.ome.z*")) == {"a": f"{root}/a.ome.zarr"}
-    assert list(by_name(read_catalogue(f"{root.rpartition('/')[0]}/**/*.zarr"))) == ["a", "b", "p-A-1-0", "p-A-2", "torn"]
+    assert list(by_name(read_catalogue(f"{root.rpartition('/')[0]}/**/*.zarr"))) == [
+        "a",
+        "b",
+        "p-A-1-0",
+        "p-A-2",
+        "torn",
+    ]
     assert list(by_name(read_catalogue(f"{root}/p.zarr"))) == ["A-1-0", "A-2"]
     assert by_name(read_catalogue(f"{root}/c.csv")) == {"first": f"{root}/a.ome.zarr"}
     with pytest.raises(StorageError, match=r"of 7 things in '.*', such as a.ome.zarr, .* none fits '\*.n5'"):
@@ -481,7 +495,9 @@ def test_the_metadata_of_a_store_is_asked_for_at_once(monkeypatch):
         system.pipe(f"/many/v{n}.zarr/zarr.json", document)
     asked = []
     read = type(system).cat_ranges
-    monkeypatch.setattr(type(system), "cat_ranges", lambda self, *given, **said: asked.append(given[0]) or read(self, *given, **said))
+    monkeypatch.setattr(
+        type(system), "cat_ranges", lambda self, *given, **said: asked.append(given[0]) or read(self, *given, **said)
+    )
     try:
         assert len(read_catalogue("memory://many")) == 300
         assert [len(paths) for paths in asked if len(paths) > 1] == [300]

@@ -76,7 +76,8 @@ def test_readers_see_one_whole_version_while_a_new_model_is_run_and_its_driver_k
         switched = sum(first[name] != now for name, now in published(dataset).items())
         wait_until(
             lambda switched=switched, command=command: (
-                sum(first[name] != now for name, now in published(dataset).items()) > switched or not command.is_running()
+                sum(first[name] != now for name, now in published(dataset).items()) > switched
+                or not command.is_running()
             )
         )
         time.sleep(choose.uniform(0, 0.2))

@@ -35,7 +35,9 @@ def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> DataSet:
     image_of_scale(made.volume("v00"), 0.0)
     if request.param == "link":
         return made
-    return made.having(output={"url": f"memory://told-{tmp_path.name.replace('_', '-')}/segmented"}, staging=str(tmp_path / "staging"))
+    return made.having(
+        output={"url": f"memory://told-{tmp_path.name.replace('_', '-')}/segmented"}, staging=str(tmp_path / "staging")
+    )
 
 
 def what_readers_see(dataset: DataSet) -> dict[str, Any]:
@@ -78,7 +80,9 @@ def test_metadata_that_cannot_be_brought_up_are_said_to_be_stale(dataset, pooled
     assert go(dataset) == {"v00": "done"}
     image_of_scale(dataset.volume("v00"), 30.0)
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.stages.describe", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        patch.setattr(
+            "pipeline.stages.describe", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+        )
         assert go(dataset) == {"v00": "skipped"}
     reason = json.loads((dataset.config.home / "summary.json").read_text())["outcomes"][0]["reason"]
     assert "its metadata still tell a voxel size of unknown, the input tells 30 x 4 x 4 micrometer" in reason

@@ -275,7 +275,9 @@ def test_a_folder_that_cannot_be_listed_keeps_no_other_volume_waiting(place, tmp
     make_image(place / "a.ome.zarr")
     (place / "a.ome.zarr.done").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    inbox = Inbox([str(tmp_path / "loop" / "b.zarr"), str(place / "a.ome.zarr")], tmp_path / "seen.json", marker=".done")
+    inbox = Inbox(
+        [str(tmp_path / "loop" / "b.zarr"), str(place / "a.ome.zarr")], tmp_path / "seen.json", marker=".done"
+    )
     assert states(inbox) == {"b": "unreadable", "a": "complete"}
     assert "could not be listed" in inbox.look()[0].why
 
@@ -333,7 +335,9 @@ def test_the_machines_own_clock_is_the_same_for_all_its_processes():
     """A scheduled watcher is a new process each time; its looks add up, and setting the clock changes nothing."""
     before = since_boot()
     code = "from pipeline.dataset.inbox import since_boot; print(*since_boot(), sep='|')"
-    name, seconds = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split("|")
+    name, seconds = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split("|")
     assert name == before[0]
     assert before[1] < float(seconds) < since_boot()[1] < before[1] + 60
 
@@ -440,7 +444,8 @@ def test_a_kill_leaves_a_whole_file(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"format": 2}', '{"format": 1, "clocks": {}, "volumes": {"a": {"signature": "x", "since": 3}}}']
+    "text",
+    ["", "{", "[]", '{"format": 2}', '{"format": 1, "clocks": {}, "volumes": {"a": {"signature": "x", "since": 3}}}'],
 )
 def test_observations_that_cannot_be_read_are_refused(quiet, tmp_path, text):
     """Taken for empty, they would hide that somebody else writes there."""

@@ -127,7 +127,9 @@ def test_a_model_whose_versions_removal_was_killed_may_be_set_back(in_memory, tm
 
 
 @pytest.mark.parametrize("then", ["again", "another model"])
-def test_a_go_that_was_killed_right_after_the_switch_leaves_no_image_here(in_memory, tmp_path, pooled, monkeypatch, then):
+def test_a_go_that_was_killed_right_after_the_switch_leaves_no_image_here(
+    in_memory, tmp_path, pooled, monkeypatch, then
+):
     """The staging disk would hold each image for as long as its version lives."""
 
     def dies(*_: object) -> None:
@@ -148,6 +150,5 @@ def test_a_go_that_was_killed_right_after_the_switch_leaves_no_image_here(in_mem
 
 
 def _summary(output: str) -> dict:
-
 
     return json.loads(ObjectStore(output).read("summary.json"))

@@ -116,7 +116,9 @@ def test_a_checkpoint_that_is_written_again_as_it_was_changes_nothing(tmp_path, 
     assert set(dataset.states().values()) == {"done"}
 
 
-def test_a_first_switch_that_failed_does_not_tie_a_volume_to_files_that_were_touched_since(tmp_path, pooled, monkeypatch):
+def test_a_first_switch_that_failed_does_not_tie_a_volume_to_files_that_were_touched_since(
+    tmp_path, pooled, monkeypatch
+):
     """Killed, or out of room, between the record and the link: it was refused for ever as published once."""
     dataset = make_dataset(tmp_path, volumes=1)
 
@@ -159,7 +161,9 @@ def test_versions_whose_time_comes_later_go_when_the_volume_is_found_done(tmp_pa
 
 
 @pytest.mark.parametrize("error", [OSError(39, "Directory not empty: '.nfs0001'"), RuntimeError("that nobody foresaw")])
-def test_what_cannot_be_removed_after_the_switch_is_told_and_fails_nothing(tmp_path, pooled, monkeypatch, caplog, error):
+def test_what_cannot_be_removed_after_the_switch_is_told_and_fails_nothing(
+    tmp_path, pooled, monkeypatch, caplog, error
+):
     """Readers see the new version by then. What is left half-removed goes with the next go, which finds the volume done."""
     dataset = make_dataset(tmp_path, volumes=1, keep={"versions": 0, "days": 0})
     go(dataset)
@@ -253,7 +257,9 @@ def test_the_summary_is_a_page_a_table_and_data(tmp_path, pooled):
     go(dataset)
     page = (dataset.output / "summary.html").read_text()
     assert "2 volumes: 1 failed, 1 done" in page
-    links = [part.split('"')[0] for part in page.split('href="')[1:]] + [part.split('"')[0] for part in page.split('src="')[1:]]
+    links = [part.split('"')[0] for part in page.split('href="')[1:]] + [
+        part.split('"')[0] for part in page.split('src="')[1:]
+    ]
     assert any(link.endswith("report.html") for link in links)
     assert any(link.endswith("thumbnail.png") for link in links)
     assert all((dataset.output / link).is_file() for link in links)
@@ -262,7 +268,9 @@ def test_the_summary_is_a_page_a_table_and_data(tmp_path, pooled):
     assert "http-equiv" not in page  # it is over: nothing reloads
 
 
-def test_a_disk_that_is_full_in_mid_data_set_publishes_no_half_and_after_room_is_made_the_rest_is_done(tmp_path, pooled):
+def test_a_disk_that_is_full_in_mid_data_set_publishes_no_half_and_after_room_is_made_the_rest_is_done(
+    tmp_path, pooled
+):
     """Each volume says what happened; nothing half-written is shown; nothing done is lost."""
     with mounted(tmp_path / "disk", "-o", "size=3m"):
         dataset = make_dataset(tmp_path / "data", volumes=4, concurrency=1)
@@ -302,7 +310,8 @@ def test_a_damaged_volume_that_plans_must_read_is_one_failure(tmp_path, pooled):
 
 def test_a_dry_run_is_measured_by_another_volume_where_the_largest_is_damaged(tmp_path, caplog, monkeypatch):
     """A plan of whole numbers reads no voxel, the measurement does: what it meets in one volume must not hide all the others."""
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)  # Prefect's set-up of loggers, if it was, took it
+    # Prefect's set-up of loggers, if it was, took it
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
     dataset = make_dataset(tmp_path, volumes=2)
     dataset.add("v02", shape=(32, 24, 24))
     for chunk in dataset.volume("v02").rglob("*"):
@@ -326,7 +335,11 @@ def test_a_volume_that_fails_in_a_way_that_nobody_foresaw_is_one_failure(tmp_pat
     else:
         save_array(bad := tmp_path / "bad.zarr", np.ones((32, 24, 24), "uint8"), (8, 12, 12))
         check = planning._check_fit
-        monkeypatch.setattr(planning, "_check_fit", lambda config, *rest: check(config, *rest) if "bad" not in config.input.url else 1 / 0)
+        monkeypatch.setattr(
+            planning,
+            "_check_fit",
+            lambda config, *rest: check(config, *rest) if "bad" not in config.input.url else 1 / 0,
+        )
     dataset = dataset.having(volumes=[str(bad), str(dataset.volume("v00")), str(dataset.volume("v01"))])
     found = estimate(dataset.config, volumes_of(dataset.config)[0])
     assert (len(found.plans), list(found.refused)) == (2, ["bad"])
@@ -405,7 +418,9 @@ def test_outputs_that_a_link_leads_to_are_no_volumes(tmp_path, pooled, of_volume
     """Sites mount one folder under several names: the same outputs, written otherwise, are the same outputs."""
     dataset = make_dataset(tmp_path, volumes=1)
     (tmp_path / "alias").symlink_to(tmp_path / "volumes")
-    dataset = dataset.having(volumes=f"{tmp_path / of_volumes}/**", output={"url": str(tmp_path / of_output / "segmented")})
+    dataset = dataset.having(
+        volumes=f"{tmp_path / of_volumes}/**", output={"url": str(tmp_path / of_output / "segmented")}
+    )
     assert go(dataset) == {"v00": "done"}
     assert go(dataset) == {"v00": "skipped"}
     assert any("an output of this dataset" in line for line in dataset.summary["left_out"])

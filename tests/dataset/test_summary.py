@@ -17,7 +17,11 @@ def table(folder, **keys) -> dict[str, str]:
     return row
 
 
-@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r", "\n", " =", "\t=", "|", "%", "\uff1d", "\uff0b", "\uff0d", "\uff20"], ids=ascii)
+@pytest.mark.parametrize(
+    "sign",
+    ["=", "+", "-", "@", "\t", "\r", "\n", " =", "\t=", "|", "%", "\uff1d", "\uff0b", "\uff0d", "\uff20"],
+    ids=ascii,
+)
 @pytest.mark.parametrize("column", ["model", "reason"])
 def test_no_cell_is_a_formula(tmp_path, column, sign):
     """A model called `=HYPERLINK(...)` would act in the spreadsheet of whoever opens the table."""
@@ -37,5 +41,10 @@ def test_a_cell_is_one_line_without_signs_that_act(tmp_path):
 def test_ordinary_cells_are_as_they_were(tmp_path):
     """The negative control."""
     row = table(tmp_path, model="em version 3, weights 0a1b", voxels=5, seconds=1.5)
-    assert (row["model"], row["voxels"], row["seconds"], row["url"]) == ("em version 3, weights 0a1b", "5", "1.5", "/data/v.zarr")
+    assert (row["model"], row["voxels"], row["seconds"], row["url"]) == (
+        "em version 3, weights 0a1b",
+        "5",
+        "1.5",
+        "/data/v.zarr",
+    )
     assert tuple(row) == COLUMNS

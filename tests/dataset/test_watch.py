@@ -205,4 +205,5 @@ def test_two_watchers_at_once_on_growing_volumes_do_each_once_and_none_early(tmp
         assert len(list((dataset.output / name / "versions").iterdir())) == 1
         tiles = done_entries(RunDirectory(dataset.current(name)))
         assert sorted(set(tiles)) == sorted(tiles)
-    assert set(dataset.states().values()) <= {"done", "skipped", "busy"}  # the other watcher was quicker, or still is at it
+    # the other watcher was quicker, or still is at it
+    assert set(dataset.states().values()) <= {"done", "skipped", "busy"}

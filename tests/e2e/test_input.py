@@ -187,9 +187,10 @@ def test_keep_computes_nothing_and_says_so(done, pooled, capsys):
     os.utime(done.folder / "input.zarr/c/0/0/0")
     assert command("run", done.yaml, "--no-prefect", "--input-changed", "keep") == 0
     assert "nothing to compute" in capsys.readouterr().out
-    assert "kept as the same voxels, 12 tile(s) that read it were not computed again" in (
-        done.directory.path / "report.html"
-    ).read_text()
+    assert (
+        "kept as the same voxels, 12 tile(s) that read it were not computed again"
+        in (done.directory.path / "report.html").read_text()
+    )
     assert command("run", done.yaml, "--no-prefect") == 0
     assert is_exact(done, done.volume)
 

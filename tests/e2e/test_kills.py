@@ -100,9 +100,7 @@ def ends_in_order(command: Command, signalled: Callable[[], object]) -> None:
 
 def the_workers(command: Command) -> list[psutil.Process]:
     """The processes that compute: those that hold tiles."""
-    return [
-        process for process in command.family()[1:] if any(path.endswith("tiles.lock") for path in opened(process))
-    ]
+    return [process for process in command.family()[1:] if any(path.endswith("tiles.lock") for path in opened(process))]
 
 
 def opened(process: psutil.Process) -> list[str]:

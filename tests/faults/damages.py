@@ -61,7 +61,9 @@ def _of_metadata(run: Run) -> Iterator[tuple[str, Damage]]:
 
 
 def _places(document: Any, place: tuple = ()) -> Iterator[tuple]:
-    items = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    items = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
     for key, value in items:
         yield (*place, key)
         yield from _places(value, (*place, key))
@@ -97,7 +99,15 @@ def _key(name: str, place: tuple, *, remove: bool) -> Callable[[Run], None]:
 
 
 def _other(value: Any) -> Any:
-    return "q" if isinstance(value, str | dict | list) else not value if isinstance(value, bool) else 7 if value is None else value + 3
+    return (
+        "q"
+        if isinstance(value, str | dict | list)
+        else not value
+        if isinstance(value, bool)
+        else 7
+        if value is None
+        else value + 3
+    )
 
 
 def _consolidated(run: Run) -> None:
@@ -159,8 +169,14 @@ def _of_ledger(run: Run) -> Iterator[tuple[str, Damage]]:
     line = run.directory.ledger_path.read_bytes().splitlines(keepends=True)[2].decode()
     for key, value in json.loads(line).items():
         text = json.dumps({key: value})[1:-1]
-        yield f"a ledger line whose {key} has another character", Damage(_line(2, lambda line, text=text: line.replace(text, _last_changed(text), 1)))
-        yield f"a ledger line whose {key} has another name", Damage(_line(2, lambda line, key=key: line.replace(f'"{key}"', f'"{key}x"', 1)))
+        yield (
+            f"a ledger line whose {key} has another character",
+            Damage(_line(2, lambda line, text=text: line.replace(text, _last_changed(text), 1))),
+        )
+        yield (
+            f"a ledger line whose {key} has another name",
+            Damage(_line(2, lambda line, key=key: line.replace(f'"{key}"', f'"{key}x"', 1))),
+        )
     for name, change in _LINES.items():
         yield f"a ledger line {name}", Damage(_line(2, change))
     yield "a ledger line without its end", Damage(_line(2, lambda line: line.rstrip("\n")), (0,))
@@ -224,13 +240,30 @@ def _earlier_version(content: bytes) -> bytes:
 
 
 def _of_artifacts() -> Iterator[tuple[str, Damage]]:
-    for name in ("verification.json", "report.json", "report.html", "slices.png", "thumbnail.png", "driver.lock", "tiles.lock", "run.log"):
+    for name in (
+        "verification.json",
+        "report.json",
+        "report.html",
+        "slices.png",
+        "thumbnail.png",
+        "driver.lock",
+        "tiles.lock",
+        "run.log",
+    ):
         for how, change in WHOLE.items():
             yield f"{name} {how}", Damage(_artifact(name, change), (0,))
     for how, change in WHOLE.items():
         removed = change is None
-        yield f"plan.json {how}", Damage(_artifact("plan.json", change), (1, 2), mended=False) if not removed else Damage(_artifact("plan.json", None), (1, 2), mended=False)
-    yield "another core in plan.json", Damage(_artifact("plan.json", lambda content: content.replace(b"16", b"24", 1)), (2,), mended=False)
+        yield (
+            f"plan.json {how}",
+            Damage(_artifact("plan.json", change), (1, 2), mended=False)
+            if not removed
+            else Damage(_artifact("plan.json", None), (1, 2), mended=False),
+        )
+    yield (
+        "another core in plan.json",
+        Damage(_artifact("plan.json", lambda content: content.replace(b"16", b"24", 1)), (2,), mended=False),
+    )
 
 
 def _artifact(name: str, change: Callable[[bytes], bytes] | None) -> Callable[[Run], None]:

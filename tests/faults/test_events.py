@@ -34,7 +34,11 @@ Ask = Callable[..., dict[str, Any]]
 def zygote(*arguments: str) -> Iterator[Ask]:
     """The command in a child of a process that has imported everything; gives its status, its events and what it said."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.zygote", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-m", "tests.faults.zygote", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     ) as process:
         assert process.stdin
         assert process.stdout
@@ -95,7 +99,12 @@ def resumed(ask: Ask, run: Run, wanted: dict[str, bytes], about: str) -> None:
     again = ask(run)
     assert again["status"] == 0, f"{about}: {again['said']}"
     assert stored_objects(run.output) == wanted, about
-    left = [path for root in (run.output, run.directory.path) for path in root.rglob("*") if path.suffix in (".part", ".partial")]
+    left = [
+        path
+        for root in (run.output, run.directory.path)
+        for path in root.rglob("*")
+        if path.suffix in (".part", ".partial")
+    ]
     assert not left, f"{about}: {left}"
 
 
@@ -190,7 +199,9 @@ class Disk:
 
     def mount(self) -> None:
         """Mount it; skips where this process may not."""
-        found = subprocess.run(["mount", "-o", "loop", str(self.image), str(self.place)], capture_output=True, text=True, check=False)
+        found = subprocess.run(
+            ["mount", "-o", "loop", str(self.image), str(self.place)], capture_output=True, text=True, check=False
+        )
         if found.returncode:
             pytest.skip(f"NOT TESTED: this process may not mount a file system ({found.stderr.strip()})")
 

@@ -22,7 +22,9 @@ def test_a_run_that_says_none_is_open_and_its_pages_are_on_loopback(started, tmp
     computing(command, run, tiles=1)
     with held_up(run, tile=16):
         found = strangers.let_in(command.family())
-        listens = {c.laddr for process in command.family() for c in process.net_connections("tcp") if c.status == "LISTEN"}
+        listens = {
+            c.laddr for process in command.family() for c in process.net_connections("tcp") if c.status == "LISTEN"
+        }
     open_, pages = ([port for port, answers in found.items() if name in answers] for name in ("silence", "GET /status"))
     assert (len(open_), len(pages)) == (5, 1)
     assert {place.ip for place in listens if place.port in open_} == {host}

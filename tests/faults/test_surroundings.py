@@ -29,7 +29,12 @@ QUIET = {
 
 REFUSED = {
     "a name that is not UTF-8": ("HALOTILE inspect $'caf\\xe9'", {}, 2, "'caf\\udce9' was asked for"),
-    "a name on an ASCII terminal": ("HALOTILE inspect caf\u00e9", {"PYTHONIOENCODING": "ascii"}, 2, "'caf\\xe9' was asked for"),
+    "a name on an ASCII terminal": (
+        "HALOTILE inspect caf\u00e9",
+        {"PYTHONIOENCODING": "ascii"},
+        2,
+        "'caf\\xe9' was asked for",
+    ),
     "a directory that was deleted": ("mkdir gone; cd gone; rmdir ../gone; HALOTILE --help", {}, 2, "working directory"),
 }
 

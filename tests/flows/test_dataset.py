@@ -15,7 +15,9 @@ DONE = Outcome("v00", "/data/v00.zarr", "done")
 def unavailable(*_: object, **__: object) -> None:
     """As a server says whose database is locked for too long."""
     request = httpx.Request("POST", "http://127.0.0.1/api/task_runs/")
-    raise PrefectHTTPStatusError("503 Service Unavailable", request=request, response=httpx.Response(503, request=request))
+    raise PrefectHTTPStatusError(
+        "503 Service Unavailable", request=request, response=httpx.Response(503, request=request)
+    )
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -68,9 +68,7 @@ def test_a_recipe_becomes_a_deployment_of_training(home):
     """One command for both kinds of YAML."""
     found = deployment.deployment_of(Path("em.yaml"))
     assert found.title == "halotile-training/em"
-    assert found.parameters["config"]["data"]["volumes"] == [
-        {"image": f"{home}/em.zarr", "labels": f"{home}/ids.zarr"}
-    ]
+    assert found.parameters["config"]["data"]["volumes"] == [{"image": f"{home}/em.zarr", "labels": f"{home}/ids.zarr"}]
 
 
 def test_a_data_set_becomes_a_deployment_that_goes_over_it_or_one_that_watches_it(home):

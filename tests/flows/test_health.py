@@ -63,7 +63,9 @@ def test_a_server_that_takes_connections_and_never_answers_is_refused_in_time(mo
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
         monkeypatch.setenv("PREFECT_API_URL", url)
         began = time.monotonic()
-        with pytest.raises(ConfigError, match=rf"'{url}', from the variable PREFECT_API_URL, does not answer within 0.5 s"):
+        with pytest.raises(
+            ConfigError, match=rf"'{url}', from the variable PREFECT_API_URL, does not answer within 0.5 s"
+        ):
             check_api(url, 0.5)
         assert time.monotonic() - began < 20
 

@@ -53,7 +53,8 @@ def test_a_server_that_is_gone_costs_the_picture_and_not_the_run(told, monkeypat
         raise ConnectError("gone")
 
     monkeypatch.setattr(progress, "update_progress_artifact", refused)
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)  # Prefect's set-up of loggers, if it was, took it
+    # Prefect's set-up of loggers, if it was, took it
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
     caplog.set_level(logging.WARNING, "pipeline")
     artifact = ProgressArtifact("key", "of a test")
     for done in (10, 20, 100):
@@ -68,7 +69,9 @@ def test_lines_about_a_tile_stay_off_prefects_server():
     log.addHandler(api)
     try:
         keep_tiles_from_prefect()
-        records = [log.makeRecord("pipeline", logging.ERROR, "", 1, "said", (), None, extra=e) for e in ({}, {"tile": 3})]
+        records = [
+            log.makeRecord("pipeline", logging.ERROR, "", 1, "said", (), None, extra=e) for e in ({}, {"tile": 3})
+        ]
         assert [bool(api.filter(record)) for record in records] == [True, False]
     finally:
         log.removeHandler(api)

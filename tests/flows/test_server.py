@@ -167,7 +167,9 @@ def test_a_killed_supervisor_leaves_no_server(server: EmbeddedServer) -> None:
     assert not alive(processes)
 
 
-def test_the_server_asks_everybody_for_the_secret_of_its_run(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_asks_everybody_for_the_secret_of_its_run(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every user of the machine reaches its port, could read all runs and start others. Workers of Dask need it least of all."""
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "somebody:else")  # of the user's own server
     with prefect_api(server=server) as url, get_client(sync_client=True) as client:
@@ -177,7 +179,8 @@ def test_the_server_asks_everybody_for_the_secret_of_its_run(server: EmbeddedSer
         assert server.secret not in os.environ.values()
         assert not any(server.secret in part for process in of_server() for part in process.cmdline())
         asked: list[object] = []
-        thread = threading.Thread(target=lambda: asked.append(get_current_settings().api.auth_string))  # without a context
+        # without a context
+        thread = threading.Thread(target=lambda: asked.append(get_current_settings().api.auth_string))
         thread.start()
         thread.join()
         assert [value.get_secret_value() for value in asked] == [server.secret]

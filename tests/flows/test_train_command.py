@@ -17,7 +17,9 @@ def command(capsys):
     """The command, in this process: its status, and what it said."""
 
     def run(*arguments):
-        code = status(lambda: app([*map(str, arguments)], exit_on_error=False, print_error=True, result_action="return_value"))
+        code = status(
+            lambda: app([*map(str, arguments)], exit_on_error=False, print_error=True, result_action="return_value")
+        )
         return code, *capsys.readouterr()
 
     return run

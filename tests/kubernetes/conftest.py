@@ -45,7 +45,16 @@ class Kubernetes:
             "PYTHONPATH": f"{ROOT / 'tests/kubernetes/names'}",
             "FAKE_DNS": str(self.nodes.names),
         }
-        command = [sys.executable, "-m", "kopf", "run", "-m", "dask_kubernetes.operator.controller", "-A", "--standalone"]
+        command = [
+            sys.executable,
+            "-m",
+            "kopf",
+            "run",
+            "-m",
+            "dask_kubernetes.operator.controller",
+            "-A",
+            "--standalone",
+        ]
         with (self.folder / "operator.log").open("ab") as log:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 

@@ -80,7 +80,11 @@ class FakeApi:
         with self.lock:
             found = [copy.deepcopy(o) for (kind, _, _), o in self.objects.items() if kind == plural]
         wanted = {name.replace("_", "-"): value for name, value in labels.items()}
-        return [o for o in found if all(o["metadata"].get("labels", {}).get(f"dask.org/{k}") == v for k, v in wanted.items())]
+        return [
+            o
+            for o in found
+            if all(o["metadata"].get("labels", {}).get(f"dask.org/{k}") == v for k, v in wanted.items())
+        ]
 
     def put(self, plural: str, new: Json, event: str = "ADDED") -> Json:
         """Store an object as it is now."""
@@ -176,10 +180,16 @@ class FakeApi:
         return plural, namespace, info.get("name", "")
 
     async def _groups(self, _: web.Request) -> web.Response:
-        groups = [version.split("/") for version in KINDS if "/" in version and (self.installed or "dask" not in version)]
+        groups = [
+            version.split("/") for version in KINDS if "/" in version and (self.installed or "dask" not in version)
+        ]
         found = [{"groupVersion": f"{group}/{version}", "version": version} for group, version in groups]
         return web.json_response(
-            {"groups": [{"name": f["groupVersion"].split("/")[0], "versions": [f], "preferredVersion": f} for f in found]}
+            {
+                "groups": [
+                    {"name": f["groupVersion"].split("/")[0], "versions": [f], "preferredVersion": f} for f in found
+                ]
+            }
         )
 
     async def _resources(self, request: web.Request) -> web.Response:
@@ -189,7 +199,13 @@ class FakeApi:
             raise Refused(404, "the server could not find the requested resource")
         verbs = ["create", "delete", "get", "list", "patch", "update", "watch"]
         found = [
-            {"name": plural, "singularName": kind.lower(), "kind": kind, "namespaced": plural not in WIDE, "verbs": verbs}
+            {
+                "name": plural,
+                "singularName": kind.lower(),
+                "kind": kind,
+                "namespaced": plural not in WIDE,
+                "verbs": verbs,
+            }
             for plural, kind in KINDS[version].items()
         ]
         return web.json_response({"groupVersion": version, "resources": found})
@@ -214,7 +230,9 @@ class FakeApi:
         await response.prepare(request)
         after = int(request.query.get("resourceVersion") or 0)
         deadline = asyncio.get_running_loop().time() + float(request.query.get("timeoutSeconds") or 3600)
-        while asyncio.get_running_loop().time() < deadline and not (self.closing or request.transport is None or request.transport.is_closing()):
+        while asyncio.get_running_loop().time() < deadline and not (
+            self.closing or request.transport is None or request.transport.is_closing()
+        ):
             with self.lock:
                 news = [entry for entry in self.log if entry[0] > after]
             for version, event, plural, found in news:

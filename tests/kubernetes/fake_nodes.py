@@ -101,8 +101,15 @@ class FakeNodes:
             if metadata["uid"] in owners:
                 continue
             if self.quota:
-                why = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota: gpus"}
-                self.api.patch("deployments", metadata["namespace"], metadata["name"], {"status": {"conditions": [why]}})
+                why = {
+                    "type": "ReplicaFailure",
+                    "status": "True",
+                    "reason": "FailedCreate",
+                    "message": "exceeded quota: gpus",
+                }
+                self.api.patch(
+                    "deployments", metadata["namespace"], metadata["name"], {"status": {"conditions": [why]}}
+                )
                 continue
             owner = {"kind": "Deployment", "name": metadata["name"], "uid": metadata["uid"]}
             name = f"{metadata['name']}-{uuid.uuid4().hex[:5]}"
@@ -112,7 +119,12 @@ class FakeNodes:
                 {
                     "apiVersion": "v1",
                     "kind": "Pod",
-                    "metadata": {"name": name, "namespace": metadata["namespace"], "labels": labels, "ownerReferences": [owner]},
+                    "metadata": {
+                        "name": name,
+                        "namespace": metadata["namespace"],
+                        "labels": labels,
+                        "ownerReferences": [owner],
+                    },
                     "spec": template["spec"],
                     "status": {"phase": "Pending"},
                 },
@@ -148,7 +160,12 @@ class FakeNodes:
     def _status(self, name: str, pod: Json) -> Json:
         container = pod["spec"]["containers"][0]
         if self.full:
-            why = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
+            why = {
+                "type": "PodScheduled",
+                "status": "False",
+                "reason": "Unschedulable",
+                "message": "0/3 nodes are available",
+            }
             return {"phase": "Pending", "conditions": [why]}
         if self.images is not None and container["image"] not in self.images:
             return _waiting("ImagePullBackOff", f'Back-off pulling image "{container["image"]}"')
@@ -214,7 +231,12 @@ class FakeNodes:
         }
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                command, env=base | given | self.environment, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
+                command,
+                env=base | given | self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self.folder,
             )
 
     def _kill(self, name: str) -> None:

@@ -49,7 +49,10 @@ def pod_specs(found: Json) -> list[tuple[str, Json, Json]]:
     kind, spec = found["kind"], found.get("spec", {})
     if kind == "DaskCluster":
         whole = found["metadata"]["labels"]
-        return [(part, {**whole, **spec[part]["metadata"]["labels"]}, spec[part]["spec"]) for part in ("scheduler", "worker")]
+        return [
+            (part, {**whole, **spec[part]["metadata"]["labels"]}, spec[part]["spec"])
+            for part in ("scheduler", "worker")
+        ]
     if kind in ("Job", "Deployment"):
         template = spec["template"]
         return [(kind, template["metadata"]["labels"], template["spec"])]
@@ -76,7 +79,11 @@ def _dask_schema(kind: str) -> Json:
     content = YAML(typ="safe", pure=True).load((CHART / f"crds/{kind.lower()}.yaml").read_text())
     (version,) = content["spec"]["versions"]
     schema = _strict(version["schema"]["openAPIV3Schema"])
-    schema["properties"] |= {"apiVersion": {"const": "kubernetes.dask.org/v1"}, "kind": {"const": kind}, "metadata": {"type": "object"}}
+    schema["properties"] |= {
+        "apiVersion": {"const": "kubernetes.dask.org/v1"},
+        "kind": {"const": kind},
+        "metadata": {"type": "object"},
+    }
     return schema
 
 

@@ -28,7 +28,11 @@ def test_the_dockerfile_has_no_fault_that_a_linter_knows():
 
 @pytest.mark.parametrize(
     ("wrong", "rule"),
-    [("FROM python:latest", "DL3007"), ("FROM python:3.11\nUSER root", "DL3002"), ("FROM python:3.11\nRUN cd /tmp", "DL3003")],
+    [
+        ("FROM python:latest", "DL3007"),
+        ("FROM python:3.11\nUSER root", "DL3002"),
+        ("FROM python:3.11\nRUN cd /tmp", "DL3003"),
+    ],
 )
 def test_the_linter_finds_faults(tmp_path, wrong, rule):
     """The control: an unpinned base, root, a lost directory."""
@@ -54,5 +58,9 @@ def test_the_image_is_made_of_what_it_needs_and_nothing_else():
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert lines[0] == "*"
     kept = {line.removeprefix("!") for line in lines if line.startswith("!")}
-    copied = {name for found in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE) for name in found.split()}
+    copied = {
+        name
+        for found in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
+        for name in found.split()
+    }
     assert kept == copied

@@ -34,7 +34,9 @@ TRIED = Work(work.ready, work.nothing, "run")
 
 def asked(workers: int = 2, image: str = IMAGE, **keys) -> ClusterConfig:
     """A cluster of pods."""
-    return ClusterConfig(kind="kubernetes", workers=workers, memory_gb=1, kubernetes={"image": image, "cores": 1}, **keys)
+    return ClusterConfig(
+        kind="kubernetes", workers=workers, memory_gb=1, kubernetes={"image": image, "cores": 1}, **keys
+    )
 
 
 def crew(workers: int = 2) -> Crew:
@@ -53,7 +55,10 @@ def until(true, seconds: float = 60) -> None:
 def refusal(folder: Path, config: ClusterConfig | None = None) -> str:
     """What somebody is told who asks for pods and gets none."""
     config = config or asked(1)
-    with pytest.raises((ConfigError, InferenceError)) as told, open_pool(config, crew(1), folder / "o.zarr.run" / "jobs"):
+    with (
+        pytest.raises((ConfigError, InferenceError)) as told,
+        open_pool(config, crew(1), folder / "o.zarr.run" / "jobs"),
+    ):
         pass
     return str(told.value)
 
@@ -72,9 +77,12 @@ def test_tiles_are_computed_by_pods_that_end_with_the_run(operator, tmp_path, se
         assert len(operator.api.all("secrets")) == (security == "auto")
     assert operator.api.all("daskclusters") == []
     until(lambda: not operator.api.all("pods") and not operator.api.all("secrets") and not operator.nodes.pods)
-    assert resource["spec"] == manifest.dask_cluster(
-        asked().kubernetes, crew(), resource["metadata"]["name"], encrypted=security == "auto"
-    )["spec"]  # as it was printed, nothing of it dropped or changed on the way
+    assert (
+        resource["spec"]
+        == manifest.dask_cluster(
+            asked().kubernetes, crew(), resource["metadata"]["name"], encrypted=security == "auto"
+        )["spec"]
+    )  # as it was printed, nothing of it dropped or changed on the way
 
 
 def test_a_scheduler_that_does_not_listen_yet_is_waited_for(operator, tmp_path, monkeypatch):
@@ -94,7 +102,9 @@ def test_a_run_on_pods_has_the_same_bytes_as_a_run_here(operator, tmp_path):
     for name, cluster in {"pods": asked().model_dump(mode="json"), "here": {"kind": "local", "workers": 2}}.items():
         (tmp_path / name).mkdir()
         run = make_run(tmp_path / name, architecture=Architecture(ndim=3, depth=1, width=4), shape=(24, 40, 40))
-        run = run.having(tiles={"core": [24, 20, 20]}, output={"chunks": [8, 10, 10]}, cluster={**cluster, "memory_gb": 4})
+        run = run.having(
+            tiles={"core": [24, 20, 20]}, output={"chunks": [8, 10, 10]}, cluster={**cluster, "memory_gb": 4}
+        )
         stages.plan(run.config)
         stages.infer(run.config)
         outputs[name] = stored_objects(run.output)
@@ -134,14 +144,18 @@ def test_a_scheduler_whose_container_is_started_anew_costs_no_tile(operator, tmp
         (scheduler,) = [pod["metadata"]["name"] for pod in operator.api.all("pods", component="scheduler")]
         operator.nodes.kill(scheduler)
         done += outcomes
-    assert sorted((outcome.index, outcome.attempt, outcome.error) for outcome in done) == [(tile, 1, None) for tile in range(20)]
+    assert sorted((outcome.index, outcome.attempt, outcome.error) for outcome in done) == [
+        (tile, 1, None) for tile in range(20)
+    ]
     gc.collect()
 
 
 def test_a_driver_in_a_pod_goes_to_the_scheduler_by_its_service_and_owns_the_cluster(operator, tmp_path, monkeypatch):
     """The usual case. Its pods go with the driver's pod, should that be deleted while the operator is away."""
     found = []
-    monkeypatch.setattr(kind, "scheduler_url", lambda name, *_, **__: found.append(name) or f"tls://{_address(operator, name)}:8786")
+    monkeypatch.setattr(
+        kind, "scheduler_url", lambda name, *_, **__: found.append(name) or f"tls://{_address(operator, name)}:8786"
+    )
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     for name, value in {"NAME": "driver-1", "UID": "17", "NAMESPACE": "halotile"}.items():
         monkeypatch.setenv(f"HALOTILE_POD_{name}", value)
@@ -150,7 +164,9 @@ def test_a_driver_in_a_pod_goes_to_the_scheduler_by_its_service_and_owns_the_clu
     with open_pool(asked(1), crew(1), tmp_path / "o.zarr.run" / "jobs") as pool:
         assert [o.result for o in dispatch(pool, TRIED, range(1), retries=0)] == [0]
         (resource,) = operator.api.all("daskclusters")
-        assert resource["metadata"]["ownerReferences"] == [{"apiVersion": "v1", "kind": "Pod", "name": "driver-1", "uid": "17"}]
+        assert resource["metadata"]["ownerReferences"] == [
+            {"apiVersion": "v1", "kind": "Pod", "name": "driver-1", "uid": "17"}
+        ]
     assert found
     assert "get pods/portforward" not in operator.api.requests
     monkeypatch.setenv("HALOTILE_POD_NAMESPACE", "other")
@@ -176,12 +192,20 @@ def test_the_pods_of_a_run_that_fails_are_deleted_too(operator, tmp_path):
 @pytest.mark.slow
 def test_the_operator_deletes_the_pods_of_a_driver_that_was_killed(operator, tmp_path):
     """Nobody is left to do it; the scheduler tells the operator that it is alone, over TLS or not."""
-    command = [sys.executable, "-m", "tests.kubernetes.driver", asked(1).model_dump_json(), str(tmp_path / "o.zarr.run" / "jobs")]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.kubernetes.driver",
+        asked(1).model_dump_json(),
+        str(tmp_path / "o.zarr.run" / "jobs"),
+    ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as driver:
         try:
             assert driver.stdout.readline() == "ready\n"
             time.sleep(8)  # longer than an idle cluster would live, and than the operator's look
-            assert len(operator.api.all("daskclusters")) == 1, "a driver that is there, idle as it may be, keeps its pods"
+            assert len(operator.api.all("daskclusters")) == 1, (
+                "a driver that is there, idle as it may be, keeps its pods"
+            )
         finally:
             driver.send_signal(signal.SIGKILL)
     until(lambda: not operator.api.all("daskclusters"), 30)

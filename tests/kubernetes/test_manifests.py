@@ -41,7 +41,9 @@ SMALL = KubernetesConfig(image="i", cores=2)
 CREW = Crew(3, 2, 4 * 10**9)
 
 
-def made(asked: KubernetesConfig = SMALL, name: str = "n", *, encrypted: bool = True, owner: Owner | None = None) -> dict:
+def made(
+    asked: KubernetesConfig = SMALL, name: str = "n", *, encrypted: bool = True, owner: Owner | None = None
+) -> dict:
     """A DaskCluster."""
     return dask_cluster(asked, CREW, name, encrypted=encrypted, owner=owner)
 
@@ -62,8 +64,14 @@ def test_a_manifest_is_what_kubernetes_takes(name):
         ("rbac.yaml:Role:halotile-driver", "rules.0.verb"),
         ("daskcluster.example.yaml:DaskCluster:halotile-membranes-ome-zarr-1a2b3c4d", "spec.idleTimout"),
         ("daskcluster.example.yaml:DaskCluster:halotile-membranes-ome-zarr-1a2b3c4d", "spec.worker.replica"),
-        ("daskcluster.example.yaml:DaskCluster:halotile-membranes-ome-zarr-1a2b3c4d", "spec.worker.spec.tolerations.0.efect"),
-        ("daskcluster.example.yaml:DaskCluster:halotile-membranes-ome-zarr-1a2b3c4d", "spec.scheduler.service.ports.0.prot"),
+        (
+            "daskcluster.example.yaml:DaskCluster:halotile-membranes-ome-zarr-1a2b3c4d",
+            "spec.worker.spec.tolerations.0.efect",
+        ),
+        (
+            "daskcluster.example.yaml:DaskCluster:halotile-membranes-ome-zarr-1a2b3c4d",
+            "spec.scheduler.service.ports.0.prot",
+        ),
     ],
 )
 def test_a_field_that_is_written_wrongly_is_refused(name, path):
@@ -77,9 +85,23 @@ def test_a_field_that_is_written_wrongly_is_refused(name, path):
     "keys",
     [
         {},
-        {"gpus": 1, "volumes": [{"claim": "c", "path": "/d", "read_only": True, "sub_path": "s"}], "env_from": ["s"], "env": {"A": "b"}},
-        {"node_selector": {"a": "b"}, "tolerations": [{"operator": "Exists"}, {"key": "k", "operator": "Equal", "value": "v"}]},
-        {"priority_class": "p", "service_account": "s", "image_pull_secrets": ["i"], "labels": {"l": "1"}, "annotations": {"a": "2"}},
+        {
+            "gpus": 1,
+            "volumes": [{"claim": "c", "path": "/d", "read_only": True, "sub_path": "s"}],
+            "env_from": ["s"],
+            "env": {"A": "b"},
+        },
+        {
+            "node_selector": {"a": "b"},
+            "tolerations": [{"operator": "Exists"}, {"key": "k", "operator": "Equal", "value": "v"}],
+        },
+        {
+            "priority_class": "p",
+            "service_account": "s",
+            "image_pull_secrets": ["i"],
+            "labels": {"l": "1"},
+            "annotations": {"a": "2"},
+        },
     ],
 )
 def test_what_a_configuration_makes_is_what_dasks_operator_takes(keys, encrypted):
@@ -108,7 +130,8 @@ def confined(spec: dict) -> bool:
         and whole["seccompProfile"] == {"type": "RuntimeDefault"}
         and kinds <= {"emptyDir", "secret", "configMap", "persistentVolumeClaim"}
         and all(
-            one["securityContext"] == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+            one["securityContext"]
+            == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
             and one["resources"]["requests"] == one["resources"]["limits"]
             and {"cpu", "memory"} <= set(one["resources"]["limits"])
             for one in spec["containers"]
@@ -128,7 +151,9 @@ def test_a_pod_is_confined(name):
 
 def test_only_drivers_and_prefects_worker_hold_a_token():
     """Workers run a network over somebody's data; what they cannot reach they cannot lose."""
-    assert {name.split(" ")[0].split(":")[0] for name, spec in PODS.items() if spec["automountServiceAccountToken"]} == {
+    assert {
+        name.split(" ")[0].split(":")[0] for name, spec in PODS.items() if spec["automountServiceAccountToken"]
+    } == {
         "run.yaml",
         "prefect-worker.yaml",
     }
@@ -146,7 +171,11 @@ def test_network_policies_select_the_pods_that_there_are():
 
 
 def _selectors(spec: dict) -> list[dict]:
-    peers = [peer for rule in [*spec.get("ingress", []), *spec.get("egress", [])] for peer in rule.get("from", rule.get("to", []))]
+    peers = [
+        peer
+        for rule in [*spec.get("ingress", []), *spec.get("egress", [])]
+        for peer in rule.get("from", rule.get("to", []))
+    ]
     found = [spec["podSelector"], *(peer["podSelector"] for peer in peers if "podSelector" in peer)]
     return [one["matchLabels"] for one in found if "matchLabels" in one]
 
@@ -274,12 +303,22 @@ def test_values_of_the_operators_chart_are_ones_that_it_has():
 
 async def _rendered(**values) -> dict:
     template = json.loads((FOLDER / "prefect-pool.json").read_text())
-    found = await KubernetesWorkerJobConfiguration.from_template_and_values(template, values, client=object())  # no server is asked
+    # no server is asked
+    found = await KubernetesWorkerJobConfiguration.from_template_and_values(template, values, client=object())
     found.labels = {"app.kubernetes.io/name": "run", "prefect.io/flow-run-id": "1"}  # as Prefect sets them for a run
     found.command = "prefect flow-run execute"
-    for step in ("_configure_eviction_handling", "_populate_env_in_manifest", "_slugify_labels", "_slugify_annotations"):
+    for step in (
+        "_configure_eviction_handling",
+        "_populate_env_in_manifest",
+        "_slugify_labels",
+        "_slugify_annotations",
+    ):
         getattr(found, step)()
-    for step in ("_populate_image_if_not_present", "_populate_command_if_not_present", "_populate_generate_name_if_not_present"):
+    for step in (
+        "_populate_image_if_not_present",
+        "_populate_command_if_not_present",
+        "_populate_generate_name_if_not_present",
+    ):
         getattr(found, step)()
     found._propagate_labels_to_pod()
     return found.job_manifest
@@ -289,7 +328,8 @@ def test_prefects_worker_makes_jobs_of_the_pool_that_kubernetes_takes():
     """The template is filled in by Prefect's own code, for a deployment with variables of its own."""
     job = asyncio.run(_rendered(**job_variables("kubernetes"), memory="8Gi"))
     spec = job["spec"]["template"]["spec"]
-    for misplaced in ("parallelism", "completions"):  # Prefect asks for them in the wrong place, where servers ignore them
+    # Prefect asks for them in the wrong place, where servers ignore them
+    for misplaced in ("parallelism", "completions"):
         assert spec.pop(misplaced) == 1
     judge(job)
     assert confined(spec)

@@ -86,7 +86,11 @@ def gateway() -> Iterator[Callable[[str], None]]:
     """A server of S3, to which the environment leads; gives what kills and starts it."""
     state = Path(tempfile.mkdtemp(prefix="halotile-s3-"))
     call = bring_up("radosgw.sh", SITE_S3=str(state))
-    given = {"ENDPOINT_URL": (state / "endpoint").read_text().strip(), "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "testtest"}
+    given = {
+        "ENDPOINT_URL": (state / "endpoint").read_text().strip(),
+        "ACCESS_KEY_ID": "test",
+        "SECRET_ACCESS_KEY": "testtest",
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in given.items():
             patch.setenv(f"AWS_{name}", value)

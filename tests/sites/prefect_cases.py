@@ -121,7 +121,9 @@ class Site:
         """What a program says that must succeed; its output goes to a file, since a server may keep a pipe open."""
         with tempfile.TemporaryFile("w+") as out:
             words = [str(word) for word in command]
-            done = subprocess.run(words, cwd=ROOT, env=self.environment, stdout=out, stderr=out, timeout=240, check=False)
+            done = subprocess.run(
+                words, cwd=ROOT, env=self.environment, stdout=out, stderr=out, timeout=240, check=False
+            )
             out.seek(0)
             said = out.read()
         assert done.returncode == 0, f"{' '.join(words)}: {done.returncode}\n{said[-4000:]}"
@@ -217,7 +219,8 @@ class Site:
                 }
             )
             named = database.execute(
-                "select event, count(*) from events where instr(resource_id || related_resource_ids, ?) group by event", [flow_run]
+                "select event, count(*) from events where instr(resource_id || related_resource_ids, ?) group by event",
+                [flow_run],
             )
             found.update(dict(named))
         return found

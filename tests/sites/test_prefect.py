@@ -83,7 +83,9 @@ def test_a_schedule_runs_by_itself(place, worker, tmp_path):
     said = place.halotile("deploy", run.yaml, "--name", "scheduled", "--cron", "* * * * *")
     assert "halotile-inference/scheduled at '* * * * *' UTC" in said
     runs = eventually(
-        lambda: [r for r in place.runs_of("scheduled") if r["state_type"] == "COMPLETED"], 150, "a scheduled run completed"
+        lambda: [r for r in place.runs_of("scheduled") if r["state_type"] == "COMPLETED"],
+        150,
+        "a scheduled run completed",
     )
     place.ask(f"/deployments/{place.deployment('scheduled')['id']}", method="DELETE")
     assert runs[0]["auto_scheduled"]
@@ -196,8 +198,13 @@ def test_a_run_that_is_terminated_is_cancelled_with_130(place, tmp_path):
     wait_until(lambda: not alive(processes), 10)
     assert place.log("terminated.log").rstrip().endswith("interrupted; what is finished is kept, run again to resume")
     (found,) = [r for r in place.ask("/flow_runs/filter") if str(run.output) in str(r["parameters"])]
-    assert (found["state_type"], found["state"]["message"]) == ("CANCELLED", "finished tiles are kept; run again to resume")
-    eventually(lambda: place.tasks_of(found["id"]) == {"plan": "COMPLETED", "infer": "CANCELLED"}, 30, "its tasks were told")
+    assert (found["state_type"], found["state"]["message"]) == (
+        "CANCELLED",
+        "finished tiles are kept; run again to resume",
+    )
+    eventually(
+        lambda: place.tasks_of(found["id"]) == {"plan": "COMPLETED", "infer": "CANCELLED"}, 30, "its tasks were told"
+    )
 
 
 def test_the_database_grows_by_as_much_for_many_tiles_as_for_few(place, tmp_path):
@@ -241,7 +248,9 @@ def test_the_servers_script_on_postgresql(tmp_path):
             place.halotile("deploy", quick(tmp_path / "nightly").yaml, "--name", "nightly", "--cron", "* * * * *")
             worker = place.start_worker()
             eventually(
-                lambda: [r for r in place.runs_of("nightly") if r["state_type"] == "COMPLETED"], 150, "a scheduled run completed"
+                lambda: [r for r in place.runs_of("nightly") if r["state_type"] == "COMPLETED"],
+                150,
+                "a scheduled run completed",
             )
             kill_family(worker.pid)
             worker.wait()
@@ -249,7 +258,9 @@ def test_the_servers_script_on_postgresql(tmp_path):
             assert "backup " in place.script(script, "upgrade")
             (backup,) = (Path(home) / "backups").iterdir()
             assert backup.read_bytes().startswith(b"PGDMP")
-            (found,) = [r for r in place.ask("/flow_runs/filter") if r["name"] == "output.zarr" and not r["deployment_id"]]
+            (found,) = [
+                r for r in place.ask("/flow_runs/filter") if r["name"] == "output.zarr" and not r["deployment_id"]
+            ]
             assert found["state_type"] == "COMPLETED"
             assert place.artifacts_of(found["id"])["halotile-progress"] == 100
         finally:

@@ -131,7 +131,9 @@ def sent(publication, monkeypatch) -> int:
     return len(keys)
 
 
-def test_a_publisher_that_is_killed_in_mid_upload_goes_on_with_the_same_bytes(publication, output, tmp_path, monkeypatch):
+def test_a_publisher_that_is_killed_in_mid_upload_goes_on_with_the_same_bytes(
+    publication, output, tmp_path, monkeypatch
+):
     """What was sent is not sent again, and readers see the version before until all is there."""
     make_version(publication, A)
     publication.publish(A, {})
@@ -152,7 +154,12 @@ def test_wrong_keys_are_told(publication, output, monkeypatch):
     publication.publish(A, {})
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     stranger = open_publication(output, NAME, str(publication.folder.parent))
-    for refused in (lambda: read_current(output), lambda: open_volume(output), lambda: stranger.publish(A, {}), stranger.versions):
+    for refused in (
+        lambda: read_current(output),
+        lambda: open_volume(output),
+        lambda: stranger.publish(A, {}),
+        stranger.versions,
+    ):
         with pytest.raises(StorageError, match=r"the store refuses it \(.*AWS_SECRET_ACCESS_KEY"):
             refused()
 
@@ -195,7 +202,9 @@ def test_a_server_that_is_killed_in_mid_upload_costs_no_version(publication, out
         gateway("kill")
         try:
             began = time.monotonic()
-            with pytest.raises(StorageError, match=r"could not be published: the store cannot be reached.*AWS_ENDPOINT_URL"):
+            with pytest.raises(
+                StorageError, match=r"could not be published: the store cannot be reached.*AWS_ENDPOINT_URL"
+            ):
                 publication.publish(B, {})
             assert time.monotonic() - began < 30
         finally:

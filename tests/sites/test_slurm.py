@@ -215,7 +215,13 @@ def test_a_dataset_is_done_in_an_allocation_and_by_jobs(slurm, namespaces, tmp_p
     allocation = {"kind": "slurm-allocation", "memory_gb": 2, "host": "10.77.0.1"}
     dataset = make_dataset(tmp_path, volumes=4, cluster=allocation)
     dataset = dataset.having(cluster={"workers": "auto"})
-    crew = ("--ntasks=4", "--nodes=2", "--cpus-per-task=1", "--mem-per-cpu=2800M", "--export=ALL,HALOTILE_COMMAND=reprocess")
+    crew = (
+        "--ntasks=4",
+        "--nodes=2",
+        "--cpus-per-task=1",
+        "--mem-per-cpu=2800M",
+        "--export=ALL,HALOTILE_COMMAND=reprocess",
+    )
     job = slurm.submit(*crew, f"--output={tmp_path}/log", "deploy/slurm/allocation.sbatch", dataset.yaml)
     finished(slurm, {job: 0}, tmp_path / "log")
     assert set(dataset.states().values()) == {"done"}

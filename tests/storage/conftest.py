@@ -24,7 +24,12 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def s3_environment(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The environment that leads every client there, as a user would set it; gives what changes it."""
-    given = {"ENDPOINT_URL": s3_server, "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "testtest", "DEFAULT_REGION": "us-east-1"}
+    given = {
+        "ENDPOINT_URL": s3_server,
+        "ACCESS_KEY_ID": "test",
+        "SECRET_ACCESS_KEY": "testtest",
+        "DEFAULT_REGION": "us-east-1",
+    }
     for name, value in (given | {"EC2_METADATA_DISABLED": "true"}).items():
         monkeypatch.setenv(f"AWS_{name}", value)
     return monkeypatch

@@ -174,7 +174,11 @@ def main(seed: int, every: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for picture, voxels in pictures().items():
             for name, options in (*version_2(), *version_3()):
-                if not every and picture == "noise" and ("shard" in name or (name.count("-") == 1 and "filters" in options)):
+                if (
+                    not every
+                    and picture == "noise"
+                    and ("shard" in name or (name.count("-") == 1 and "filters" in options))
+                ):
                     continue
                 store = Path(folder) / f"{picture}-{name}.zarr"
                 version = 3 if name.startswith("v3") else 2

@@ -59,7 +59,9 @@ def make_version(
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     (image / "0/zarr.json").write_text(json.dumps({"attributes": attributes}))
     (image / "zarr.json").write_text(json.dumps(group))
-    record = TileRecord(0, "done", version, {key: checksum(value) for key, value in content.items()} | {"0/c/none": None})
+    record = TileRecord(
+        0, "done", version, {key: checksum(value) for key, value in content.items()} | {"0/c/none": None}
+    )
     directory.ledger_path.write_text(record.to_line())
     said = {"fingerprint": version, "complete": verified, "missing": 0, "invalid": int(not verified)}
     directory.write_json(directory.verification_path, said)
@@ -76,14 +78,18 @@ def told(contents: dict[str, bytes], *, objects: int = OBJECTS) -> str:
     chunks = {key: value for key, value in contents.items() if key.startswith("0/c/")}
     assert len(chunks) == objects, f"{len(chunks)} of {objects} objects"
     whose = {value.split()[0].decode() for value in chunks.values()}
-    whose |= {json.loads(contents[key])["attributes"]["halotile"]["fingerprint"] for key in ("zarr.json", "0/zarr.json")}
+    whose |= {
+        json.loads(contents[key])["attributes"]["halotile"]["fingerprint"] for key in ("zarr.json", "0/zarr.json")
+    }
     (found,) = whose
     return found
 
 
 def files_of(image: Path) -> dict[str, bytes]:
     """Every file of an image, by its path in it."""
-    return {path.relative_to(image).as_posix(): path.read_bytes() for path in sorted(image.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(image).as_posix(): path.read_bytes() for path in sorted(image.rglob("*")) if path.is_file()
+    }
 
 
 # --- processes ----------------------------------------------------------------------------------------------------------

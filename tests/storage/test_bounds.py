@@ -96,7 +96,17 @@ def test_a_chunk_longer_than_its_array_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[1]", "null", "{", "[" * 100_000 + "]" * 100_000, '{"a":' * 100_000, '{"shape": [' + "9" * 10_000 + "]}", "\0", b"\xff\xfe\xfa"],
+    [
+        "",
+        "[1]",
+        "null",
+        "{",
+        "[" * 100_000 + "]" * 100_000,
+        '{"a":' * 100_000,
+        '{"shape": [' + "9" * 10_000 + "]}",
+        "\0",
+        b"\xff\xfe\xfa",
+    ],
     ids=["empty", "list", "null", "cut", "deep list", "deep keys", "digits", "zero", "no text"],
 )
 @pytest.mark.parametrize("name", ["zarr.json", ".zarray"])

@@ -44,7 +44,13 @@ def stored(folder: Path, compressor: object, content: bytes | None = None, *, za
     """An array of one chunk of 8 KiB; its chunk replaced by `content`."""
     url = folder / "v.zarr"
     array = zarr.create_array(
-        str(url), shape=SHAPE, dtype="<u2", chunks=SHAPE, compressors=compressor, zarr_format=zarr_format, overwrite=True
+        str(url),
+        shape=SHAPE,
+        dtype="<u2",
+        chunks=SHAPE,
+        compressors=compressor,
+        zarr_format=zarr_format,
+        overwrite=True,
     )
     array[:] = np.arange(4096, dtype="<u2").reshape(SHAPE)
     if content is not None:
@@ -161,7 +167,9 @@ def test_a_level_that_was_added_after_consolidation_is_there(tmp_path, zarr_form
     """A level not yet in `.zmetadata` was said to be missing."""
     url = image(tmp_path, zarr_format)
     zarr.consolidate_metadata(url, zarr_format=zarr_format)
-    zarr.open_group(url, mode="r+", use_consolidated=False).create_array("s1", shape=(5, 4, 4), dtype="u1", chunks=(5, 4, 4))
+    zarr.open_group(url, mode="r+", use_consolidated=False).create_array(
+        "s1", shape=(5, 4, 4), dtype="u1", chunks=(5, 4, 4)
+    )
     metadata = Path(url) / (".zattrs" if zarr_format == 2 else "zarr.json")
     metadata.write_text(metadata.read_text().replace("s9", "s1"))
     assert open_volume(url, level=1).shape == (5, 4, 4)

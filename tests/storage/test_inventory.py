@@ -76,7 +76,9 @@ def test_a_volume_that_goes_while_it_is_read_is_an_error(path, becomes):
     else:
         chunk = path / take_inventory(volume).name(0)
         chunk.write_bytes(chunk.read_bytes()[:100])
-    with pytest.raises(StorageError, match="bytes when it was counted, and has 100" if becomes == "cut" else "and is absent"):
+    with pytest.raises(
+        StorageError, match="bytes when it was counted, and has 100" if becomes == "cut" else "and is absent"
+    ):
         whole(volume)
 
 
@@ -155,7 +157,10 @@ def test_what_changed_between_two_looks_is_named(path):
     os.utime(path / before.name(9))
     change = compare(from_bytes(to_bytes(before)), take_inventory(open_volume(str(path))))
     assert (change.gone.tolist(), change.new.tolist(), change.written.tolist()) == ([0], [], [9])
-    assert str(change) == f"1 chunk is gone: {before.name(0)}; 1 chunk is written again (another size, time or ETag): {before.name(9)}"
+    assert (
+        str(change)
+        == f"1 chunk is gone: {before.name(0)}; 1 chunk is written again (another size, time or ETag): {before.name(9)}"
+    )
     back = compare(change.now, before)
     assert back.new.tolist() == [0]
 

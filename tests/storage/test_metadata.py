@@ -28,7 +28,10 @@ def output(tmp_path) -> Output:
     directory.write(directory.plan_path, plan.to_json())
     found = Output(plan)
     assert found.create()
-    assert found.publish() == ["zarr.json: attributes.halotile.state is \"incomplete\", written as \"complete\"", "zarr.json: attributes.ome is missing"]
+    assert found.publish() == [
+        'zarr.json: attributes.halotile.state is "incomplete", written as "complete"',
+        "zarr.json: attributes.ome is missing",
+    ]
     return found
 
 
@@ -39,7 +42,9 @@ OTHER = {str: "q", int: 7, float: 0.125, bool: True, type(None): 5}
 
 def places(document, place=()):
     """The keys and positions of all that a document holds, innermost last."""
-    items = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    items = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
     for key, value in items:
         yield (*place, key)
         yield from places(value, (*place, key))
@@ -104,7 +109,9 @@ def test_every_key_that_was_changed_or_removed_is_seen_and_put_back(output, path
         mended(output, before)
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 600, b'{"attributes": {"halo', b"[]", b"\xff\xfe", b"[" * 200_000, None], ids=repr)
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 600, b'{"attributes": {"halo', b"[]", b"\xff\xfe", b"[" * 200_000, None], ids=repr
+)
 @pytest.mark.parametrize("path", [GROUP, ARRAY], ids=str)
 def test_an_empty_or_torn_document_beside_our_plan_is_made_anew(output, path, content):
     """A power cut in the first half minute leaves names without contents, and the run was refused for ever."""
@@ -146,7 +153,13 @@ def test_a_store_without_our_name_is_known_by_what_the_ledger_vouches_for(output
 ADDED = {
     "omero": (GROUP, ("attributes", "ome"), "omero", {"channels": []}, "attributes.ome.omero"),
     "an attribute": (GROUP, ("attributes",), "lab", "ours", "attributes.lab"),
-    "a word on an axis": (GROUP, ("attributes", "ome", "multiscales", 0, "axes", 0), "long_name", "depth", "attributes.ome.multiscales[0].axes[0].long_name"),
+    "a word on an axis": (
+        GROUP,
+        ("attributes", "ome", "multiscales", 0, "axes", 0),
+        "long_name",
+        "depth",
+        "attributes.ome.multiscales[0].axes[0].long_name",
+    ),
     "an attribute of the array": (ARRAY, ("attributes",), "note", 1, "attributes.note"),
 }
 

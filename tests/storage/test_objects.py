@@ -67,7 +67,12 @@ def test_what_others_change_is_seen_at_once(bucket):
     first = ObjectStore(f"{bucket}/x")
     assert first.sizes() == {}
     assert subprocess.run(
-        [sys.executable, "-c", f"from pipeline.storage.objects import ObjectStore; ObjectStore('{bucket}/x').write('a', b'1')"], check=True
+        [
+            sys.executable,
+            "-c",
+            f"from pipeline.storage.objects import ObjectStore; ObjectStore('{bucket}/x').write('a', b'1')",
+        ],
+        check=True,
     )
     assert first.sizes() == {"a": 1}
 
@@ -218,5 +223,8 @@ def test_defects_of_ours_are_not_told_as_the_stores():
 
 def test_an_error_of_a_local_file_is_told_with_its_name():
     """What cannot be read here is no fault of the store."""
-    with pytest.raises(StorageError, match=r"because of '/nowhere' here \(No such file"), told("s3://bucket/x", "be published"):
+    with (
+        pytest.raises(StorageError, match=r"because of '/nowhere' here \(No such file"),
+        told("s3://bucket/x", "be published"),
+    ):
         Path("/nowhere").read_bytes()

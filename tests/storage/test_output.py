@@ -213,7 +213,10 @@ def test_objects_that_no_unit_has_are_swept_and_what_is_no_object_is_left(tmp_pa
     output = made(output_plan(tmp_path / "o.zarr"))
     write_all(output, values(output.plan))
     before = set(objects(output))
-    strays, theirs = {"0/c/9/9/9", "0/c/9/9/8", "0/c/5", "0/c/2/0/0"}, {"0/c/notes.txt", "0/c/01", "0/notes", "labels", "0/c/0/-1"}
+    strays, theirs = (
+        {"0/c/9/9/9", "0/c/9/9/8", "0/c/5", "0/c/2/0/0"},
+        {"0/c/notes.txt", "0/c/01", "0/notes", "labels", "0/c/0/-1"},
+    )
     for key in strays | theirs:
         (output.root / key).parent.mkdir(parents=True, exist_ok=True)
         (output.root / key).write_bytes(b"not ours")

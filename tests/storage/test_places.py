@@ -119,7 +119,19 @@ def test_the_scheme_of_files_is_dropped_and_nothing_decoded():
 
 # --- one place makes stores ---------------------------------------------------------------------------------------------
 
-OPENERS = {"open", "open_array", "open_group", "open_like", "create_array", "create_group", "create", "group", "array", "save", "load"}
+OPENERS = {
+    "open",
+    "open_array",
+    "open_group",
+    "open_like",
+    "create_array",
+    "create_group",
+    "create",
+    "group",
+    "array",
+    "save",
+    "load",
+}
 
 STORES = {"store", "_store", "local_store", "input_store", "aszarr"}
 """Names of what is a store already, and of what makes one."""
@@ -137,9 +149,16 @@ def _violations(source: str, name: str) -> list[str]:
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
-        if called.startswith("zarr.") and called.split(".")[-1] in OPENERS and not (node.args and _names_a_store(node.args[0])):
+        if (
+            called.startswith("zarr.")
+            and called.split(".")[-1] in OPENERS
+            and not (node.args and _names_a_store(node.args[0]))
+        ):
             found.append(f"{name}:{node.lineno}: {ast.unparse(node)[:80]}")
-        if called.split(".")[-1] in ("LocalStore", "from_url", "FsspecStore", "open_fsspec", "ZipStore") and name != "places.py":
+        if (
+            called.split(".")[-1] in ("LocalStore", "from_url", "FsspecStore", "open_fsspec", "ZipStore")
+            and name != "places.py"
+        ):
             found.append(f"{name}:{node.lineno}: {called}")
         if called.startswith("fsspec.") and name not in ("objects.py", "listing.py"):
             found.append(f"{name}:{node.lineno}: {called}")
@@ -154,7 +173,14 @@ def test_no_path_or_url_goes_to_zarr_or_fsspec_as_text():
 
 @pytest.mark.parametrize(
     "line",
-    ["zarr.open(url)", "zarr.open_group(str(root))", "zarr.create_array(path, shape=(1,))", "zarr.open_array('a')", "LocalStore(p)", "fsspec.open(u)"],
+    [
+        "zarr.open(url)",
+        "zarr.open_group(str(root))",
+        "zarr.create_array(path, shape=(1,))",
+        "zarr.open_array('a')",
+        "LocalStore(p)",
+        "fsspec.open(u)",
+    ],
 )
 def test_such_a_call_would_be_found(line):
     """The negative control of the above."""

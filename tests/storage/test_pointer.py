@@ -123,7 +123,9 @@ def test_an_upload_that_was_killed_goes_on(publication, output, store, requests)
     assert stored(read_current(output).image) == files
 
 
-def test_a_version_whose_publisher_was_killed_before_the_pointer_may_be_begun_anew(publication, output, store, monkeypatch, tmp_path):
+def test_a_version_whose_publisher_was_killed_before_the_pointer_may_be_begun_anew(
+    publication, output, store, monkeypatch, tmp_path
+):
     """All of it is in the store, but nobody was ever sent there; where the pointer was written, somebody was."""
     make_version(publication, A)
     write = ObjectStore.write
@@ -160,13 +162,19 @@ def test_publishing_again_sends_nothing_and_mends_what_is_damaged(publication, o
     assert told(stored(read_current(output).image)) == A
 
 
-def test_a_store_that_garbles_what_it_is_given_is_found_out_before_readers_are_sent_there(publication, output, monkeypatch):
+def test_a_store_that_garbles_what_it_is_given_is_found_out_before_readers_are_sent_there(
+    publication, output, monkeypatch
+):
     """The negative control of reading back: bytes that change on their way, or lie."""
     published(publication, A)
     make_version(publication, B)
     real = ObjectStore.send
     monkeypatch.setattr(
-        ObjectStore, "send", lambda self, path, key: self.write(key, b"x" * path.stat().st_size) if key.endswith("/5") else real(self, path, key)
+        ObjectStore,
+        "send",
+        lambda self, path, key: (
+            self.write(key, b"x" * path.stat().st_size) if key.endswith("/5") else real(self, path, key)
+        ),
     )
     with pytest.raises(StorageError, match=rf"versions/{B}/.*/0/c/5' came back as other bytes than were sent"):
         publication.publish(B, {})
@@ -199,7 +207,12 @@ def test_a_version_that_is_not_whole_is_refused(publication, output):
 
 def test_a_pointer_that_cannot_be_understood_is_refused(publication, output, store):
     """Somebody's own current.json, or that of a newer version, or one that leads out of the output."""
-    for content in (b"{", b"{}", b'{"format": 2}', json.dumps({"format": 1, "fingerprint": A, "image": "../x"}).encode()):
+    for content in (
+        b"{",
+        b"{}",
+        b'{"format": 2}',
+        json.dumps({"format": 1, "fingerprint": A, "image": "../x"}).encode(),
+    ):
         store.write("current.json", content)
         with pytest.raises(StorageError, match=r"current.json' does not say what is published"):
             read_current(output)
@@ -262,7 +275,9 @@ def test_a_version_that_was_shown_again_counts_from_then(publication, store, mon
     assert kept(store) == {C}
 
 
-def test_a_removal_that_was_killed_leaves_no_image_and_is_finished_by_the_next(publication, store, monkeypatch, requests):
+def test_a_removal_that_was_killed_leaves_no_image_and_is_finished_by_the_next(
+    publication, store, monkeypatch, requests
+):
     """The mark first, then the group's metadata: from then on it is no version for anybody."""
     published(publication, A, B)
     requests.clear()

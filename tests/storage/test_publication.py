@@ -73,7 +73,9 @@ class KilledError(BaseException):
 
 @pytest.mark.parametrize("before", [[], [B]], ids=["the first one", "a later one"])
 @pytest.mark.parametrize("step", ["write_record", "make_durable", "_switch"])
-def test_a_version_whose_publisher_was_killed_before_the_switch_may_be_begun_anew(publication, output, monkeypatch, before, step):
+def test_a_version_whose_publisher_was_killed_before_the_switch_may_be_begun_anew(
+    publication, output, monkeypatch, before, step
+):
     """No reader was ever sent there; it was refused for ever as published once, where its input had been touched since."""
     published(publication, *before)
     make_version(publication, A)
@@ -92,7 +94,9 @@ def test_a_version_whose_publisher_was_killed_before_the_switch_may_be_begun_ane
     assert again.current().fingerprint == A
 
 
-def test_a_version_that_readers_were_sent_to_is_kept_whenever_its_publisher_was_killed(publication, output, monkeypatch):
+def test_a_version_that_readers_were_sent_to_is_kept_whenever_its_publisher_was_killed(
+    publication, output, monkeypatch
+):
     """The negative control: the current one, whether the publisher came to say so or not, and one that was current."""
     make_version(publication, A)
 
@@ -288,7 +292,11 @@ def test_readers_see_one_whole_version_through_two_hundred_switches_and_kills(sh
     publication = open_publication(str(output), NAME)
     publication.expire(Keep(0, 0), datetime.now(UTC))
     assert [v.fingerprint for v in publication.versions()] == [fingerprint(last)]
-    assert sorted(path.name for path in output.iterdir() if not path.name.startswith(".current-")) == [".lock", "current", "versions"]
+    assert sorted(path.name for path in output.iterdir() if not path.name.startswith(".current-")) == [
+        ".lock",
+        "current",
+        "versions",
+    ]
     assert [path.name for path in (output / "versions").iterdir()] == [fingerprint(last)]
 
 
@@ -323,7 +331,11 @@ def test_a_second_writer_is_refused_at_once_and_may_tell_busy_from_broken(public
     make_version(publication, A)
     with publication.exclusive(), publication.exclusive():
         publication.publish(A, {})  # the one who holds it
-        for refused in (other.exclusive().__enter__, lambda: other.publish(A, {}), lambda: other.expire(Keep(), datetime.now(UTC))):
+        for refused in (
+            other.exclusive().__enter__,
+            lambda: other.publish(A, {}),
+            lambda: other.expire(Keep(), datetime.now(UTC)),
+        ):
             with pytest.raises(BusyError, match=rf"is being written by another \(process {os.getpid()} on "):
                 refused()
         assert other.current().fingerprint == A  # readers need no lock
@@ -384,7 +396,9 @@ def test_a_full_disk_leaves_the_old_version_current_and_room_mends_it(tmp_path):
         published(publication, A)
         make_version(publication, B)
         filler = fill_up(tmp_path / "disk")
-        with pytest.raises(StorageError, match=r"could not be published: .*No space left.*What readers see\s+has not changed"):
+        with pytest.raises(
+            StorageError, match=r"could not be published: .*No space left.*What readers see\s+has not changed"
+        ):
             publication.publish(B, {})
         assert told(files_of(Path(read_current(publication.output).image))) == A
         filler.unlink()

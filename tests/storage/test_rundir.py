@@ -271,7 +271,9 @@ def test_the_token_of_a_killed_driver_ends_with_the_next_whatever_its_stage(dire
 def test_nobody_is_at_a_tile_while_all_are_held(directory, processes):
     """Verification reads what nobody writes."""
     with directory.driver() as token, directory.tiles_at_rest(0):
-        script = WORKER.replace("int(sys.argv[4])", "int(sys.argv[4]), seconds=0.2, token=sys.argv[3]").replace(", sys.argv[3])", ")")
+        script = WORKER.replace("int(sys.argv[4])", "int(sys.argv[4]), seconds=0.2, token=sys.argv[3]").replace(
+            ", sys.argv[3])", ")"
+        )
         worker = [sys.executable, "-c", script, str(directory.output), "0", token, "7"]
         found = subprocess.run(worker, capture_output=True, text=True, check=False)
         assert "is still at tile 7" in found.stderr
@@ -322,7 +324,12 @@ def test_a_ledger_that_is_one_torn_line_is_emptied(directory):
 
 def test_damage_costs_its_line_and_is_told_once(directory, caplog):
     """Bytes that are no text, zeros, a line without end: each costs its tile and nothing else, and the log names the line."""
-    damaged = [b"\xff\xfe\x00{}\n", b'{"tile": 1, "sta\n', b"\0" * 5000 + b"\n", record(5).to_line().replace("5", "73", 1).encode()]
+    damaged = [
+        b"\xff\xfe\x00{}\n",
+        b'{"tile": 1, "sta\n',
+        b"\0" * 5000 + b"\n",
+        record(5).to_line().replace("5", "73", 1).encode(),
+    ]
     lines = [record(0).to_line().encode(), *damaged, record(2).to_line().encode()]
     directory.ledger_path.write_bytes(b"".join(lines))
     for _ in range(2):
@@ -477,6 +484,9 @@ def test_a_file_that_cannot_be_written_is_told_in_words_with_its_name(directory,
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(FileError, match=r"'.*report\.json' cannot be written \(No space left on device\)\. Make room there, then run again"):
+    with pytest.raises(
+        FileError,
+        match=r"'.*report\.json' cannot be written \(No space left on device\)\. Make room there, then run again",
+    ):
         directory.write_json(directory.report_path, {"n": 1})
     assert not list(directory.path.iterdir())

@@ -28,15 +28,32 @@ GOOD = [{"type": "scale", "scale": [40, 4, 4]}]
 NANOMETRES = Space((40.0, 4.0, 4.0), (0.0,) * 3, ("nanometer",) * 3)
 
 
-def array_at(path: Path, shape: tuple[int, ...] = (3, 8, 9), *, zarr_format: int = 3, names: Any = None, attributes: dict | None = None) -> str:
+def array_at(
+    path: Path,
+    shape: tuple[int, ...] = (3, 8, 9),
+    *,
+    zarr_format: int = 3,
+    names: Any = None,
+    attributes: dict | None = None,
+) -> str:
     """A plain array, with what is told of it."""
     options = {"dimension_names": names} if zarr_format == 3 else {}
     array = random_volume(shape)
-    zarr.create_array(LocalStore(path), data=array, chunks=shape, zarr_format=zarr_format, attributes=attributes, **options)
+    zarr.create_array(
+        LocalStore(path), data=array, chunks=shape, zarr_format=zarr_format, attributes=attributes, **options
+    )
     return str(path)
 
 
-def image_at(path: Path, transforms: Any, *, units: Any = "nanometer", axes: Any = "zyx", common: Any = None, shape: Any = (3, 8, 9)) -> str:
+def image_at(
+    path: Path,
+    transforms: Any,
+    *,
+    units: Any = "nanometer",
+    axes: Any = "zyx",
+    common: Any = None,
+    shape: Any = (3, 8, 9),
+) -> str:
     """An OME-Zarr 0.5 image of one level, whose metadata are written as they come, NaN too."""
     group = zarr.create_group(LocalStore(path))
     group.create_array("0", data=random_volume(shape), chunks=shape)
@@ -101,7 +118,9 @@ def test_the_image_above_comes_first_then_dimension_names_then_xarray(tmp_path):
         assert "and as 'xyz' (_ARRAY_DIMENSIONS)" in said(volume)
     add_images(tmp_path / "i.zarr", [])
     assert open_volume(f"{url}/0").description.axes == "cyx"
-    path.write_text(json.dumps(document | {"dimension_names": None, "attributes": {"_ARRAY_DIMENSIONS": ["channel", "y", "x"]}}))
+    path.write_text(
+        json.dumps(document | {"dimension_names": None, "attributes": {"_ARRAY_DIMENSIONS": ["channel", "y", "x"]}})
+    )
     assert open_volume(f"{url}/0").description.axes == "cyx"
 
 
@@ -132,7 +151,9 @@ def test_names_of_dimensions_are_read_or_refused(tmp_path, by, names, read):
         url = array_at(tmp_path / "a.zarr", zarr_format=int(by[-1]), attributes={"_ARRAY_DIMENSIONS": names})
     if read is None:
         told = "set input.axes to how they are stored"
-        with pytest.raises(StorageError, match=rf"expected yx, cyx, zyx, czyx. They are told by {by.split()[0]}. .*{told}"):
+        with pytest.raises(
+            StorageError, match=rf"expected yx, cyx, zyx, czyx. They are told by {by.split()[0]}. .*{told}"
+        ):
             open_volume(url)
         volume = open_volume(url, axes="zyx")
         assert "input.axes 'zyx' governs, but the axes are told as" in said(volume)
@@ -164,13 +185,20 @@ def test_axes_that_are_told_are_read_as_told_or_refused(told):
 def test_axes_that_nobody_tells_are_said_once(tmp_path):
     """One warning, of axes and voxel size together; none of axes where the run says them."""
     url = array_at(tmp_path / "a.zarr")
-    assert open_volume(url).warnings == ("no axes are told, read as zyx, and the voxel size is unknown; set input.axes if they are others",)
+    assert open_volume(url).warnings == (
+        "no axes are told, read as zyx, and the voxel size is unknown; set input.axes if they are others",
+    )
     assert open_volume(url, axes="zyx").warnings == ("voxel size unknown: nobody tells it",)
 
 
 def test_a_type_says_more_than_a_name_that_is_not_known():
     """Channels are named after dyes, and typed."""
-    assert [letter_of("dye", "channel"), letter_of("z", "space"), letter_of(None, None), letter_of("Foo", "space")] == ["c", "z", "", "foo"]
+    assert [letter_of("dye", "channel"), letter_of("z", "space"), letter_of(None, None), letter_of("Foo", "space")] == [
+        "c",
+        "z",
+        "",
+        "foo",
+    ]
 
 
 # --- colours last -------------------------------------------------------------------------------------------------------
@@ -234,16 +262,40 @@ UNKNOWN = {
     "no list": ("scale", "no list of transformations"),
     "mapping": ({"type": "scale", "scale": [1, 1, 1]}, "no list of transformations"),
     "no type": ([{"scale": [40, 4, 4]}], "has no type"),
-    "two scales": ([*GOOD, {"type": "scale", "scale": [1, 1, 1]}], "2 transformations 'scale', and the specification allows one"),
-    "two translations": ([*GOOD, *[{"type": "translation", "translation": [1, 1, 1]}] * 2], "2 transformations 'translation'"),
+    "two scales": (
+        [*GOOD, {"type": "scale", "scale": [1, 1, 1]}],
+        "2 transformations 'scale', and the specification allows one",
+    ),
+    "two translations": (
+        [*GOOD, *[{"type": "translation", "translation": [1, 1, 1]}] * 2],
+        "2 transformations 'translation'",
+    ),
     "translation alone": ([{"type": "translation", "translation": [1, 1, 1]}], "no transformation 'scale'"),
     "in an array": ([{"type": "scale", "path": "s"}], "'path'"),
     "shear": ([{"type": "affine", "affine": [[40, 0, 0, 0], [0, 4, 1, 0], [0, 0, 4, 0]]}], "'affine' mixes axes"),
     "mirror": ([{"type": "affine", "affine": [[40, 0, 0, 0], [0, -4, 0, 0], [0, 0, 4, 0]]}], SCALE),
     "torn affine": ([{"type": "affine", "affine": [[40, 0, 0]]}], "no matrix of 3 rows"),
-    "rotation": ([*GOOD, {"type": "rotation", "rotation": [[1, 0, 0], [0, 0, 1], [0, -1, 0]]}], "'rotation' mixes axes"),
+    "rotation": (
+        [*GOOD, {"type": "rotation", "rotation": [[1, 0, 0], [0, 0, 1], [0, -1, 0]]}],
+        "'rotation' mixes axes",
+    ),
     "mapAxis": ([{"type": "mapAxis", "mapAxis": [0, 2, 1]}, *GOOD], "'mapAxis' is no scale"),
-    "deep": ([{"type": "sequence", "transformations": [{"type": "sequence", "transformations": [{"type": "sequence", "transformations": [{"type": "sequence", "transformations": GOOD}]}]}]}], "no list of"),
+    "deep": (
+        [
+            {
+                "type": "sequence",
+                "transformations": [
+                    {
+                        "type": "sequence",
+                        "transformations": [
+                            {"type": "sequence", "transformations": [{"type": "sequence", "transformations": GOOD}]}
+                        ],
+                    }
+                ],
+            }
+        ],
+        "no list of",
+    ),
 }
 
 
@@ -283,7 +335,9 @@ def test_what_comes_to_a_scale_an_axis_is_read_as_that(tmp_path, name):
 
 def test_an_identity_alone_is_voxels_of_one(tmp_path):
     """It is told, so it is no missing transformation."""
-    assert open_volume(image_at(tmp_path / "i.zarr", [{"type": "identity"}])).description.space == Space((1.0,) * 3, (0.0,) * 3, ("nanometer",) * 3)
+    assert open_volume(image_at(tmp_path / "i.zarr", [{"type": "identity"}])).description.space == Space(
+        (1.0,) * 3, (0.0,) * 3, ("nanometer",) * 3
+    )
 
 
 @pytest.mark.parametrize("value", [NAN, INF, "1", True])
@@ -310,14 +364,21 @@ def test_of_two_images_the_one_that_is_read_is_named(tmp_path, first):
     for name in "01":
         group.create_array(name, data=random_volume((3, 8, 9)))
     images = [
-        {"name": name, "axes": [{"name": a, "unit": unit} for a in axes], "datasets": [{"path": path, "coordinateTransformations": GOOD}]}
+        {
+            "name": name,
+            "axes": [{"name": a, "unit": unit} for a in axes],
+            "datasets": [{"path": path, "coordinateTransformations": GOOD}],
+        }
         for name, axes, unit, path in ((first, "zyx", "nm", "0"), ("b", "cyx", "um", "1"))
     ]
     add_images(tmp_path / "i.zarr", images)
     url = str(tmp_path / "i.zarr")
     volume = open_volume(url)
     assert volume.description.axes == "zyx"
-    assert f"holds 2 multiscale images, '{first}' (0); 'b' (1): the first is read. To read another, name its array, such as '{url}/1'" in said(volume)
+    assert (
+        f"holds 2 multiscale images, '{first}' (0); 'b' (1): the first is read. To read another, name its array, such as '{url}/1'"
+        in said(volume)
+    )
     other = open_volume(f"{url}/1")
     assert (other.description.axes, other.description.space.units, other.warnings) == ("cyx", ("micrometer",) * 2, ())
 
@@ -329,7 +390,9 @@ def test_a_parent_that_cannot_be_understood_stands_in_no_ones_way(tmp_path):
         open_volume(url)
     with pytest.raises(StorageError, match="cannot be understood"):
         open_volume(url)
-    (tmp_path / "i.zarr/zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"multiscales": [{}]}}}')
+    (tmp_path / "i.zarr/zarr.json").write_text(
+        '{"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"multiscales": [{}]}}}'
+    )
     volume = open_volume(f"{url}/0")
     assert volume.description.axes == "zyx"
     assert "what the group above says is not believed" in said(volume)
@@ -380,7 +443,10 @@ def test_every_name_of_the_specification_is_one():
     assert len(NANOMETERS) == 26
 
 
-@pytest.mark.parametrize(("unit", "words"), [(5, "5 is no unit"), ("pixel", "'pixel' is no unit"), ({"nm": 1}, "is no unit"), ("x" * 500, "is no unit")])
+@pytest.mark.parametrize(
+    ("unit", "words"),
+    [(5, "5 is no unit"), ("pixel", "'pixel' is no unit"), ({"nm": 1}, "is no unit"), ("x" * 500, "is no unit")],
+)
 def test_a_unit_that_is_none_is_unknown_and_said(tmp_path, unit, words):
     """`"unit": 5` ended in a traceback after all tiles."""
     volume = open_volume(image_at(tmp_path / "i.zarr", GOOD, units=unit))
@@ -440,7 +506,13 @@ def test_what_an_hdf5_file_tells_and_cannot_be_is_said(tmp_path, attributes, wor
 )
 def test_what_imagej_tells_and_cannot_be_is_said(tmp_path, metadata, resolution, words):
     """Tags of resolution may hold 0, and units anything."""
-    tifffile.imwrite(tmp_path / "v.tif", random_volume((3, 18, 19)), imagej=True, metadata={"axes": "ZYX", **metadata}, resolution=resolution)
+    tifffile.imwrite(
+        tmp_path / "v.tif",
+        random_volume((3, 18, 19)),
+        imagej=True,
+        metadata={"axes": "ZYX", **metadata},
+        resolution=resolution,
+    )
     assert words in said(open_volume(str(tmp_path / "v.tif")))
 
 
@@ -450,7 +522,9 @@ def test_what_ome_xml_tells_and_cannot_be_is_said(tmp_path, size):
     metadata = {"axes": "ZYX", "PhysicalSizeX": 7.25, "PhysicalSizeY": 4, "PhysicalSizeZ": 2}
     tifffile.imwrite(tmp_path / "v.ome.tif", random_volume((3, 18, 19)), ome=True, metadata=metadata)
     content = (tmp_path / "v.ome.tif").read_bytes()
-    (tmp_path / "v.ome.tif").write_bytes(content.replace(b'PhysicalSizeX="7.25"', b'PhysicalSizeX="%s"' % size.ljust(4).encode()))
+    (tmp_path / "v.ome.tif").write_bytes(
+        content.replace(b'PhysicalSizeX="7.25"', b'PhysicalSizeX="%s"' % size.ljust(4).encode())
+    )
     volume = open_volume(str(tmp_path / "v.ome.tif"))
     assert volume.description.space == Space.unknown(3)
     assert f"voxel size unknown: PhysicalSize is z 2, y 4, x {size}" in said(volume)

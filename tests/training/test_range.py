@@ -106,7 +106,11 @@ def test_eight_bits_are_trained_on_as_they_were(tmp_path):
 NARROW = {
     "12 bits by their type's range": (twelve_bits(), "minmax", "'percentile'"),
     "8 bits that are hardly used": (100 + image_of(cells()) // 16, "minmax", "'percentile'"),
-    "floats with one hot voxel": (np.where(np.indices(cells().shape).sum(0) == 0, 1e6, image_of(cells())).astype(np.float32), None, "'percentile'"),
+    "floats with one hot voxel": (
+        np.where(np.indices(cells().shape).sum(0) == 0, 1e6, image_of(cells())).astype(np.float32),
+        None,
+        "'percentile'",
+    ),
     "deviations of floats with one hot voxel": (
         np.where(np.indices(cells().shape).sum(0) == 0, 1e6, image_of(cells())).astype(np.float32),
         "zscore",

@@ -74,7 +74,9 @@ def test_what_only_costs_time_is_told():
 
 def test_a_lower_precision_than_the_plans_is_seen():
     """The library would compute in bfloat16 where the plan says float32."""
-    assert lowered({"ONEDNN_DEFAULT_FPMATH_MODE": "BF16", "NVIDIA_TF32_OVERRIDE": "0"}) == ["ONEDNN_DEFAULT_FPMATH_MODE=BF16"]
+    assert lowered({"ONEDNN_DEFAULT_FPMATH_MODE": "BF16", "NVIDIA_TF32_OVERRIDE": "0"}) == [
+        "ONEDNN_DEFAULT_FPMATH_MODE=BF16"
+    ]
 
 
 def test_this_process_is_looked_at_as_it_is():
