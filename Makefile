@@ -50,7 +50,8 @@ bench: $(READY) ## compare with one whole pass and with others; writes docs/benc
 	$(BIN)/python -m pip install -qq -c deploy/constraints.txt -e '.[bench]'
 	$(BIN)/python -m tests.benchmarks.compare $(ARGS)
 
-lint: $(READY) ## ruff, and the import contracts
+lint: $(READY) ## ruff (format and rules), and the import contracts
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
