@@ -25,7 +25,7 @@ from pipeline.core.cost import read_spans
 from pipeline.core.grid import Tile
 from pipeline.core.ledger import TileRecord, Units
 from pipeline.core.mirror import shown, spread
-from pipeline.core.need import Span
+from pipeline.core.network.need import Span
 from pipeline.errors import FileError, InferenceError, StorageError
 
 BEHIND = 2

@@ -11,7 +11,7 @@ from pipeline.core.appearance import Appearance, ranges
 from pipeline.core.box import Triple
 from pipeline.core.cost import one_pass_multiply_adds
 from pipeline.core.locations import is_url, without_file_scheme
-from pipeline.core.receptive import least_halo, receptive_radius
+from pipeline.core.network.receptive import least_halo, receptive_radius
 from pipeline.core.volume import Description
 from pipeline.errors import StorageError
 from pipeline.storage.volume import is_volume_file, open_volume, store_levels

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import durable
-from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box
 from pipeline.core.lesson import lesson
+from pipeline.core.network.unet import Architecture
 from pipeline.core.strict_json import json_text
 from pipeline.evaluation.evaluation import Evaluation, evaluate
 from pipeline.evaluation.rule import Rule

@@ -14,8 +14,8 @@ import numpy as np
 from pipeline.core.box import Box
 from pipeline.core.cost import multiply_adds, read_spans, rounded_out, turn_multiply_adds
 from pipeline.core.mirror import shown
+from pipeline.core.network.schedule import Schedule
 from pipeline.core.plan import Plan
-from pipeline.core.schedule import Schedule
 from pipeline.storage.volume import open_volume
 from pipeline.unet.checkpoint import load_checkpoint
 from pipeline.unet.predictor import UNetPredictor, zeros

@@ -17,9 +17,9 @@ import torch
 import zarr
 
 from pipeline.config import RunConfig, validated
-from pipeline.core.architecture import Architecture
 from pipeline.core.box import Triple
 from pipeline.core.ledger import Session, TileRecord
+from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Compute, Cost, Model, Output, Plan
 from pipeline.core.volume import Description, Space

@@ -14,11 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box
 from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import shown, spread
-from pipeline.core.receptive import least_halo
+from pipeline.core.network.receptive import least_halo
+from pipeline.core.network.unet import Architecture
 from pipeline.unet.model import UNet, initialise
 from pipeline.unet.sweep import Sweep, kernels
 

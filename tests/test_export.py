@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.receptive import least_halo
+from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
-from pipeline.core.receptive import least_halo
 from pipeline.errors import ModelError
 from pipeline.export.package import export
 from pipeline.export.source import architecture_source

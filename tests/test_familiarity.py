@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.core.appearance import appearance_of
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization, spanning
 from pipeline.core.plan import Plan
 from pipeline.errors import ModelError

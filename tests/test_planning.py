@@ -8,10 +8,10 @@ import pytest
 
 from pipeline import measure, planning
 from pipeline.cluster.pool import machine
-from pipeline.core.architecture import Architecture
 from pipeline.core.cost import multiply_adds, turn_multiply_adds
 from pipeline.core.grid import TileGrid
-from pipeline.core.receptive import least_halo
+from pipeline.core.network.receptive import least_halo
+from pipeline.core.network.unet import Architecture
 from pipeline.core.tiling import MEMORY_SHARE
 from pipeline.errors import ConfigError, PlanError
 from pipeline.measure import expectation

@@ -12,8 +12,8 @@ import zarr
 from zarr.storage import LocalStore
 
 from pipeline import planning, stages
-from pipeline.core.architecture import Architecture
 from pipeline.core.ledger import TileRecord
+from pipeline.core.network.unet import Architecture
 from pipeline.core.volume import Space
 from pipeline.storage.output import Output
 from tests.e2e.commands import ROOT

@@ -12,13 +12,13 @@ from math import lcm, prod
 
 import numpy as np
 
-from pipeline.core.architecture import Architecture, layers
 from pipeline.core.box import Triple, round_up
 from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import mirrored_ends
-from pipeline.core.need import Span
-from pipeline.core.receptive import receptive_radius, whole_window
-from pipeline.core.schedule import Schedule
+from pipeline.core.network.need import Span
+from pipeline.core.network.receptive import receptive_radius, whole_window
+from pipeline.core.network.schedule import Schedule
+from pipeline.core.network.unet import Architecture, layers
 
 PROCESS_BYTES = 900 * 2**20
 """Resident memory of an idle worker that has imported torch, dask and zarr and loaded a small network, generously."""

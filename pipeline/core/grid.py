@@ -27,11 +27,11 @@ from math import lcm, prod
 
 import numpy as np
 
-from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box, Triple, round_up
-from pipeline.core.need import Needs, Span, needs
-from pipeline.core.receptive import receptive_radius
-from pipeline.core.schedule import Schedule
+from pipeline.core.network.need import Needs, Span, needs
+from pipeline.core.network.receptive import receptive_radius
+from pipeline.core.network.schedule import Schedule
+from pipeline.core.network.unet import Architecture
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.appearance import Appearance
-from pipeline.core.architecture import Architecture
 from pipeline.core.box import Triple
 from pipeline.core.cost import read_slices
 from pipeline.core.grid import TileGrid
+from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.stored import Stored
 from pipeline.core.strict_json import json_text

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core.architecture import Architecture
 from pipeline.core.box import Triple, round_up
 from pipeline.core.cost import (
     PROCESS_BYTES,
@@ -31,7 +30,8 @@ from pipeline.core.cost import (
     widest_input,
 )
 from pipeline.core.grid import TileGrid
-from pipeline.core.receptive import least_halo, receptive_radius
+from pipeline.core.network.receptive import least_halo, receptive_radius
+from pipeline.core.network.unet import Architecture
 from pipeline.errors import PlanError
 
 LARGEST_SHARD = (128, 256, 256)

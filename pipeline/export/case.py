@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.core.architecture import Architecture
 from pipeline.core.box import Triple
+from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.volume import Description, Space
 from pipeline.errors import ModelError

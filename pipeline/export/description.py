@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from pipeline.core.architecture import Architecture
-from pipeline.core.receptive import receptive_radius
+from pipeline.core.network.receptive import receptive_radius
+from pipeline.core.network.unet import Architecture
 from pipeline.export.case import Case
 from pipeline.export.extents import Extents
 from pipeline.export.source import CALLABLE

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.core.architecture import Architecture
 from pipeline.core.box import Triple
-from pipeline.core.receptive import least_halo, legal_extent, lost_margin, receptive_radius
+from pipeline.core.network.receptive import least_halo, legal_extent, lost_margin, receptive_radius
+from pipeline.core.network.unet import Architecture
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from pipeline.core.appearance import ranges
-from pipeline.core.architecture import Architecture
 from pipeline.core.lesson import lesson
+from pipeline.core.network.unet import Architecture
 from pipeline.core.strict_json import without_nan
 from pipeline.export.case import Case
 from pipeline.export.description import Told, channels_of

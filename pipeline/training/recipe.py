@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config import Auto, Location, NormalizeConfig, Positive, Section, Voxels, Whole
-from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box, Triple
-from pipeline.core.receptive import lost_margin, whole_window
+from pipeline.core.network.receptive import lost_margin, whole_window
+from pipeline.core.network.unet import Architecture
 
 Corner = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.core.appearance import Appearance
-from pipeline.core.architecture import Architecture, Padding
+from pipeline.core.network.unet import Architecture, Padding
 from pipeline.core.normalization import Mode, Normalization
 from pipeline.core.strict_json import json_text
 from pipeline.durable import replace

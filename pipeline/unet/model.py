@@ -13,7 +13,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _UP = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -62,7 +62,7 @@ class UNet(nn.Module):
         return self.get_submodule(name)(x_BCS)
 
     def forward(self, x_BCS: Tensor) -> Tensor:
-        """Logits for `x_BCS`; the extents must be legal (`core.receptive.legal_extent`).
+        """Logits for `x_BCS`; the extents must be legal (`core.network.receptive.legal_extent`).
 
         One layer a statement: in a nested call the outer layer's caller would keep the inner one's input alive.
         """

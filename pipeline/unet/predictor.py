@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pipeline.core.box import Box
 from pipeline.core.grid import Tile
+from pipeline.core.network.schedule import Schedule
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
-from pipeline.core.schedule import Schedule
 from pipeline.errors import InferenceError, ModelError
 from pipeline.unet.checkpoint import Checkpoint, first_line
 from pipeline.unet.device import check_device, make_deterministic

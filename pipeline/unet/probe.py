@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box, Triple, round_up
 from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import shown, spread
+from pipeline.core.network.receptive import least_halo
+from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
-from pipeline.core.receptive import least_halo
 from pipeline.errors import ModelError
 from pipeline.unet.checkpoint import Checkpoint
 from pipeline.unet.predictor import DTYPES, activated, normalised

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pipeline.core.grid import TileGrid
-from pipeline.core.receptive import least_halo
+from pipeline.core.network.receptive import least_halo
 from pipeline.unet.model import UNet
 from pipeline.unet.sweep import Sweep, kernels
 from tests.benchmarks.contenders import arguments, network

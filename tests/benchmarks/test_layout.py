@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 from pipeline.unet.model import UNet, initialise
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from pipeline.core.architecture import Architecture, Padding
 from pipeline.core.box import Triple, round_up
 from pipeline.core.grid import Tile, TileGrid
-from pipeline.core.receptive import least_halo
+from pipeline.core.network.receptive import least_halo
+from pipeline.core.network.unet import Architecture, Padding
 
 
 @st.composite

@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.core.architecture import Architecture, layers
 from pipeline.core.box import Box
 from pipeline.core.cost import (
     held_channels,
@@ -32,7 +31,8 @@ from pipeline.core.cost import (
 )
 from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import shown
-from pipeline.core.receptive import least_halo, receptive_radius, whole_window
+from pipeline.core.network.receptive import least_halo, receptive_radius, whole_window
+from pipeline.core.network.unet import Architecture, layers
 from pipeline.unet.model import UNet
 from pipeline.unet.sweep import Sweep, kernels
 from tests.core.core_cases import architectures, grids, triples

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box, round_up
 from pipeline.core.grid import TileGrid
-from pipeline.core.receptive import receptive_radius, whole_window
+from pipeline.core.network.receptive import receptive_radius, whole_window
+from pipeline.core.network.unet import Architecture
 from tests.core.core_cases import grids
 
 SAME = Architecture(ndim=3, depth=2, width=1)

@@ -2,10 +2,10 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pipeline.core.architecture import Architecture, layers
 from pipeline.core.box import round_up
-from pipeline.core.need import Span, needs, phases
-from pipeline.core.receptive import whole_window
+from pipeline.core.network.need import Span, needs, phases
+from pipeline.core.network.receptive import whole_window
+from pipeline.core.network.unet import Architecture, layers
 from tests.core.core_cases import architectures, columns, grids
 
 MARGINS = [(1, 8, 8), (2, 22, 20), (3, 46, 44), (4, 94, 92)]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
 from pipeline.core.volume import Description, Space

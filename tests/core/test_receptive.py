@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.core.architecture import Architecture
 from pipeline.core.grid import TileGrid
-from pipeline.core.receptive import least_halo, legal_extent, receptive_radius, whole_window
+from pipeline.core.network.receptive import least_halo, legal_extent, receptive_radius, whole_window
+from pipeline.core.network.unet import Architecture
 from pipeline.unet.model import UNet
 from tests.core.core_cases import architectures, triples
 

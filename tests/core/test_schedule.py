@@ -5,11 +5,11 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.architecture import Architecture, layers
 from pipeline.core.grid import TileGrid
-from pipeline.core.need import Span, needs
-from pipeline.core.receptive import least_halo
-from pipeline.core.schedule import Schedule
+from pipeline.core.network.need import Span, needs
+from pipeline.core.network.receptive import least_halo
+from pipeline.core.network.schedule import Schedule
+from pipeline.core.network.unet import Architecture, layers
 from tests.core.core_cases import columns
 from tests.core.test_need import sources
 

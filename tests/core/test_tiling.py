@@ -8,7 +8,6 @@ import pytest
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.architecture import Architecture
 from pipeline.core.cost import (
     one_pass_multiply_adds,
     read_slices,
@@ -17,7 +16,8 @@ from pipeline.core.cost import (
     total_voxels_decoded,
     total_voxels_read,
 )
-from pipeline.core.receptive import receptive_radius
+from pipeline.core.network.receptive import receptive_radius
+from pipeline.core.network.unet import Architecture
 from pipeline.core.tiling import DEVICE_MEMORY_SHARE, TileRequest, _candidates, choose_tiling, worker_bytes
 from pipeline.errors import PlanError
 from tests.core.core_cases import architectures, triples

@@ -15,7 +15,7 @@ import torch
 import zarr
 
 from pipeline.config import validated
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.registry import register
 from tests.pipeline_cases import one_pass, random_network, random_volume, save_array

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline import stages
-from pipeline.core.architecture import Architecture
 from pipeline.core.cost import PROCESS_BYTES
+from pipeline.core.network.unet import Architecture
 from pipeline.core.tiling import MEMORY_SHARE
 from tests.pipeline_cases import Run, make_run, one_pass
 

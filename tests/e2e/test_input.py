@@ -13,7 +13,7 @@ import zarr
 
 from flows import cli
 from pipeline import stages
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 from pipeline.errors import InferenceError, StorageError
 from tests.pipeline_cases import Run, done_entries, make_run, one_pass, random_volume, stored_objects
 

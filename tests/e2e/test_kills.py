@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from pipeline import stages
-from pipeline.core.architecture import Architecture
 from pipeline.core.ledger import TileRecord
+from pipeline.core.network.unet import Architecture
 from pipeline.core.roster import TILES_AHEAD
 from pipeline.errors import StorageError
 from tests.e2e.commands import Command, alive, wait_until

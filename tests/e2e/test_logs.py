@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from pipeline import stages
-from pipeline.core.architecture import Architecture
 from pipeline.core.ledger import TileRecord
+from pipeline.core.network.unet import Architecture
 from pipeline.errors import InferenceError
 from pipeline.logs import IN_FULL
 from tests.pipeline_cases import Run, make_run

@@ -7,9 +7,9 @@ import pytest
 from pipeline import inference, stages
 from pipeline.cluster.pool import Crew, open_pool
 from pipeline.config import ClusterConfig
-from pipeline.core.architecture import Architecture
 from pipeline.core.cost import PROCESS_BYTES
 from pipeline.core.ledger import TileRecord
+from pipeline.core.network.unet import Architecture
 from tests.pipeline_cases import make_run
 
 LOOSEST = 4

@@ -15,7 +15,7 @@ import torch
 import zarr
 
 from flows import cli
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 from tests.e2e.commands import ROOT
 from tests.pipeline_cases import Run, make_run, mounted, random_network, random_volume, save_array
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from flows import cli
 from pipeline import stages
-from pipeline.core.architecture import Architecture
 from pipeline.core.ledger import TileRecord
+from pipeline.core.network.unet import Architecture
 from pipeline.errors import InferenceError, StorageError, VerificationError
 from tests.e2e.test_exact import as_volume, assert_equal
 from tests.pipeline_cases import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import inference
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 from tests.e2e.test_run import command
 from tests.faults.damages import all_damages
 from tests.pipeline_cases import Run, make_run, stored_objects

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 from tests.dataset.dataset_cases import DataSet, make_dataset
 from tests.pipeline_cases import Run, make_run, stored_objects
 

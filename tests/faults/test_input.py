@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 from tests.e2e.commands import wait_until
 from tests.e2e.conftest import halotile, prefect_home  # noqa: F401 - fixtures of these tests too
 from tests.pipeline_cases import Run, done_entries, make_run, random_volume, save_array

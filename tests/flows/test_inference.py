@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 from tests.pipeline_cases import Run, make_run, save_array
 
 SEEN = """

@@ -20,7 +20,7 @@ from pipeline.cluster import manifest
 from pipeline.cluster.dispatch import Work, dispatch
 from pipeline.cluster.pool import Crew, open_pool
 from pipeline.config import ClusterConfig
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 from pipeline.errors import ConfigError, InferenceError
 from tests.cluster import work
 from tests.kubernetes.fake_nodes import ROOT

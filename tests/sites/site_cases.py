@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 from tests.e2e.commands import ROOT
 from tests.pipeline_cases import Run, done_entries, make_run
 

@@ -13,7 +13,7 @@ import pytest
 
 from flows import deployment, progress
 from pipeline import stages
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 from tests.e2e.commands import ROOT, alive, wait_until
 from tests.pipeline_cases import Run, done_entries, make_run, stored_objects
 from tests.sites.postgres_cases import postgres

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pipeline import stages
-from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box
+from pipeline.core.network.unet import Architecture
 from pipeline.core.versions import Keep
 from pipeline.errors import StorageError
 from pipeline.storage.objects import ObjectStore, s3

@@ -14,7 +14,7 @@ import pytest
 
 from flows import cli
 from pipeline import stages
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 from pipeline.core.versions import Keep
 from pipeline.errors import BusyError, StorageError
 from pipeline.storage.publication import open_publication, read_current

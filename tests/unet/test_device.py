@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.core.architecture import Architecture
 from pipeline.core.box import Box
+from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.errors import ModelError
 from pipeline.unet import device, probe

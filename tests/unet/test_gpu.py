@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.core.architecture import Architecture
+from pipeline.core.network.unet import Architecture
 from pipeline.core.plan import Compute
 from pipeline.errors import InferenceError
 from pipeline.unet.predictor import UNetPredictor

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.architecture import Architecture
-from pipeline.core.receptive import legal_extent, receptive_radius
+from pipeline.core.network.receptive import legal_extent, receptive_radius
+from pipeline.core.network.unet import Architecture
 from pipeline.unet.model import UNet, initialise
 from tests.core.core_cases import architectures
 from tests.unet.notes_unet import NotesUNet, logits_by_names, randomise

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.core.architecture import Architecture
 from pipeline.core.mirror import shown, spread
+from pipeline.core.network.receptive import least_halo, legal_extent, receptive_radius
+from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Compute, Cost, Model, Output, Plan
-from pipeline.core.receptive import least_halo, legal_extent, receptive_radius
 from pipeline.core.volume import Description, Space
 from pipeline.errors import InferenceError, ModelError
 from pipeline.unet.checkpoint import Checkpoint

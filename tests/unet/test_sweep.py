@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.core.architecture import Architecture, layers
 from pipeline.core.grid import TileGrid
-from pipeline.core.receptive import least_halo
+from pipeline.core.network.receptive import least_halo
+from pipeline.core.network.unet import Architecture, layers
 from pipeline.unet.model import UNet
 from pipeline.unet.sweep import Sweep, kernels
 from tests.unet.notes_unet import randomise

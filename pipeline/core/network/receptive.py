@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.core.architecture import Architecture
 from pipeline.core.box import Triple, round_up
-from pipeline.core.need import Span, needs
+from pipeline.core.network.need import Span, needs
+from pipeline.core.network.unet import Architecture
 
 
 def receptive_radius(architecture: Architecture) -> Triple:

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.core.architecture import Architecture, Layer, layers
-from pipeline.core.need import Needs, Span
+from pipeline.core.network.need import Needs, Span
+from pipeline.core.network.unet import Architecture, Layer, layers
 
 
 @dataclass(frozen=True)

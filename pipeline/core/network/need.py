@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from pipeline.core.architecture import Architecture, Layer, layers
+from pipeline.core.network.unet import Architecture, Layer, layers
 
 
 class Span(NamedTuple):
