@@ -176,6 +176,7 @@ def _planned(job: Job) -> Plan:
 def _opened(job: Job, plan: Plan, earlier: UNetPredictor | None) -> _Bench:
     checkpoint = load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding)
     directory = RunDirectory(job.output)
+    directory.meet_driver(job.token)
     volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
     return _Bench(
         plan=plan,

@@ -6,9 +6,9 @@ given to another, is waited for; a driver that starts right after another's deat
 that does not find its own driver's token writes nothing more: it looks before it begins a tile, and before each object.
 
 A token ends with its driver, and before: with the infer stage, a second line of `driver.lock` closes the tiles. A driver that was
-killed left its token behind; whichever comes next, a run or `verify`, puts its own in that place. `verify` holds all bytes while it
-looks, so that nobody writes meanwhile. The kernel lets go of the locks of a dead process; NFS 4 and Lustre (mounted with `flock`)
-have them across machines.
+killed leaves its token behind, but not its lock: a worker looks whether that is held, too. Whichever comes next, a run or `verify`,
+puts its own token in that place. `verify` holds all bytes while it looks, so that nobody writes meanwhile. The kernel lets go of
+the locks of a dead process; NFS 4 and Lustre (mounted with `flock`) have them across machines.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class RunDirectory:
         self.cancel = CancelRequest(self.path / "cancel")
         self.jobs_path = self.path / "jobs"
         self._lock_path = self.path / "driver.lock"
+        self._sees_locks = True
 
     # --- artifacts --------------------------------------------------------------------------------------------------
 
@@ -279,21 +280,38 @@ class RunDirectory:
         with in_words(self._lock_path, "be written"), self._lock_path.open("r+") as file:
             _rewrite(file, content)
 
+    def meet_driver(self, token: str) -> None:
+        """As a worker that begins: learn whether locks of the driver's machine reach this one; a warning where they do not.
+
+        Then only tokens are compared here, and one of a driver that was killed stands until the next. On the driver's own machine
+        there is nothing to learn: a lock that nobody holds is that of a driver that has ended.
+        """
+        host = token.partition("-")[2].rpartition("-")[0]
+        self._sees_locks = host == socket.gethostname() or self.is_driven()
+        if not self._sees_locks:
+            log.warning(
+                "the lock '%s' of the driver on %s is not seen on %s: the driver has ended, or this file system keeps locks within a "
+                "machine. They keep two writers from each other. Mount it with locks between machines (Lustre: -o flock, not "
+                "localflock; NFS: without nolock and local_lock)",
+                *(self._lock_path, host, socket.gethostname()),
+            )
+
     def refuse_late(self, token: str) -> None:
         """As a worker, before anything is written: end where the driver of this token has no workers any more.
 
         Raises:
-            StorageError: It has ended, has closed its tiles, or another has taken over.
+            StorageError: It has ended or was killed, has closed its tiles, or another has taken over.
         """
-        with in_words(self._lock_path, "be read"):
-            said = self._lock_path.read_text(encoding="utf-8", errors="replace")
-        if said == token:
+        with in_words(self._lock_path, "be read"), self._lock_path.open("rb") as file:
+            lives = not self._sees_locks or is_taken(file)
+            said = file.read().decode(errors="replace")
+        if said == token and lives:
             return
-        why = (
-            "The stage of this worker has ended"
-            if said.startswith(token)
-            else "Another driver has taken over, or its own has ended"
-        )
+        why = "Another driver has taken over, or its own has ended"
+        if said == token:
+            why = "The driver of this worker was killed"
+        elif said.startswith(token):
+            why = "The stage of this worker has ended"
         raise StorageError(f"{why}: output '{self.output}' is left alone, and this worker writes nothing more.")
 
     def is_driven(self) -> bool:

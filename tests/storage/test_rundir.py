@@ -5,6 +5,8 @@ import fcntl
 import functools
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,8 +17,9 @@ import pytest
 
 from pipeline.core.ledger import Session, TileRecord
 from pipeline.errors import FileError, InferenceError, PipelineError, StorageError
+from pipeline.storage.output import Output
 from pipeline.storage.rundir import LedgerWriter, RunDirectory
-from tests.pipeline_cases import fill_up, mounted, output_plan
+from tests.pipeline_cases import fill_up, mounted, output_plan, stored_objects
 
 HOLD = """
 import sys, time
@@ -254,18 +257,86 @@ def test_closed_tiles_are_begun_by_nobody(directory):
             directory.refuse_late(token)
 
 
-def test_the_token_of_a_killed_driver_ends_with_the_next_whatever_its_stage(directory, processes):
-    """A driver that was killed could put nothing in order."""
+def test_a_token_ends_with_its_driver_that_is_killed(directory, processes):
+    """A driver that was killed could put nothing in order; its token still stands in the file, but nobody holds its lock."""
     processes.append(holding(DRIVER, directory.output, 60))
     token = directory.driver_token()
+    processes[0].send_signal(signal.SIGSTOP)  # one that is slow is not dead
     with directory.tile(3, token):
+        directory.refuse_late(token)
+    processes[0].kill()
+    processes[0].wait()
+    assert directory.driver_token() == token
+    for late in (directory.tile(3, token).__enter__, lambda: directory.refuse_late(token)):
+        with pytest.raises(StorageError, match=r"driver of this worker was killed.*writes nothing more"):
+            late()
+    with directory.driver():
         pass
+    with pytest.raises(StorageError, match=r"this worker writes nothing more"), directory.tile(3, token):
+        pass
+
+
+WAKE_LATE = """
+import functools, sys
+import numpy as np
+from pipeline.storage.output import Output
+from pipeline.storage.rundir import RunDirectory
+from pipeline.storage.sink import UnitSink
+from tests.pipeline_cases import output_plan
+url, token = sys.argv[1:3]
+directory, output = RunDirectory(url), Output(output_plan(url))
+directory.meet_driver(token)
+core = output.plan.grid.tile(0).core
+with directory.tile(0, token):
+    sink = UnitSink(output, core, functools.partial(directory.refuse_late, token))
+    print("held", flush=True)
+    sys.stdin.readline()
+    sink.add(core, np.full((1, *core.shape), 7, "float32"))
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_worker_that_wakes_after_its_driver_was_killed_writes_nothing(directory, processes, killed):
+    """People delete, move or read what a killed run left; a worker that was swapped out must not write into it hours later."""
+    plan = output_plan(directory.output)
+    Output(plan).create()
+    processes.append(holding(DRIVER, directory.output, 60))
+    worker = [sys.executable, "-c", WAKE_LATE, str(directory.output), directory.driver_token()]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes.append(subprocess.Popen(worker, text=True, **pipes))
+    assert processes[1].stdout
+    assert processes[1].stdout.readline() == "held\n"
+    if killed:
+        processes[0].kill()
+        processes[0].wait()
+    _, said = processes[1].communicate("go\n", timeout=60)
+    assert ("driver of this worker was killed" in said) == killed
+    written = [name for name in stored_objects(directory.output) if name.startswith("c/")]
+    assert bool(written) != killed
     processes[0].kill()
     processes[0].wait()
     with directory.driver():
-        pass
-    with pytest.raises(StorageError, match="this worker writes nothing more"), directory.tile(3, token):
-        pass
+        directory.wait_for_orphans(seconds=0)
+
+
+def test_where_locks_do_not_reach_the_driver_a_worker_goes_by_the_token(directory, caplog):
+    """Lustre with `localflock`, NFS with `local_lock`: no lock of another machine is seen, and no living driver is called dead."""
+    lock = directory.path / "driver.lock"
+    near, far = f"1-{socket.gethostname()}-ab", "1-another-machine-ab"
+    for token in (near, far):
+        lock.write_text(token)
+        directory.meet_driver(token)
+    directory.refuse_late(far)
+    assert [message for message in caplog.messages if "driver on another-machine is not seen" in message]
+    lock.write_text(f"{far}\nclosed")
+    with pytest.raises(StorageError, match="stage of this worker has ended"):
+        directory.refuse_late(far)
+
+    lock.write_text(near)
+    directory.meet_driver(near)
+    assert len(caplog.messages) == 1
+    with pytest.raises(StorageError, match="driver of this worker was killed"):
+        directory.refuse_late(near)
 
 
 def test_nobody_is_at_a_tile_while_all_are_held(directory, processes):
