@@ -37,8 +37,8 @@ demo: $(READY) ## segment the membranes of a small volume, and say where to look
 	@echo "and run:"
 	@echo "    $(BIN)/halotile run YOUR.yaml"
 
-test: lint ## lint, then all tests; ARGS="-k grid" reaches pytest
-	$(BIN)/python -m pytest $(ARGS)
+test: lint ## lint, then all tests, a process a core; ARGS="-k grid" reaches pytest, -n0 is one process
+	sh tests/suite.sh $(BIN)/python $(ARGS)
 
 test-cluster: $(READY) ## tests on real servers, as root on Debian: SLURM, S3, Prefect, cut networks; ARGS as above
 	bash tests/sites/side_by_side.sh $(BIN)/python $(ARGS)

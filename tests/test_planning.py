@@ -163,6 +163,7 @@ def test_no_crew_fits_a_machine_without_memory(tmp_path):
 # --- the expected time --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("shape", [(24, 40, 36), (200, 24, 24)], ids=["a short column", "a long column"])
 def test_the_expected_time_is_near_the_time_that_it_takes(tmp_path, shape):
     """A plan says what it will cost; the bounds are wide, since a busy machine says anything."""

@@ -374,6 +374,7 @@ def test_the_search_looks_at_few_cores_however_large_the_volume():
         assert all(len(_candidates(asked, axis)) <= 64 for axis in range(3))
 
 
+@pytest.mark.alone
 def test_a_plan_of_ten_million_tiles_takes_moments():
     """Counted by kinds of cores along each axis; listed, ten million tiles would take minutes."""
     started = time.perf_counter()

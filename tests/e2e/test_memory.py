@@ -12,6 +12,8 @@ from pipeline.core.ledger import TileRecord
 from pipeline.core.network.unet import Architecture
 from tests.pipeline_cases import make_run
 
+pytestmark = pytest.mark.alone
+
 LOOSEST = 4
 """A bound many times too large would make tiles needlessly small, or refuse what fits."""
 
