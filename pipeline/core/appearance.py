@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core.box import Box, Triple
+from pipeline.core.box import Box, Triple, triple
 from pipeline.core.normalization import Normalization
 
 PERCENTS = (1, 25, 50, 75, 99)
@@ -157,8 +157,7 @@ def _mirrored(number: int, base: int) -> float:
 
 def _box(frame: Box, extent: Triple, chunks: Triple, share: tuple[float, ...]) -> Box:
     parts = zip(frame.start, frame.stop, extent, chunks, share, strict=True)
-    starts = tuple(_start(*part) for part in parts)
-    return Box(starts, tuple(a + e for a, e in zip(starts, extent, strict=True)))  # type: ignore[arg-type]
+    return Box.of_shape(extent).moved(triple(_start(*part) for part in parts))
 
 
 def _start(low: int, high: int, extent: int, chunk: int, share: float) -> int:

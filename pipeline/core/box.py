@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from typing import Any, TypeVar, overload
 
 Triple = tuple[int, int, int]
 """Voxels along z, y and x."""
+
+_T = TypeVar("_T")
+_A = TypeVar("_A")
+_B = TypeVar("_B")
+_C = TypeVar("_C")
+
+
+def triple(values: Iterable[_T]) -> tuple[_T, _T, _T]:
+    """The three values, along z, y, x.
+
+    Raises:
+        ValueError: There are not three.
+    """
+    z, y, x = values
+    return z, y, x
+
+
+@overload
+def per_axis(rule: Callable[[_A], _T], one: tuple[_A, _A, _A], /) -> tuple[_T, _T, _T]: ...
+@overload
+def per_axis(rule: Callable[[_A, _B], _T], one: tuple[_A, _A, _A], two: tuple[_B, _B, _B], /) -> tuple[_T, _T, _T]: ...
+@overload
+def per_axis(
+    rule: Callable[[_A, _B, _C], _T], one: tuple[_A, _A, _A], two: tuple[_B, _B, _B], three: tuple[_C, _C, _C], /
+) -> tuple[_T, _T, _T]: ...
+def per_axis(rule: Callable[..., _T], *triples: tuple[Any, Any, Any]) -> tuple[_T, _T, _T]:
+    """What `rule` gives for the values along z, those along y and those along x."""
+    return triple(rule(*values) for values in zip(*triples, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +52,15 @@ class Box:
         """The box from the origin with this extent."""
         return cls((0, 0, 0), shape)
 
+    @classmethod
+    def of_spans(cls, spans: Iterable[tuple[int, int]]) -> Box:
+        """The box of the first voxel and the stop along z, along y and along x."""
+        z, y, x = spans
+        return cls((z[0], y[0], x[0]), (z[1], y[1], x[1]))
+
     @property
     def shape(self) -> Triple:
-        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))  # type: ignore[return-value]
+        return per_axis(lambda a, b: b - a, self.start, self.stop)
 
     @property
     def voxels(self) -> int:
@@ -33,14 +68,12 @@ class Box:
 
     def clipped(self, other: Box) -> Box:
         """The part of this box inside `other`."""
-        start = tuple(max(a, b) for a, b in zip(self.start, other.start, strict=True))
-        stop = tuple(min(a, b) for a, b in zip(self.stop, other.stop, strict=True))
-        return Box(start, stop)  # type: ignore[arg-type]
+        return Box(per_axis(max, self.start, other.start), per_axis(min, self.stop, other.stop))
 
     def contains(self, other: Box) -> bool:
-        return all(a <= b for a, b in zip(self.start, other.start, strict=True)) and all(
-            a >= b for a, b in zip(self.stop, other.stop, strict=True)
-        )
+        starts = per_axis(lambda a, b: a <= b, self.start, other.start)
+        stops = per_axis(lambda a, b: a >= b, self.stop, other.stop)
+        return all(starts + stops)
 
     def overlaps(self, other: Box) -> bool:
         """Whether the two share a voxel."""
@@ -48,28 +81,28 @@ class Box:
 
     def within(self, frame: Box) -> tuple[slice, slice, slice]:
         """Slices that select this box from an array whose first voxel is `frame.start`."""
-        origin = frame.start
-        return tuple(  # type: ignore[return-value]
-            slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, origin, strict=True)
-        )
+        return per_axis(lambda a, b, origin: slice(a - origin, b - origin), self.start, self.stop, frame.start)
+
+    def moved(self, offset: Triple) -> Box:
+        """The box of the same shape, so many voxels on."""
+        start, stop = (per_axis(lambda a, n: a + n, corner, offset) for corner in (self.start, self.stop))
+        return Box(start, stop)
 
     def middle(self, extent: int) -> Box:
         """The part around the centre, of so many voxels an axis at most."""
-        starts = tuple(a + max((n - extent) // 2, 0) for a, n in zip(self.start, self.shape, strict=True))
-        stops = tuple(a + min(n, extent) for a, n in zip(starts, self.shape, strict=True))
-        return Box(starts, stops)  # type: ignore[arg-type]
+        starts = per_axis(lambda a, n: a + max((n - extent) // 2, 0), self.start, self.shape)
+        return Box(starts, per_axis(lambda a, n: a + min(n, extent), starts, self.shape))
 
     def corners(self, extent: int) -> list[Box]:
         """The parts at the corners, of so many voxels an axis at most; each once."""
-        ends = [{(a, min(a + extent, b)), (max(b - extent, a), b)} for a, b in zip(self.start, self.stop, strict=True)]
-        return [Box(*zip(*spans, strict=True)) for spans in product(*map(sorted, ends))]
+        ends = per_axis(lambda a, b: {(a, min(a + extent, b)), (max(b - extent, a), b)}, self.start, self.stop)
+        return [Box.of_spans(spans) for spans in product(*map(sorted, ends))]
 
     def split(self, step: Triple) -> Iterator[Box]:
         """Boxes of at most `step` voxels that partition this one, z slowest."""
-        starts = product(*(range(a, b, s) for a, b, s in zip(self.start, self.stop, step, strict=True)))
-        for start in starts:
-            stop = tuple(min(a + s, b) for a, s, b in zip(start, step, self.stop, strict=True))
-            yield Box(start, stop)  # type: ignore[arg-type]
+        z, y, x = per_axis(range, self.start, self.stop, step)
+        for start in product(z, y, x):
+            yield Box(start, per_axis(lambda a, s, b: min(a + s, b), start, step, self.stop))
 
     def __str__(self) -> str:
         return ", ".join(f"{axis} {a}:{b}" for axis, a, b in zip("zyx", self.start, self.stop, strict=True))
@@ -77,11 +110,11 @@ class Box:
 
 def widened(unit: Triple, shape: Triple, voxel_bytes: int, most_bytes: int) -> Triple:
     """Whole units, more along x, then y, then z, up to about `most_bytes`; never less than one, nor more than the shape."""
-    step = [min(u, n) for u, n in zip(unit, shape, strict=True)]
+    step = [*per_axis(min, unit, shape)]
     for axis in (2, 1, 0):
         room = max(most_bytes // (voxel_bytes * prod(step)), 1)
         step[axis] = min(unit[axis] * room, round_up(shape[axis], unit[axis]))
-    return tuple(step)  # type: ignore[return-value]
+    return triple(step)
 
 
 def round_up(value: int, multiple: int) -> int:

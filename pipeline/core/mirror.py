@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.core.box import Box, Triple
+from pipeline.core.box import Box, Triple, per_axis
 
 
 def mirrored_index(start: int, stop: int, extent: int) -> np.ndarray:
@@ -30,9 +30,9 @@ def mirrored_ends(start: int, stop: int, extent: int) -> tuple[int, int]:
 
 def shown(box: Box, volume: Triple) -> tuple[Box, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """What to read so as to show `box`: the least box inside the volume, and the indices into it per axis."""
-    axes = [mirrored_index(a, b, n) for a, b, n in zip(box.start, box.stop, volume, strict=True)]
-    inside = Box(tuple(int(i.min()) for i in axes), tuple(int(i.max()) + 1 for i in axes))  # type: ignore[arg-type]
-    return inside, tuple(i - o for i, o in zip(axes, inside.start, strict=True))  # type: ignore[return-value]
+    axes = per_axis(mirrored_index, box.start, box.stop, volume)
+    inside = Box.of_spans((int(index.min()), int(index.max()) + 1) for index in axes)
+    return inside, per_axis(lambda index, origin: index - origin, axes, inside.start)
 
 
 def spread(array: np.ndarray, indices: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:

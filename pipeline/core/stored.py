@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core.box import Box, Triple
+from pipeline.core.box import Box, Triple, triple
 from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import shown
 
@@ -115,11 +115,9 @@ class Inventory:
 
     def box(self, place: int) -> Box:
         """Voxels of an object along z, y, x; may reach beyond the volume."""
-        found = dict(
-            zip(self.axes, zip(np.unravel_index(int(place), self.grid), self.extent, strict=True), strict=True)
-        )
-        pairs = [found.get(axis, (0, 1)) for axis in "zyx"]
-        return Box(tuple(int(i) * n for i, n in pairs), tuple((int(i) + 1) * n for i, n in pairs))  # type: ignore[arg-type]
+        places = map(int, np.unravel_index(int(place), self.grid))
+        spans = {axis: (i * n, (i + 1) * n) for axis, i, n in zip(self.axes, places, self.extent, strict=True)}
+        return Box.of_spans(spans.get(axis, (0, 1)) for axis in "zyx")
 
 
 def digest(told: Sequence[str]) -> int:
@@ -242,13 +240,11 @@ def _windows(grid: TileGrid, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _along(axis: int, start: int, stop: int) -> Box:
-    starts, stops = [0, 0, 0], [1, 1, 1]
-    starts[axis], stops[axis] = start, stop
-    return Box(tuple(starts), tuple(stops))  # type: ignore[arg-type]
+    return Box.of_spans((start, stop) if i == axis else (0, 1) for i in range(3))
 
 
 def _alone(axis: int, extent: int) -> Triple:
-    return tuple(extent if i == axis else 1 for i in range(3))  # type: ignore[return-value]
+    return triple(extent if i == axis else 1 for i in range(3))
 
 
 # --- names --------------------------------------------------------------------------------------------------------------

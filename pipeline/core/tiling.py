@@ -6,15 +6,14 @@ an axis; the search takes milliseconds and does not grow with the volume.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isqrt, lcm, log, prod
-from typing import Any
 
 import numpy as np
 
-from pipeline.core.box import Triple, round_up
+from pipeline.core.box import Triple, per_axis, round_up, triple
 from pipeline.core.cost import (
     PROCESS_BYTES,
     READ_BLOCK_BYTES,
@@ -110,7 +109,7 @@ class TileRequest:
     def unit(self) -> Triple:
         """What a core's extents must be multiples of: the stride and the write unit, where one is asked for."""
         given = self.shards or self.chunks or (1, 1, 1)
-        return tuple(lcm(s, g) for s, g in zip(self.architecture.stride, given, strict=True))  # type: ignore[return-value]
+        return per_axis(lcm, self.architecture.stride, given)
 
     @property
     def usable_bytes(self) -> int:
@@ -178,8 +177,8 @@ def _standing_bytes(request: TileRequest) -> int:
 def _layout_problems(request: TileRequest) -> Iterator[str]:
     if not (request.chunks and request.shards):
         return
-    if any(s % c for s, c in zip(request.shards, request.chunks, strict=True)):
-        good = tuple(round_up(s, c) for s, c in zip(request.shards, request.chunks, strict=True))
+    if any(per_axis(lambda s, c: s % c, request.shards, request.chunks)):
+        good = per_axis(round_up, request.shards, request.chunks)
         yield (
             f"output.shards {list(request.shards)} is no multiple of output.chunks {list(request.chunks)}: a shard holds "
             f"whole chunks. Set output.shards to {list(good)}, or leave one of them at 'auto'."
@@ -198,12 +197,12 @@ def _halo_problems(request: TileRequest) -> Iterator[str]:
         return
     radius, good = receptive_radius(request.architecture), least_halo(request.architecture)
     advice = f"Set tiles.halo to at least {list(good)}, the next multiples of the stride {list(stride)}, or leave it at 'auto'."
-    if any(h < 0 or h % s for h, s in zip(halo, stride, strict=True)):
+    if any(per_axis(lambda h, s: h < 0 or h % s > 0, halo, stride)):
         yield (
             f"tiles.halo {list(halo)} is no multiple of the stride {list(stride)}: tiles would pool other pairs of voxels "
             f"than one pass does. {advice}"
         )
-    if any(h < r for h, r in zip(halo, radius, strict=True)):
+    if any(per_axis(lambda h, r: h < r, halo, radius)):
         yield (
             f"tiles.halo {list(halo)} is smaller than the receptive radius {list(radius)}: tiles would show seams. {advice}"
         )
@@ -213,15 +212,15 @@ def _core_problems(request: TileRequest) -> Iterator[str]:
     core, stride = request.core, request.architecture.stride
     if core is None:
         return
-    good = tuple(max(round(c / u), 1) * u for c, u in zip(core, request.unit, strict=True))
-    if any(c % s for c, s in zip(core, stride, strict=True)):
+    good = per_axis(lambda c, u: max(round(c / u), 1) * u, core, request.unit)
+    if any(per_axis(lambda c, s: c % s, core, stride)):
         yield (
             f"tiles.core {list(core)} is no multiple of the stride {list(stride)}: tiles would pool other pairs of voxels "
             f"than one pass does. The nearest good one is {list(good)}."
         )
         return
     name, given = ("output.shards", request.shards) if request.shards else ("output.chunks", request.chunks)
-    if given and any(c % g for c, g in zip(core, given, strict=True)):
+    if given and any(per_axis(lambda c, g: c % g, core, given)):
         yield (
             f"tiles.core {list(core)} is no multiple of {name} {list(given)}: a tile writes whole write units. "
             f"The nearest good core is {list(good)}."
@@ -245,8 +244,7 @@ def _cores(request: TileRequest, halo: Triple) -> list[Triple]:
     fits = network <= _network_room(request)
     fits &= prices.tile_bytes(network) <= request.usable_bytes - _standing_bytes(request)
     order = np.argsort(np.where(fits, prices.all(), np.inf), kind="stable")[: int(fits.sum())]
-    smallest = tuple(min(axis) for axis in axes)
-    return [*map(prices.core, order), smallest]  # type: ignore[list-item]
+    return [*map(prices.core, order), triple(map(min, axes))]
 
 
 def _candidates(request: TileRequest, axis: int) -> list[int]:
@@ -277,14 +275,14 @@ class _Prices:
         self._grids = [[self._grid(axis, n, halo, request.slab or stride) for n in axes[axis]] for axis in range(3)]
 
     def _grid(self, axis: int, extent: int, halo: Triple, slab: int) -> TileGrid:
-        core = tuple(extent if a == axis else s for a, s in enumerate(self._request.architecture.stride))
-        return TileGrid(self._request.architecture, self._request.volume, core, halo, slab)  # type: ignore[arg-type]
+        core = triple(extent if a == axis else s for a, s in enumerate(self._request.architecture.stride))
+        return TileGrid(self._request.architecture, self._request.volume, core, halo, slab)
 
     def core(self, number: int) -> Triple:
         place = np.unravel_index(number, [len(axis) for axis in self._axes])
-        return tuple(axis[int(i)] for axis, i in zip(self._axes, place, strict=True))  # type: ignore[return-value]
+        return triple(axis[int(i)] for axis, i in zip(self._axes, place, strict=True))
 
-    def _table(self, count: Any) -> list[np.ndarray]:
+    def _table(self, count: Callable[[TileGrid, int], float | np.ndarray]) -> list[np.ndarray]:
         """By axis, `count(grid, axis)` of each candidate."""
         return [np.array([count(grid, axis) for grid in self._grids[axis]], float) for axis in range(3)]
 
@@ -396,16 +394,14 @@ def _shards(request: TileRequest, core: Triple) -> Triple | None:
     if request.shards is not None:
         return request.shards or None
     grain = request.chunks or (1, 1, 1)
-    return tuple(  # type: ignore[return-value]
-        _largest_part(c, most, g) for c, most, g in zip(core, LARGEST_SHARD, grain, strict=True)
-    )
+    return per_axis(_largest_part, core, LARGEST_SHARD, grain)
 
 
 def _chunks(request: TileRequest, unit: Triple) -> Triple:
     if request.chunks:
         return request.chunks
     limit = LARGEST_CHUNK_EXTENT if request.volume[0] > 1 else LARGEST_PLANE_CHUNK_EXTENT
-    return tuple(_largest_part(u, limit, 1) for u in unit)  # type: ignore[return-value]
+    return per_axis(lambda u: _largest_part(u, limit, 1), unit)
 
 
 def _divisors(number: int) -> list[int]:

@@ -1,10 +1,11 @@
 from itertools import product
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.box import Box, round_up
+from pipeline.core.box import Box, per_axis, round_up, triple
 from tests.core.core_cases import triples
 
 
@@ -77,3 +78,30 @@ def test_a_box_names_its_axes():
 def test_equal_boxes_are_one_key():
     """The sink keeps begun units by their boxes."""
     assert len({Box.of_shape((1, 2, 3)), Box((0, 0, 0), (1, 2, 3))}) == 1
+
+
+@given(boxes(), triples(-5, 5))
+def test_a_moved_box_holds_each_voxel_so_far_on(box, offset):
+    """A region's own coordinates become the volume's by it."""
+    assert voxels(box.moved(offset)) == {tuple(a + o for a, o in zip(v, offset, strict=True)) for v in voxels(box)}
+
+
+@given(boxes())
+def test_a_box_is_made_of_its_spans(box):
+    """Windows are known an axis at a time: first voxel and stop."""
+    assert Box.of_spans(zip(box.start, box.stop, strict=True)) == box
+
+
+@given(triples(-5, 5), triples(-5, 5))
+def test_a_rule_an_axis_gives_a_plain_tuple_in_order(one, other):
+    """Plans are stored, digested and pickled as tuples: no class of our own may stand in them."""
+    found = per_axis(lambda a, b: a - b, one, other)
+    assert type(found) is tuple
+    assert found == (one[0] - other[0], one[1] - other[1], one[2] - other[2])
+
+
+@pytest.mark.parametrize("values", [(), (1, 2), (1, 2, 3, 4)])
+def test_a_triple_has_three_values(values):
+    """A place with an axis too few or too many is refused where it arises, not where it is read."""
+    with pytest.raises(ValueError, match="values to unpack"):
+        triple(values)
