@@ -17,11 +17,11 @@ def json_text(content: Any, *, indent: int | None = None, sort_keys: bool = Fals
     Raises:
         TypeError: It holds something that JSON has not.
     """
-    options = {"indent": indent, "sort_keys": sort_keys, "ensure_ascii": ensure_ascii}
+    encoder = json.JSONEncoder(allow_nan=False, indent=indent, sort_keys=sort_keys, ensure_ascii=ensure_ascii)
     try:
-        return json.dumps(content, allow_nan=False, **options)
+        return encoder.encode(content)
     except ValueError:  # the common case costs no second walk
-        return json.dumps(without_nan(content), allow_nan=False, **options)
+        return encoder.encode(without_nan(content))
 
 
 def without_nan(content: Any) -> Any:
