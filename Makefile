@@ -50,13 +50,14 @@ bench: $(READY) ## compare with one whole pass and with others; writes docs/benc
 	$(BIN)/python -m pip install -qq -c deploy/constraints.txt -e '.[bench]'
 	$(BIN)/python -m tests.benchmarks.compare $(ARGS)
 
-lint: $(READY) ## ruff (format and rules), and the import contracts
+lint: $(READY) ## ruff (format and rules), the import contracts, and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 clean: ## remove .venv, the caches and the demo's output
-	rm -rf $(VENV) demo-output build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage
+	rm -rf $(VENV) demo-output build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Where Python comes without ensurepip (Debian without python3-venv), its own pip sets up the environment's.

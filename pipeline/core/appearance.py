@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, isfinite, isqrt, prod
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -51,6 +51,23 @@ class Channel:
         return low, high
 
 
+class ChannelContent(TypedDict):
+    """A `Channel` in JSON."""
+
+    percentiles: list[float]
+    reach: list[float]
+
+
+class AppearanceContent(TypedDict):
+    """An `Appearance` in JSON."""
+
+    dtype: str
+    limits: list[float]
+    channels: list[ChannelContent]
+    boxes: int
+    voxel_size_nm: NotRequired[list[float] | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Appearance:
     """What a sample of a volume looks like.
@@ -74,11 +91,11 @@ class Appearance:
         """Whether no box holds more than one value: there is nothing in it to compare."""
         return all(low == high for low, high in (channel.reach for channel in self.channels))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Appearance:
+    def from_dict(cls, content: AppearanceContent) -> Appearance:
         """What `to_dict` wrote.
 
         Raises:
@@ -100,14 +117,14 @@ class Appearance:
         return found
 
 
-def _numbers(values: Any, count: int | None = None) -> tuple[float, ...]:
+def _numbers(values: Iterable[float], count: int | None = None) -> tuple[float, ...]:
     found = tuple(float(value) for value in values)
     if not all(map(isfinite, found)) or (count is not None and len(found) != count):
         raise ValueError(f"{values} are not {count or ''} finite numbers")
     return found
 
 
-def _range(values: Any) -> Range:
+def _range(values: Iterable[float]) -> Range:
     low, high = _numbers(values, 2)
     return low, high
 
@@ -188,7 +205,7 @@ def appearance_of(
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values)]
+    return np.extract(np.isfinite(values), values)
 
 
 def _channel(boxes: list[np.ndarray]) -> Channel | None:

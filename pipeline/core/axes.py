@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.core.volume import KNOWN_AXES
 from pipeline.errors import StorageError
@@ -41,8 +40,8 @@ class Told:
     """
 
     by: str
-    names: tuple[Any, ...]
-    types: tuple[Any, ...] = ()
+    names: tuple[object, ...]
+    types: tuple[object, ...] = ()
 
     @property
     def letters(self) -> tuple[str, ...]:
@@ -61,7 +60,7 @@ class Told:
         return f"'{self.plain}' ({self.by})"
 
 
-def letter_of(name: Any, kind: Any = None) -> str:
+def letter_of(name: object, kind: object = None) -> str:
     """The letter of an axis by its name, or by its type; empty where nothing is told, the name itself where it is not known."""
     told = name.strip().lower() if isinstance(name, str) else ""
     if told in _LETTERS:

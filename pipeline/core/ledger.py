@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 
 Units = dict[str, str | None]
 """SHA-256 of the stored bytes by object key; None where an all-fill unit left no object.
@@ -113,15 +114,15 @@ class Progress:
     def is_done(self, tile: int) -> bool:
         return bool(self._codes[tile] == _CODES["done"])
 
-    def done(self) -> np.ndarray:
+    def done(self) -> NDArray[np.bool]:
         """Whether each tile is done."""
-        return self._codes == _CODES["done"]
+        return np.equal(self._codes, _CODES["done"])
 
     @property
     def total(self) -> int:
         return len(self._codes)
 
-    def to_do(self) -> np.ndarray:
+    def to_do(self) -> NDArray[np.intp]:
         """Indices of the tiles without a valid entry, in order; those that failed before come last."""
         failed = self._codes == _CODES["failed"]
         return np.concatenate([np.flatnonzero((self._codes != _CODES["done"]) & ~failed), np.flatnonzero(failed)])

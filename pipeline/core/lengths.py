@@ -8,7 +8,6 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from typing import Any
 
 _PREFIXES = {
     "yocto": -24, "zepto": -21, "atto": -18, "femto": -15, "pico": -12, "nano": -9, "micro": -6, "milli": -3, "centi": -2, "deci": -1,
@@ -38,7 +37,7 @@ _AMBIGUOUS = frozenset({"Mm", "Pm", "Pc"})
 """Megameter or millimeter, petameter or picometer: nobody knows which was meant, and they are 10^9 apart."""
 
 
-def unit_of(spelling: Any) -> str | None:
+def unit_of(spelling: object) -> str | None:
     """The specification's name of a unit of length; None for what is none, such as `pixel`, or is no text at all."""
     told = spelling.decode("utf-8", "replace") if isinstance(spelling, bytes) else spelling
     if not isinstance(told, str) or len(told) > 100 or told.strip() in _AMBIGUOUS:

@@ -8,7 +8,6 @@ step of the checkpoint, and, of several classes, that of the boxes held back; of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -29,7 +28,7 @@ def beside(name: str) -> str:
     return name.replace("loss", "constant_loss")
 
 
-def shortcomings(metrics: Mapping[str, Any]) -> Iterator[str]:
+def shortcomings(metrics: Mapping[str, float]) -> Iterator[str]:
     """Why a training has learnt nothing, by its figures."""
     if "auc" in metrics and not metrics["auc"] >= LEAST_AUC:
         yield f"held-out AUC {metrics['auc']:.4g} is below {LEAST_AUC:g}"
@@ -38,14 +37,14 @@ def shortcomings(metrics: Mapping[str, Any]) -> Iterator[str]:
             yield f"{what}, {metrics[name]:.4g}, is not below that of the constant class share, {metrics[beside(name)]:.4g}"
 
 
-def has_learned(metrics: Mapping[str, Any]) -> bool | None:
+def has_learned(metrics: Mapping[str, float]) -> bool | None:
     """Whether a training has learnt anything; None where no figure says."""
     if not {"auc", *map(beside, LOSSES)} & metrics.keys():
         return None
     return not any(shortcomings(metrics))
 
 
-def lesson(learned: bool | None, metrics: Mapping[str, Any]) -> Iterator[str]:
+def lesson(learned: bool | None, metrics: Mapping[str, object]) -> Iterator[str]:
     """A warning where a network's training says that it has learnt nothing.
 
     Args:
@@ -53,13 +52,15 @@ def lesson(learned: bool | None, metrics: Mapping[str, Any]) -> Iterator[str]:
         metrics: Of its training.
     """
     if learned is False:
-        why = "; ".join(shortcomings(metrics)) if _are_figures(metrics) else ""
+        why = "; ".join(shortcomings(_figures(metrics)))
         yield (
             f"The checkpoint says learned: false; its training has learned nothing{f' ({why})' if why else ''}. What it predicts is noise: "
             "train it anew."
         )
 
 
-def _are_figures(metrics: Mapping[str, Any]) -> bool:
+def _figures(metrics: Mapping[str, object]) -> dict[str, float]:
+    """The figures that tell what was learnt; none where one of them is no number."""
     names = {"auc", *LOSSES, *map(beside, LOSSES)} & metrics.keys()
-    return all(isinstance(metrics[name], int | float) for name in names)
+    found = {name: value for name in names if isinstance(value := metrics[name], int | float)}
+    return found if len(found) == len(names) else {}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 Mode = Literal["none", "minmax", "zscore", "percentile"]
 
@@ -28,7 +29,7 @@ class Normalization:
     low: float = 1.0
     high: float = 99.0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
     def same_rule(self, other: Normalization) -> bool:
@@ -41,10 +42,10 @@ class Normalization:
         """Whether the numbers come from the voxels of the whole volume, of this type."""
         return self.mode in ("zscore", "percentile") or (self.mode == "minmax" and np.dtype(dtype).kind == "f")
 
-    def apply(self, array: np.ndarray) -> np.ndarray:
+    def apply(self, array: np.ndarray) -> NDArray[np.float32]:
         """`array` normalised, float32, a new array. Reduced in float64 where an offset would cost low bits."""
         wide = self.offset != 0.0 or (array.dtype.itemsize > 2 and array.dtype != np.float32)
-        values = array.astype(np.float64 if wide else np.float32)
+        values: NDArray[np.floating] = array.astype(np.float64 if wide else np.float32)
         if self.offset != 0.0:
             values -= self.offset
         if self.scale != 1.0:

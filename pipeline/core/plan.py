@@ -160,7 +160,7 @@ class Plan:
         """Slices that a tile reads at once."""
         return read_slices(self.grid, self.source.chunks[0], np.dtype(self.source.dtype).itemsize)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """All that determines the output's bytes, by the names that a user knows; no paths, no workers."""
         source, output, compute = self.source, self.output, self.compute
         return {

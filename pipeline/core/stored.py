@@ -8,7 +8,7 @@ later is told by chunk, and by the tiles that read it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,8 +71,9 @@ class Stored:
         return (told,)
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Stored:
-        return cls(**{**content, "history": tuple(content["history"])})
+    def from_dict(cls, content: Mapping[str, object]) -> Stored:
+        values: dict[str, Any] = dict(content)
+        return cls(**{**values, "history": tuple(values["history"])})
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from math import isfinite
-from typing import Any
 
 
-def json_text(content: Any, *, indent: int | None = None, sort_keys: bool = False, ensure_ascii: bool = True) -> str:
+def json_text(content: object, *, indent: int | None = None, sort_keys: bool = False, ensure_ascii: bool = True) -> str:
     """`content` as JSON, NaN and infinities in it as `null`.
 
     Raises:
@@ -24,7 +23,7 @@ def json_text(content: Any, *, indent: int | None = None, sort_keys: bool = Fals
         return encoder.encode(without_nan(content))
 
 
-def without_nan(content: Any) -> Any:
+def without_nan(content: object) -> object:
     """The same with None for each number that is not finite; tuples become lists."""
     if isinstance(content, float):
         return content if isfinite(content) else None

@@ -7,9 +7,10 @@ by itself, `zyx` for a volume whose slices are near enough to one another.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 
-def foreground(ids: np.ndarray, axes: str = "zyx", ignore: int | None = None) -> np.ndarray:
+def foreground(ids: NDArray[np.integer], axes: str = "zyx", ignore: int | None = None) -> NDArray[np.uint8]:
     """The inside of instances: a voxel of an instance, none of whose neighbours belongs to another instance.
 
     So two that touch are parted by a voxel on either side, and one beside empty space keeps all of its voxels.
@@ -23,16 +24,17 @@ def foreground(ids: np.ndarray, axes: str = "zyx", ignore: int | None = None) ->
         1 for the inside, else 0; uint8, (Z, Y, X).
     """
     told = (ids != 0) if ignore is None else (ids != 0) & (ids != ignore)
-    inside = ids != 0
+    inside: NDArray[np.bool] = ids != 0
     for axis in ("zyx".index(name) for name in axes):
-        along, kept, cells = (np.moveaxis(array, axis, 0) for array in (ids, inside, told))
+        along = np.moveaxis(ids, axis, 0)
+        kept, cells = (np.moveaxis(array, axis, 0) for array in (inside, told))
         meets = (along[:-1] != along[1:]) & cells[:-1] & cells[1:]
         kept[:-1] &= ~meets
         kept[1:] &= ~meets
     return inside.astype(np.uint8)
 
 
-def membranes(ids: np.ndarray, axes: str = "zyx", ignore: int | None = None) -> np.ndarray:
+def membranes(ids: NDArray[np.integer], axes: str = "zyx", ignore: int | None = None) -> NDArray[np.uint8]:
     """What parts instances: all that is not their inside, as `foreground` states it.
 
     Args:

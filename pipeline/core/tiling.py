@@ -12,6 +12,7 @@ from functools import lru_cache
 from math import isqrt, lcm, log, prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.core.box import Triple, per_axis, round_up, triple
 from pipeline.core.cost import (
@@ -282,27 +283,29 @@ class _Prices:
         place = np.unravel_index(number, [len(axis) for axis in self._axes])
         return triple(axis[int(i)] for axis, i in zip(self._axes, place, strict=True))
 
-    def _table(self, count: Callable[[TileGrid, int], float | np.ndarray]) -> list[np.ndarray]:
+    def _table(self, count: Callable[[TileGrid, int], float | np.ndarray]) -> list[NDArray[np.float64]]:
         """By axis, `count(grid, axis)` of each candidate."""
         return [np.array([count(grid, axis) for grid in self._grids[axis]], float) for axis in range(3)]
 
-    def all(self) -> np.ndarray:
+    def all(self) -> NDArray[np.float64]:
         """Predicted times, one pass by all workers as the unit: arithmetic, some reading, workers that wait at the end."""
         request = self._request
         one_pass = float(one_pass_multiply_adds(request.architecture, request.volume))
         each = np.array(layer_multiply_adds(request.architecture), float)
-        arithmetic = np.einsum("zl,yl,xl,l->zyx", *self._table(layer_sums), each).ravel()
+        arithmetic: NDArray[np.float64] = np.einsum("zl,yl,xl,l->zyx", *self._table(layer_sums), each).ravel()
         decoded = _outer(self._table(lambda grid, axis: axis_voxels_decoded(grid, axis, request.in_chunks[axis])))
         tiles = _outer(self._table(lambda grid, axis: grid.counts[axis]))
         untidy = _outer([np.array([1.03 if n % 32 and n > 32 else 1.0 for n in axis]) for axis in self._axes])
         idle = np.ceil(tiles / request.workers) * request.workers / tiles
         size = arithmetic / tiles
-        few = np.where((size > SMALL_TILE) & (tiles < FEWEST_TILES_A_WORKER * request.workers), 1.02, 1.0)
+        few: NDArray[np.float64] = np.where(
+            (size > SMALL_TILE) & (tiles < FEWEST_TILES_A_WORKER * request.workers), 1.02, 1.0
+        )
         large = 1 + 0.05 * np.log2(np.maximum(size / LARGE_TILE, 1.0))
         reading = READING[request.device] * decoded / prod(request.volume)
         return (arithmetic / one_pass + reading) * idle * few * large * untidy
 
-    def network_bytes(self) -> np.ndarray:
+    def network_bytes(self) -> NDArray[np.float64]:
         """Of what the network holds, with the least slab: `cost.sweep_values` of all combinations."""
         channels, written = held_channels(self._request.architecture)
         extents = [[held_extents(grid, axis) for grid in self._grids[axis]] for axis in range(3)]
@@ -311,10 +314,10 @@ class _Prices:
         for layer, values in enumerate(written):
             z, y, x = (table[:, layer] for table in passing)
             most = np.maximum(most, values * z[:, None, None] * y[None, :, None] * x)
-        standing = np.einsum("zl,yl,xl,l->zyx", *held, channels.astype(float))
+        standing: NDArray[np.float64] = np.einsum("zl,yl,xl,l->zyx", *held, channels.astype(float))
         return (standing + 2 * most).ravel() * self._request.value_bytes
 
-    def tile_bytes(self, network: np.ndarray) -> np.ndarray:
+    def tile_bytes(self, network: NDArray[np.float64]) -> NDArray[np.float64]:
         """Of all that a worker holds, with the least slab: a lower bound, near enough that few are tried in vain."""
         request = self._request
         ones = np.ones(len(self._axes[0]))
@@ -329,8 +332,9 @@ class _Prices:
         return here + 4 * np.minimum(blocks, request.volume[0] * slice_bytes) + 20 * slab * (read + kept)
 
 
-def _outer(axes: list[np.ndarray]) -> np.ndarray:
-    return np.einsum("z,y,x->zyx", *axes).ravel()
+def _outer(axes: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.einsum("z,y,x->zyx", *axes)
+    return found.ravel()
 
 
 def _first_that_fits(request: TileRequest, cores: list[Triple], halo: Triple) -> TileGrid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
@@ -91,11 +92,12 @@ class Description:
         z, y, x = self.shape
         return z * y * x
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Description:
-        space = Space(**{key: tuple(value) for key, value in dict(content["space"]).items()})
-        triples = {key: tuple(content[key]) for key in ("shape", "chunks")}
-        return cls(**{**content, **triples, "space": space})
+    def from_dict(cls, content: Mapping[str, object]) -> Description:
+        values: dict[str, Any] = dict(content)
+        space = Space(**{key: tuple(value) for key, value in dict(values["space"]).items()})
+        triples = {key: tuple(values[key]) for key in ("shape", "chunks")}
+        return cls(**{**values, **triples, "space": space})

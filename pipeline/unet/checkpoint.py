@@ -279,7 +279,7 @@ def _parsed(said: dict[str, Any]) -> dict[str, Any]:
         "axes": said.get("axes"),
         "voxel_size_nm": size or None,
         "provenance": dict(said.get("provenance") or {}),
-        "training_data": tuple(Appearance.from_dict(dict(part)) for part in said.get("training_data") or ()),
+        "training_data": tuple(Appearance.from_dict(part) for part in said.get("training_data") or ()),
         "learned": said.get("learned"),
     }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.core.box import Triple
 
@@ -43,13 +43,13 @@ class Architecture:
     @property
     def stride(self) -> Triple:
         """Total down-sampling along z, y, x; a 2D network has 1 in z."""
-        s = 2**self.depth
+        s = 1 << self.depth
         return (s, s, s) if self.ndim == 3 else (1, s, s)
 
     def channels(self, level: int) -> int:
-        return self.width * 2**level
+        return self.width << level
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
@@ -73,12 +73,12 @@ class Layer:
 
     def weights(self, ndim: int) -> int:
         """Values of its kernel."""
-        taps = {"conv": 3, "up": 2, "point": 1}.get(self.kind, 0)
-        return self.in_channels * self.out_channels * taps**ndim
+        taps: int = {"conv": 3, "up": 2, "point": 1}.get(self.kind, 0) ** ndim
+        return self.in_channels * self.out_channels * taps
 
     def multiply_adds(self, ndim: int) -> int:
         """Multiplications with addition a voxel that is written; a transposed convolution has one tap for each."""
-        taps = {"conv": 3**ndim, "up": 1, "point": 1}.get(self.kind, 0)
+        taps: int = {"conv": 3**ndim, "up": 1, "point": 1}.get(self.kind, 0)
         return self.in_channels * self.out_channels * taps
 
 
