@@ -10,11 +10,12 @@ from pipeline.config import ClusterConfig
 from pipeline.core.cost import PROCESS_BYTES
 from pipeline.core.ledger import TileRecord
 from pipeline.core.network.unet import Architecture
+from tests.e2e import held_memory
 from tests.pipeline_cases import make_run
 
 pytestmark = pytest.mark.alone
 
-LOOSEST = 4
+LOOSEST = 2.5
 """A bound many times too large would make tiles needlessly small, or refuse what fits."""
 
 CASES = {
@@ -48,17 +49,21 @@ def test_projected_bytes_bound_the_measured_peak(tmp_path, monkeypatch, architec
             yield pool
 
         monkeypatch.setattr(inference, "open_pool", shared)
-        peaks = []
+        peaks, held = [], []
         for run in (tiny, large):
             stages.plan(run.config)
+            pool.client.run(held_memory.start)
             stages.infer(run.config)
+            held += pool.client.run(held_memory.most_bytes).values()
             peaks.append(max(r.peak_bytes for r in run.directory.records() if isinstance(r, TileRecord)))
     idle, peak = peaks
     bound = large.plan.cost.worker_bytes
     assert idle < PROCESS_BYTES
     assert peak <= bound
-    assert peak - idle <= bound - PROCESS_BYTES  # the process's share of the bound is generous, and must hide nothing
-    assert bound - PROCESS_BYTES <= LOOSEST * (peak - idle)
+    # The process's share of the bound is generous, and must hide nothing of the tile's: what is held at once, without
+    # what lies free between it. Resident memory has a third more of that in one run than in the next.
+    share = held[1] - held[0]
+    assert share <= bound - PROCESS_BYTES <= LOOSEST * share
 
 
 @pytest.mark.slow
