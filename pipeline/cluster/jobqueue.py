@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 
 _interrupt = signal.getsignal(signal.SIGINT)
-from dask_jobqueue.slurm import SLURMCluster, SLURMRunner, WorldTooSmallException  # noqa: E402
+from dask_jobqueue.slurm import SLURMCluster, SLURMJob, SLURMRunner, WorldTooSmallException  # noqa: E402
 
 signal.signal(signal.SIGINT, _interrupt)
 
-__all__ = ["SLURMCluster", "SLURMRunner", "WorldTooSmallException"]
+__all__ = ["SLURMCluster", "SLURMJob", "SLURMRunner", "WorldTooSmallException"]

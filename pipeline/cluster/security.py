@@ -7,6 +7,7 @@ takes only those who show the run's certificate, unless the configuration says `
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import ssl
 import tempfile
@@ -95,7 +96,8 @@ def check_security(config: ClusterConfig) -> None:
     """Find out, before any work, whether parties that show the certificates that are named would take one another.
 
     Raises:
-        ConfigError: A file is not there, cannot be read, is no certificate or key, or they do not belong together.
+        ConfigError: A file is not there, cannot be read, is no certificate or key, is a key that others may read, or they do not
+            belong together.
     """
     named = config.security
     security = security_of(named)
@@ -105,6 +107,7 @@ def check_security(config: ClusterConfig) -> None:
         f"cluster.security names ca_file '{named.ca_file}', cert_file '{named.cert_file}', key_file '{named.key_file}'"
     )
     try:
+        _refuse_shown(Path(named.key_file))
         if "ENCRYPTED" in Path(named.key_file).read_text(errors="replace"):
             raise ConfigError(
                 f"{files}, but the key asks for a passphrase, which no worker can type. Name one without."
@@ -119,6 +122,20 @@ def check_security(config: ClusterConfig) -> None:
             f"{files}, but nobody can speak TLS with them ({error}). Likely a file is none in PEM, the key is another certificate's, "
             "the authority has not signed it, or it has expired. Correct the files, or leave them out: `auto` makes some."
         ) from error
+
+
+def _refuse_shown(key: Path) -> None:
+    """Refuse a key of this user that others may read, as ssh does. One of somebody else's is theirs to hide.
+
+    Raises:
+        ConfigError: It is shown.
+    """
+    found = key.stat()
+    if found.st_uid == os.getuid() and found.st_mode & 0o077:
+        raise ConfigError(
+            f"cluster.security names key_file '{key}', which other users may open (mode {found.st_mode & 0o777:04o}): whoever reads it "
+            f"could run code as you. Hide it (`chmod 600 {shlex.quote(str(key))}`); where others may have read it, make a new one."
+        )
 
 
 def _shake_hands(security: Security) -> None:

@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,7 @@ import dask
 from dask.config import serialize
 from distributed.security import Security
 
-from pipeline.cluster.jobqueue import SLURMCluster
+from pipeline.cluster.jobqueue import SLURMCluster, SLURMJob
 from pipeline.cluster.pages import WORKER_CLASS, SchedulerWithoutPages
 from pipeline.cluster.pool import Crew, Opened
 from pipeline.cluster.security import shared_security
@@ -46,6 +46,9 @@ IN_VAIN = 3
 
 DEATH_SECONDS = 60
 """After so long without its scheduler a job ends itself: its driver is gone."""
+
+LOGS = {"e": ".err", "o": ".out"}
+"""What a job writes: sbatch's option, and the end of the file's name."""
 
 END_SECONDS = 30
 """Before its walltime a worker leaves in order, whatever it is at."""
@@ -91,31 +94,51 @@ def _asked(config: ClusterConfig) -> tuple[SlurmConfig, int, int]:
     return config.slurm, config.workers, int(config.memory_gb * 1e9)
 
 
+class _QuotedJob(SLURMJob):
+    """A job whose script is right whatever its paths are called: dask-jobqueue joins words by spaces, and the shell parts them."""
+
+    def __init__(
+        self, *arguments: Any, security: Security | None = None, worker_extra_args: Sequence[str] = (), **options: Any
+    ) -> None:
+        words = [*worker_extra_args]
+        for part, file in (security.get_tls_config_for_role("worker") if security else {}).items():
+            words += [] if part == "ciphers" else [f"--tls-{part.replace('_', '-')}", file]
+        super().__init__(*arguments, worker_extra_args=[*map(shlex.quote, words)], **options)
+
+
 def _options(config: ClusterConfig, crew: Crew, folder: Path, security: Security | None) -> dict[str, Any]:
-    """As SLURMCluster names them."""
+    """As SLURMCluster names them.
+
+    Raises:
+        ConfigError: A folder of the jobs has a name that no script can hold.
+    """
     asked, _, _ = _asked(config)
     place = {"interface": config.interface} if config.interface else {"host": config.host}
     lifetime = max(asked.walltime_seconds - END_SECONDS, asked.walltime_seconds // 2)
     logs = asked.log_directory or str(folder)
+    if unfit := [path for path in (str(folder), logs) if not path.isprintable()]:
+        raise ConfigError(
+            f"Jobs of SLURM cannot have their logs and keys in {unfit[0]!r}: no line of a script can hold such a name. Give the folder "
+            "another name."
+        )
+    name = f"halotile-{folder.parent.name.removesuffix('.run')}"
     return {
         "name": "slurm",
-        "job_name": f"halotile-{folder.parent.name.removesuffix('.run')}",
+        "job_cls": _QuotedJob,
+        "job_name": shlex.quote(name),
         "cores": 1,  # threads of Dask's, not of the network
         "processes": 1,
         "memory": crew.memory_bytes,
         "job_cpu": asked.cores,
         "job_mem": f"{int((crew.memory_bytes * MEMORY_FACTOR + MEMORY_BYTES) / 2**20)}M",
         "walltime": asked.walltime,
-        "queue": asked.partition,
-        "account": asked.account,
-        "job_extra_directives": [
-            "--no-requeue",  # a requeued job would wait two minutes, and be replaced meanwhile
-            *([f"--gres=gpu:{asked.gpu_type}:1" if asked.gpu_type else "--gres=gpu:1"] if asked.gpus else []),
-            *asked.directives,
-        ],
+        "queue": asked.partition and shlex.quote(asked.partition),
+        "account": asked.account and shlex.quote(asked.account),
+        "job_directives_skip": [f"#SBATCH -{letter} {logs}/" for letter in LOGS],  # dask-jobqueue's, without quotes
+        "job_extra_directives": _directives(asked, f"{logs}/{name}"),
         "job_script_prologue": _prologue(asked, crew),
         "worker_extra_args": ["--lifetime", f"{lifetime}s", "--no-dashboard", "--worker-class", WORKER_CLASS],
-        "python": asked.python or sys.executable,
+        "python": asked.python or shlex.quote(sys.executable),
         "death_timeout": DEATH_SECONDS,
         "log_directory": logs,
         "local_directory": "/tmp",
@@ -125,6 +148,17 @@ def _options(config: ClusterConfig, crew: Crew, folder: Path, security: Security
         "scheduler_options": {**scheduler_options(config), **place},
         "silence_logs": logging.CRITICAL,
     }
+
+
+def _directives(asked: SlurmConfig, log: str) -> list[str]:
+    """Those that dask-jobqueue does not write, or not for every name; sbatch takes quotes as a shell does, and `%` as its own."""
+    card = f"--gres=gpu:{asked.gpu_type}:1" if asked.gpu_type else "--gres=gpu:1"
+    return [
+        *(f"-{letter} {shlex.quote(log.replace('%', '%%') + '-%J' + end)}" for letter, end in LOGS.items()),
+        "--no-requeue",  # a requeued job would wait two minutes, and be replaced meanwhile
+        *([shlex.quote(card)] if asked.gpus else []),
+        *asked.directives,
+    ]
 
 
 _FAMILIES = " ".join(f'"${{!{family}@}}"' for family in FAMILIES)

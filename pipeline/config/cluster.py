@@ -29,7 +29,9 @@ class SlurmConfig(Section):
     modules: tuple[str, ...] = Field((), description="To load in each job.")
     prologue: tuple[str, ...] = Field((), description="Further lines of the job's script.")
     directives: tuple[str, ...] = Field((), description="Further #SBATCH lines, without that word.")
-    python: str | None = Field(None, description="Interpreter on the nodes; empty: this one, by its path.")
+    python: str | None = Field(
+        None, description="Interpreter on the nodes, as a shell is told it; empty: this one, by its path."
+    )
     log_directory: Location | None = Field(None, description="Empty: OUTPUT.run/jobs.")
 
     @property

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psutil
 import pytest
@@ -196,6 +197,7 @@ def test_certificates_that_do_not_belong_together_are_told(tmp_path, certificate
     other = {name: str(tmp_path / f"others/{name}.pem") for name in ("ca", "key")}
     (tmp_path / "none.pem").write_text("no certificate\n")
     (tmp_path / "locked.pem").write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\n")
+    (tmp_path / "locked.pem").chmod(0o600)
     for wrong in (
         {"key_file": other["key"]},
         {"ca_file": other["ca"]},
@@ -206,6 +208,20 @@ def test_certificates_that_do_not_belong_together_are_told(tmp_path, certificate
         named = certificates.model_copy(update=wrong)
         with pytest.raises(ConfigError, match=r"cluster\.security names ca_file"):
             machine(ClusterConfig(security=named))
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o777])
+def test_a_key_that_others_may_read_is_refused(certificates, monkeypatch, mode):
+    """Whoever reads it runs code as its owner; ssh refuses such keys, too."""
+    key = Path(certificates.key_file)
+    key.chmod(mode)
+    with pytest.raises(ConfigError, match=rf"other users may open \(mode {mode:04o}\).*`chmod 600 {key}`"):
+        machine(ClusterConfig(security=certificates))
+    with monkeypatch.context() as other:  # a site's, which root gives to a group
+        other.setattr(os, "getuid", lambda: key.stat().st_uid + 1)
+        machine(ClusterConfig(security=certificates))
+    key.chmod(0o400)
+    machine(ClusterConfig(security=certificates))
 
 
 def test_keys_of_a_run_are_readable_by_its_user_only(tmp_path):

@@ -1,12 +1,16 @@
 """What a job of SLURM is asked for, read off its script; tests/sites has a real SLURM."""
 
+import shlex
+import subprocess
+import sys
+
 import pytest
 
 from pipeline.cluster import slurm
 from pipeline.cluster.pool import Crew
-from pipeline.cluster.security import shared_security
+from pipeline.cluster.security import own_certificates, security_of, shared_security, temporary_files
 from pipeline.config import ClusterConfig
-from pipeline.errors import InferenceError
+from pipeline.errors import ConfigError, InferenceError
 
 ASKED = {
     "walltime": "1-00:30:00",
@@ -90,6 +94,52 @@ def test_keys_of_a_run_reach_its_jobs_by_files_of_its_own(tmp_path):
         assert len(keys) == 3
         assert all(path.stat().st_mode & 0o077 == 0 for path in keys)
     assert not list(folder.glob("tls-*"))
+
+
+@pytest.mark.parametrize("name", ["my data", "it's; exit 9", 'a "b" $HOME `id`', "100% (é) & next"])
+def test_paths_with_any_signs_are_single_words_of_the_script(tmp_path, name):
+    """dask-jobqueue joins the words of its command with spaces: a key in `my data` was two words, and no worker had it."""
+    folder = tmp_path / name / "o o.zarr.run" / "jobs"
+    keys = tmp_path / name / "tls"
+    temporary_files(keys, own_certificates())
+    files = {f"{part}_file": str(keys / f"{part}.pem") for part in ("ca", "cert", "key")}
+    asked = {**ASKED, "python": None, "account": "e m", "log_directory": str(tmp_path / "lo gs")}
+    found = ClusterConfig(kind="slurm", workers=1, memory_gb=10, slurm=asked, security=files)
+    with slurm.SLURMCluster(
+        **slurm._options(found, Crew(1, 8, 10**10, "cuda"), folder, security_of(found.security))
+    ) as c:
+        text = c.job_script()
+    command = text[text.index(sys.executable) :]
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    for option, part in (("--tls-key", "key"), ("--tls-cert", "cert"), ("--tls-ca-file", "ca")):
+        assert words[words.index(option) + 1] == str(keys / f"{part}.pem")
+    assert words.count("--tls-key") == 1
+    lines = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert ["-A", "e m"] in lines
+    assert ["-J", "halotile-o o.zarr"] in lines
+    assert [line for line in lines if line[0] in "-e-o"] == [
+        [f"-{end[0]}", f"{tmp_path}/lo gs/halotile-o o.zarr-%J.{end}"] for end in ("err", "out")
+    ]
+
+
+def test_a_folder_whose_name_would_be_a_line_of_the_script_is_refused(tmp_path):
+    """A line break in a folder's name would begin another directive, or a command."""
+    crew = Crew(1, 8, 10**10, "cuda")
+    odd, even = (tmp_path / name / "jobs" for name in ("o\n#SBATCH --wrap=x.zarr.run", "o.zarr.run"))
+    for folder, logs in ((odd, None), (odd, tmp_path), (even, odd)):
+        asked = ClusterConfig(
+            kind="slurm", workers=1, memory_gb=10, slurm={**ASKED, "log_directory": logs and str(logs)}
+        )
+        with pytest.raises(ConfigError, match=r"cannot have their logs and keys in .*Give the folder another name"):
+            slurm._options(asked, crew, folder, None)
+
+
+def test_a_percent_sign_in_the_logs_folder_is_none_of_slurms(tmp_path):
+    """`%j` in a path is the job's number."""
+    asked = {**ASKED, "log_directory": str(tmp_path / "50%j")}
+    assert f"\n#SBATCH -e {tmp_path}/50%%j/halotile-o.zarr-%J.err\n" in script(tmp_path, **asked)
 
 
 def test_jobs_that_end_before_their_worker_joins_are_told_with_the_end_of_their_log(tmp_path):
