@@ -9,6 +9,7 @@ they find one another by a file in the run directory, which names the step, so t
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ from distributed.security import Security
 from pipeline.cluster.jobqueue import SLURMRunner, WorldTooSmallException
 from pipeline.cluster.pages import SchedulerWithoutPages, WorkerWithoutPages
 from pipeline.cluster.pool import Crew, Opened, connected
-from pipeline.cluster.security import own_security, security_in, security_of, temporary_files
+from pipeline.cluster.security import kept_keys, own_security, security_in, security_of, temporary_files
 from pipeline.cluster.settings import SETTINGS, scheduler_options, worker_environment
 from pipeline.config import ClusterConfig, TlsConfig
 from pipeline.errors import ConfigError
@@ -181,6 +182,9 @@ def _security(config: ClusterConfig, folder: Path, *, writes: bool) -> Security 
     if config.security == "none":
         return None
     if writes:
+        kept = ExitStack()
+        kept.enter_context(kept_keys(folder))
+        atexit.register(kept.close)  # this task ends when its scheduler does
         temporary_files(folder, own_security(config))
     return security_in(folder, wait=True)
 

@@ -23,6 +23,7 @@ from distributed.security import Security
 
 from pipeline.config import ClusterConfig, TlsConfig
 from pipeline.errors import ConfigError, StorageError
+from pipeline.locks import taken
 
 WAIT_SECONDS = 120
 """For certificates that another task of the run makes."""
@@ -194,6 +195,48 @@ def security_in(folder: Path, *, wait: bool = False) -> Security | None:
 
 
 @contextmanager
+def kept_keys(folder: Path) -> Iterator[None]:
+    """Have a folder of keys as long as this process or the context lives: whoever comes after one that was killed removes its keys.
+
+    A file beside the folder is locked before there is one, so a folder whose file nobody holds is nobody's any more.
+
+    Args:
+        folder: `tls-...`, of this process alone; beside it lie those of others.
+
+    Raises:
+        StorageError: It cannot be locked.
+    """
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    sweep_keys(folder.parent)
+    path = _lock_of(folder)
+    with path.open("w") as lock:
+        if not taken(lock):
+            raise StorageError(f"'{path}' is held by another process, which has the name of this one. Run again.")
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            path.unlink(missing_ok=True)
+
+
+def sweep_keys(jobs: Path) -> None:
+    """Remove the keys that killed drivers left in `OUTPUT.run/jobs`; those of living ones stay.
+
+    Raises:
+        StorageError: The file system has no locks.
+    """
+    for folder in jobs.glob("tls-*/"):
+        with suppress(FileNotFoundError), _lock_of(folder).open("r+") as lock:  # none: another has just swept it
+            if taken(lock):
+                shutil.rmtree(folder, ignore_errors=True)
+                _lock_of(folder).unlink(missing_ok=True)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+@contextmanager
 def shared_security(config: ClusterConfig, folder: Path) -> Iterator[Security | None]:
     """That of `own_security`, in files that jobs can read while the context is open."""
     own = own_security(config)
@@ -201,8 +244,6 @@ def shared_security(config: ClusterConfig, folder: Path) -> Iterator[Security | 
         yield own
         return
     keys = folder / f"tls-{uuid.uuid4().hex}"
-    try:
+    with kept_keys(keys):
         temporary_files(keys, own)
         yield security_in(keys)
-    finally:
-        shutil.rmtree(keys, ignore_errors=True)

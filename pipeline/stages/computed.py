@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.pool import SharedPool
+from pipeline.cluster.security import sweep_keys
 from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, Session
 from pipeline.core.plan import Plan
@@ -55,6 +56,7 @@ def infer(
     plan = load_plan(config)
     directory = RunDirectory(config.output.url)
     with directory.driver() as token, stage_log(directory, config, "infer"):
+        sweep_keys(directory.jobs_path)
         output = Output(plan)
         progress = directory.progress(plan)
         _refuse_another(output, progress, directory)

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.cluster import slurm
 from pipeline.cluster.pool import Crew
-from pipeline.cluster.security import own_certificates, security_of, shared_security, temporary_files
+from pipeline.cluster.security import own_certificates, security_of, shared_security, sweep_keys, temporary_files
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, InferenceError
 
@@ -94,6 +94,48 @@ def test_keys_of_a_run_reach_its_jobs_by_files_of_its_own(tmp_path):
         assert len(keys) == 3
         assert all(path.stat().st_mode & 0o077 == 0 for path in keys)
     assert not list(folder.glob("tls-*"))
+
+
+KEEP = """
+import sys
+from pathlib import Path
+from pipeline.cluster.security import shared_security
+from pipeline.config import ClusterConfig
+asked = {"walltime": "00:10:00", "cores": 1}
+with shared_security(ClusterConfig(kind="slurm", workers=1, memory_gb=10, slurm=asked), Path(sys.argv[1])):
+    print("kept", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def keeping(folder) -> subprocess.Popen:
+    """A driver that has its keys in a folder."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", KEEP, str(folder)], text=True, **pipes)
+    assert process.stdout
+    assert process.stdout.readline() == "kept\n"
+    return process
+
+
+def test_keys_that_a_killed_driver_left_go_with_the_next_and_those_of_a_living_one_stay(tmp_path):
+    """They are no secret of a run any more, and nobody else knows that; two goes over a dataset have one folder for their keys."""
+    folder = tmp_path / "o.zarr.run" / "jobs"
+    with keeping(folder) as killed:
+        (left,) = folder.glob("tls-*/")
+        killed.kill()
+    assert (left / "key.pem").is_file()
+    with keeping(folder) as living:
+        assert not left.exists()
+        (kept,) = folder.glob("tls-*/")
+        with keeping(folder) as another:
+            sweep_keys(folder)
+            assert len([*folder.glob("tls-*/key.pem")]) == 2
+            another.communicate("\n", timeout=60)
+        sweep_keys(folder)
+        assert [*folder.glob("tls-*/")] == [kept]
+        assert (kept / "key.pem").is_file()
+        living.communicate("\n", timeout=60)
+    assert not [*folder.iterdir()]
 
 
 @pytest.mark.parametrize("name", ["my data", "it's; exit 9", 'a "b" $HOME `id`', "100% (é) & next"])

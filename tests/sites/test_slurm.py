@@ -67,7 +67,8 @@ def test_a_walltime_shorter_than_the_run_costs_no_byte(slurm, namespaces, calm, 
 
 def test_an_interrupted_driver_cancels_its_jobs_and_a_killed_one_leaves_none(slurm, calm, started, tmp_path):
     """What a login node does to drivers. The next run takes up what is there, and no job is paid for and forgotten."""
-    run = slurm_run(tmp_path, slow=2)
+    (tmp_path / "my data").mkdir()  # two words to a shell
+    run = slurm_run(tmp_path / "my data", slow=2)
     command = started("run", run.yaml)
     computing(command, run, tiles=3)
     command.process.terminate()
@@ -86,9 +87,11 @@ def test_an_interrupted_driver_cancels_its_jobs_and_a_killed_one_leaves_none(slu
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     kept = done(run)
     assert kept < TILES
+    assert [*run.directory.jobs_path.glob("tls-*/key.pem")]
 
     command = started("run", run.yaml)
     assert command.wait() == 0, command.error
+    assert not [*run.directory.jobs_path.glob("tls-*")]
     assert stored_objects(run.output) == calm
     wait_until(lambda: not slurm.jobs(), 15)
 
