@@ -182,6 +182,55 @@ def test_redo_computes_the_tiles_that_read_what_changed_and_no_others(done, pool
     stages.plan(done.config)  # settled
 
 
+@pytest.mark.parametrize("mode", ["zscore", "percentile"])
+def test_redo_of_a_run_by_statistics_measures_and_computes_all_again(tmp_path, pooled, capsys, mode):
+    """Each tile stands by the whole volume's statistics, so one chunk changes all of them; no tile of the old ones may stay."""
+    run = run_of(tmp_path / "run", normalize={"mode": mode})
+    stages.plan(run.config)
+    stages.infer(run.config)
+    assert stages.verify(run.config).complete
+    before, old = run.plan, stored_objects(run.output)
+    volume = run.volume.copy()
+    volume[:16, :16, :16] = 255 - volume[:16, :16, :16] // 64
+    zarr.open_array(str(run.folder / "input.zarr"), mode="r+")[:16, :16, :16] = volume[:16, :16, :16]
+    assert command("run", run.yaml, "--no-prefect") == 2
+    assert f"All {TILES} tiles read it." in capsys.readouterr().err
+    assert run.plan == before
+    assert stored_objects(run.output) == old
+
+    stages.plan(run.config, input_changed="redo")
+    assert not is_published(run)
+    assert run.plan.normalization != before.normalization
+    assert run.plan.fingerprint != before.fingerprint
+    assert run.directory.progress(run.plan).count("done") == 0
+    assert stages.infer(run.config).tiles == TILES
+    assert stages.verify(run.config).complete
+    assert is_published(run)
+    fresh = run_of(tmp_path / "fresh", volume, normalize={"mode": mode})
+    stages.plan(fresh.config)
+    stages.infer(fresh.config)
+    assert fresh.plan.normalization == run.plan.normalization
+    assert stored_objects(run.output) == stored_objects(fresh.output) != old
+    assert f"{TILES} tile(s) that were done and read it are computed again" in run.plan.stored.history[0]
+    stages.plan(run.config)  # settled
+    assert stages.infer(run.config).tiles == 0
+
+
+@pytest.mark.parametrize("mode", ["zscore", "percentile"])
+def test_keep_of_a_run_by_statistics_measures_nothing_again(tmp_path, pooled, mode):
+    """The negative control: who says that the voxels are the same says so of their statistics, too."""
+    run = run_of(tmp_path, normalize={"mode": mode})
+    stages.plan(run.config)
+    stages.infer(run.config)
+    before, old = run.plan, stored_objects(run.output)
+    os.utime(run.folder / "input.zarr/c/0/0/0")
+    stages.plan(run.config, input_changed="keep")
+    assert run.plan.fingerprint == before.fingerprint
+    assert run.plan.normalization == before.normalization
+    assert stages.infer(run.config).tiles == 0
+    assert stored_objects(run.output) == old
+
+
 def test_keep_computes_nothing_and_says_so(done, pooled, capsys):
     """A plain copy has other times, and the same voxels."""
     os.utime(done.folder / "input.zarr/c/0/0/0")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zarr
 
 from pipeline.core.network.unet import Architecture
 from tests.dataset.dataset_cases import DataSet, make_dataset
@@ -175,6 +176,63 @@ def test_a_signal_at_any_event_ends_a_run_in_order(ask, run, calm, signal):
         assert "Traceback" not in found["said"], about
         assert found["status"] == 130, about
         resumed(ask, run, calm[0], about)
+
+
+# --- a run by statistics, whose input has changed -----------------------------------------------------------------------
+
+
+class Again:
+    """A run by percentiles that is done, and whose input has changed since: all is measured and computed again.
+
+    Args:
+        ask: The command.
+        folder: Where it is.
+    """
+
+    def __init__(self, ask: Ask, folder: Path) -> None:
+        self.ask, self.before = ask, folder / "before"
+        self.run = two_tiles(folder, normalize={"mode": "percentile"})
+        assert ask(self.run)["status"] == 0
+        for place in (self.run.output, self.run.directory.path):
+            shutil.copytree(place, self.before / place.name)
+        zarr.open_array(str(folder / "input.zarr"), mode="r+")[:, :, :8] = 255
+        self.old = stored_objects(self.run.output)
+        done = self.redone()
+        assert done["status"] == 0, done["said"]
+        self.wanted, self.events = stored_objects(self.run.output), len(done["events"])
+        assert self.wanted != self.old
+
+    def redone(self, **job: Any) -> dict[str, Any]:
+        """The command that does it."""
+        return self.ask(self.run, arguments=["run", str(self.run.yaml), "--input-changed", "redo"], **job)
+
+    def killed(self, at: int) -> None:
+        """One kill, and the same command again."""
+        clear(self.run)
+        for place in (self.run.output, self.run.directory.path):
+            shutil.copytree(self.before / place.name, place)
+        assert self.redone(at=at, fault="kill")["status"] is None
+        again = self.redone()
+        assert again["status"] == 0, f"killed at event {at}: {again['said']}"
+        assert stored_objects(self.run.output) == self.wanted, f"killed at event {at}"
+        assert self.ask(self.run, "verify")["status"] == 0
+
+
+def test_a_share_of_kills_in_a_run_that_measures_again_leaves_no_tile_of_the_old_statistics(ask, tmp_path):
+    """Plan, ledger, metadata and tiles change one after the other; a tile of the old statistics beside new ones is wrong for ever."""
+    again = Again(ask, tmp_path)
+    for at in random.Random(20261130).sample(range(again.events), SHARE):
+        again.killed(at)
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(7200)
+def test_no_kill_in_a_run_that_measures_again_leaves_a_tile_of_the_old_statistics(ask, tmp_path):
+    """At each event."""
+    again = Again(ask, tmp_path)
+    assert again.events >= 100
+    for at in range(again.events):
+        again.killed(at)
 
 
 # --- the power goes -----------------------------------------------------------------------------------------------------
