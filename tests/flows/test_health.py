@@ -12,7 +12,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from prefect.settings import temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_KEY,
+    PREFECT_CLIENT_CUSTOM_HEADERS,
+    temporary_settings,
+)
 
 from flows.health import check_api
 from pipeline.errors import ConfigError
@@ -50,11 +55,13 @@ def served(status: int, kind: str, body: str, *, seconds: float = 0.0) -> Iterat
 
 
 @pytest.fixture(autouse=True)
-def no_proxies(monkeypatch):
-    """A proxy of the machine that tests is not theirs."""
+def nothing_set(monkeypatch):
+    """A proxy of the machine that tests is not theirs, nor is the server that other tests of this process started."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
+    with temporary_settings(restore_defaults={PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_CLIENT_CUSTOM_HEADERS}):
+        yield
 
 
 def test_a_server_that_takes_connections_and_never_answers_is_refused_in_time(monkeypatch):
