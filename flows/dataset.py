@@ -27,6 +27,7 @@ from flows.api_log import keep_tiles_from_prefect
 from flows.interruption import cancelled_when_asked
 from flows.orphans import end_orphans
 from flows.progress import ProgressArtifact, tell_dashboard
+from pipeline.core.printable import one_line
 from pipeline.dataset.outcome import Outcome
 from pipeline.dataset.reprocess import reprocess
 from pipeline.dataset.round import Round, logged_round, volumes_of
@@ -91,7 +92,7 @@ def _as_sub_flow(volume: VolumeOfSet, team: Team) -> Outcome:
     try:
         # its end would cost a second; the parent has one
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            state: State = _segment_volume(volume.name, volume.entry.url, return_state=True)
+            state: State = _segment_volume(volume.name, one_line(volume.entry.url), return_state=True)
     except (HTTPError, PrefectException) as error:  # costs the volume's place on the page, not the volume
         log.warning("%s is not shown as it is on Prefect's page: %s", volume.name, str(error).splitlines()[0])
         return here.outcome[0] if here.outcome else segment(volume, team)

@@ -12,6 +12,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline.config.problems import violations
 from pipeline.config.section import Section, expanded
 from pipeline.config.yaml_text import load_yaml
+from pipeline.core.printable import one_line
 from pipeline.credentials import carried, shown
 from pipeline.errors import ConfigError
 
@@ -62,7 +63,7 @@ def validated(cls: type[AnyConfig], content: Any, *, source: str) -> AnyConfig:
         raise ConfigError("\n".join([title, *(f"  {p}" for p in [*problems[:TOLD], *more])])) from error
     if names := list(_no_text(found.model_dump())):
         raise ConfigError(
-            f"Configuration '{source}' names what is not UTF-8 text, and cannot stand in JSON, in a page or in a database: "
+            f"Configuration '{one_line(source)}' names what is not UTF-8 text, and cannot stand in JSON, in a page or in a database: "
             f"{'; '.join(names)}. Rename the file or folder (convmv -f latin1 -t utf8 does many), or make a link to it."
         )
     return found

@@ -122,5 +122,5 @@ def _short(name: str, url: str) -> str:
 
 
 def _digested(name: str, url: str) -> str:
-    digest = hashlib.sha256(url.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(url.encode(errors="surrogateescape")).hexdigest()[:12]
     return f"{name[: LONGEST - 13]}-{digest}"

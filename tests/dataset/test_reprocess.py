@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -55,6 +56,32 @@ def test_twenty_volumes_one_corrupt_and_one_done_already(tmp_path, pooled):
     assert Counter(go(dataset).values()) == {"skipped": 19, "done": 1}
     assert Counter(dataset.states().values()) == {"skipped": 19, "done": 1}
     assert Counter(go(dataset).values()) == {"skipped": 20}
+
+
+NO_TEXT = os.fsdecode(b"caf\xe9")
+"""A name from the days of Latin-1."""
+
+
+def test_a_volume_whose_name_is_no_text_fails_alone_and_in_words(tmp_path, pooled):
+    """It was `'utf-8' codec can't encode character` for the whole catalogue, and then for the page of all volumes."""
+    dataset = make_dataset(tmp_path, volumes=2)
+    dataset.volume("v01").rename(dataset.volume(NO_TEXT))
+    dataset.add(os.fsdecode(b"caf\xe8"), seed=3)
+    told = go(dataset)
+    assert sorted(told.values()) == ["done", "failed", "failed"]
+    assert told["v00"] == "done"
+    failed = [outcome for outcome in dataset.summary["outcomes"] if outcome["state"] == "failed"]
+    assert len({outcome["name"] for outcome in failed}) == 2
+    for outcome in failed:
+        assert "names what is not UTF-8 text" in outcome["reason"]
+        assert "Rename the file or folder (convmv" in outcome["reason"]
+    for page in ("summary.html", "summary.csv"):
+        assert "caf\\udce9.zarr" in (dataset.output / page).read_text(encoding="utf-8")
+    left = estimate(dataset.config, volumes_of(dataset.config)[0])
+    assert sorted(left.refused) == sorted(outcome["name"] for outcome in failed)
+
+    dataset.volume(NO_TEXT).rename(dataset.volume("café"))
+    assert Counter(go(dataset).values()) == {"done": 1, "skipped": 1, "failed": 1}
 
 
 def test_a_new_version_of_the_model_does_all_again_and_the_old_one_is_found_when_set_back(tmp_path, pooled):

@@ -92,6 +92,16 @@ def test_a_volume_that_fails_is_tried_so_often_and_again_when_its_files_change(t
     assert look(dataset) == {"v00": "done"}
 
 
+def test_a_volume_whose_name_is_no_text_keeps_no_other_waiting(tmp_path, pooled):
+    """Its files are looked at as others' are; it fails, by name."""
+    dataset = inbox(tmp_path, volumes=2)
+    dataset.volume("v01").rename(dataset.volume(os.fsdecode(b"caf\xe9")))
+    assert look(dataset) == {}
+    time.sleep(QUIET + 0.1)
+    assert sorted(look(dataset).values()) == ["done", "failed"]
+    assert dataset.states()["v00"] == "done"
+
+
 def test_a_volume_that_changes_after_it_was_done_is_told_and_not_taken_for_done(tmp_path, pooled):
     """Its fingerprint is the same, its voxels are not: silence would show old membranes on new data."""
     dataset = inbox(tmp_path)
