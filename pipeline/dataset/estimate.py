@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from pipeline.cluster.pool import Crew, machine
 from pipeline.core.plan import Plan
+from pipeline.core.stored import Stored
 from pipeline.dataset.outcome import Outcome, reason_of
 from pipeline.dataset.reprocess import crew_of, shared_machine, typical
 from pipeline.dataset.settings import DatasetConfig, PriceConfig
@@ -19,6 +20,7 @@ from pipeline.dataset.volume import VolumeOfSet, standing
 from pipeline.errors import ModelError
 from pipeline.measure import Expectation, expectation
 from pipeline.planning import Machine, make_plan
+from pipeline.stages import count_input
 
 log = logging.getLogger("pipeline")
 
@@ -43,6 +45,7 @@ class Estimate:
         skipped: Done already.
         plans: Of those that are to do; their statistics are rough.
         refused: Why others cannot be done, by name.
+        stored: What was counted of the inputs of those that are to do, by name.
         workers: That would share them.
         measured: What the largest volume that can be read was found to take, from a few of its turns; None where that cannot be
             found here.
@@ -53,6 +56,7 @@ class Estimate:
     skipped: int
     plans: Sequence[Plan]
     refused: dict[str, str]
+    stored: dict[str, Stored]
     workers: int
     measured: Expectation | None
     price: PriceConfig
@@ -91,6 +95,7 @@ class Estimate:
             ("voxels to do", f"{sum(plan.source.voxels for plan in self.plans):,}"),
             ("tiles", f"{sum(len(plan.grid) for plan in self.plans):,}"),
             ("arithmetic", f"{done / 1e12:.3f} T multiply-adds, {done / once if once else 1:.2f} x one pass"),
+            *self._stored(),
             ("to write", f"up to {self.output_bytes / 1e9:.3f} GB before compression"),
             ("time", self._time()),
             *self._money(),
@@ -98,6 +103,17 @@ class Estimate:
         named = [(name, why) for name, why in self.refused.items()]
         rows += [(f"cannot: {name}", why.splitlines()[0]) for name, why in named[:NAMED]]
         return [*rows, *([("cannot", f"and {len(named) - NAMED} more")] if len(named) > NAMED else [])]
+
+    def _stored(self) -> list[tuple[str, str]]:
+        """How much of the inputs is there, and each that has holes by its name: they are read as fill."""
+        if not self.stored:
+            return []
+        found, total = (sum(getattr(one, part) for one in self.stored.values()) for part in ("count", "total"))
+        sampled = " (where there are too many, of a sample)" if any(one.sampled for one in self.stored.values()) else ""
+        holes = [(name, one) for name, one in self.stored.items() if one.count < one.total]
+        rows = [("stored", f"{found:,} of {total:,} chunks, shards or files{sampled}")]
+        rows += [(f"stored: {name}", f"{one}; what is absent is read as fill") for name, one in holes[:NAMED]]
+        return [*rows, *([("stored", f"and {len(holes) - NAMED} more with holes")] if len(holes) > NAMED else [])]
 
     def _time(self) -> str:
         if not self.plans:
@@ -137,10 +153,10 @@ def estimate(
     left = [volume for volume, seen in found if not isinstance(seen, Outcome)]
     like = typical(left, offered) if left else None
     crew = crew_of(like, len(left), offered) if like else Crew(1, 1, offered.memory_bytes)
-    plans, refused = _planned(left, shared_machine(offered, crew), like.plan if like else None)
+    plans, refused, stored = _planned(left, shared_machine(offered, crew), like.plan if like else None)
     refused |= {volume.name: seen.reason for volume, seen in found if seen and seen.state == "failed"}
     done = sum(seen is not None and seen.state != "failed" for _, seen in found)
-    return Estimate(len(volumes), done, plans, refused, crew.workers, _measured(plans), config.price)
+    return Estimate(len(volumes), done, plans, refused, stored, crew.workers, _measured(plans), config.price)
 
 
 def _measured(plans: Sequence[Plan]) -> Expectation | None:
@@ -179,15 +195,20 @@ def _done(volume: VolumeOfSet, offered: Machine) -> Outcome | None:
         return None
 
 
-def _planned(volumes: Sequence[VolumeOfSet], offered: Machine, like: Plan | None) -> tuple[list[Plan], dict[str, str]]:
-    plans, refused = [], {}
+def _planned(
+    volumes: Sequence[VolumeOfSet], offered: Machine, like: Plan | None
+) -> tuple[list[Plan], dict[str, str], dict[str, Stored]]:
+    plans, refused, stored = [], {}, {}
     for volume in volumes:
         try:
-            plans.append(make_plan(volume.run(str(volume.folder / "plan")), offered, like=like, rough=True))
+            run = volume.run(str(volume.folder / "plan"))
+            _, inventory = count_input(run)
+            plans.append(make_plan(run, offered, like=like, rough=True, inventory=inventory))
+            stored[volume.name] = inventory.stored
         except Exception as error:  # one volume that nobody foresaw does not hide the others
             log.debug("%s cannot be planned", volume.name, exc_info=True)
             refused[volume.name] = reason_of(error)
-    return plans, refused
+    return plans, refused, stored
 
 
 def _duration(seconds: float) -> str:

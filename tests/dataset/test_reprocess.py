@@ -352,6 +352,21 @@ def test_a_dry_run_is_measured_by_another_volume_where_the_largest_is_damaged(tm
     assert "v02.zarr' cannot say how long it takes" in caplog.text
 
 
+def test_the_dry_run_counts_what_is_stored_of_each_volume(tmp_path):
+    """Two weeks of computing over volumes half copied are planned as gladly as over whole ones, unless somebody counts."""
+    dataset = make_dataset(tmp_path, volumes=3)
+    whole = estimate(dataset.config, volumes_of(dataset.config)[0])
+    assert dict(whole.rows())["stored"] == "24 of 24 chunks, shards or files"
+    assert not [name for name, _ in whole.rows() if name.startswith("stored: ")]
+    (dataset.volume("v01") / "c/0/0/0").unlink()
+    shutil.rmtree(dataset.volume("v02") / "c")
+    found = estimate(dataset.config, volumes_of(dataset.config)[0])
+    rows = dict(found.rows())
+    assert rows["stored"] == "15 of 16 chunks, shards or files"
+    assert rows["stored: v01"] == "7 of 8 chunks; what is absent is read as fill"
+    assert "has a header and no voxels" in rows["cannot: v02"]
+
+
 @pytest.mark.parametrize("kind", ["loop", "library"])
 def test_a_volume_that_fails_in_a_way_that_nobody_foresaw_is_one_failure(tmp_path, pooled, kind, monkeypatch):
     """Whatever the system or a library raises about one volume: it has a name, and the others are done."""
