@@ -22,7 +22,7 @@ from pipeline.evaluation.rule import Rule
 from pipeline.export.package import export
 from pipeline.registry import Entry, register
 from pipeline.storage.inventory import open_counted
-from pipeline.storage.volume import Volume, open_volume
+from pipeline.storage.volume import Volume
 from pipeline.training.dataset import gather
 from pipeline.training.machine import resolved
 from pipeline.training.recipe import TrainConfig
@@ -122,7 +122,7 @@ def export_package(
         authors: Of the model.
         license_: SPDX name.
     """
-    values = None if sample is None else _middle(open_volume(sample), load_checkpoint(checkpoint).architecture)
+    values = None if sample is None else _middle(open_counted(sample), load_checkpoint(checkpoint).architecture)
     return export(checkpoint, target, sample=values, name=name, authors=authors, license=license_)
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -371,6 +372,29 @@ def test_labels_that_do_not_fit_the_image_are_refused_before_training(tmp_path):
                 type(config).model_validate(changed),
                 lambda a: pytest.fail("it trained") if a.phase == "training" else None,
             )
+
+
+@pytest.mark.parametrize("part", ["image", "labels"])
+def test_data_of_which_nothing_is_stored_are_refused_and_holes_are_told(tmp_path, caplog, part):
+    """A header whose chunks were not copied reads as zeros: hours of learning from nothing. Holes are normal, and counted."""
+    config = recipe(tmp_path, steps=1)
+    chunks = tmp_path / f"{part}.zarr" / "c"
+    first = min(path for path in chunks.rglob("*") if path.is_file())
+    first.rename(tmp_path / "kept")
+    train(config)
+    told = list({message for message in caplog.messages if "absent, and read as its fill value" in message})
+    assert len(told) == 1
+    assert f"{part}.zarr" in told[0]
+    shutil.rmtree(chunks)
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(StorageError, match=rf"{part}\.zarr' has a header and no voxels"):
+        train(config, lambda a: pytest.fail("it trained") if a.phase == "training" else None)
+
+
+def test_whole_data_are_told_of_no_hole(tmp_path, caplog):
+    """The negative control."""
+    train(recipe(tmp_path, steps=1))
+    assert not [message for message in caplog.messages if "absent" in message]
 
 
 def test_a_stop_in_a_step_waits_for_its_end(tmp_path):
