@@ -42,7 +42,8 @@ def open_tiff(place: Place, url: str, level: int) -> Found:
                 f"input.level is {level}, but '{url}' has levels 0 to {len(series.levels) - 1}. Choose one of them."
             )
         chosen = series.levels[level]
-        _check_whole(file, chosen, url)
+        stored = _check_whole(file, chosen, url)
+        files = tuple(dict.fromkeys(str(page.parent.filehandle.path) for page in chosen)) if _is_apart(chosen) else ()
         sizes, units, warnings = _tiff_places(file, series)
         coarser = _coarser(series, chosen)
         array = zarr.open_array(series.aszarr(level=level, chunkmode=_chunk_mode(chosen)), mode="r", zarr_format=2)
@@ -52,7 +53,7 @@ def open_tiff(place: Place, url: str, level: int) -> Found:
     weakref.finalize(array, file.close)
     origins = {axis: (coarser[axis] - 1) / 2 * size for axis, size in sizes.items() if axis in coarser}
     sizes = {axis: size * coarser.get(axis, 1) for axis, size in sizes.items()}
-    return Found(array, array.chunks, chosen.axes.lower(), sizes, origins, units, warnings)
+    return Found(array, array.chunks, chosen.axes.lower(), sizes, origins, units, warnings, stored, files)
 
 
 def open_series(place: Place, url: str) -> tuple[Any, Any]:
@@ -102,14 +103,19 @@ def _complaints(logger: str) -> Iterator[list[str]]:
         listened.removeHandler(handler)
 
 
-def _check_whole(file: Any, series: Any, url: str) -> None:
-    """Refuse what would be read as zeros, or raise in mid-run.
+def _is_apart(series: Any) -> bool:
+    """Whether each page has its own place, perhaps in a file of its own; else all lie in a row."""
+    return series.dataoffset is None
+
+
+def _check_whole(file: Any, series: Any, url: str) -> tuple[int, int]:
+    """Refuse what would be read as zeros, or raise in mid-run; gives how many strips or tiles are stored, and of how many.
 
     Raises:
         StorageError: Pages are missing, lie behind the file's end, or are compressed in a way that cannot be read here.
     """
-    stored = 0
-    for number, found in enumerate(series if series.dataoffset is None else ()):
+    stored = total = 0
+    for number, found in enumerate(series if _is_apart(series) else ()):
         if found is None:
             missing = sum(one is None for one in series)
             raise StorageError(
@@ -117,12 +123,13 @@ def _check_whole(file: Any, series: Any, url: str) -> None:
                 "would be read as zeros. Copy it again; of an OME-TIFF, put its other files beside it."
             )
         stored += _check_page(found, number, url)
-    if series.dataoffset is None and not stored:
+        total += len(found.databytecounts)
+    if _is_apart(series) and not stored:
         raise StorageError(
             f"Input '{url}' is a TIFF of {len(series)} pages, but nothing is stored of any. Copy it again."
         )
     page = series.keyframe
-    behind = series.dataoffset + series.nbytes if series.dataoffset is not None else 0
+    behind = 0 if _is_apart(series) else series.dataoffset + series.nbytes
     if behind > file.filehandle.size:
         raise StorageError(
             f"Input '{url}' should hold {behind} bytes, but the file ends at {file.filehandle.size}. Copy it again."
@@ -135,6 +142,7 @@ def _check_whole(file: Any, series: Any, url: str) -> None:
             f"Input '{url}' is a TIFF with the compression {page.compression!r}, which tifffile cannot read alone. "
             "Run: pip install imagecodecs"
         ) from error
+    return (stored, total) if _is_apart(series) else (1, 1)
 
 
 def _check_page(page: Any, number: int, url: str) -> int:

@@ -1,7 +1,10 @@
 """Volumes in HDF5 and TIFF, read in place: as the packages that wrote them read them, box by box."""
 
 import gc
+import os
+import struct
 import sys
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from pipeline.core.lengths import NANOMETERS
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
 from pipeline.storage import tiff
+from pipeline.storage.inventory import take_inventory
 from pipeline.storage.ngff import image_attributes
 from pipeline.storage.volume import Volume, is_volume_file, open_volume, store_levels
 from tests.pipeline_cases import random_volume
@@ -379,6 +383,67 @@ def test_an_ome_tiff_whose_other_files_are_missing_is_refused(tmp_path):
     tifffile.tiffcomment(path, told.encode())
     with pytest.raises(StorageError, match="5 planes, 2 of which are in no file that is there"):
         open_volume(str(path))
+
+
+def two_files(folder: Path, array: np.ndarray, **options) -> str:
+    """An OME-TIFF of two files, half of the planes each; gives the first."""
+    names = ("a.ome.tif", "b.ome.tif")
+    ids = [uuid.uuid5(uuid.NAMESPACE_URL, name).urn for name in names]
+    half, (z, y, x) = len(array) // 2, array.shape
+    planes = "".join(
+        f'<TiffData FirstZ="{i}" FirstC="0" FirstT="0" IFD="{i % half}" PlaneCount="1">'
+        f'<UUID FileName="{names[i // half]}">{ids[i // half]}</UUID></TiffData>'
+        for i in range(2 * half)
+    )
+    for number, name in enumerate(names):
+        told = (
+            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{ids[number]}"><Image ID="Image:0"><Pixels '
+            f'ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="{x}" SizeY="{y}" SizeZ="{z}" SizeC="1" SizeT="1">'
+            f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{planes}</Pixels></Image></OME>'
+        )
+        with tifffile.TiffWriter(folder / name, ome=False) as file:
+            for i in range(half):
+                said = told if i == 0 else None
+                file.write(array[number * half + i], description=said, metadata=None, contiguous=False, **options)
+    return str(folder / names[0])
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_all_files_of_an_ome_tiff_are_read_and_counted(tmp_path, compression):
+    """A run that goes by the first file alone does not notice that the second was written again, cut, or is gone."""
+    array = random_volume((6, 33, 47))
+    url = two_files(tmp_path, array, compression=compression, rowsperstrip=11)
+    volume = open_volume(url)
+    np.testing.assert_array_equal(whole(volume)[0], array)
+    before = take_inventory(volume)
+    assert str(before.stored) == "18 of 18 chunks"  # strips
+    assert take_inventory(open_volume(url)).stored.signature == before.stored.signature
+    other = tmp_path / "b.ome.tif"
+    os.utime(other, (1, 1))
+    assert take_inventory(open_volume(url)).stored.signature != before.stored.signature
+    content = other.read_bytes()
+    other.write_bytes(content[: len(content) // 2])
+    with pytest.raises(StorageError):
+        np.asarray(whole(open_volume(url)))
+    other.unlink()
+    with pytest.raises(StorageError, match="6 planes, 3 of which are in no file that is there"):
+        open_volume(url)
+
+
+def test_a_sparse_tiff_is_counted(tmp_path):
+    """Tiles without a place are fill, as TIFF says: normal, and told."""
+    url = save_tiff(tmp_path / "v.tif", random_volume((2, 32, 32)), tile=(16, 16), compression="zlib", metadata=None)
+    assert str(take_inventory(open_volume(url)).stored) == "8 of 8 chunks"
+    with tifffile.TiffFile(url) as file:
+        tags = [file.pages[0].tags[name] for name in ("TileOffsets", "TileByteCounts")]
+        fields = [(tag.valueoffset, {3: "<H", 4: "<I"}[tag.dtype]) for tag in tags]
+    with Path(url).open("r+b") as file:
+        for place, form in fields:
+            file.seek(place)
+            file.write(struct.pack(form, 0))
+    volume = open_volume(url)
+    assert str(take_inventory(volume).stored) == "7 of 8 chunks"
+    assert not whole(volume)[0, 0, :16, :16].any()
 
 
 def test_a_thumbnail_beside_an_image_is_passed_over_and_a_second_image_is_not(tmp_path):
