@@ -15,7 +15,8 @@ from flows.printing import print_plan, say
 from flows.proxies import settle_proxies
 from flows.server import EmbeddedServer, configured_api, prefect_api, start_unless_configured
 from pipeline.config import RunConfig
-from pipeline.errors import PipelineError
+from pipeline.credentials import redacted
+from pipeline.errors import ConfigError, PipelineError
 
 if TYPE_CHECKING:
     from pipeline.dataset.outcome import Outcome
@@ -130,7 +131,7 @@ def load_settings() -> None:
 def reported(
     flow: Callable[[], Result], folder: Path, server: EmbeddedServer | None, alone: Callable[[], Result]
 ) -> Result:
-    """Call a flow, which reports to a server. One of our own that dies meanwhile costs the reports, not the work.
+    """Call a flow, which reports to a server. One that dies meanwhile costs the reports, not the work.
 
     Args:
         flow: The call.
@@ -140,7 +141,7 @@ def reported(
 
     Raises:
         KeyboardInterrupt: It was cancelled.
-        PipelineError: The server cannot be reached, or what the flow raises.
+        PipelineError: A server of our own cannot be reached, or what the flow raises.
     """
     from httpx import HTTPError  # noqa: PLC0415 - once the settings stand
     from prefect.exceptions import CancelledRun  # noqa: PLC0415 - once the settings stand
@@ -155,17 +156,39 @@ def reported(
         except PipelineError:
             raise
         except Exception as error:  # whatever Prefect makes of it
-            if not (server and server.has_ended()):
-                # a connection that is refused
-                if isinstance(error, RuntimeError) and isinstance(error.__cause__, HTTPError):
-                    raise _unreachable(url, error.__cause__) from error
+            if server is None:
+                if not _is_lost(error, url):
+                    raise
+                found = (
+                    f"Prefect's server at '{redacted(url)}' does not take this run's reports any more ({type(error).__name__}); its page "
+                    "does not know the end, and shows the run as Running until somebody deletes it there. The run goes on without "
+                    "the server. Start it again before the next one."
+                )
+            elif server.has_ended():
+                found = (
+                    f"Prefect's own server of this run has ended ({type(error).__name__}); its page does not show what follows. The run "
+                    f"goes on without it. '{folder / 'prefect.log'}' may say why."
+                )
+            # a connection that is refused
+            elif isinstance(error, RuntimeError) and isinstance(error.__cause__, HTTPError):
+                raise _unreachable(url, error.__cause__) from error
+            else:
                 raise
-            say(
-                f"halotile: warning: Prefect's own server of this run has ended ({type(error).__name__}); its page does not show what "
-                f"follows. The run goes on without it. '{folder / 'prefect.log'}' may say why.",
-                error=True,
-            )
+            say(f"halotile: warning: {found}", error=True)
     return alone()
+
+
+def _is_lost(error: Exception, url: str) -> bool:
+    """Whether an error is between this process and a configured server, rather than one of the work."""
+    from httpx import HTTPError  # noqa: PLC0415 - once the settings stand
+
+    if isinstance(error, HTTPError) or isinstance(error.__cause__, HTTPError):
+        return True
+    try:
+        check_api(url)
+    except ConfigError:
+        return True
+    return False
 
 
 def _unreachable(url: str, cause: Exception) -> PipelineError:

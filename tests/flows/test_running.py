@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from flows import running
-from pipeline.errors import InferenceError, PipelineError
+from pipeline.errors import InferenceError
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +51,27 @@ def test_a_defect_beside_a_server_that_answers_stays_one(tmp_path):
         running.reported(failing(ValueError("odd")), tmp_path, server(ended=False), lambda: pytest.fail("done again"))
 
 
-def test_a_configured_server_that_cannot_be_reached_is_told(tmp_path):
-    """It is somebody's: the run says so."""
-    error = RuntimeError("Failed to reach API")
-    error.__cause__ = httpx.ConnectError("refused")
-    with pytest.raises(PipelineError, match=r"cannot be reached \(refused\)"):
-        running.reported(failing(error), tmp_path, None, lambda: pytest.fail("done alone"))
+def lost(kind: str) -> Exception:
+    """What Prefect makes of a server that is gone."""
+    if kind == "a cause":
+        error = RuntimeError("Failed to reach API")
+        error.__cause__ = httpx.ConnectError("refused")
+        return error
+    return httpx.ReadTimeout("late") if kind == "itself" else ValueError("whatever it makes of it")
+
+
+@pytest.mark.parametrize("kind", ["a cause", "itself", "other"])
+def test_a_configured_server_that_died_costs_no_work_either(tmp_path, capsys, kind):
+    """It is somebody's, and it has no part in the arithmetic: the run says that its page does not know the end."""
+    assert running.reported(failing(lost(kind)), tmp_path, None, lambda: "the rest") == "the rest"
+    said = capsys.readouterr().err
+    assert said.count("does not take this run's reports any more") == 1
+    assert "its page does not know the end" in said
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), InferenceError("3 tiles failed"), KeyboardInterrupt()])
+def test_a_defect_beside_a_configured_server_that_answers_stays_one(tmp_path, monkeypatch, error):
+    """The negative control: only a dead server is gone around."""
+    monkeypatch.setattr(running, "check_api", lambda _: None)
+    with pytest.raises(type(error)):
+        running.reported(failing(error), tmp_path, None, lambda: pytest.fail("done again"))
