@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 from prefect import get_client
+from prefect.context import refresh_global_settings_context
 from prefect.settings import get_current_settings
 
 from flows.server import EmbeddedServer, prefect_api, start_unless_configured
@@ -83,6 +84,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         patch.chdir(path)
         yield path
+    refresh_global_settings_context()
+
+
+@pytest.fixture(autouse=True)
+def settings() -> Iterator[None]:
+    """Prefect reads the environment once: what a test puts there must not be left for those after it."""
+    yield
+    refresh_global_settings_context()
 
 
 @pytest.fixture
