@@ -66,16 +66,16 @@ class Sink(Protocol):
 class _Clock:
     """Adds up the seconds of one activity; each is used by one thread."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now, self.seconds = now, 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        started = time.perf_counter()
+        started = self.now()
         try:
             yield
         finally:
-            self.seconds += time.perf_counter() - started
+            self.seconds += self.now() - started
 
 
 def infer_tile(
@@ -87,6 +87,7 @@ def infer_tile(
     nonfinite: str,
     fingerprint: str,
     read_slices: int,
+    now: Callable[[], float] = time.perf_counter,
 ) -> TileRecord:
     """Predict the core of `tile` and write it.
 
@@ -100,6 +101,7 @@ def infer_tile(
         nonfinite: What to do with input that is not finite: `fail`, or `zero` to put 0 in its place.
         fingerprint: Of the plan; goes into the record.
         read_slices: Slices that are read at once; see `core.cost.read_slices`.
+        now: What seconds are told by.
 
     Returns:
         The record for the ledger; seconds are wall time, `peak_bytes` is resident host memory.
@@ -108,7 +110,7 @@ def infer_tile(
         InferenceError: The input cannot be read or is not finite, or the prediction is not.
         StorageError: The output cannot be written.
     """
-    whole, reading, writing, waiting = (_Clock() for _ in range(4))
+    whole, reading, writing, waiting = (_Clock(now) for _ in range(4))
 
     def read(span: Span) -> np.ndarray:
         with reading.running():

@@ -3,7 +3,6 @@
 import json
 import pickle
 import threading
-import time
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -89,7 +88,7 @@ def volume(dtype: str = "uint8") -> np.ndarray:
     return np.random.default_rng(0).integers(0, 100, (1, *SHAPE)).astype(dtype)
 
 
-def infer(tile: Tile, source: FakeSource, *, predictor=None, sink=None, nonfinite="fail", read_slices=4):
+def infer(tile: Tile, source: FakeSource, *, predictor=None, sink=None, nonfinite="fail", read_slices=4, **clock):
     """`infer_tile` with fakes for what a test does not look at."""
     return infer_tile(
         tile,
@@ -99,6 +98,7 @@ def infer(tile: Tile, source: FakeSource, *, predictor=None, sink=None, nonfinit
         nonfinite=nonfinite,
         fingerprint="f1",
         read_slices=read_slices,
+        **clock,
     )
 
 
@@ -136,67 +136,100 @@ def test_reads_are_cut_where_chunks_are():
     assert [(box.start[0], box.stop[0]) for box in source.boxes] == [(8, 12), (12, 24), (24, 36), (36, 40)]
 
 
-@dataclass
-class Waiting(FakeSource):
-    """A slow disk: it counts how many reads were begun before the network asked for what they bring."""
+TALL = TileGrid(SAME, (64, 8, 8), core=(64, 8, 8), halo=(8, 8, 8), slab=2)
+"""One tile of 32 turns."""
 
-    begun: list[float] = field(default_factory=list)
+NEVER = 0.2
+"""Seconds for what must not happen: it happens within, or the test sees less than it might; it never fails for them."""
 
-    def read(self, box: Box) -> np.ndarray:
-        self.begun.append(time.perf_counter())
-        time.sleep(0.02)
-        return super().read(box)
+
+class Count:
+    """Counts what one thread does, for others to wait for."""
+
+    def __init__(self) -> None:
+        self.value, self._changed = 0, threading.Condition()
+
+    def add(self, one: int = 1) -> int:
+        with self._changed:
+            self.value += one
+            self._changed.notify_all()
+            return self.value
+
+    def reaches(self, value: int, seconds: float = 30) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self.value >= value, seconds)
 
 
 def test_the_next_block_is_read_while_one_is_computed_and_no_further():
     """A network that waits for a disk wastes a GPU; a reader that runs away fills the memory."""
-    asked = []
+    turns, begun, handed = [], Count(), Count()
 
-    class Slow(FakePredictor):
+    class Slow(FakeSource):
+        def read(self, box: Box) -> np.ndarray:
+            assert handed.reaches(begun.add() - 1)  # it ends while the network has the block before it
+            return super().read(box)
+
+    class Watchful(FakePredictor):
         def predict(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, np.ndarray]]:
-            def counted() -> Iterator[np.ndarray]:
-                for slab in slabs:
-                    time.sleep(0.05)
-                    asked.append((time.perf_counter(), len(source.begun)))
+            def watched() -> Iterator[np.ndarray]:
+                for turn, slab in enumerate(slabs):
+                    ahead = min(turn + 2, 32)  # those of this turn and before it, and the next one
+                    turns.append((handed.add() == turn + 1, begun.reaches(ahead), begun.value == ahead))
+                    if turn == 5:
+                        assert not begun.reaches(ahead + 1, NEVER)
                     yield slab
 
-            return super().predict(tile, counted())
+            return super().predict(tile, watched())
 
-    tall = TileGrid(SAME, (64, 8, 8), core=(64, 8, 8), halo=(8, 8, 8), slab=2)
-    source = Waiting(np.zeros((1, 64, 8, 8), np.uint8))
-    record = infer(tall.tile(0), source, predictor=Slow(), read_slices=2)
-    assert all(begun in (turn + 1, turn + 2) for turn, (_, begun) in enumerate(asked[:-1]))
-    assert asked[5][1] == 5 + 2
-    assert record.wait_seconds < record.read_seconds / 2  # all but the first block came while another was computed
+    infer(TALL.tile(0), Slow(np.zeros((1, 64, 8, 8), np.uint8)), predictor=Watchful(), read_slices=2)
+    assert turns == [(True, True, True)] * 32
 
 
 def test_writing_goes_on_beside_the_network_and_only_a_few_results_wait():
     """A slow disk must hold the network back before results fill the memory."""
-    waiting, most, lock = 0, 0, threading.Lock()
+    made, waiting = Count(), []
 
     class SlowSink(FakeSink):
         def add(self, box: Box, array: np.ndarray) -> None:
-            nonlocal waiting
-            time.sleep(0.02)
+            assert made.reaches(min(len(self.parts) + 3, 32))  # of which two wait
+            if len(self.parts) == 5:
+                assert not made.reaches(len(self.parts) + 4, NEVER)
+            waiting.append(made.value - len(self.parts))
             super().add(box, array)
-            with lock:
-                waiting -= 1
 
     class Counting(FakePredictor):
         def predict(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, np.ndarray]]:
-            nonlocal waiting, most
             for part in super().predict(tile, slabs):
-                with lock:
-                    waiting += 1
-                    most = max(most, waiting)
+                made.add()
                 yield part
 
-    tall = TileGrid(SAME, (64, 8, 8), core=(64, 8, 8), halo=(8, 8, 8), slab=2)
     sink = SlowSink()
-    record = infer(tall.tile(0), FakeSource(np.zeros((1, 64, 8, 8), np.uint8)), sink=sink, predictor=Counting())
-    assert 2 <= most <= 4
+    infer(TALL.tile(0), FakeSource(np.zeros((1, 64, 8, 8), np.uint8)), sink=sink, predictor=Counting())
+    assert max(waiting) == 3
     assert sum(box.shape[0] for box, _ in sink.parts) == 64
-    assert record.write_seconds > 0.02 * len(sink.parts)
+
+
+@pytest.mark.parametrize("activity", ["read", "write"])
+def test_the_seconds_of_an_activity_are_its_own(activity):
+    """They say what a run waits for; time that passes in the one must not be the other's."""
+    clock = Count()
+
+    class Slow(FakeSource, FakeSink):
+        def read(self, box: Box) -> np.ndarray:
+            clock.add(activity == "read")
+            return super().read(box)
+
+        def add(self, box: Box, array: np.ndarray) -> None:
+            clock.add(activity == "write")
+            self.parts.append((box, array))
+
+    slow = Slow(np.zeros((1, 64, 8, 8), np.uint8))
+    slow.parts = []
+    record = infer(TALL.tile(0), slow, sink=slow, now=lambda: float(clock.value))
+    spent = {"read": len(slow.boxes), "write": len(slow.parts)}[activity]
+    assert spent > 8
+    assert {"read": record.read_seconds, "write": record.write_seconds}[activity] == record.seconds == spent
+    assert record.wait_seconds <= spent
 
 
 def test_parts_reach_the_sink_as_predicted_and_in_z_order():
