@@ -69,6 +69,7 @@ def dispatch(
     retries: int,
     on_ready: Callable[[], None] = lambda: None,
     is_cancelled: Callable[[], bool] = lambda: False,
+    now: Callable[[], float] = time.time,
 ) -> Iterator[Outcome]:
     """Run `work` for all indices; outcomes come as they complete.
 
@@ -82,12 +83,13 @@ def dispatch(
         retries: Further attempts of a tile that failed, or whose worker vanished.
         on_ready: Called when the first worker is.
         is_cancelled: Asked every second.
+        now: The clock by which workers end, seconds since the epoch.
 
     Raises:
         KeyboardInterrupt: It was cancelled.
         InferenceError: There is no worker, and none comes; or none can load the network; or the scheduler is gone.
     """
-    shell = _Shell(pool, work, Roster(indices, retries), on_ready)
+    shell = _Shell(pool, work, Roster(indices, retries), on_ready, now)
     try:
         for outcomes in shell.run():
             if is_cancelled():
@@ -117,8 +119,10 @@ _Landing = tuple[Attempt | str | None, Any, BaseException | None]
 
 
 class _Shell:
-    def __init__(self, pool: Pool, work: Work, roster: Roster, on_ready: Callable[[], None]) -> None:
-        self._pool, self._work, self._roster, self._on_ready = pool, work, roster, on_ready
+    def __init__(
+        self, pool: Pool, work: Work, roster: Roster, on_ready: Callable[[], None], now: Callable[[], float]
+    ) -> None:
+        self._pool, self._work, self._roster, self._on_ready, self._now = pool, work, roster, on_ready, now
         self._client = pool.client
         self._landings: queue.SimpleQueue[_Landing] = queue.SimpleQueue()
         self._futures: dict[int | str, Future] = {}  # of attempts by serial, of preparations by worker
@@ -138,7 +142,7 @@ class _Shell:
             if time.monotonic() - self._looked >= LOOK_SECONDS:
                 self._looked = time.monotonic()
                 yield self._look()
-            for attempt in self._roster.assign(time.time()) if self._connected else ():
+            for attempt in self._roster.assign(self._now()) if self._connected else ():
                 self._submit(attempt, self._work.infer, attempt.index, key=self._key(attempt), worker=attempt.worker)
             for worker in self._pool.staff.spare(self._roster.idle()):
                 self._roster.leave(worker)
@@ -178,14 +182,14 @@ class _Shell:
         if isinstance(error, GIVEN_UP):
             return self._lost(what, error)
         self._breaks = 0
-        return self._roster.land(what, time.time(), result, error)
+        return self._roster.land(what, self._now(), result, error)
 
     def _lost(self, attempt: Attempt, error: BaseException) -> list[Outcome]:
         """The connection broke, and with it all that was under way was given up; else something was wrong with this one."""
         if not isinstance(error, CommClosedError) and getattr(error, "reason", "") != "scheduler-connection-lost":
-            return self._roster.land(attempt, time.time(), error=InferenceError(f"the scheduler lost it: {error}"))
+            return self._roster.land(attempt, self._now(), error=InferenceError(f"the scheduler lost it: {error}"))
         self._broken = True
-        self._roster.take_back(attempt, time.time())
+        self._roster.take_back(attempt, self._now())
         return []
 
     def _prepared(self, worker: str, until: float | None, error: BaseException | None) -> None:
@@ -233,7 +237,7 @@ class _Shell:
             self._letting_go.discard(worker)
             key = f"prepare-{self._work.run}-{next(self._joined)}"
             self._submit(worker, self._work.prepare, key=key, worker=worker)
-        if spent := [worker for worker in self._roster.spent(time.time()) if worker not in self._letting_go]:
+        if spent := [worker for worker in self._roster.spent(self._now()) if worker not in self._letting_go]:
             with suppress(OSError):  # the connection is down: they get no tile, and the next look lets them go
                 answered(self._client, lambda: self._client.retire_workers(spent, close_workers=True, remove=True))
                 self._letting_go.update(spent)
