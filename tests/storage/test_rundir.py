@@ -11,12 +11,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.core.ledger import Session, TileRecord
 from pipeline.errors import FileError, InferenceError, PipelineError, StorageError
+from pipeline.storage import rundir
 from pipeline.storage.output import Output
 from pipeline.storage.rundir import LedgerWriter, RunDirectory
 from tests.pipeline_cases import fill_up, mounted, output_plan, stored_objects
@@ -39,6 +43,21 @@ def holding(script: str, *arguments: object) -> subprocess.Popen:
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
+
+
+@contextmanager
+def at_pause(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> Iterator[list[float]]:
+    """Do something whenever whoever waits for a lock pauses; gives the pauses."""
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        act()
+        time.sleep(seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rundir, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+        yield pauses
 
 
 @pytest.fixture
@@ -67,13 +86,12 @@ def record(tile: int, state: str = "done") -> TileRecord:
 # --- one driver ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_driver_is_refused_at_once(directory, processes):
+def test_a_second_driver_is_refused_at_once(directory, processes, monkeypatch):
     """Two drivers of one output would compute everything twice; the second must not wait for the first's hours."""
     processes.append(holding(DRIVER, directory.output, 60))
-    began = time.monotonic()
-    with pytest.raises(StorageError) as raised, directory.driver():
+    refused = pytest.raises(StorageError)
+    with at_pause(monkeypatch, lambda: pytest.fail("it waits")), refused as raised, directory.driver():
         pass
-    assert time.monotonic() - began < 1
     assert f"is being written by another run (process {processes[0].pid}" in str(raised.value)
 
 
@@ -155,14 +173,14 @@ def test_the_lock_makes_the_run_directory(tmp_path):
 # --- workers ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_driver_waits_until_the_last_orphan_is_gone(directory, processes):
+def test_a_driver_waits_until_the_last_orphan_is_gone(directory, processes, monkeypatch):
     """A worker that outlives its driver still writes; nobody may start beside it."""
     with directory.driver() as token:
         processes.append(holding(WORKER, directory.output, 60, token, 7))
-        threading.Timer(0.5, processes[0].kill).start()
-        began = time.monotonic()
-        directory.wait_for_orphans(seconds=30)
-        assert 0.4 < time.monotonic() - began < 10
+        with at_pause(monkeypatch, processes[0].kill) as pauses:
+            directory.wait_for_orphans(seconds=60)
+        assert pauses
+        assert processes[0].wait() == -signal.SIGKILL
 
 
 def test_an_orphan_that_does_not_end_is_told(directory, processes):
@@ -182,17 +200,16 @@ def test_workers_of_one_driver_do_not_wait_for_one_another(directory, processes)
                 pass
 
 
-def test_a_tile_has_one_worker_at_a_time(directory, processes):
+def test_a_tile_has_one_worker_at_a_time(directory, processes, monkeypatch):
     """A worker that was cut off from the scheduler still writes when its tile is given to another."""
     with directory.driver() as token:
         processes.append(holding(WORKER, directory.output, 60, token, 7))
         lost = pytest.raises(StorageError, match="given up for lost, is still at tile 7")
         with lost, directory.tile(7, token, seconds=0.3):
             pass
-        threading.Timer(0.5, processes[0].kill).start()
-        began = time.monotonic()
-        with directory.tile(7, token):
-            assert 0.2 < time.monotonic() - began < 10
+        with at_pause(monkeypatch, processes[0].kill) as pauses, directory.tile(7, token):
+            assert pauses
+            assert processes[0].wait() == -signal.SIGKILL
 
 
 def test_a_tile_is_let_go_at_its_end(directory, processes):
@@ -279,6 +296,7 @@ def test_a_token_ends_with_its_driver_that_is_killed(directory, processes):
 WAKE_LATE = """
 import functools, sys
 import numpy as np
+from pipeline.storage import rundir
 from pipeline.storage.output import Output
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.sink import UnitSink
