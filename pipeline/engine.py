@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from pipeline.core.box import Box, Triple
+from pipeline.core.box import Box, Triple, per_axis, triple
 from pipeline.core.cost import read_spans
 from pipeline.core.grid import Tile
 from pipeline.core.ledger import TileRecord, Units
@@ -232,8 +232,8 @@ def _finite(array: np.ndarray, tile: Tile, inside: Box, nonfinite: str) -> np.nd
         return array
     if nonfinite == "zero":
         return np.where(good, array, array.dtype.type(0))
-    first = tuple(int(i) for i in np.argwhere(~good)[0][1:])
-    place = tuple(a + i for a, i in zip(inside.start, first, strict=True))
+    first = triple(int(i) for i in np.argwhere(~good)[0][1:])
+    place = per_axis(lambda a, i: a + i, inside.start, first)
     raise InferenceError(
         f"{tile} read input that is not finite: {int((~good).sum())} values in the box {inside}, the first at "
         f"z, y, x = {place}. Repair the volume, or set input.nonfinite to 'zero'."

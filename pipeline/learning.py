@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import durable
-from pipeline.core.box import Box
+from pipeline.core.box import Box, per_axis, triple
 from pipeline.core.lesson import lesson
 from pipeline.core.network.unet import Architecture
 from pipeline.core.strict_json import json_text
@@ -70,16 +70,16 @@ def _scored(checkpoint: Checkpoint, region: Region, config: TrainConfig) -> Eval
 
 def _in_memory(array_CZYX: np.ndarray, like: Volume) -> Volume:
     """A part of a volume, as a volume of its own."""
-    channels, *shape = array_CZYX.shape
+    shape = triple(array_CZYX.shape[1:])
     what = replace(
         like.description,
         axes="czyx",
-        channels=channels,
-        shape=tuple(shape),
-        chunks=tuple(shape),
+        channels=array_CZYX.shape[0],
+        shape=shape,
+        chunks=shape,
         dtype=array_CZYX.dtype.name,
     )
-    return Volume(what, array_CZYX)  # type: ignore[arg-type]
+    return Volume(what, array_CZYX)
 
 
 def register_checkpoint(config: TrainConfig) -> Entry | None:
@@ -127,8 +127,8 @@ def export_package(
 
 
 def _middle(volume: Volume, architecture: Architecture) -> np.ndarray:
-    wanted = [min(w, n) for w, n in zip(SAMPLE[architecture.ndim], volume.shape, strict=True)]
-    starts = [(n - w) // 2 for n, w in zip(volume.shape, wanted, strict=True)]
-    found = volume.read(Box(tuple(starts), tuple(a + w for a, w in zip(starts, wanted, strict=True))))  # type: ignore[arg-type]
+    wanted = per_axis(min, SAMPLE[architecture.ndim], volume.shape)
+    start = per_axis(lambda n, w: (n - w) // 2, volume.shape, wanted)
+    found = volume.read(Box.of_shape(wanted).moved(start))
     found = found[:, 0] if architecture.ndim == 2 else found
     return found[0] if len(found) == 1 else found

@@ -154,7 +154,7 @@ def _check_same(config: RunConfig, checkpoint: Checkpoint) -> None:
 
 def _device(config: RunConfig, machine: Machine, pinned: Plan | None) -> str:
     """What workers compute on. Where they run elsewhere it cannot be looked at, and what is asked for is believed."""
-    asked = config.compute.device
+    asked: str = config.compute.device
     if asked == "auto" and pinned:
         asked = pinned.compute.device
     if machine.device is None:
@@ -244,7 +244,8 @@ def _tile_request(
 def _value_bytes(checkpoint: Checkpoint, device: str, dtype: str) -> int:
     """Of a value inside the network: where a half type is emulated it is float32, in float16 on a CPU once for each tap."""
     if dtype == "float16" and device == "cpu":
-        return 4 * 3**checkpoint.architecture.ndim
+        taps: int = 3**checkpoint.architecture.ndim
+        return 4 * taps
     return 2 if dtype != "float32" and (device == "cuda" or computes_bfloat16(device)) else 4
 
 
@@ -351,8 +352,7 @@ def _dtype(
         if config.output.dtype != "uint8":
             return "float32", "a float32 output shows every difference; compute.tolerance would allow some"
         tolerance = 1 / 255
-    box = region(checkpoint.architecture, volume.shape)
-    array = volume.read(Box(*zip(*((part.start, part.stop) for part in box), strict=True)))  # type: ignore[arg-type]
+    array = volume.read(region(checkpoint.architecture, volume.shape))
     array = np.nan_to_num(array, posinf=0.0, neginf=0.0) if array.dtype.kind == "f" else array
     exact, found = (
         predicted(checkpoint, array, normalization, config.output.activation, device, dtype)

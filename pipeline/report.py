@@ -149,8 +149,9 @@ def _grey(plane: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
     """A slice as 8-bit grey: between given limits, else between its own 0.5th and 99.5th percentile."""
     plane = np.nan_to_num(plane.astype(np.float64))
     low, high = limits or np.percentile(plane, (0.5, 99.5))
-    scaled = (plane - low) / (high - low) if high > low else np.zeros_like(plane)
-    return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
+    scaled: np.ndarray = (plane - low) / (high - low) if high > low else np.zeros_like(plane)
+    grey: np.ndarray = np.rint(255 * np.clip(scaled, 0, 1))
+    return grey.astype(np.uint8)
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:

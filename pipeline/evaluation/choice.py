@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 from pipeline.core.box import Box
 from pipeline.core.volume import Space
 from pipeline.evaluation.rule import Rule
 from pipeline.storage.volume import Volume
-
-AUTO = "auto"
 
 SLAB_VOXELS = 2**24
 
@@ -18,10 +16,10 @@ def chosen(
     prediction: Volume,
     labels: Volume,
     *,
-    predicts: str = "membrane",
-    labels_are: str = AUTO,
-    neighbours: str = AUTO,
-    segments: str = AUTO,
+    predicts: Literal["membrane", "foreground"] = "membrane",
+    labels_are: Literal["auto", "instances", "mask"] = "auto",
+    neighbours: Literal["auto", "yx", "zyx"] = "auto",
+    segments: Literal["auto", "slices", "volume"] = "auto",
     ignore: int | None = None,
 ) -> Rule:
     """The options of an evaluation, each `auto` resolved.
@@ -39,14 +37,16 @@ def chosen(
         segments: As `Rule`, or `auto`.
         ignore: As `Rule`.
     """
-    kind = labels_are if labels_are != AUTO else "mask" if _two_values(labels, ignore) else "instances"
+    kind = labels_are if labels_are != "auto" else "mask" if _two_values(labels, ignore) else "instances"
     apart = prediction.shape[0] == 1 or _thick(prediction.description.space) or _thick(labels.description.space)
     by_slice = apart or kind == "mask"
-    options: dict[str, Any] = {
-        "neighbours": neighbours if neighbours != AUTO else "yx" if by_slice else "zyx",
-        "segments": segments if segments != AUTO else "slices" if by_slice else "volume",
-    }
-    return Rule(predicts=predicts, labels_are=kind, ignore=ignore, **options)  # type: ignore[arg-type]
+    return Rule(
+        predicts=predicts,
+        labels_are=kind,
+        neighbours=neighbours if neighbours != "auto" else "yx" if by_slice else "zyx",
+        segments=segments if segments != "auto" else "slices" if by_slice else "volume",
+        ignore=ignore,
+    )
 
 
 def _two_values(labels: Volume, ignore: int | None) -> bool:

@@ -52,7 +52,7 @@ class Levels:
         Raises:
             ConfigError: A value is no probability.
         """
-        values = self.volume.read(box)[0]
+        values: np.ndarray = self.volume.read(box)[0]
         if values.dtype == np.uint8:
             return values
         low, high = float(values.min()), float(values.max())
@@ -62,7 +62,7 @@ class Levels:
                 "probabilities are from 0 to 1. Logits? Set output.activation to 'sigmoid' and infer again."
             )
         wide = values.astype(np.float64)
-        found = np.floor(wide * self.scale)
+        found: np.ndarray = np.floor(wide * self.scale)
         found -= found / self.scale > wide  # a product that was rounded over an edge, up or down
         found += (found + 1) / self.scale <= wide
         return found.astype(np.uint16)

@@ -141,7 +141,8 @@ class _Components:
         """The component of each provisional id, numbered densely; 0 joins no other."""
         a, b = np.concatenate([np.zeros((2, 0), dtype=np.int64), *self._meets], axis=1)
         graph = sparse.coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(self._count + 1,) * 2)
-        return connected_components(graph, directed=False)[1].astype(np.int64)
+        components: np.ndarray = connected_components(graph, directed=False)[1]
+        return components.astype(np.int64)
 
 
 def _meeting(first_a: int, a: np.ndarray, first_b: int, b: np.ndarray) -> np.ndarray:

@@ -64,7 +64,8 @@ class Truth:
 
     def _cells(self, labels: np.ndarray) -> np.ndarray:
         if self.rule.labels_are == "mask":
-            return (labels != 0).astype(np.uint8)
+            drawn: np.ndarray = labels != 0
+            return drawn.astype(np.uint8)
         if self.rule.predicts == "membrane":
             return np.where(membranes(labels, self.rule.neighbours, self.rule.ignore), 0, labels)
         return np.where(foreground(labels, self.rule.neighbours, self.rule.ignore), labels, 0)

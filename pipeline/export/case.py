@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.core.box import Triple
+from pipeline.core.box import triple
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.volume import Description, Space
@@ -98,10 +98,10 @@ def middle(shape: Sequence[int], wanted: Sequence[int]) -> Iterator[slice]:
 def _measured(rule: Normalization, block_CS: np.ndarray) -> Normalization:
     """`rule` with the numbers of a block, by the code that measures a run's volume."""
     block_CZYX = block_CS if block_CS.ndim == 4 else block_CS[:, np.newaxis]
-    shape: Triple = block_CZYX.shape[1:]  # type: ignore[assignment]
+    shape = triple(block_CZYX.shape[1:])
     space, dtype = Space.unknown(3), str(block_CS.dtype)
     description = Description("sample", 0, "czyx", block_CS.shape[0], shape, dtype, shape, space, "")
-    return measured(rule, Volume(description, block_CZYX), nonfinite="fail")  # type: ignore[arg-type]
+    return measured(rule, Volume(description, block_CZYX), nonfinite="fail")
 
 
 def cover(case: Case) -> Image.Image:
@@ -115,7 +115,7 @@ def cover(case: Case) -> Image.Image:
 
 
 def _slice(array_BCS: np.ndarray) -> np.ndarray:
-    array_S = array_BCS[0, -1]
+    array_S: np.ndarray = array_BCS[0, -1]
     return array_S if array_S.ndim == 2 else array_S[array_S.shape[0] // 2]
 
 

@@ -35,7 +35,8 @@ def border_weight(cells: np.ndarray, *, sigma: float, sampling: tuple[float, ...
     if numbers.max(initial=0) < 2:
         return np.zeros(cells.shape, dtype=np.float32)
     nearest, second = _two_nearest(numbers, sampling, threads)
-    return np.exp(-((nearest + second) ** 2) / np.float32(2 * sigma * sigma)).astype(np.float32)
+    weight: np.ndarray = np.exp(-((nearest + second) ** 2) / np.float32(2 * sigma * sigma))
+    return weight.astype(np.float32)
 
 
 def _two_nearest(numbers: np.ndarray, sampling: tuple[float, ...], threads: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,4 +53,5 @@ def _two_nearest(numbers: np.ndarray, sampling: tuple[float, ...], threads: int)
 
 def _distance(outside: np.ndarray, sampling: tuple[float, ...], threads: int) -> np.ndarray:
     """Of each voxel to the nearest that is not `outside`."""
-    return edt.edt(outside, anisotropy=sampling, black_border=False, parallel=threads)
+    found: np.ndarray = edt.edt(outside, anisotropy=sampling, black_border=False, parallel=threads)
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.appearance import Appearance, sample_boxes
-from pipeline.core.box import Box
+from pipeline.core.box import Box, per_axis, triple
 from pipeline.core.normalization import Normalization
 from pipeline.core.strict_json import json_text
 from pipeline.core.volume import Description
@@ -213,7 +213,7 @@ def _sizes(pair: PairConfig, found: Description) -> tuple[Sizes, Sizes | None]:
         return pair.voxel_size_nm, pair.voxel_size_nm
     known = found.space.nanometers
     sizes = list(known or found.space.scale)
-    whole: Sizes = tuple([sizes[0]] * (3 - len(sizes)) + sizes)  # type: ignore[assignment]
+    whole = triple([sizes[0]] * (3 - len(sizes)) + sizes)
     return whole, whole if known is not None else None
 
 
@@ -230,7 +230,7 @@ def _regions(
     network, folder = config.network, Path(config.output) / "prepared"
     rule = target_rule(config.data, config.loss, classes=network.classes, ndim=network.ndim, sizes=pair.sizes)
     finest = min(pair.sizes[3 - network.ndim :])
-    sampling: Sizes = tuple(size / finest for size in pair.sizes)  # type: ignore[assignment]
+    sampling = per_axis(lambda size: size / finest, pair.sizes)
     _refuse_folds(config, sampling)
     total = sum(box.voxels for box in boxes)
     for box in boxes:

@@ -75,7 +75,8 @@ def random_matrix(
         factor = rng.uniform(1 - augment.zoom, 1 + augment.zoom)
         found = np.diag([factor if axis in _free_axes(window) else 1.0 for axis in range(3)]) @ found
     size = np.array(sampling)
-    return found * size[np.newaxis, :] / size[:, np.newaxis]
+    scaled: np.ndarray = found * size[np.newaxis, :] / size[:, np.newaxis]
+    return scaled
 
 
 def _random_symmetry(window: Triple, sampling: tuple[float, float, float], rng: np.random.Generator) -> np.ndarray:
@@ -105,7 +106,8 @@ def random_displacement(window: Triple, augment: AugmentConfig, rng: np.random.G
     """
     axes = [_spline(n, augment.elastic_points) for n in window]
     coarse = rng.standard_normal([matrix.shape[1] for matrix in axes], dtype=np.float32)
-    return np.einsum("zi,yj,xk,ijk->zyx", *axes, coarse, optimize=True)
+    field: np.ndarray = np.einsum("zi,yj,xk,ijk->zyx", *axes, coarse, optimize=True)
+    return field
 
 
 def _spline(extent: int, points: int) -> np.ndarray:
@@ -113,7 +115,8 @@ def _spline(extent: int, points: int) -> np.ndarray:
     if extent == 1:
         return np.ones((1, 1), dtype=np.float32)
     knots = np.arange(-1, points + 1) / (points - 1)
-    return make_interp_spline(knots, np.eye(points + 2), k=3)(np.linspace(0, 1, extent)).astype(np.float32)
+    matrix: np.ndarray = make_interp_spline(knots, np.eye(points + 2), k=3)(np.linspace(0, 1, extent))
+    return matrix.astype(np.float32)
 
 
 def between(block: np.ndarray, places: np.ndarray, origin: Triple = (0, 0, 0), *, cubic: bool = False) -> np.ndarray:

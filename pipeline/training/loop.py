@@ -84,9 +84,12 @@ class Loop:
         self.folder = Path(config.output)
         network = config.network
         self._layout = torch.channels_last_3d if network.ndim == 3 else torch.channels_last
-        self.net = initialise(UNet(network.architecture, network.dropout), config.seed).to(memory_format=self._layout)
+        self.net = initialise(UNet(network.architecture, network.dropout), config.seed)
+        self.net.to(memory_format=self._layout)  # type: ignore[call-overload]  # torch's stubs lack it
         self.average = make_average(self.net, config.optimiser.average)
-        self.step, self.best, self.metrics, self.seconds = 0, None, {}, 0.0
+        self.step, self.seconds = 0, 0.0
+        self.best: dict[str, Any] | None = None
+        self.metrics: dict[str, Any] = {}
         self._losses: list[Tensor] = []
         self._shares: list[np.ndarray] = []
         self.recent: dict[str, Any] = {}
@@ -240,7 +243,8 @@ class Loop:
             image, target, weight = image[:, :, 0], target[:, 0], weight[:, 0]
         place = self.fabric.device
         image_BCS = torch.from_numpy(image).contiguous(memory_format=self._layout)
-        return tuple(_moved(t, place) for t in (image_BCS, torch.from_numpy(target), torch.from_numpy(weight)))  # type: ignore[return-value]
+        target_BS, weight_BS = torch.from_numpy(target), torch.from_numpy(weight)
+        return _moved(image_BCS, place), _moved(target_BS, place), _moved(weight_BS, place)
 
     def _look(self, on_advance: Told, steps_per_second: float) -> None:
         """Look at the losses since the last time, which all processes share, and tell how far it is.
@@ -343,7 +347,9 @@ class Loop:
 
 def _shares(batch: list[Sample], classes: int) -> np.ndarray:
     """Each class's share of the weight of a batch; of one channel, of its two answers."""
-    found = sum(np.bincount(s.target.ravel(), s.weight.ravel(), minlength=256)[:classes] for s in batch)
+    found = sum((np.bincount(s.target.ravel(), s.weight.ravel(), minlength=256) for s in batch), np.zeros(256))[
+        :classes
+    ]
     return found / max(float(np.sum(found)), 1e-6)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from pipeline.core.box import Box, Triple
+from pipeline.core.box import Box, Triple, per_axis, triple
 from pipeline.core.strict_json import json_text
 from pipeline.core.targets import foreground
 from pipeline.durable import make_folder, replace
@@ -64,11 +64,10 @@ class TargetRule:
     def margin(self) -> Triple:
         """Voxels around a block that its targets and weights depend on."""
         reach = 1.0 if self.sigma is None else REACH * self.sigma
-        wanted = (
+        return triple(
             int(np.ceil(reach / size)) if name in self.neighbours else 0
             for name, size in zip("zyx", self.sampling, strict=True)
         )
-        return tuple(wanted)  # type: ignore[return-value]
 
     def apply(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Targets, uint8, and border weights, float32 or None, of labels (Z, Y, X)."""
@@ -153,7 +152,8 @@ class Prepared:
     neighbours: str
 
     def target(self) -> np.ndarray:
-        return np.load(self.target_path, mmap_mode="r")
+        mapped: np.ndarray = np.load(self.target_path, mmap_mode="r")
+        return mapped
 
     def border(self) -> np.ndarray | None:
         return None if self.border_path is None else np.load(self.border_path, mmap_mode="r")
@@ -199,11 +199,12 @@ def prepare(
         counts += np.bincount(found.ravel(), minlength=256)
         digest.update(np.ascontiguousarray(values).tobytes())
         on_advance(block.voxels)
-    for array in filter(lambda a: a is not None, (target, border)):
-        array.flush()
-    found = Prepared(*paths, tuple(int(n) for n in counts[: max(rule.classes, 2)]), digest.hexdigest(), rule.neighbours)
-    replace(record, json_text({"counts": found.counts, "sha256": found.sha256}).encode())
-    return found
+    for array in (target, border):
+        if array is not None:
+            array.flush()
+    made = Prepared(*paths, tuple(int(n) for n in counts[: max(rule.classes, 2)]), digest.hexdigest(), rule.neighbours)
+    replace(record, json_text({"counts": made.counts, "sha256": made.sha256}).encode())
+    return made
 
 
 def _read_digest(labels: Volume, box: Box, rule: TargetRule) -> str:
@@ -216,7 +217,7 @@ def _read_digest(labels: Volume, box: Box, rule: TargetRule) -> str:
 
 def _split(box: Box, rule: TargetRule) -> Iterator[Box]:
     whole_slices = rule.labels_are == "mask" and rule.neighbours == "yx"
-    return box.split((1, *box.shape[1:]) if whole_slices else BLOCK[rule.neighbours])  # type: ignore[arg-type]
+    return box.split((1, *box.shape[1:]) if whole_slices else BLOCK[rule.neighbours])
 
 
 def _blocks(
@@ -224,9 +225,8 @@ def _blocks(
 ) -> Iterator[tuple[Box, np.ndarray, tuple[np.ndarray, np.ndarray | None]]]:
     """Blocks of the box, their labels, and what the rule makes of them and their margins."""
     for block in _split(box, rule):
-        around = zip(block.start, block.stop, rule.margin(), strict=True)
-        starts, stops = zip(*((a - m, b + m) for a, b, m in around), strict=True)
-        wide = Box(starts, stops).clipped(box)
+        spans = per_axis(lambda a, b, m: (a - m, b + m), block.start, block.stop, rule.margin())
+        wide = Box.of_spans(spans).clipped(box)
         values = labels.read(wide)[0]
         inner = block.within(wide)
         target, weights = rule.apply(values)

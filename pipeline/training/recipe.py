@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config import Auto, Location, NormalizeConfig, Positive, Section, Voxels, Whole
-from pipeline.core.box import Box, Triple
+from pipeline.core.box import Box, Triple, per_axis
 from pipeline.core.network.receptive import lost_margin, whole_window
 from pipeline.core.network.unet import Architecture
 
@@ -25,7 +25,7 @@ class BoxConfig(Section):
 
     @model_validator(mode="after")
     def _not_empty(self) -> BoxConfig:
-        if any(a >= b for a, b in zip(self.start, self.stop, strict=True)):
+        if any(per_axis(lambda a, b: a >= b, self.start, self.stop)):
             raise ValueError(f"start {self.start} must be below stop {self.stop} along every axis")
         return self
 
@@ -181,10 +181,8 @@ class TrainConfig(Whole):
 
     @model_validator(mode="after")
     def _patch_fits_the_network(self) -> TrainConfig:
-        legal = tuple(
-            window - 2 * margin
-            for window, margin in zip(self.window, lost_margin(self.network.architecture), strict=True)
-        )
+        margin = lost_margin(self.network.architecture)
+        legal = per_axis(lambda window, lost: window - 2 * lost, self.window, margin)
         if self.network.ndim == 2 and self.patch[0] != 1:
             raise ValueError(f"patch {self.patch} has {self.patch[0]} slices; a 2D network takes [1, y, x]")
         if legal != self.patch:

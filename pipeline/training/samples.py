@@ -5,7 +5,7 @@ again: by another process, in another order, or after the run was killed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from pipeline.core.box import Box, Triple
+from pipeline.core.box import Box, Triple, per_axis, triple
 from pipeline.core.mirror import shown, spread
 from pipeline.core.normalization import Normalization
 from pipeline.storage.volume import Volume
@@ -88,8 +88,7 @@ class Samples:
         shares = np.array([region.share for region in self.regions])
         region = self.regions[rng.choice(len(shares), p=shares / shares.sum())]
         places = random_places(self.window, self.augment, region.sampling, rng) + self._centre(region.box, rng)
-        margins = [(w - p) // 2 for w, p in zip(self.window, self.patch, strict=True)]
-        inner = tuple(slice(m, m + p) for m, p in zip(margins, self.patch, strict=True))
+        inner = per_axis(lambda w, p: slice((w - p) // 2, (w - p) // 2 + p), self.window, self.patch)
         kept = places[:, *inner]
         image = _jittered(_image(region, places), self.augment, rng)
         frame = _frame(kept)
@@ -108,7 +107,7 @@ class Samples:
         table = np.zeros(256, dtype=np.float32)
         table[: len(self.class_weights)] = self.class_weights
         table[IGNORED] = 0.0
-        weight = table[target]
+        weight: np.ndarray = table[target]
         border = region.prepared.border()
         if border is not None:
             share = between(_taken(border, frame).astype(np.float32)[np.newaxis], places, frame.start)[0]
@@ -119,9 +118,7 @@ class Samples:
 def _image(region: Region, places: np.ndarray) -> np.ndarray:
     frame = _frame(places)
     inside, indices = shown(frame, region.box.shape)
-    origin = region.box.start
-    there = Box(*(tuple(a + o for a, o in zip(corner, origin, strict=True)) for corner in (inside.start, inside.stop)))  # type: ignore[arg-type]
-    block = region.normalization.apply(region.image.read(there))
+    block = region.normalization.apply(region.image.read(inside.moved(region.box.start)))
     return between(np.ascontiguousarray(spread(block, indices)), places, frame.start, cubic=True)
 
 
@@ -129,15 +126,15 @@ def _frame(places: np.ndarray) -> Box:
     """The voxels that lie around all places: one more on each side, but none beside a single slice."""
     low, high = places.min(axis=(1, 2, 3)), places.max(axis=(1, 2, 3))
     more = [int(b > a or a % 1 > 0) for a, b in zip(low, high, strict=True)]
-    start = tuple(int(np.floor(a)) - m for a, m in zip(low, more, strict=True))
-    stop = tuple(int(np.ceil(b)) + 1 + m for b, m in zip(high, more, strict=True))
-    return Box(start, stop)  # type: ignore[arg-type]
+    spans = zip(np.floor(low), np.ceil(high), more, strict=True)
+    return Box.of_spans((int(a) - m, int(b) + 1 + m) for a, b, m in spans)
 
 
 def _taken(array: np.ndarray, frame: Box) -> np.ndarray:
     """A part of a mapped array (Z, Y, X), mirrored beyond its ends."""
-    inside, indices = shown(frame, array.shape)  # type: ignore[arg-type]
-    return spread(array[inside.within(Box((0, 0, 0), (0, 0, 0)))][np.newaxis], indices)[0]
+    inside, indices = shown(frame, triple(array.shape))
+    taken: np.ndarray = spread(array[inside.within(Box((0, 0, 0), (0, 0, 0)))][np.newaxis], indices)[0]
+    return taken
 
 
 def _jittered(image: np.ndarray, augment: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
@@ -151,7 +148,7 @@ def _jittered(image: np.ndarray, augment: AugmentConfig, rng: np.random.Generato
     return image
 
 
-def read_ahead(samples: Samples, numbers: Iterable[int], *, threads: int, ahead: int) -> Iterator[Sample]:
+def read_ahead(samples: Samples, numbers: Iterable[int], *, threads: int, ahead: int) -> Generator[Sample]:
     """The samples in order, made by other threads while earlier ones are used; at most `ahead` wait."""
     numbers = iter(numbers)
     waiting: deque[Future[Sample]] = deque()

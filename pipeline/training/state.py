@@ -115,7 +115,8 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return found
     except Exception as error:  # of damaged bytes the unpickler makes whatever it happens to meet
         raise StorageError(
             f"The state of the training run in '{path}' cannot be read ({type(error).__name__}). It was damaged after it was "

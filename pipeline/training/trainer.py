@@ -12,11 +12,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from pipeline.config import NormalizeConfig
 from pipeline.core.normalization import Normalization
@@ -39,7 +41,11 @@ __all__ = ["Advance", "Told", "train"]
 
 log = logging.getLogger("pipeline.training")
 
-PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "float32": "32-true",
+    "bfloat16": "bf16-mixed",
+    "float16": "16-mixed",
+}
 
 
 def train(config: TrainConfig, on_advance: Told = lambda _: None, *, any_range: bool = False) -> Path:
@@ -92,11 +98,11 @@ def _launch(config: TrainConfig, machine: Machine, on_advance: Told) -> None:
         accelerator=machine.device,
         devices=machine.devices,
         strategy="ddp_spawn" if several else "auto",
-        precision=PRECISIONS[machine.precision],  # type: ignore[arg-type]
+        precision=PRECISIONS[machine.precision],
         plugins=[LightningEnvironment()],  # its processes are its own, also where a batch system has tasks
     )
     with _passed_on() if several else nullcontext():
-        ended = fabric.launch(_fit, config, on_advance)
+        ended = fabric.launch(partial(_fit, config=config, on_advance=on_advance))
     if isinstance(ended, PipelineError):
         raise ended
     if not ended:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.core.box import Box, Triple, round_up
+from pipeline.core.box import Box, Triple, per_axis, round_up, triple
 from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import shown, spread
 from pipeline.core.network.receptive import least_halo
@@ -22,11 +22,11 @@ SELF_TEST_LIMITS = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 below what a wrong kernel gives."""
 
 
-def region(architecture: Architecture, volume: Triple) -> tuple[slice, slice, slice]:
+def region(architecture: Architecture, volume: Triple) -> Box:
     """The middle of a volume, large enough that most of it is not edge."""
     wanted = (48, 96, 96) if architecture.ndim == 3 else (2, 256, 256)
-    starts = [max((n - w) // 2, 0) for n, w in zip(volume, wanted, strict=True)]
-    return tuple(slice(a, min(a + w, n)) for a, w, n in zip(starts, wanted, volume, strict=True))  # type: ignore[return-value]
+    shape = per_axis(min, wanted, volume)
+    return Box.of_shape(shape).moved(per_axis(lambda n, w: (n - w) // 2, volume, shape))
 
 
 COLUMN = 512
@@ -38,10 +38,9 @@ def predicted(
 ) -> np.ndarray:
     """The prediction for an array as a volume of its own, (C, Z, Y, X), float32: what one pass over all of it gives."""
     architecture, place = checkpoint.architecture, torch.device(device)
-    shape: Triple = array.shape[1:]  # type: ignore[assignment]
-    wanted = (shape[0], *(min(n, COLUMN) for n in shape[1:]))
-    core = tuple(round_up(n, s) for n, s in zip(wanted, architecture.stride, strict=True))
-    grid = TileGrid(architecture, shape, core, least_halo(architecture), round_up(8, architecture.stride[0]))  # type: ignore[arg-type]
+    shape = triple(array.shape[1:])
+    core = per_axis(round_up, (shape[0], min(shape[1], COLUMN), min(shape[2], COLUMN)), architecture.stride)
+    grid = TileGrid(architecture, shape, core, least_halo(architecture), round_up(8, architecture.stride[0]))
     weights, sweep = kernels(checkpoint.build(), device=place, dtype=DTYPES[dtype]), None
     found = np.empty((architecture.out_channels, *shape), dtype=np.float32)
     for tile in grid:

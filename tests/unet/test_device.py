@@ -93,10 +93,10 @@ def test_the_probe_is_the_network_over_a_volume_of_its_own():
 def test_the_region_lies_in_the_middle_of_any_volume(volume):
     """It is read before the plan is made, and must be there, and small."""
     found = region(Architecture(3, 2, 2), volume)
-    for part, extent in zip(found, volume, strict=True):
-        assert 0 <= part.start < part.stop <= extent
-        assert abs((part.start + part.stop) - extent) <= 1
-        assert part.stop - part.start <= 96
+    for start, stop, extent in zip(found.start, found.stop, volume, strict=True):
+        assert 0 <= start < stop <= extent
+        assert abs((start + stop) - extent) <= 1
+        assert stop - start <= 96
 
 
 # --- lanes --------------------------------------------------------------------------------------------------------------
