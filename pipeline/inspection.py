@@ -40,14 +40,14 @@ def _store_rows(url: str) -> Rows:
     rows, warnings = [("store", url), ("levels", str(levels))], dict[str, None]()
     for level in range(levels):
         volume = open_volume(url, level=level)
-        found, array = volume.description, volume.array
+        found = volume.description
         shards = f", shards {_by(volume.shards)}" if volume.shards else ""
         rows += [
             (
                 f"level {level}",
-                f"axes {found.axes}, shape {_by(array.shape)}, {found.dtype}, {volume.format}",
+                f"axes {found.axes}, shape {_by(volume.array.shape)}, {found.dtype}, {volume.format}",
             ),
-            ("", f"chunks {_by(array.chunks)}{shards}"),
+            ("", f"chunks {_by(volume.chunks)}{shards}"),
             ("", f"voxel {_voxel(found)}"),
         ]
         warnings |= dict.fromkeys(volume.warnings)

@@ -31,7 +31,7 @@ def taken(file: TextIO) -> bool:
     return True
 
 
-def is_taken(file: IO) -> bool:
+def is_taken(file: IO[str] | IO[bytes]) -> bool:
     """Whether another holds an open file's lock; this process must not hold it by the same file.
 
     Raises:
@@ -43,7 +43,7 @@ def is_taken(file: IO) -> bool:
     return False
 
 
-def _locked(file: IO, kind: int) -> bool:
+def _locked(file: IO[str] | IO[bytes], kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:

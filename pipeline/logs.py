@@ -63,7 +63,7 @@ def logged(path: Path, config: LogConfig, *, run: str, stage: str) -> Iterator[N
             handler.close()
 
 
-def about(**fields: str | int) -> logging.LoggerAdapter:
+def about(**fields: str | int) -> logging.LoggerAdapter[logging.Logger]:
     """The pipeline's logger, whose records say what they are about: `tile`, `worker`; on a worker also `run`, `stage`."""
     return logging.LoggerAdapter(log, fields)
 
@@ -103,16 +103,18 @@ class _RunLog(logging.FileHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         known = _with_fields(record, self.present)
-        if known.run == self.present["run"]:  # type: ignore[attr-defined] - set above
+        if vars(known)["run"] == self.present["run"]:
             with suppress(OSError):  # it may not be opened
                 super().emit(known)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
         if not isinstance(sys.exception(), OSError):
             return super().handleError(record)
-        stream, self.stream = self.stream, None  # type: ignore[assignment] - opened anew by the next record
+        stream = self.stream
+        self.stream = None  # opened anew by the next record
         with suppress(OSError):
-            stream.close()
+            if stream is not None:
+                stream.close()
         return None
 
     def tell_end(self, error: BaseException) -> None:

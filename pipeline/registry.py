@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
-from pipeline.config import ModelConfig, Whole
+from pipeline.config import ModelConfig
 from pipeline.core.strict_json import json_text
 from pipeline.durable import make_folder, sync
 from pipeline.errors import ModelError
@@ -190,7 +190,7 @@ def _unknown(registry: Path, name: str, there: list[str]) -> str:
 def _read(registry: Path) -> dict[str, Any]:
     path = registry / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] != FORMAT:
             raise ValueError(f"format {index['format']}")
         for name, known in index["models"].items():
@@ -337,7 +337,14 @@ def _write(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-AnyRun = TypeVar("AnyRun", bound=Whole)
+class _WithModel(Protocol):
+    @property
+    def model(self) -> ModelConfig: ...
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self: ...
+
+
+AnyRun = TypeVar("AnyRun", bound=_WithModel)
 
 
 def with_model(config: AnyRun) -> AnyRun:
@@ -346,7 +353,7 @@ def with_model(config: AnyRun) -> AnyRun:
     Raises:
         ModelError: There is no such model or version, or its file is damaged.
     """
-    model: ModelConfig = config.model  # type: ignore[attr-defined] - of both
+    model = config.model
     if model.name is None or model.registry is None or model.checkpoint:
         return config
     entry = resolve(Path(model.registry), model.name, model.version)

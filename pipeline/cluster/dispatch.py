@@ -13,7 +13,7 @@ import logging
 import math
 import queue
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +70,7 @@ def dispatch(
     on_ready: Callable[[], None] = lambda: None,
     is_cancelled: Callable[[], bool] = lambda: False,
     now: Callable[[], float] = time.time,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome]:
     """Run `work` for all indices; outcomes come as they complete.
 
     Workers may come and go at any time. One that vanishes costs the tile that it was at, which is tried again elsewhere, by

@@ -36,7 +36,8 @@ def _expectation(cls: type[BaseModel], error: Any) -> str:
         return "required, but not there" if whole else "three numbers, z, y, x"
     if error["type"] in ("tuple_type", "too_long"):
         return "three numbers, z, y, x"
-    return error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    message: str = error["msg"]
+    return message.removeprefix("Value error, ").replace("Input should", "should")
 
 
 def _keys(cls: type[BaseModel], location: Sequence[int | str]) -> list[str]:

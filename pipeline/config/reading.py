@@ -89,7 +89,8 @@ def as_parameters(cls: type[AnyConfig], content: Mapping[str, Any], *, source: s
     Raises:
         ConfigError: It is no `cls`.
     """
-    return _placed(content, validated(cls, content, source=source).model_dump(mode="json"))
+    placed: dict[str, Any] = _placed(content, validated(cls, content, source=source).model_dump(mode="json"))
+    return placed
 
 
 def _placed(written: Any, found: Any) -> Any:

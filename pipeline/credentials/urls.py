@@ -59,7 +59,7 @@ def is_signed(query: str) -> bool:
 def _carried(text: str) -> str | None:
     parts = _CHAIN.split(text)
     if any(
-        _names_a_user(*found.groups(), part[found.end() :]) for part in parts for found in _AUTHORITY.finditer(part)
+        _names_a_user(found[1], found[2], part[found.end() :]) for part in parts for found in _AUTHORITY.finditer(part)
     ):
         return "a user or a password"
     if "://" in text and (is_signed(text) or KNOWN.search(text)):
@@ -93,7 +93,8 @@ def _blotted_one(start: re.Match[str], said: str) -> str:
     user = _length_of_user(start, said)
     length = _length(start["quote"], said[user:])
     url, rest = said[user : user + length], said[user + length :]
-    place, mark, query = re.fullmatch(r"([^?#;&]*)([?#;&]?)(.*)", url, re.DOTALL).groups()  # type: ignore[union-attr] - any
+    end = next((at for at, letter in enumerate(url) if letter in "?#;&"), len(url))
+    place, mark, query = url[:end], url[end : end + 1], url[end + 1 :]
     if is_signed(f"{mark}{query}"):
         goes_on = None if start["quote"] else _GOES_ON.match(rest)
         query, rest = "***", rest[goes_on.end() :] if goes_on else rest
@@ -105,12 +106,13 @@ def _length(quote: str | None, said: str) -> int:
     closed = re.search(rf"{re.escape(quote)}(?!\w)", said) if quote else None
     if closed:
         return closed.start()
-    return _UNQUOTED.match(said).end()  # type: ignore[union-attr] - it fits nothing, too
+    found = _UNQUOTED.match(said)
+    return found.end() if found else 0
 
 
 def _length_of_user(start: re.Match[str], said: str) -> int:
     """Of the user and the password, with the `@` behind them; 0 where there is none."""
-    authority = re.match(r"[^/\s]*", said)[0]  # type: ignore[index] - as above
+    authority = re.split(r"[/\s]", said, maxsplit=1)[0]
     if not _names_a_user(start["scheme"], authority, said[len(authority) :]):
         return 0
     url = said[: _length(start["quote"], said)]

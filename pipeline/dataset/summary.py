@@ -15,7 +15,7 @@ from jinja2 import Environment, select_autoescape
 from pipeline import durable
 from pipeline.core.printable import one_line
 from pipeline.core.strict_json import json_text
-from pipeline.dataset.outcome import Outcome
+from pipeline.dataset.outcome import Outcome, State
 
 FILES = ("summary.json", "summary.csv", "summary.html")
 
@@ -34,7 +34,7 @@ COLUMNS = (
     "ended",
 )
 
-FIRST = ("failed", "busy", "waiting", "done", "skipped")
+FIRST: tuple[State, ...] = ("failed", "busy", "waiting", "done", "skipped")
 """Order of states in tables: what needs somebody comes first."""
 
 FORMULA = tuple("=+-@|%\uff1d\uff0b\uff0d\uff20")

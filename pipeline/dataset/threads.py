@@ -30,7 +30,8 @@ class Threads:
 
     def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Have it called, in a copy of this thread's context."""
-        return self._pool.submit(copy_context().run, self._watched, function, *args, **kwargs)
+        context = copy_context()
+        return self._pool.submit(lambda: context.run(lambda: self._watched(function, *args, **kwargs)))
 
     def _watched(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         me = threading.get_ident()

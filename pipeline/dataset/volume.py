@@ -17,7 +17,7 @@ from pipeline.credentials import redacted
 from pipeline.dataset.catalogue import Entry
 from pipeline.dataset.housekeeping import clear, free, tidy
 from pipeline.dataset.origin import Origin, origin_of, write_origin
-from pipeline.dataset.outcome import Outcome, read_mark, write_mark
+from pipeline.dataset.outcome import Outcome, State, read_mark, write_mark
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.version import Settled, published, settled
 from pipeline.errors import BusyError, PipelineError, StorageError
@@ -93,9 +93,9 @@ class VolumeOfSet:
         """The run that writes to an image's path."""
         return self.config.run(self.entry.url, image, level=self.entry.level, axes=self.entry.axes)
 
-    def outcome(self, state: str, reason: str = "") -> Outcome:
+    def outcome(self, state: State, reason: str = "") -> Outcome:
         """What became of it, in short."""
-        return Outcome(self.name, self.entry.url, state, reason, signature=self.signature)  # type: ignore[arg-type]
+        return Outcome(self.name, self.entry.url, state, reason, signature=self.signature)
 
 
 def standing(volume: VolumeOfSet, machine: Machine) -> Outcome | None:
@@ -113,7 +113,7 @@ def standing(volume: VolumeOfSet, machine: Machine) -> Outcome | None:
     source = _source(current, before)
     _refuse_another(volume, source)
     found = published(volume.run, publication, machine, current)
-    return found and _described(publication, found, _stood(volume, found, source, before))
+    return None if found is None else _described(publication, found, _stood(volume, found, source, before))
 
 
 def noted(volume: VolumeOfSet, outcome: Outcome) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pipeline.cluster.pool import machine
@@ -120,17 +121,17 @@ def described(earlier: Plan, now: Plan) -> Plan:
 
 def _resolved(config: RunConfig, earlier: Plan | None, settled: Settled, *, begun: bool) -> Plan:
     """The plan under the earlier one where that governs, else afresh."""
-    how = {"earlier": earlier, "inventory": settled.inventory, "remeasure": settled.remeasure}
+    make = partial(make_plan, earlier=earlier, inventory=settled.inventory, remeasure=settled.remeasure)
     if earlier is not None:
         try:
-            under = make_plan(config, machine(config.cluster), governs=True, **how)
+            under = make(config, machine(config.cluster), governs=True)
         except PlanError:
             if begun:
                 raise
         else:
             if begun or under.fingerprint == earlier.fingerprint:
                 return under
-    return make_plan(config, machine(config.cluster), **how)
+    return make(config, machine(config.cluster))
 
 
 def _begun(earlier: Plan, directory: RunDirectory) -> bool:

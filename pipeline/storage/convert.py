@@ -18,7 +18,7 @@ from typing import TextIO
 import numpy as np
 import zarr
 
-from pipeline.core.box import Box, Triple, round_up, widened
+from pipeline.core.box import Box, Triple, per_axis, round_up, widened
 from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.core.stored import Inventory, compare
 from pipeline.core.tiling import LARGEST_CHUNK_EXTENT, LARGEST_PLANE_CHUNK_EXTENT, LARGEST_SHARD
@@ -132,16 +132,14 @@ def _layout(shape: Triple, chunks: Triple | None, shards: Triple | None) -> Layo
     """
     plane = shape[0] == 1
     most = LARGEST_PLANE_CHUNK_EXTENT if plane else LARGEST_CHUNK_EXTENT
-    chunks = chunks or tuple(min(most, n) for n in shape)  # type: ignore[assignment]
+    chunks = chunks or per_axis(lambda n: min(most, n), shape)
     if any(c < 1 for c in chunks):
         raise StorageError(f"Chunks of {chunks} voxels (z, y, x) were asked for; each extent must be 1 at least.")
     if shards is None:
         largest = LARGEST_PLANE_SHARD if plane else LARGEST_SHARD
-        shards = tuple(  # type: ignore[assignment]
-            min(c * max(most // c, 1), round_up(n, c)) for c, most, n in zip(chunks, largest, shape, strict=True)
-        )
-    if any(s < 1 or s % c for s, c in zip(shards, chunks, strict=True)):
-        good = tuple(round_up(max(s, 1), c) for s, c in zip(shards, chunks, strict=True))
+        shards = per_axis(lambda c, most, n: min(c * max(most // c, 1), round_up(n, c)), chunks, largest, shape)
+    if any(per_axis(lambda s, c: s < 1 or s % c > 0, shards, chunks)):
+        good = per_axis(lambda s, c: round_up(max(s, 1), c), shards, chunks)
         raise StorageError(
             f"Shards of {shards} voxels (z, y, x) were asked for, chunks of {chunks}: a shard holds whole chunks. "
             f"Ask for shards of {good}."

@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.array import AsyncArray
-from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import StorePath, WrapperStore
 
 from pipeline.core.stored import Inventory, place_of
@@ -22,7 +22,7 @@ def counted(volume: Volume, inventory: Inventory) -> Volume:
     """The volume, which refuses to read as fill what was counted as stored."""
     if isinstance(volume.array, ForeignArray) or inventory.coarse:
         return volume
-    array = volume.array.async_array
+    array = volume.stored.async_array
     store = CountedStore(array.store_path.store, _Count.of(volume, inventory))
     path = StorePath(store, array.store_path.path)
     made = AsyncArray(metadata=array.metadata, store_path=path, config=array.config)
@@ -50,9 +50,9 @@ class _Count:
 
     @classmethod
     def of(cls, volume: Volume, inventory: Inventory) -> _Count:
-        array = volume.array
-        prefix = f"{array.path}/" if array.path else ""  # type: ignore[union-attr]
-        document = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"  # type: ignore[union-attr]
+        array = volume.stored
+        prefix = f"{array.path}/" if array.path else ""
+        document = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
         sizes = None
         if inventory.looked is None:
             sizes = np.full(int(np.prod(inventory.grid)), -2, dtype=np.int64)
@@ -93,7 +93,7 @@ class CountedStore(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        found = await self._store.get(key, prototype, byte_range)
+        found = await self._store.get(key, prototype or default_buffer_prototype(), byte_range)
         if (place := self._count.place(key)) is not None:
             await self._check(key, place, found, whole=byte_range is None)
         return found

@@ -24,6 +24,7 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.registry import get_numcodec
+from zarr.types import AnyArray
 
 from pipeline.errors import StorageError
 from pipeline.storage.frames import (
@@ -52,7 +53,7 @@ CAST = {"delta": "astype", "fixedscaleoffset": "astype", "quantize": "astype", "
 READABLE = "raw, blosc, zstd, gzip, zlib, lz4, bz2, lzma, sharding and the filters of numcodecs for numbers"
 
 
-def checked(array: zarr.Array, url: str) -> zarr.Array:
+def checked(array: AnyArray, url: str) -> AnyArray:
     """An array whose chunks are checked; the same object.
 
     Raises:
@@ -60,16 +61,20 @@ def checked(array: zarr.Array, url: str) -> zarr.Array:
     """
     found = array.async_array
     spec = _spec(array)
-    codecs = _checked_codecs(found.codec_pipeline, spec, url)
+    stored = found.codec_pipeline
+    if not isinstance(stored, Iterable):
+        raise _unknown(type(stored).__name__, url)
+    codecs = _checked_codecs(stored, spec, url)
     object.__setattr__(found, "codec_pipeline", CheckedPipeline.from_codecs(codecs))
     return array
 
 
-def _spec(array: zarr.Array) -> ArraySpec:
+def _spec(array: AnyArray) -> ArraySpec:
     """Of one stored chunk, or of one shard."""
-    return array.async_array.metadata.get_chunk_spec(
+    spec: ArraySpec = array.async_array.metadata.get_chunk_spec(
         (0,) * array.ndim, array.async_array.config, zarr.core.buffer.default_buffer_prototype()
     )
+    return spec
 
 
 class CheckedPipeline(BatchedCodecPipeline):
@@ -135,10 +140,12 @@ class CheckedCodec(BytesBytesCodec):
         return chunk_spec.prototype.buffer.from_array_like(_bytes_of(found))
 
     async def _encode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> Buffer | None:
-        return await self.inner._encode_single(chunk_data, chunk_spec)
+        encoded: Buffer | None = await self.inner._encode_single(chunk_data, chunk_spec)
+        return encoded
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        return self.inner.compute_encoded_size(input_byte_length, chunk_spec)
+        size: int = self.inner.compute_encoded_size(input_byte_length, chunk_spec)
+        return size
 
 
 # --- sharding -------------------------------------------------------------------------------------------------------------
@@ -186,7 +193,7 @@ class CheckedSharding(ShardingCodec):
         return await super()._decode_single(shard_bytes, shard_spec)
 
     async def _decode_partial_single(self, byte_getter: ByteGetter, selection: Any, shard_spec: ArraySpec) -> Any:
-        return await super()._decode_partial_single(ExactGetter(byte_getter, []), selection, shard_spec)  # type: ignore[arg-type]
+        return await super()._decode_partial_single(ExactGetter(byte_getter, []), selection, shard_spec)
 
     async def _load_full_shard_maybe(self, byte_getter: ByteGetter, prototype: Any, chunks_per_shard: Any) -> Any:
         found = await super()._load_full_shard_maybe(byte_getter, prototype, chunks_per_shard)
@@ -272,8 +279,7 @@ def _known_filter(codec: ArrayArrayCodec, url: str) -> ArrayArrayCodec:
 
 def _checked_bytes(codec: BytesBytesCodec, size: Size, itemsize: int, url: str) -> tuple[CheckedCodec, Size]:
     if isinstance(codec, Crc32cCodec):
-        stage = Stage("crc32c", _undo("crc32c", get_numcodec({"id": "crc32c"}), size, itemsize), size)
-        return CheckedCodec(codec, stage), size.plus(4)
+        return CheckedCodec(codec, _stage(get_numcodec({"id": "crc32c"}), size, itemsize, url)), size.plus(4)
     numcodec = _numcodec(codec)
     if numcodec is None:
         raise _unknown(type(codec).__name__, url)
@@ -347,8 +353,9 @@ def _undo(name: str, codec: Any, size: Size, itemsize: int) -> Callable[[np.ndar
     if name in CHECKSUMS:
         return partial(undo_checksum, codec)
     if name in SAME_SIZE:
-        return codec.decode
-    return {
+        decode: Callable[[np.ndarray], Any] = codec.decode
+        return decode
+    rest: dict[str, Callable[[np.ndarray], Any]] = {
         "zstd": partial(undo_zstd, codec, size=size),
         "lz4": partial(undo_lz4, codec, size=size),
         "zlib": partial(undo_zlib, size=size),
@@ -356,7 +363,8 @@ def _undo(name: str, codec: Any, size: Size, itemsize: int) -> Callable[[np.ndar
         "bz2": partial(undo_bz2, size=size),
         "lzma": partial(undo_lzma, codec, size=size),
         "base64": undo_base64,
-    }.get(name)
+    }
+    return rest.get(name)
 
 
 def _written(name: str, size: Size) -> Size:

@@ -59,7 +59,8 @@ class ForeignArray:
 
     @property
     def dtype(self) -> np.dtype:
-        return self.source.dtype
+        dtype: np.dtype = self.source.dtype
+        return dtype
 
     @property
     def chunks(self) -> tuple[int, ...]:

@@ -127,7 +127,7 @@ def check_blosc(data: np.ndarray, size: Size, rule: BloscRule) -> None:
     """
     if len(data) < 16:
         raise ChunkError(f"it has {len(data)} bytes, less than a Blosc header")
-    version, inner_version, flags, typesize, count, blocksize, length = BLOSC_HEADER.unpack_from(data)
+    version, inner_version, flags, typesize, count, blocksize, length = BLOSC_HEADER.unpack_from(data.data)
     if (version, inner_version) != (2, 1):
         raise ChunkError(f"its Blosc header has the version {version}, {inner_version} instead of 2, 1")
     if length != len(data):
@@ -156,7 +156,7 @@ def _check_blocks(data: np.ndarray, count: int, blocksize: int, streams: int) ->
     first = BLOSC_HEADER.size + 4 * blocks
     if first > len(data):
         raise ChunkError(f"its Blosc header tells {blocks:,} blocks, more than it has room for")
-    starts = struct.unpack_from(f"<{blocks}I", data, BLOSC_HEADER.size)
+    starts = struct.unpack_from(f"<{blocks}I", data.data, BLOSC_HEADER.size)
     whole = blocks if count % blocksize == 0 else blocks - 1
     extents = sorted((start, _end(data, start, streams if n < whole else 1)) for n, start in enumerate(starts))
     at = first
@@ -173,7 +173,7 @@ def _end(data: np.ndarray, start: int, streams: int) -> int:
     for _ in range(streams):
         if start > len(data) - 4:
             raise ChunkError("its Blosc blocks end outside of it")
-        start += 4 + BLOSC_LENGTH.unpack_from(data, start)[0]
+        start += 4 + BLOSC_LENGTH.unpack_from(data.data, start)[0]
     return start
 
 
@@ -221,7 +221,7 @@ def zstd_content(data: np.ndarray) -> int | None:
 def undo_zlib(data: np.ndarray, size: Size) -> bytes:
     """One stream, and nothing behind it."""
     decoder = zlib.decompressobj()
-    found = decoder.decompress(memoryview(data), size.most + 1)
+    found = decoder.decompress(data.data, size.most + 1)
     return _ended(found, decoder, size, "zlib")
 
 
@@ -239,7 +239,7 @@ def undo_lzma(codec: Any, data: np.ndarray, size: Size) -> bytes:
     """All streams of xz or lzma, or a raw one by the filters of its array."""
     if codec.format == lzma.FORMAT_RAW:  # LZMA1 has no mark of its end there: the size alone tells
         decoder = lzma.LZMADecompressor(format=codec.format, filters=codec.filters)
-        found = decoder.decompress(memoryview(data), size.most + 1)
+        found = decoder.decompress(data.data, size.most + 1)
         if decoder.eof and decoder.unused_data:
             raise ChunkError("something follows its lzma stream")
         return found
@@ -251,7 +251,7 @@ def undo_lzma(codec: Any, data: np.ndarray, size: Size) -> bytes:
 def _members(make: Callable[[], Any], data: np.ndarray, size: Size, name: str, padding: bool = False) -> bytes:
     """What streams one after another hold, no more than the size allows."""
     found: list[bytes] = []
-    rest: Any = memoryview(data)
+    rest: Any = data.data
     while True:
         decoder = make()
         room = size.most + 1 - sum(map(len, found))

@@ -127,7 +127,7 @@ def _check_filters(h5py: ModuleType, dataset: Any, url: str) -> None:
 
 def _hdf5_axes(dataset: Any) -> tuple[str, tuple[str, ...]]:
     """Names of axes as ilastik (`axistags`), an attribute `axes` or HDF5's labels of dimensions tell them; and what was not believed."""
-    warnings = []
+    warnings: list[str] = []
     for by, names in _names_of_axes(dataset):
         letters = "".join(map(letter_of, names))
         if not letters:

@@ -10,11 +10,13 @@ import io
 import json
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from math import prod
 from typing import Literal
 
 import numpy as np
+from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding, V2ChunkKeyEncoding
 
 from pipeline.core.stored import (
     FORMS,
@@ -77,7 +79,7 @@ def _looked_for(volume: Volume) -> tuple[Inventory, dict[str, int]]:
     """The inventory; and how many objects that are absent lie under names of another form, by an example."""
     if isinstance(volume.array, ForeignArray):
         return _of_file(volume, volume.array), {}
-    extent = tuple(volume.shards or volume.array.chunks)
+    extent = tuple(volume.shards or volume.stored.chunks)
     grid = objects(volume.array.shape, extent)
     if protocol(volume.place) in UNLISTED or prod(grid) > MOST_OBJECTS:
         return _sampled(volume, grid, extent)
@@ -165,10 +167,15 @@ def _inventory(
 
 def _form(volume: Volume) -> tuple[str, str]:
     """How the array's metadata says that its chunks are named."""
-    metadata = volume.array.metadata  # type: ignore[union-attr]
+    metadata = volume.stored.metadata
     if metadata.zarr_format == 2:
         return "", metadata.dimension_separator
     encoding = metadata.chunk_key_encoding
+    if not isinstance(encoding, DefaultChunkKeyEncoding | V2ChunkKeyEncoding):
+        raise StorageError(
+            f"Input '{volume.description.url}' names its chunks by '{encoding.name}', which is not known here: its chunks "
+            "cannot be counted. Known are 'default' and 'v2'."
+        )
     return (f"c{encoding.separator}" if encoding.name == "default" else ""), encoding.separator
 
 
@@ -177,7 +184,7 @@ def _name(place: int, grid: tuple[int, ...], start: str, separator: str) -> str:
 
 
 def _elsewhere(
-    names: list[str], there: dict[int, Look | None], grid: tuple[int, ...], form: tuple[str, str]
+    names: list[str], there: Mapping[int, Look], grid: tuple[int, ...], form: tuple[str, str]
 ) -> dict[str, int]:
     """How many objects lie under names of each other form and not where the metadata says; by an example of the name."""
     found: dict[str, int] = {}

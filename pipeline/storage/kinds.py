@@ -175,9 +175,10 @@ def _group(url: str, attributes: Any) -> Sight:
     ome = ome if isinstance(ome, dict) else {}
     if ome.get("multiscales"):
         return Sight(url, "image", attributes=ome)
-    for kind, entries in (("plate", "wells"), ("well", "images")):
-        if kind in ome:
-            return _holder(url, kind, entries, ome)
+    if "plate" in ome:
+        return _holder(url, "plate", "wells", ome)
+    if "well" in ome:
+        return _holder(url, "well", "images", ome)
     return Sight(url, "collection" if "bioformats2raw.layout" in ome else "group", attributes=ome)
 
 

@@ -154,7 +154,8 @@ def read_link(folder: Path) -> Published | None:
         StorageError: It leads to nothing, or is no link of ours.
     """
     folder = folder.absolute()
-    for _ in range(LOOKS):
+    left = LOOKS
+    while True:
         target = _target(folder / LINK)
         if target is None:
             return None
@@ -166,12 +167,12 @@ def read_link(folder: Path) -> Published | None:
             found = None
         if found is not None and Path(found.image) == image and image.is_dir():
             return found
-        if _target(folder / LINK) == target:
-            break
-    raise StorageError(
-        f"'{folder / LINK}' leads to '{target}', which is not there as it was published: somebody removed it, or copied the "
-        f"output in part. Copy it again; or delete '{VERSIONS}/{target.parts[1]}' there and run again: it is made anew."
-    )
+        left -= 1
+        if left == 0 or _target(folder / LINK) == target:
+            raise StorageError(
+                f"'{folder / LINK}' leads to '{target}', which is not there as it was published: somebody removed it, or copied the "
+                f"output in part. Copy it again; or delete '{VERSIONS}/{target.parts[1]}' there and run again: it is made anew."
+            )
 
 
 def _is_gone(path: Path) -> bool:

@@ -268,7 +268,9 @@ def _system(url: str) -> tuple[Any, str]:
 
 def _contents(system: Any, paths: list[str], *, of_s3: bool) -> list[Any]:
     """Objects, or why one could not be had. `cat` would take a `[` for a pattern, and S3's client ask for each size first."""
-    return system.cat_ranges(paths, None, None, on_error="return", **({"max_concurrency": 1} if of_s3 else {}))
+    how = {"max_concurrency": 1} if of_s3 else {}
+    found: list[Any] = system.cat_ranges(paths, None, None, on_error="return", **how)
+    return found
 
 
 def _remote_children(url: str) -> list[Item]:
@@ -310,9 +312,10 @@ def _remote_looks_at(url: str, names: Sequence[str]) -> list[Look | None]:
 
 
 async def _infos(system: Any, paths: Sequence[str]) -> list[Any]:
-    return await fsspec.asyn._run_coros_in_chunks(
+    found: list[Any] = await fsspec.asyn._run_coros_in_chunks(
         [system._info(path) for path in paths], batch_size=PROBES, return_exceptions=True
     )
+    return found
 
 
 def _info(system: Any, path: str) -> Any:
@@ -322,16 +325,16 @@ def _info(system: Any, path: str) -> Any:
         return error
 
 
-def _answer(found: Any) -> bytes | OSError | None:
+def _answer(found: bytes | Exception) -> bytes | OSError | None:
     """One that is not there, or may not be read, says something of a volume; what else goes wrong, of the store."""
     if (
         isinstance(found, FileNotFoundError | NotADirectoryError | IsADirectoryError)
         and code_of(found) != "NoSuchBucket"
     ):
         return None
-    if isinstance(found, Exception) and not isinstance(found, PermissionError):
-        raise found
-    return found
+    if isinstance(found, bytes | PermissionError):
+        return found
+    raise found
 
 
 # --- errors -------------------------------------------------------------------------------------------------------------

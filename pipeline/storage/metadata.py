@@ -87,8 +87,10 @@ class Metadata:
     def drop_units(self) -> None:
         """Remove the units of axes for which the plan has none any more: an earlier plan wrote them, and left they would be false."""
         document, ours = stored(self._root / DOCUMENT), described_image(self._plan)["multiscales"][0]["axes"]
+        if document is None:
+            return
         try:
-            axes = document["attributes"]["ome"]["multiscales"][0]["axes"]  # type: ignore[index] - as it comes
+            axes = document["attributes"]["ome"]["multiscales"][0]["axes"]
             stale = [there for mine, there in zip(ours, axes, strict=True) if "unit" not in mine and "unit" in there]
         except (KeyError, IndexError, TypeError, ValueError):
             return  # it is not there yet, or damaged: it is put back whole
@@ -133,7 +135,9 @@ class Metadata:
     def _group_mended(self, ours: dict[str, Any], there: dict[str, Any] | None) -> dict[str, Any]:
         if there is None:
             return ours
-        found = merged(ours, {key: value for key, value in there.items() if key in ours or key == CONSOLIDATED})
+        found: dict[str, Any] = merged(
+            ours, {key: value for key, value in there.items() if key in ours or key == CONSOLIDATED}
+        )
         if self._consolidated_wrong(found):
             metadata = found[CONSOLIDATED].get("metadata") if isinstance(found[CONSOLIDATED], dict) else None
             if isinstance(metadata, dict):
@@ -208,9 +212,11 @@ def _halotile(document: dict[str, Any] | None) -> dict[str, Any]:
 
 def _named(ours: dict[str, Any], there: dict[str, Any] | None, names: tuple[str, ...]) -> dict[str, Any]:
     """Ours, with the name that the stored one has, where that is one of these."""
+    if there is None:
+        return ours
     for image in ours["attributes"].get("ome", {}).get("multiscales", []):
         try:
-            name = there["attributes"]["ome"]["multiscales"][0]["name"]  # type: ignore[index] - as it comes
+            name = there["attributes"]["ome"]["multiscales"][0]["name"]
         except (KeyError, IndexError, TypeError):
             continue
         if name in names:

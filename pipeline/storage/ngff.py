@@ -174,7 +174,9 @@ def image_attributes(*, name: str, axes: str, space: Space, path: str = "0") -> 
     """
     space = space.sound()  # plans of earlier versions may hold what was told, whatever it was
     spatial = iter(zip(space.scale, space.translation, space.units, strict=True))
-    described, scale, translation = [], [], []
+    described: list[v05.ChannelAxis | v05.SpaceAxis] = []
+    scale: list[float] = []
+    translation: list[float] = []
     for axis in axes:
         if axis == "c":
             described.append(v05.ChannelAxis(name="c"))

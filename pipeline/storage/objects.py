@@ -140,11 +140,12 @@ class ObjectStore:
     def read(self, key: str) -> bytes | None:
         """An object; None where there is none."""
         try:
-            return self._system.cat_file(self._path(key))
+            content: bytes = self._system.cat_file(self._path(key))
         except FileNotFoundError as error:
             if code_of(error) == "NoSuchBucket":
                 raise
             return None
+        return content
 
     def digest(self, key: str, size: int) -> str:
         """SHA-256 of an object of so many bytes, read in pieces."""
@@ -170,7 +171,7 @@ class ObjectStore:
 
     def modified(self, key: str) -> datetime:
         """When an object was stored."""
-        found = self._system.modified(self._path(key))
+        found: datetime = self._system.modified(self._path(key))
         return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 

@@ -24,9 +24,10 @@ from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
+from zarr.types import AnyArray
 
 from pipeline import durable
-from pipeline.core.box import Box, Triple
+from pipeline.core.box import Box, Triple, per_axis
 from pipeline.core.ledger import TileRecord, Units
 from pipeline.core.plan import Plan
 from pipeline.durable import PARTS, in_words
@@ -167,7 +168,7 @@ class Output:
         return Metadata(self.root, self.plan, self._encoded[f"{ARRAY}/{DOCUMENT}"].to_bytes())
 
     @cached_property
-    def _array(self) -> zarr.Array:
+    def _array(self) -> AnyArray:
         """The array in memory, where units are encoded; there are only the units of the present write."""
         output = self.plan.output
         return create_array(
@@ -190,11 +191,11 @@ class Output:
                 for path in folder.iterdir() if folder.is_dir() else ():
                     if path.name not in ours:
                         self._sort(found, path)
-            for folder, folders, names in os.walk(self.root / ARRAY / "c"):
+            for place, folders, names in os.walk(self.root / ARRAY / "c"):
                 for name in names:
-                    self._sort(found, Path(folder, name))
+                    self._sort(found, Path(place, name))
                 found.strays += [
-                    self._key_of(Path(folder, name)) for name in folders if self._is_unit(Path(folder, name))
+                    self._key_of(Path(place, name)) for name in folders if self._is_unit(Path(place, name))
                 ]
         return found
 
@@ -216,8 +217,8 @@ class Output:
             return False
         output = self.plan.output
         channels = 1 if output.shards else self.plan.model.architecture.out_channels
-        counts = (ceil(n / u) for n, u in zip(self.plan.source.shape, output.write_unit, strict=True))
-        bounds = self._stored(channels, tuple(counts))
+        counts = per_axis(lambda n, unit: ceil(n / unit), self.plan.source.shape, output.write_unit)
+        bounds = self._stored(channels, counts)
         return len(place) == len(bounds) and all(a < b for a, b in zip(place, bounds, strict=True))
 
     def sweep(self) -> list[str]:
@@ -239,7 +240,7 @@ class Output:
 
     def keys(self, unit: Box) -> list[str]:
         """The stored objects of a write unit: one, or without shards one a channel."""
-        place = self._stored(0, tuple(a // w for a, w in zip(unit.start, self.plan.output.write_unit, strict=True)))
+        place = self._stored(0, per_axis(lambda a, extent: a // extent, unit.start, self.plan.output.write_unit))
         if self.plan.output.shards or "c" not in self.plan.output.axes:
             return [self._key(place)]
         return [self._key((c, *place[1:])) for c in range(self.plan.model.architecture.out_channels)]
@@ -261,7 +262,7 @@ class Output:
         Raises:
             FileError: The system refuses.
         """
-        region = self._stored(slice(None), tuple(slice(a, b) for a, b in zip(unit.start, unit.stop, strict=True)))
+        region = self._stored(slice(None), per_axis(slice, unit.start, unit.stop))
         self._array[region] = in_stored_axes(self.plan.output.axes, array)
         encoded = {key: self._encoded.pop(key, None) for key in self.keys(unit)}
         with in_words(doing="be written"):
@@ -348,7 +349,7 @@ def create_array(
     dtype: str,
     chunks: Triple,
     shards: Triple | None,
-) -> zarr.Array:
+) -> AnyArray:
     """The empty array `0` of an image: a chunk is of one channel, a shard of all; every object has a checksum."""
     return zarr.create_array(
         store,

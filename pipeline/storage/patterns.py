@@ -72,8 +72,8 @@ def _fitting(folder: Item, part: str) -> Iterator[Item]:
         for item in children(folder.url) or ():
             if fnmatchcase(item.name, part) and (hidden or not item.name.startswith(".")):
                 yield item
-    elif (item := item_at(f"{folder.url.rstrip('/')}/{part}")) is not None:
-        yield item
+    elif (found := item_at(f"{folder.url.rstrip('/')}/{part}")) is not None:
+        yield found
 
 
 def _folders(folder: Item) -> Iterator[Item]:

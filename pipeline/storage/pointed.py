@@ -383,7 +383,12 @@ def _mark(fingerprint: str) -> str:
 
 def _merged(local: Version | None, stored: Version | None) -> Version:
     """What is known of a version, of which at least one place has something; a run's own beginning counts."""
-    return replace(stored, begun=local.begun) if local and stored else local or stored  # type: ignore[return-value]
+    if local and stored:
+        return replace(stored, begun=local.begun)
+    found = local or stored
+    if found is None:
+        raise ValueError("A version was asked for that neither this machine nor the store knows.")
+    return found
 
 
 def _check_present(vouched: Mapping[str, str], files: Mapping[str, Path], image: Path) -> None:
@@ -397,7 +402,8 @@ def _check_present(vouched: Mapping[str, str], files: Mapping[str, Path], image:
 
 def _in_threads(do: Callable[[str], Made], keys: Iterable[str]) -> list[Made]:
     """`do` of each key, several at once; after the first error none is begun."""
-    left, made = iter(keys), []
+    left = iter(keys)
+    made: list[Made] = []
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="objects") as pool:
         try:
             while batch := list(islice(left, BATCH)):

@@ -89,12 +89,20 @@ def _broken_chain(file: Any) -> str | None:
     return None if any(tags) else f"page {len(file.pages) - 1} is empty"
 
 
+class _Listener(logging.Handler):
+    def __init__(self, told: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._told = told
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._told.append(record.getMessage())
+
+
 @contextmanager
 def _complaints(logger: str) -> Iterator[list[str]]:
     """What a logger is told meanwhile: tifffile logs damage, and reads what is left."""
     told: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    handler = _Listener(told)
     listened = logging.getLogger(logger)
     listened.addHandler(handler)
     try:
@@ -203,7 +211,7 @@ def _imagej_places(told: Mapping[str, Any], series: Any) -> Places:
     used = {axis: size for axis, size in sizes.items() if axis in series.axes.lower() or axis != "z"}
     if not all(map(is_size, used.values())):
         return {}, {}, (f"voxel size unknown: ImageJ's metadata come to {_spelled(used)}",)
-    units = dict.fromkeys(used, unit)
+    units: dict[str, str | None] = dict.fromkeys(used, unit)
     return used, units, tuple(strange_units(dict.fromkeys(used, told.get("unit")), units))
 
 

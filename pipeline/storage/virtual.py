@@ -36,11 +36,13 @@ class Elsewhere:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.dataset.shape
+        shape: tuple[int, ...] = self.dataset.shape
+        return shape
 
     @property
     def dtype(self) -> np.dtype:
-        return self.dataset.dtype
+        dtype: np.dtype = self.dataset.dtype
+        return dtype
 
     @property
     def attrs(self) -> Any:
@@ -152,7 +154,7 @@ def _found(name: str, own: Path) -> Path:
         for prefix in os.environ.get("HDF5_VDS_PREFIX", "").split(":")
         if prefix
     ]
-    places = [Path(folder, name) for folder in (*folders, own.parent, ".")]
+    places = [Path(folder, name) for folder in (*folders, str(own.parent), ".")]
     return next((place for place in places if place.is_file()), own.parent / name)
 
 

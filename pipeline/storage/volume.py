@@ -18,9 +18,10 @@ import numpy as np
 import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
+from zarr.types import AnyArray
 
 from pipeline.core.axes import Told, nothing_told, read_as
-from pipeline.core.box import Box, Triple
+from pipeline.core.box import Box, Triple, per_axis
 from pipeline.core.locations import without_file_scheme
 from pipeline.core.volume import Description, Space
 from pipeline.errors import PipelineError, StorageError
@@ -47,7 +48,7 @@ class Volume:
     """
 
     description: Description
-    array: zarr.Array | ForeignArray
+    array: AnyArray | ForeignArray | np.ndarray
     warnings: tuple[str, ...] = ()
 
     @property
@@ -60,19 +61,35 @@ class Volume:
         url = self.description.url
         if found := foreign_place(url):
             return str(found.path)
-        return f"{url.rstrip('/')}/{self.array.path}".rstrip("/")  # type: ignore[union-attr]
+        return f"{url.rstrip('/')}/{self.stored.path}".rstrip("/")
+
+    @property
+    def stored(self) -> AnyArray:
+        """The Zarr array that is behind it.
+
+        Raises:
+            TypeError: It is no Zarr array, but one of another format, or in memory.
+        """
+        if not isinstance(self.array, zarr.Array):
+            raise TypeError(f"'{self.description.url}' is no Zarr array, but a {type(self.array).__name__}.")
+        return self.array
 
     @property
     def format(self) -> str:
         """How it is stored: `Zarr v2`, `Zarr v3`, `HDF5` or `TIFF`."""
         if isinstance(self.array, ForeignArray):
             return self.array.format
-        return f"Zarr v{self.array.metadata.zarr_format}"
+        return f"Zarr v{self.stored.metadata.zarr_format}"
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Extents that are decoded at once, along the array's axes; all of an array in memory."""
+        return self.array.shape if isinstance(self.array, np.ndarray) else self.array.chunks
 
     @property
     def shards(self) -> tuple[int, ...] | None:
         """Extents of a shard along the array's axes; None where there are none."""
-        return None if isinstance(self.array, ForeignArray) else self.array.shards
+        return self.array.shards if isinstance(self.array, zarr.Array) else None
 
     @property
     def unit(self) -> str:
@@ -84,8 +101,8 @@ class Volume:
         """How many files or objects hold its voxels, where none is missing."""
         if isinstance(self.array, ForeignArray):
             return 1
-        stored = self.array.shards or self.array.chunks
-        return prod(-(-extent // part) for extent, part in zip(self.array.shape, stored, strict=True))
+        array = self.stored
+        return prod(-(-extent // part) for extent, part in zip(array.shape, array.shards or array.chunks, strict=True))
 
     def read(self, box: Box) -> np.ndarray:
         """Voxels of a box inside the volume, (C, Z, Y, X), the stored dtype.
@@ -93,7 +110,7 @@ class Volume:
         Raises:
             StorageError: They are damaged, or out of reach.
         """
-        by_axis = dict(zip("zyx", (slice(a, b) for a, b in zip(box.start, box.stop, strict=True)), strict=True))
+        by_axis = dict(zip("zyx", per_axis(slice, box.start, box.stop), strict=True))
         axes = self.description.axes
         try:
             found = np.asarray(self.array[tuple(by_axis.get(axis, slice(None)) for axis in axes)])
@@ -142,7 +159,7 @@ def open_volume(url: str, *, level: int = 0, axes: str = "auto") -> Volume:
 class _Opened:
     """An array, with what is told of it."""
 
-    array: zarr.Array | ForeignArray
+    array: AnyArray | ForeignArray
     axes: str
     space: Space
     warnings: tuple[str, ...] = ()
@@ -167,7 +184,7 @@ def _open_zarr(url: str, level: int, axes: str) -> _Opened:
     )
 
 
-def _image(node: zarr.Array | zarr.Group, url: str) -> tuple[Level | None, tuple[str, ...]]:
+def _image(node: AnyArray | zarr.Group, url: str) -> tuple[Level | None, tuple[str, ...]]:
     """The image that a store is or is a level of, where there is one; and what should be known of it."""
     if isinstance(node, zarr.Array):
         found, warnings = level_of(url)
@@ -176,7 +193,7 @@ def _image(node: zarr.Array | zarr.Group, url: str) -> tuple[Level | None, tuple
     return (Level(images[0], 0) if images else None), first_of(images)
 
 
-def _own_axes(array: zarr.Array) -> Iterator[Told]:
+def _own_axes(array: AnyArray) -> Iterator[Told]:
     """What an array tells of its axes by itself."""
     if names := getattr(array.metadata, "dimension_names", None):
         yield Told("dimension_names", tuple(names))
@@ -207,7 +224,7 @@ def store_levels(url: str) -> int:
     return len(image.paths) if image else 1
 
 
-def _open(url: str) -> zarr.Array | zarr.Group:
+def _open(url: str) -> AnyArray | zarr.Group:
     if not is_remote(url) and not Path(url).exists():
         raise StorageError(f"Input '{url}' was asked for, but there is nothing there. Check input.url.")
     if not is_remote(url):
@@ -253,7 +270,7 @@ def _understood(url: str) -> Iterator[None]:
         raise (refused or _no_store(url, detail)) from error
 
 
-def _level(node: zarr.Array | zarr.Group, multiscale: Multiscale | None, url: str, level: int) -> zarr.Array:
+def _level(node: AnyArray | zarr.Group, multiscale: Multiscale | None, url: str, level: int) -> AnyArray:
     if isinstance(node, zarr.Array):
         if level != 0:
             raise StorageError(
@@ -279,7 +296,7 @@ def _level(node: zarr.Array | zarr.Group, multiscale: Multiscale | None, url: st
     return found
 
 
-def _description(url: str, level: int, array: zarr.Array | ForeignArray, axes: str, space: Space) -> Description:
+def _description(url: str, level: int, array: AnyArray | ForeignArray, axes: str, space: Space) -> Description:
     extent, chunk = (dict(zip(axes, values, strict=True)) for values in (array.shape, array.chunks))
     return Description(
         url=url,
@@ -294,7 +311,7 @@ def _description(url: str, level: int, array: zarr.Array | ForeignArray, axes: s
     )
 
 
-def _metadata_sha256(array: zarr.Array | ForeignArray, axes: str) -> str:
+def _metadata_sha256(array: AnyArray | ForeignArray, axes: str) -> str:
     """Digest of the document that says how the array is stored; attributes do not change what it holds.
 
     HDF5 and TIFF have no such document: there it is shape, dtype, chunks and axes.
@@ -309,6 +326,10 @@ def _metadata_sha256(array: zarr.Array | ForeignArray, axes: str) -> str:
     else:
         name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
         found = sync((array.store_path / name).get(default_buffer_prototype()))
+        if found is None:
+            raise StorageError(
+                f"'{array.store_path / name}' was there a moment ago and is gone: the input is being written, or removed."
+            )
         content = json.loads(found.to_bytes())
         content.pop("attributes", None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
