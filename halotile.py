@@ -17,6 +17,10 @@ import shutil
 import sys
 import tempfile
 import warnings
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 FAILED, REFUSED, UNHEARD = 1, 2, 141
 """Exit status of `halotile` besides those of its commands; 141 is what a shell gives a process that SIGPIPE ended."""
@@ -132,7 +136,7 @@ class _Stream(io.FileIO):
 
     lost: OSError | None = None
 
-    def write(self, data: bytes | memoryview) -> int | None:  # type: ignore[override]
+    def write(self, data: ReadableBuffer, /) -> int:
         if self.lost is None:
             try:
                 return super().write(data)
@@ -162,7 +166,7 @@ def open_streams() -> tuple[_Stream, _Stream]:
     return streams
 
 
-def _text(stream: _Stream, before: io.TextIOWrapper | None, *, lines: bool = False) -> io.TextIOWrapper:
+def _text(stream: _Stream, before: TextIO | None, *, lines: bool = False) -> io.TextIOWrapper:
     encoding = before.encoding if before else "utf-8"
     return io.TextIOWrapper(
         io.BufferedWriter(stream), encoding, "backslashreplace", line_buffering=lines or stream.isatty()

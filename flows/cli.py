@@ -257,11 +257,21 @@ def evaluate(
     """Compare a prediction with labels: AUC, Dice, IoU, pixel error, V_rand, variation of information."""
     from pipeline.evaluation.evaluation import THRESHOLDS, compare  # noqa: PLC0415 - see above
 
-    options = {"predicts": predicts, "labels_are": labels_are, "neighbours": neighbours, "segments": segments}
-    tried = thresholds or THRESHOLDS
     with bar("comparing") as tell:
-        asked = {"thresholds": tried, "at": at, "box": _box(box), "ignore": ignore, "missing": missing, **options}
-        found = compare(prediction, labels, on_advance=tell, **asked)
+        found = compare(
+            prediction,
+            labels,
+            on_advance=tell,
+            thresholds=thresholds or THRESHOLDS,
+            at=at,
+            box=_box(box),
+            missing=missing,
+            predicts=predicts,
+            labels_are=labels_are,
+            neighbours=neighbours,
+            segments=segments,
+            ignore=ignore,
+        )
     output.write_text(json_text(found.to_dict(), indent=2) + "\n", encoding="utf-8")
     print_rows(found.rows())
     say(f"figures written to {output}")
@@ -285,9 +295,17 @@ def convert(
     from pipeline.storage.convert import convert as convert_volume  # noqa: PLC0415 - see above
     from pipeline.storage.volume import open_volume  # noqa: PLC0415 - see above
 
-    layout = {"axes": axes, "chunks": chunks, "shards": shards, "voxel_size_nm": voxel_size_nm, "missing": missing}
     with bar("converting") as tell:
-        found = convert_volume(source, target, on_advance=tell, **layout)
+        found = convert_volume(
+            source,
+            target,
+            on_advance=tell,
+            axes=axes,
+            chunks=chunks,
+            shards=shards,
+            voxel_size_nm=voxel_size_nm,
+            missing=missing,
+        )
     say(f"{target}: axes {found.axes}, shape (z, y, x) {found.shape}, {found.channels} channel(s), {found.dtype}")
     say(f"voxel size: {found.space}")
     for warning in open_volume(source, axes=axes).warnings:
@@ -346,8 +364,11 @@ def deploy(
         raise ConfigError("Deployments need a name each: deploy YAMLs of one name one by one, each with its --name.")
     from flows import deployment  # noqa: PLC0415 - see above
 
-    when = {"schedule": deployment.cron_schedule(cron, timezone) if cron else None, "paused": paused, "watch": watch}
-    found = [deployment.deployment_of(path, set_ or (), name=name, **when) for path in configs]
+    schedule = deployment.cron_schedule(cron, timezone) if cron else None
+    found = [
+        deployment.deployment_of(path, set_ or (), name=name, watch=watch, schedule=schedule, paused=paused)
+        for path in configs
+    ]
     print_rows(deployment.deploy(found, pool=pool, notify=notify, lost_seconds=lost_after))
     started = found[0].title if found else "halotile-inference/segment"
     say(f"a worker, where Halotile is installed:  prefect worker start --pool {pool}")

@@ -56,7 +56,12 @@ HEARTBEAT_SECONDS = 30
 LOST_SECONDS = 100
 """Without one, after which a run counts as crashed: three in a row are missing."""
 
-FORMS = {"segment": infer_volume, "train": train_network, "reprocess": reprocess_dataset, "watch": watch_inbox}
+FORMS: dict[str, Flow[..., Any]] = {
+    "segment": infer_volume,
+    "train": train_network,
+    "reprocess": reprocess_dataset,
+    "watch": watch_inbox,
+}
 """Deployments of the bare flows, by name."""
 
 LOST, FAILED = "halotile: a run whose heartbeat stopped", "halotile: a run that failed"
@@ -96,7 +101,13 @@ def forms() -> list[Deployment]:
 
 
 def deployment_of(
-    path: Path, overrides: Sequence[str] = (), *, name: str | None = None, watch: bool = False, **when: Any
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    watch: bool = False,
+    schedule: CronSchedule | None = None,
+    paused: bool = False,
 ) -> Deployment:
     """The deployment of one YAML: of training where it has the key `data`, of a dataset where `volumes`, else of a run.
 
@@ -105,7 +116,8 @@ def deployment_of(
         overrides: As of `read_config`.
         name: Of the deployment; the file's by default.
         watch: Whether a dataset is watched for new volumes, instead of gone over.
-        when: `schedule` and `paused`.
+        schedule: When it runs by itself.
+        paused: Whether its schedule waits to be resumed.
 
     Raises:
         ConfigError: It cannot be a run, or its name is taken by a form.
@@ -118,7 +130,7 @@ def deployment_of(
     content = read_content(path, overrides)
     flow, cls = _flow_of(content, watch=watch)
     parameters = {"config": as_parameters(cls, content, source=str(path))}
-    return Deployment(name, flow, parameters, description=f"What `{path.resolve()}` says.", **when)
+    return Deployment(name, flow, parameters, schedule, paused, f"What `{path.resolve()}` says.")
 
 
 def _flow_of(content: Mapping[str, Any], *, watch: bool) -> tuple[Flow[..., Any], type[Whole]]:

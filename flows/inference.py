@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from httpx import HTTPError
 from prefect import flow, runtime, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
+from prefect.cache_policies import NO_CACHE, CachePolicy
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import PrefectException
 from prefect.tasks import Task
 
@@ -28,12 +28,19 @@ from pipeline.registry import with_model
 log = logging.getLogger("pipeline")
 
 
-def _unexpected(_task: Task[..., Any], _run: Any, state: State[Any]) -> bool:
+def _unexpected(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Retry what nobody foresaw. An error raised on purpose has been tried as often as it is worth."""
     return not isinstance(state.result(raise_on_failure=False), PipelineError)
 
 
-_STAGE = {
+class _Stage(TypedDict):
+    cache_policy: CachePolicy
+    persist_result: bool
+    retry_condition_fn: Callable[[Task[..., Any], TaskRun, State[Any]], bool]
+    retry_delay_seconds: int
+
+
+_STAGE: _Stage = {
     "cache_policy": NO_CACHE,
     "persist_result": False,
     "retry_condition_fn": _unexpected,

@@ -40,7 +40,7 @@ def cancelled_when_asked(kept: str) -> Callable[[Callable[P, R]], Callable[P, R 
                 return Cancelled(message=f"{kept}; run again to resume")
 
         # Prefect reads the types of parameters off the signature, and would look their names up in this module.
-        guarded.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+        vars(guarded)["__signature__"] = inspect.signature(function, eval_str=True)
         return guarded
 
     return decorate

@@ -100,6 +100,7 @@ def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict[s
     """Run the flow; the server starts while Prefect is imported."""
     prepare_prefect()
     from flows.inference import infer_volume, kept  # noqa: PLC0415 - once the settings stand
+    from flows.interruption import finished  # noqa: PLC0415 - once the settings stand
 
     reports: list[dict[str, Any]] = []
 
@@ -107,7 +108,7 @@ def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict[s
         return reports[0] if reports else _stages(config)
 
     with kept(reports):
-        return reported(lambda: infer_volume(config), Path(f"{config.output.url}.run"), server, alone)
+        return reported(lambda: finished(infer_volume(config)), Path(f"{config.output.url}.run"), server, alone)
 
 
 def prepare_prefect() -> None:

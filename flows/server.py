@@ -149,7 +149,7 @@ def _reporting_to(url: str, secret: str) -> Iterator[str]:
             with temporary_settings(ours):
                 # For threads that start without a context. By the environment they would find the secret too, but so would
                 # every process that this one starts.
-                context.GLOBAL_SETTINGS_CONTEXT = context.SettingsContext.get()
+                context.GLOBAL_SETTINGS_CONTEXT = context.get_settings_context()
                 try:
                     yield url
                 finally:
@@ -208,7 +208,7 @@ class EmbeddedServer:
         with theirs:
             self._supervisor = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervisor.py"))],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=self._log,
                 stderr=self._log,
                 env={**LEAN, **os.environ, **EMBEDDED, "PREFECT_SERVER_API_AUTH_STRING": self.secret},

@@ -48,7 +48,7 @@ def supervise() -> None:
     driver = socket.socket(fileno=os.dup(0))
     server, theirs = socket.socketpair()
     command = [sys.executable, "-P", __file__, "serve"]
-    process = subprocess.Popen(command, stdin=theirs, start_new_session=True)
+    process = subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True)
     theirs.close()
     try:
         _relay(driver, server)
@@ -104,7 +104,12 @@ def serve() -> None:
 
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio lets it delay
     listener.bind(("127.0.0.1", 0))  # bound before it is told: no race for the port
-    app = Guard(create_app(), str(get_current_settings().server.api.auth_string.get_secret_value()))
+    secret = get_current_settings().server.api.auth_string
+    if secret is None:
+        raise RuntimeError(
+            "The server was started without a secret, PREFECT_SERVER_API_AUTH_STRING: it would serve anybody."
+        )
+    app = Guard(create_app(), secret.get_secret_value())
     config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=1)
     with contextlib.ExitStack() as start_up:
         start_up.enter_context(_alone(get_current_settings().home))

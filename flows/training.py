@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from prefect import flow, runtime, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
+from prefect.cache_policies import NO_CACHE, CachePolicy
 
 from flows.interruption import cancelled_when_asked, finished
 from flows.progress import ProgressArtifact
@@ -16,7 +16,13 @@ from pipeline import learning
 from pipeline.learning import Advance
 from pipeline.training.recipe import TrainConfig
 
-_STAGE = {"cache_policy": NO_CACHE, "persist_result": False}
+
+class _Stage(TypedDict):
+    cache_policy: CachePolicy
+    persist_result: bool
+
+
+_STAGE: _Stage = {"cache_policy": NO_CACHE, "persist_result": False}
 
 _cancelled_when_asked = cancelled_when_asked("the last checkpoint is kept")
 

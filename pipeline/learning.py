@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -44,23 +45,26 @@ def evaluate_held_back(config: TrainConfig) -> list[Evaluation]:
     """
     config = as_begun(Path(config.output), config)
     data = gather(config, trusted=True)
-    if not data.validation or config.data.target == "classes":
+    target = config.data.target
+    if not data.validation or target == "classes":
         return []
     checkpoint = load_checkpoint(Path(config.output) / "checkpoint.safetensors")
-    found = [_scored(checkpoint, region, config) for region in data.validation]
+    found = [_scored(checkpoint, region, config, target) for region in data.validation]
     content = json_text([result.to_dict() for result in found], indent=2)
     durable.replace(Path(config.output) / "evaluation.json", content.encode() + b"\n")
     return found
 
 
-def _scored(checkpoint: Checkpoint, region: Region, config: TrainConfig) -> Evaluation:
+def _scored(
+    checkpoint: Checkpoint, region: Region, config: TrainConfig, target: Literal["membrane", "foreground"]
+) -> Evaluation:
     values = prediction(checkpoint, region, resolved_device(config.device))
     volume = config.data.volumes[region.volume]
     labels = open_counted(volume.labels, level=volume.level)
     rule = Rule(
-        predicts=config.data.target,  # type: ignore[arg-type]
+        predicts=target,
         labels_are=config.data.labels_are,
-        neighbours=region.prepared.neighbours,  # type: ignore[arg-type]
+        neighbours=region.prepared.neighbours,
         segments="slices" if region.prepared.neighbours == "yx" else "volume",
         ignore=config.data.ignore,
     )

@@ -308,7 +308,7 @@ def _asked_tiles(config: RunConfig) -> dict[str, Any]:
         "chunks": config.output.chunks,
         "shards": config.output.shards,
     }
-    return {key: {"auto": None, "none": ()}.get(value, value) for key, value in found.items()}  # type: ignore[arg-type]
+    return {key: None if value == "auto" else () if value == "none" else value for key, value in found.items()}
 
 
 def _pinned_tiles(asked: dict[str, Any], plan: Plan) -> dict[str, Any]:

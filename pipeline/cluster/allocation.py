@@ -199,7 +199,8 @@ class _Runner(SLURMRunner):
     async def get_scheduler_address(self) -> str:
         while True:
             with suppress(FileNotFoundError, json.JSONDecodeError, KeyError):
-                return json.loads(Path(self.scheduler_file).read_text())["address"]
+                address: str = json.loads(Path(self.scheduler_file).read_text())["address"]
+                return address
             await asyncio.sleep(0.2)
 
     async def start_scheduler(self) -> None:
@@ -215,7 +216,7 @@ class _Runner(SLURMRunner):
     async def before_client_start(self) -> None:
         if self.security:
             arguments = self.security.get_connection_args("client")
-            self.scheduler_comm = rpc(self.scheduler_address, connection_args=arguments)
+            self.scheduler_comm = rpc(self.scheduler_address, connection_args=arguments)  # type: ignore[assignment]  # None before
 
     async def on_scheduler_start(self, scheduler: Scheduler) -> None:
         self._watch = asyncio.create_task(_end_without_driver(scheduler))

@@ -31,5 +31,7 @@ def dashboard_link(client: Client, config: ClusterConfig) -> str | None:
     if not (config.dashboard and port):
         return None
     if config.kind == "address":
-        return client.dashboard_link
-    return format_dashboard_link(PAGES_HOST, port)
+        theirs: str | None = client.dashboard_link
+        return theirs
+    ours: str = format_dashboard_link(PAGES_HOST, port)
+    return ours

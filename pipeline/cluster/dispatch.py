@@ -23,7 +23,7 @@ from distributed.client import ClosedClientError
 from distributed.comm import CommClosedError
 
 from pipeline.cluster.pool import Pool
-from pipeline.cluster.scheduler import answered, scheduler_gone
+from pipeline.cluster.scheduler import answered, loop_of, scheduler_gone
 from pipeline.core.roster import Attempt, Outcome, Roster
 from pipeline.errors import InferenceError
 
@@ -125,7 +125,7 @@ class _Shell:
         self._pool, self._work, self._roster, self._on_ready, self._now = pool, work, roster, on_ready, now
         self._client = pool.client
         self._landings: queue.SimpleQueue[_Landing] = queue.SimpleQueue()
-        self._futures: dict[int | str, Future] = {}  # of attempts by serial, of preparations by worker
+        self._futures: dict[int | str, Future[Any]] = {}  # of attempts by serial, of preparations by worker
         self._unfit: dict[str, BaseException] = {}
         self._joined = itertools.count()
         self._ever_ready = False
@@ -299,9 +299,9 @@ class _Shell:
             function, *arguments, key=key, workers=[worker], pure=False, retries=0, priority=-serial, fifo_timeout=0
         )
         self._futures[known] = future
-        self._client.loop.add_callback(self._follow, what, future)
+        loop_of(self._client).add_callback(self._follow, what, future)
 
-    async def _follow(self, what: Attempt | str, future: Future) -> None:
+    async def _follow(self, what: Attempt | str, future: Future[Any]) -> None:
         """Bring an outcome to the queue; in the client's loop, so that nobody waits for one of many."""
         try:
             result = await self._client.gather(future, asynchronous=True)

@@ -14,12 +14,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from logging.handlers import QueueHandler
+from queue import SimpleQueue
 from typing import Any
 
 from distributed import Client, Worker, WorkerPlugin
 from distributed.client import ClosedClientError
 
-from pipeline.cluster.scheduler import ANSWER_SECONDS, answered
+from pipeline.cluster.scheduler import ANSWER_SECONDS, answered, loop_of
 
 TOPIC = "halotile-log"
 
@@ -51,7 +52,7 @@ def forwarded(client: Client, level: str) -> Iterator[None]:
         answered(client, begin)
     except OSError as error:
         log.warning("what some workers log will be missing: %s", error)
-    kept = asyncio.run_coroutine_threadsafe(_keep(client, begin), client.loop.asyncio_loop)
+    kept = asyncio.run_coroutine_threadsafe(_keep(client, begin), loop_of(client).asyncio_loop)
     try:
         yield
     finally:
@@ -107,7 +108,7 @@ class _Publisher(QueueHandler):
     """
 
     def __init__(self, worker: Worker) -> None:
-        super().__init__(queue=None)  # type: ignore[arg-type] - the worker is
+        super().__init__(SimpleQueue())  # which stays empty: the worker is what takes them
         self._worker = worker
 
     def enqueue(self, record: logging.LogRecord) -> None:

@@ -132,8 +132,12 @@ def _security(config: ClusterConfig) -> tuple[Security | None, dict[str, str]]:
         }
         return security_of(config.security), {name: Path(file).read_text() for name, file in files.items()}
     found = own_certificates()
-    own = {"ca.pem": found.tls_ca_file, "cert.pem": found.tls_scheduler_cert, "key.pem": found.tls_scheduler_key}
-    return found, {name: str(text) for name, text in own.items()}
+    fields = {
+        "ca.pem": "tls_ca_file",
+        "cert.pem": "tls_scheduler_cert",
+        "key.pem": "tls_scheduler_key",
+    }  # as Dask keeps them
+    return found, {name: str(getattr(found, field)) for name, field in fields.items()}
 
 
 class _Pods(KubeCluster):
@@ -253,7 +257,10 @@ class _Pods(KubeCluster):
     async def listed(self, kind: type[Pod] | type[Deployment], component: str) -> list[Json]:
         """What the API says of this cluster's pods or Deployments of a component."""
         selector = f"{self.selector},dask.org/component={component}"
-        return [found.raw.to_dict() async for found in kind.list(namespace=self.namespace, label_selector=selector)]
+        found = kind.list(namespace=self.namespace, label_selector=selector)
+        return [
+            one.raw.to_dict() async for one in found if not isinstance(one, dict)
+        ]  # a dict where raw ones are asked for
 
     def unmade(self, component: str) -> InferenceError:
         """The error of what the operator was asked for and could not make."""

@@ -216,7 +216,7 @@ _starting: dict[tuple[ClusterConfig, Crew], _Begun] = {}
 
 
 def _kind(config: ClusterConfig) -> Kind:
-    return importlib.import_module(KINDS[config.kind])  # type: ignore[return-value] - a module is one
+    return importlib.import_module(KINDS[config.kind])
 
 
 def _opened(stack: ExitStack, kind: Kind, config: ClusterConfig, crew: Crew, folder: Path) -> tuple[Opened, float]:

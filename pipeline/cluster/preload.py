@@ -51,7 +51,7 @@ class _CheckIdle(RequestHandler):
         self.write(json.dumps({"idle_since": found.alone_since if found else None}))
 
 
-routes: list[tuple] = [("/api/v1/check_idle", _CheckIdle, {})]
+routes: list[tuple[str, type[_CheckIdle], dict[str, Any]]] = [("/api/v1/check_idle", _CheckIdle, {})]
 """As Dask takes them (`distributed.scheduler.http.routes`)."""
 
 

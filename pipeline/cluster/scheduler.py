@@ -19,6 +19,7 @@ from distributed.client import ClosedClientError
 from distributed.core import Status, rpc
 from distributed.security import Security
 from distributed.utils import LoopRunner, sync
+from tornado.platform.asyncio import BaseAsyncIOLoop
 
 from pipeline.errors import InferenceError
 
@@ -117,7 +118,7 @@ class Attendance:
                 raise scheduler_gone() from error
             self._in_vain = min(self._in_vain, time.monotonic())
             if isinstance(error, TimeoutError):
-                self._client.loop.add_callback(_drop_questions, self._client)
+                loop_of(self._client).add_callback(_drop_questions, self._client)
         else:
             leaving = Status.closing_gracefully.name
             self.seen = {address for address, worker in workers.items() if worker.get("status") != leaving}
@@ -149,15 +150,15 @@ class _Pulse:
             return
         if now - self._asked > PULSE_SECONDS:
             self._asked = now
-            self._client.loop.add_callback(self._ask)
+            loop_of(self._client).add_callback(self._ask)
         stream = self._client.scheduler_comm
         if self._missed is not None and now - self._missed > SILENT_SECONDS and stream is not None:
             log.warning(
                 "the scheduler answers, but for %.0f s none of its news has come; connecting anew", now - self._missed
             )
             self._missed = None
-            self._client.loop.add_callback(stream.abort)
-            self._client.loop.add_callback(_drop_questions, self._client)
+            loop_of(self._client).add_callback(stream.abort)
+            loop_of(self._client).add_callback(_drop_questions, self._client)
 
     async def _ask(self) -> None:
         if self._client.scheduler is None:  # it was given up meanwhile
@@ -176,9 +177,20 @@ class _Pulse:
         self._came, self._missed = True, None
 
 
+def loop_of(client: Client) -> BaseAsyncIOLoop:
+    """The loop in which a client talks, in a thread of its own.
+
+    Raises:
+        RuntimeError: It was never started.
+    """
+    if not isinstance(client.loop, BaseAsyncIOLoop):
+        raise RuntimeError("A client of Dask was asked for its loop before it was started.")
+    return client.loop
+
+
 def _drop_questions(client: Client) -> None:
     """End those that are unanswered, and their connections: Dask waits for a tile's result without end."""
-    if client.scheduler is not None:
+    if client.scheduler is not None and client.scheduler.address is not None:
         client.rpc.remove(client.scheduler.address, reason="no answer came")
 
 

@@ -40,7 +40,8 @@ class OwnSecurity(Security):
             for part in ("cert", "key"):
                 write_privately(path := Path(folder) / part, tls[part])
                 tls = {**tls, part: str(path)}
-            return super()._get_tls_context(tls, purpose)
+            context: ssl.SSLContext = super()._get_tls_context(tls, purpose)
+            return context
 
 
 def own_certificates() -> Security:
@@ -180,11 +181,15 @@ def temporary_files(folder: Path, security: Security | None) -> None:
     if security is None:
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = {"ca": security.tls_ca_file, "cert": security.tls_scheduler_cert, "key": security.tls_scheduler_key}
-    for name, text in found.items():
+    fields = {
+        "ca": "tls_ca_file",
+        "cert": "tls_scheduler_cert",
+        "key": "tls_scheduler_key",
+    }  # as Dask keeps them, in this order
+    for name, field in fields.items():
         part = folder / f"{name}.part"
         part.unlink(missing_ok=True)
-        write_privately(part, text)
+        write_privately(part, getattr(security, field))
         part.rename(folder / f"{name}.pem")
 
 

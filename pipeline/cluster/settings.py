@@ -51,7 +51,7 @@ def worker_environment(threads: int) -> dict[str, str]:
 class _NoSpans(SpansSchedulerExtension):
     """Stands in for the scheduler's record of all submissions, which would grow with the volume."""
 
-    def observe_tasks(self, *_: Any, **__: Any) -> dict:
+    def observe_tasks(self, *_: Any, **__: Any) -> dict[Any, dict[Any, Any]]:
         return {}
 
     def heartbeat(self, *_: Any) -> None:

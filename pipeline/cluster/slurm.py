@@ -232,7 +232,8 @@ class _Jobs:
         Raises:
             InferenceError: Job after job ends before its worker has joined: more of them would too.
         """
-        present = {worker.name for worker in list(self._cluster.scheduler.workers.values())}
+        scheduler = self._cluster.scheduler
+        present = {worker.name for worker in list(scheduler.workers.values())} if scheduler else set()
         joined = {job.job_id for name, job in self._cluster.workers.items() if name in present} - self._joined
         if joined:
             self._joined, self._in_vain = self._joined | joined, 0

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 from dataclasses import dataclass, replace
-from logging import LoggerAdapter
+from logging import Logger, LoggerAdapter
 from pathlib import Path
 
 from distributed import get_worker
@@ -116,7 +116,7 @@ def infer(job: Job, index: int) -> TileRecord:
         raise
 
 
-def _inferred(bench: _Bench, index: int, token: str, said: LoggerAdapter) -> TileRecord:
+def _inferred(bench: _Bench, index: int, token: str, said: LoggerAdapter[Logger]) -> TileRecord:
     tile = bench.plan.grid.tile(index)
     with _computing, bench.directory.tile(index, token):
         said.debug("begins")
@@ -137,7 +137,7 @@ def _shares(record: TileRecord) -> str:
     return f"read {record.read_seconds:.3f}, write {record.write_seconds:.3f}, wait {record.wait_seconds:.3f}"
 
 
-def _about(job: Job, **fields: int) -> LoggerAdapter:
+def _about(job: Job, **fields: int) -> LoggerAdapter[Logger]:
     """The log; its records are the driver's in the end, which knows neither this worker nor the tile."""
     return about(run=Path(job.output).name, stage="infer", worker=str(get_worker().name), **fields)
 

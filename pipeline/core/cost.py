@@ -12,7 +12,7 @@ from math import lcm, prod
 
 import numpy as np
 
-from pipeline.core.box import Triple, round_up
+from pipeline.core.box import Triple, per_axis, round_up
 from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import mirrored_ends
 from pipeline.core.network.need import Span
@@ -53,8 +53,8 @@ def turn_multiply_adds(schedule: Schedule) -> int:
 def one_pass_multiply_adds(architecture: Architecture, volume: Triple) -> int:
     """Of one forward pass over the whole volume, extended as the promise defines it."""
     margin = receptive_radius(architecture) if architecture.padding == "valid" else (0, 0, 0)
-    core = tuple(n - 2 * m for n, m in zip(whole_window(architecture, volume), margin, strict=True))
-    return multiply_adds(TileGrid(architecture, core, core, (0, 0, 0), core[0]).tile(0).schedule)  # type: ignore[arg-type]
+    core = per_axis(lambda n, m: n - 2 * m, whole_window(architecture, volume), margin)
+    return multiply_adds(TileGrid(architecture, core, core, (0, 0, 0), core[0]).tile(0).schedule)
 
 
 def total_multiply_adds(grid: TileGrid) -> int:

@@ -27,7 +27,7 @@ from math import lcm, prod
 
 import numpy as np
 
-from pipeline.core.box import Box, Triple, round_up
+from pipeline.core.box import Box, Triple, per_axis, round_up, triple
 from pipeline.core.network.need import Needs, Span, needs
 from pipeline.core.network.receptive import receptive_radius
 from pipeline.core.network.schedule import Schedule
@@ -52,7 +52,7 @@ class Tile:
     def window(self) -> Box:
         """Voxels that it reads, global coordinates; may lie beyond the volume."""
         axes = self.schedule.axes
-        return Box(tuple(a.input.start for a in axes), tuple(a.input.stop for a in axes))  # type: ignore[arg-type]
+        return Box.of_spans((axis.input.start, axis.input.stop) for axis in axes)
 
     def __str__(self) -> str:
         return f"tile {self.index} (core {self.core})"
@@ -80,7 +80,7 @@ class TileGrid:
     @property
     def counts(self) -> Triple:
         """Tiles along z, y, x."""
-        return tuple(-(-n // c) for n, c in zip(self.volume, self.core, strict=True))  # type: ignore[return-value]
+        return per_axis(lambda n, c: -(-n // c), self.volume, self.core)
 
     def __len__(self) -> int:
         return prod(self.counts)
@@ -96,12 +96,11 @@ class TileGrid:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"Tile {index} asked for, but the grid has tiles 0 to {len(self) - 1}.")
-        place = np.unravel_index(index, self.counts)
-        start = tuple(int(p) * c for p, c in zip(place, self.core, strict=True))
-        stop = tuple(a + c for a, c in zip(start, self.core, strict=True))
-        core = Box(start, stop).clipped(Box.of_shape(self.volume))  # type: ignore[arg-type]
-        axes = tuple(self.needs(axis, *span) for axis, span in enumerate(zip(core.start, core.stop, strict=True)))
-        return Tile(index, core, Schedule(self.architecture, axes, self.slab))  # type: ignore[arg-type]
+        place = triple(np.unravel_index(index, self.counts))
+        start = per_axis(lambda p, c: int(p) * c, place, self.core)
+        core = Box.of_shape(self.core).moved(start).clipped(Box.of_shape(self.volume))
+        axes = triple(self.needs(axis, *span) for axis, span in enumerate(zip(core.start, core.stop, strict=True)))
+        return Tile(index, core, Schedule(self.architecture, axes, self.slab))
 
     def widest(self) -> Tile:
         """A tile with the largest window."""

@@ -256,7 +256,9 @@ class Loop:
             return
         mean = torch.stack(self._losses).mean()
         self._losses.clear()
-        loss = float(mean if self.fabric.world_size == 1 else self.fabric.all_reduce(mean, reduce_op="mean"))
+        if self.fabric.world_size > 1:
+            mean = torch.as_tensor(self.fabric.all_reduce(mean, reduce_op="mean"))
+        loss = float(mean)
         if not isfinite(loss):
             raise TrainingError(DIVERGED.format(f"The loss is {loss} at step {self.step}"))
         self._remember(loss)

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import ndimage
@@ -55,7 +55,7 @@ class TargetRule:
 
     target: str
     labels_are: str
-    neighbours: str
+    neighbours: Literal["yx", "zyx"]
     ignore: int | None
     classes: int
     sigma: float | None
@@ -149,7 +149,7 @@ class Prepared:
     border_path: Path | None
     counts: tuple[int, ...]
     sha256: str
-    neighbours: str
+    neighbours: Literal["yx", "zyx"]
 
     def target(self) -> np.ndarray:
         mapped: np.ndarray = np.load(self.target_path, mmap_mode="r")

@@ -57,7 +57,7 @@ def free_device_bytes(device: str) -> int | None:
 def computes_bfloat16(device: str) -> bool:
     """Whether the hardware multiplies bfloat16; elsewhere it is emulated, slower than float32."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     flags = cpuinfo("flags").split()
     return any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
 
@@ -71,7 +71,7 @@ def cpuinfo(key: str) -> str:
 
 def environment() -> dict[str, str]:
     """What is recorded beside a plan: versions that may change low bits."""
-    found = {"torch": torch.__version__}
+    found = {"torch": str(torch.__version__)}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
         found["cudnn"] = str(torch.backends.cudnn.version())

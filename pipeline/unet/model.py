@@ -8,10 +8,11 @@ Shape suffixes: B batch, C channels, S the spatial axes (Y X, or Z Y X).
 
 from __future__ import annotations
 
-from math import sqrt
+from math import prod, sqrt
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from pipeline.core.network.unet import Architecture
 
@@ -53,13 +54,14 @@ class UNet(nn.Module):
     def _block(self, in_channels: int, out_channels: int) -> nn.Sequential:
         a = self.architecture
         padding = 1 if a.padding == "same" else 0
-        block = [_CONV[a.ndim](in_channels, out_channels, 3, padding=padding, bias=a.bias)]
+        block: list[nn.Module] = [_CONV[a.ndim](in_channels, out_channels, 3, padding=padding, bias=a.bias)]
         if a.norm == "batch":
             block.append(_NORM[a.ndim](out_channels))
         return nn.Sequential(*block, nn.ReLU(inplace=True))
 
     def _run(self, name: str, x_BCS: Tensor) -> Tensor:
-        return self.get_submodule(name)(x_BCS)
+        found: Tensor = self.get_submodule(name)(x_BCS)
+        return found
 
     def forward(self, x_BCS: Tensor) -> Tensor:
         """Logits for `x_BCS`; the extents must be legal (`core.network.receptive.legal_extent`).
@@ -83,7 +85,8 @@ class UNet(nn.Module):
             x_BCS = _joined(x_BCS, skips.pop())
             x_BCS = self._run(f"decoder{k}_2", x_BCS)
             x_BCS = self._run(f"decoder{k}_1", x_BCS)
-        return self.fc(x_BCS)
+        logits_BKS: Tensor = self.fc(x_BCS)
+        return logits_BKS
 
     @property
     def parameter_count(self) -> int:
@@ -102,10 +105,10 @@ def initialise(model: UNet, seed: int) -> UNet:
     """Draw every convolution from a Gaussian of standard deviation sqrt(2 / fan-in); biases start at zero."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        if isinstance(module, (*_CONV.values(), *_UP.values())):
+        if isinstance(module, _ConvNd):
             fan_in = module.in_channels
             if not isinstance(module, tuple(_UP.values())):  # stride 2, 2 taps: each output voxel sees one tap
-                fan_in *= module.kernel_size[0] ** len(module.kernel_size)
+                fan_in *= prod(module.kernel_size)
             with torch.no_grad():
                 module.weight.normal_(0.0, sqrt(2.0 / fan_in), generator=generator)
                 if module.bias is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 
 import numpy as np
@@ -17,8 +17,8 @@ from pipeline.core.plan import Plan
 from pipeline.errors import InferenceError, ModelError
 from pipeline.unet.checkpoint import Checkpoint, first_line
 from pipeline.unet.device import check_device, make_deterministic
-from pipeline.unet.lane import lane
-from pipeline.unet.sweep import Sweep, kernels
+from pipeline.unet.lane import Lane, lane
+from pipeline.unet.sweep import Kernel, Sweep, kernels
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,9 +47,12 @@ class UNetPredictor:
         check_device(plan.compute.device)
         make_deterministic()
         self._plan = plan
-        self._device = torch.device(plan.compute.device, device_index if plan.compute.device == "cuda" else None)
+        numbered = plan.compute.device == "cuda" and device_index is not None
+        self._device = torch.device(f"cuda:{device_index}" if numbered else plan.compute.device)
         self._dtype = DTYPES[plan.compute.dtype]
         self._sweep: Sweep | None = None
+        self._kernels: dict[str, Kernel]
+        self._lane: Lane
         if earlier and earlier.serves(plan):
             self._kernels, self._lane, self._sweep = earlier._kernels, earlier._lane, earlier._sweep
         else:
@@ -63,7 +66,7 @@ class UNetPredictor:
         ]
         return networks[0] == networks[1]
 
-    def predict(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, np.ndarray]]:
+    def predict(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Generator[tuple[Box, np.ndarray]]:
         """Predicted parts of the tile's core, in z order.
 
         Args:

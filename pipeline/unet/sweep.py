@@ -47,21 +47,39 @@ def kernels(model: UNet, *, device: torch.device, dtype: torch.dtype) -> dict[st
             # a clone: `contiguous` leaves a single channel as it is, and what is computed with it would be channels first
             weight = weight.to(device, dtype).movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
         elif layer.kind == "up":  # a matrix: each voxel makes 2**ndim, channels last
-            weight, bias = module.weight.double(), module.bias
-            weight = weight.flatten(2).permute(2, 1, 0).reshape(-1, layer.in_channels).to(device, dtype).contiguous()
+            weight, bias = _of(module)
+            weight = (
+                weight.double()
+                .flatten(2)
+                .permute(2, 1, 0)
+                .reshape(-1, layer.in_channels)
+                .to(device, dtype)
+                .contiguous()
+            )
             bias = bias if bias is None else bias.double().repeat(2**ndim)
         else:
-            weight, bias = module.weight.flatten(1).to(device, dtype).contiguous(), module.bias
+            weight, bias = _of(module)
+            weight = weight.flatten(1).to(device, dtype).contiguous()
         found[layer.name] = Kernel(weight, bias if bias is None else bias.to(device, dtype))
     return found
 
 
+def _of(module: torch.nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a convolution."""
+    if not isinstance(module, torch.nn.modules.conv._ConvNd):
+        raise TypeError(f"A {type(module).__name__} stands where a convolution should.")
+    return module.weight, module.bias
+
+
 def _folded(block: torch.nn.Module) -> tuple[Tensor, Tensor | None]:
     conv, *rest = block.children()
-    weight, bias = conv.weight.double(), None if conv.bias is None else conv.bias.double()
+    weight, bias = _of(conv)
+    weight, bias = weight.double(), None if bias is None else bias.double()
     norm = next((m for m in rest if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)), None)
     if norm is None:
         return weight, bias
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("A batch norm without running statistics cannot be folded into a kernel.")
     scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
     bias = norm.bias.double() + scale * ((bias if bias is not None else 0.0) - norm.running_mean.double())
     return weight * scale.view(-1, *(1,) * (weight.ndim - 1)), bias
@@ -89,14 +107,14 @@ class Sweep:
         self._layers = list(layers(architecture))
         like = kernels["fc"].weight
         self._convolve = _convolution(architecture.ndim, like)
-        before = earlier._inputs if earlier else {}
-        self._inputs = {
+        before: dict[str, _Input] = earlier._inputs if earlier else {}
+        self._inputs: dict[str, _Input] = {
             layer.name: _Input(layer, schedule, like, before.pop(layer.name, None))
             for layer in self._layers
             if layer.kind == "conv"
         }
-        waited = earlier._skips if earlier else []
-        self._skips = [
+        waited: list[_Skips] = earlier._skips if earlier else []
+        self._skips: list[_Skips] = [
             _Skips(schedule, level, like, waited[level] if waited else None) for level in range(architecture.depth)
         ]
 
@@ -201,6 +219,7 @@ class _Input:
         self._inner = tuple(_within(g, f) for g, f in zip(self._given[1:], self._frame[1:], strict=True))
         slices = min(schedule.held(layer.name) + schedule.slices(layer.level), self._frame[0].extent)
         shape = (slices, *(frame.extent for frame in self._frame[1:]), layer.in_channels)
+        self._buffer: Tensor
         self.used = earlier is not None and (earlier._buffer.shape, earlier._inner) == (shape, self._inner)
         if earlier and self.used:  # its frame of zeros is ours
             self._buffer = earlier._buffer
@@ -272,8 +291,11 @@ class _Skips:
         slices = min(schedule.waiting(level), schedule.needs.writes[wide].extent)
         plane = [axis.writes[wide].extent for axis in schedule.axes[1:]]
         shape = (round_up(slices, 2), *plane, schedule.architecture.channels(level))
-        reusable = earlier is not None and earlier._ring.shape == shape
-        self._ring = earlier._ring if reusable else torch.empty(shape, dtype=like.dtype, device=like.device)
+        self._ring: Tensor
+        if earlier is not None and earlier._ring.shape == shape:
+            self._ring = earlier._ring
+        else:
+            self._ring = torch.empty(shape, dtype=like.dtype, device=like.device)
         self._begin = schedule.needs.writes[wide].start
 
     def append(self, x_ZYXC: Tensor, span: Span) -> list[Tensor]:

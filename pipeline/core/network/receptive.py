@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.core.box import Triple, round_up
+from pipeline.core.box import Triple, per_axis, round_up, triple
 from pipeline.core.network.need import Span, needs
 from pipeline.core.network.unet import Architecture
 
@@ -14,14 +14,14 @@ def receptive_radius(architecture: Architecture) -> Triple:
     side loses in the pass. A 2D network reaches nothing along z. A single voxel at its worst phase reaches further,
     which no tile ever asks for.
     """
-    margins = (-needs(architecture, axis, Span(0, s), None).input.start for axis, s in enumerate(architecture.stride))
-    return tuple(margins)  # type: ignore[return-value]
+    return triple(
+        -needs(architecture, axis, Span(0, s), None).input.start for axis, s in enumerate(architecture.stride)
+    )
 
 
 def least_halo(architecture: Architecture) -> Triple:
     """The receptive radius rounded up to the stride: what an exact tile is surrounded by, same padding."""
-    pairs = zip(receptive_radius(architecture), architecture.stride, strict=True)
-    return tuple(round_up(r, s) for r, s in pairs)  # type: ignore[return-value]
+    return per_axis(round_up, receptive_radius(architecture), architecture.stride)
 
 
 def lost_margin(architecture: Architecture) -> Triple:
@@ -42,5 +42,5 @@ def legal_extent(architecture: Architecture, axis: int, needed: int) -> int:
 
 def whole_window(architecture: Architecture, volume: Triple) -> Triple:
     """Extents of the one pass over the whole volume that the stitched output must equal."""
-    needed = (n + 2 * m for n, m in zip(volume, lost_margin(architecture), strict=True))
-    return tuple(legal_extent(architecture, axis, n) for axis, n in enumerate(needed))  # type: ignore[return-value]
+    needed = per_axis(lambda n, m: n + 2 * m, volume, lost_margin(architecture))
+    return triple(legal_extent(architecture, axis, n) for axis, n in enumerate(needed))
