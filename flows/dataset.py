@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from httpx import HTTPError
 from prefect import flow, runtime
@@ -121,7 +121,8 @@ def reprocess_dataset(config: DatasetConfig, moved: bool = False) -> Summary:
     """
     keep_tiles_from_prefect()
     end_orphans(_segment_volume.name)
-    return _go_over(config, partial(_reprocess_round, moved=moved), prefect=True, on_outcome=_hearer.get())
+    go = partial(_reprocess_round, moved=moved)
+    return _go_over(config, go, stage="reprocess", prefect=True, on_outcome=_hearer.get())
 
 
 @flow(name="halotile-watch", flow_run_name=_run_name, persist_result=False)
@@ -136,7 +137,7 @@ def watch_inbox(config: DatasetConfig) -> Summary:
     """
     keep_tiles_from_prefect()
     end_orphans(_segment_volume.name)
-    return _go_over(config, watch, prefect=True, on_outcome=_hearer.get())
+    return _go_over(config, watch, stage="watch", prefect=True, on_outcome=_hearer.get())
 
 
 # --- with Prefect or without ------------------------------------------------------------------------------------------
@@ -158,12 +159,15 @@ def _reprocess_round(
     return found
 
 
-def _go_over(config: DatasetConfig, go: Go, *, prefect: bool, on_outcome: Hearer) -> Summary:
+def _go_over(
+    config: DatasetConfig, go: Go, *, stage: Literal["reprocess", "watch"], prefect: bool, on_outcome: Hearer
+) -> Summary:
     """Go over a dataset, and raise in the end where volumes failed.
 
     Args:
         config: The set.
         go: `_reprocess_round`, or `watch`.
+        stage: Which of them, for the log; watchers may work side by side.
         prefect: Whether each volume is a sub-flow, and the summary an artifact.
         on_outcome: Told of each volume.
 
@@ -183,7 +187,7 @@ def _go_over(config: DatasetConfig, go: Go, *, prefect: bool, on_outcome: Hearer
 
         return tell
 
-    with logged_round(config, alone=go is not watch, stage="watch" if go is watch else "reprocess"):
+    with logged_round(config, alone=stage == "reprocess", stage=stage):
         how = {"segment_one": _as_sub_flow if prefect else segment, "on_dashboard": tell_dashboard}
         found = go(config, begin, **how)
         summary = found.summary
@@ -199,12 +203,13 @@ def _go_over(config: DatasetConfig, go: Go, *, prefect: bool, on_outcome: Hearer
 
 def reprocess_plainly(config: DatasetConfig, on_outcome: Hearer, *, moved: bool = False) -> Summary:
     """The same as the flow, without Prefect."""
-    return _go_over(config, partial(_reprocess_round, moved=moved), prefect=False, on_outcome=on_outcome)
+    go = partial(_reprocess_round, moved=moved)
+    return _go_over(config, go, stage="reprocess", prefect=False, on_outcome=on_outcome)
 
 
-def watch_plainly(config: DatasetConfig, on_outcome: Hearer) -> Summary:
-    """The same as the flow, without Prefect."""
-    return _go_over(config, watch, prefect=False, on_outcome=on_outcome)
+def watch_plainly(config: DatasetConfig, on_outcome: Hearer, *, now: float | None = None) -> Summary:
+    """The same as the flow, without Prefect; `now` as of `Inbox.look`."""
+    return _go_over(config, partial(watch, now=now), stage="watch", prefect=False, on_outcome=on_outcome)
 
 
 def _show(summary: Summary) -> None:

@@ -23,12 +23,19 @@ from pipeline.storage.rundir import RunDirectory
 log = logging.getLogger("pipeline")
 
 
-def watch(config: DatasetConfig, on_begin: Callable[[Round], Callable[[Outcome], None]], **how: Any) -> Round:
+def watch(
+    config: DatasetConfig,
+    on_begin: Callable[[Round], Callable[[Outcome], None]],
+    *,
+    now: float | None = None,
+    **how: Any,
+) -> Round:
     """Look at the inbox once, and do what is complete and new.
 
     Args:
         config: The set; its `volumes` is the inbox.
         on_begin: Given the round; gives what is told of each volume that is done now.
+        now: As of `Inbox.look`.
         how: As of `reprocess`.
 
     Raises:
@@ -47,7 +54,7 @@ def watch(config: DatasetConfig, on_begin: Callable[[Round], Callable[[Outcome],
         clock=rule.clock,
         without=places(found),
     )
-    looked = inbox.look()
+    looked = inbox.look(now)
     arrivals = [a for a in looked if not is_summary(a.entry.name)]
     misnamed = [
         LeftOut(a.entry.url, "its output would lie where the summary does: rename it")

@@ -18,8 +18,10 @@ from pipeline.dataset.inbox import Inbox, since_boot
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage.objects import ObjectStore
 from tests.dataset.catalogue_cases import fill, make_hdf5, make_image, make_plate, make_tiff
+from tests.e2e.commands import wait_until
 
 UPLOAD = Path(__file__).with_name("upload.py")
+QUIET = 10.0
 
 _processes = get_context("spawn")
 
@@ -34,7 +36,7 @@ def place(tmp_path):
 @pytest.fixture
 def quiet(place, tmp_path):
     """That inbox, with ten seconds of quiet."""
-    return Inbox(str(place), tmp_path / "seen.json", quiet_seconds=10)
+    return Inbox(str(place), tmp_path / "seen.json", quiet_seconds=QUIET)
 
 
 def states(inbox: Inbox, now: float | None = None) -> dict[str, str]:
@@ -173,64 +175,95 @@ def test_what_is_left_out_is_told(quiet, place):
 # --- real uploads -------------------------------------------------------------------------------------------------------
 
 
-def uploaded(image: Path, target: Path, pause: float, finished: Path) -> subprocess.Popen:
-    """An upload that goes on."""
-    return subprocess.Popen([sys.executable, str(UPLOAD), *map(str, (image, target, pause, finished))])
+class Upload:
+    """An upload by another process, which pauses at every half of a file."""
+
+    def __init__(self, image: Path, target: Path) -> None:
+        command = [sys.executable, str(UPLOAD), str(image), str(target)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.pause = self._heard()
+
+    def go_on(self) -> None:
+        """Up to the next pause, or the end: then `pause` is empty."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        self.pause = self._heard()
+
+    def _heard(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
 
 
-def watch(source: str, seen: str, quiet_seconds: float, finished: str, until: str, found) -> None:
-    """A watcher: looks until a file is there, and tells each volume that it finds complete, and whether its upload had finished."""
-    watcher = Inbox(source, Path(seen), quiet_seconds=quiet_seconds)
+def watch(source: str, seen: str, clock, looks, found) -> None:
+    """A watcher: looks by the clock until that is negative, and tells each volume that it finds complete, and when."""
+    watcher = Inbox(source, Path(seen), quiet_seconds=QUIET)
     told = set()
-    while not Path(until).exists():
-        done_before = Path(finished).exists()
-        for arrival in watcher.look():
+    while (now := clock.value) >= 0:
+        for arrival in watcher.look(now):
             if arrival.state == "complete" and arrival.entry.name not in told:
                 told.add(arrival.entry.name)
-                found.put((os.getpid(), arrival.entry.name, done_before))
-        time.sleep(0.02)
+                found.put((os.getpid(), arrival.entry.name, now))
+        looks.value += 1
 
 
 @pytest.mark.slow
 def test_two_watchers_find_a_growing_volume_only_when_it_is_whole(place, tmp_path):
     """Another process uploads with pauses and old times; both watchers share what they saw, and neither is early."""
     image = make_image(tmp_path / "image.zarr")
-    finished, until = tmp_path / "finished", tmp_path / "until"
+    clock, looks = _processes.Value("d", 0.0), [_processes.Value("l", 0) for _ in range(2)]
     found = _processes.Queue()
-    arguments = (str(place), str(tmp_path / "seen.json"), 1.5, str(finished), str(until), found)
-    watchers = [_processes.Process(target=watch, args=arguments) for _ in range(2)]
+    watchers = [
+        _processes.Process(target=watch, args=(str(place), str(tmp_path / "seen.json"), clock, count, found))
+        for count in looks
+    ]
     for watcher in watchers:
         watcher.start()
-    upload = uploaded(image, place / "image.zarr", 0.5, finished)
+    upload = Upload(image, place / "image.zarr")
+    pauses = 0
     try:
+        while upload.pause:  # each is two thirds of the quiet time, and is looked at by both
+            before = [count.value for count in looks]
+            wait_until(lambda then=before: all(count.value > n + 1 for count, n in zip(looks, then, strict=True)))
+            upload.go_on()
+            pauses += 1
+            clock.value += QUIET * 2 / 3
+        whole = clock.value
+        while found.empty() and clock.value < whole + 9 * QUIET:
+            before = [count.value for count in looks]
+            wait_until(lambda then=before: all(count.value > n + 1 for count, n in zip(looks, then, strict=True)))
+            clock.value += QUIET * 2 / 3
         told = [found.get(timeout=60) for _ in watchers]
-        assert upload.wait(60) == 0
     finally:
-        until.touch()
-        upload.kill()
+        clock.value = -1.0
+        upload.end()
         for watcher in watchers:
             watcher.join(30)
             watcher.kill()
+    assert pauses == 5  # three files, in halves
     assert {pid for pid, _, _ in told} == {watcher.pid for watcher in watchers}
-    assert [(name, done) for _, name, done in told] == [("image", True)] * 2
+    assert all(name == "image" and now >= whole for _, name, now in told)
 
 
-def test_a_pause_longer_than_the_quiet_time_is_taken_for_the_end(place, tmp_path):
+def test_a_pause_longer_than_the_quiet_time_is_taken_for_the_end(quiet, place, tmp_path):
     """The negative control, and the rule's limit, which the docs tell: no listing can tell a pause from an end."""
-    image = make_image(tmp_path / "image.zarr")
-    finished = tmp_path / "finished"
-    inbox = Inbox(str(place), tmp_path / "seen.json", quiet_seconds=0.05)
-    upload = uploaded(image, place / "image.zarr", 0.5, finished)
-    found: set[str] = set()
+    upload = Upload(make_image(tmp_path / "image.zarr"), place / "image.zarr")
     try:
-        while found <= {"growing"} and upload.poll() is None:
-            found = {arrival.state for arrival in inbox.look()}
-            time.sleep(0.01)
+        now, found = 0.0, {"growing"}
+        while found <= {"growing"} and upload.pause:  # until there is enough of it to be a volume
+            quiet.look(now)
+            found = {arrival.state for arrival in quiet.look(now + QUIET)}
+            unfinished = bool(upload.pause)
+            upload.go_on()
+            now += 2 * QUIET
         assert found & {"complete", "unreadable"}
-        assert not finished.exists()
+        assert unfinished
     finally:
-        upload.kill()
-        upload.wait()
+        upload.end()
 
 
 # --- markers ------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -142,8 +141,7 @@ def test_of_volumes_of_too_many_files_a_sample_is_compared(tmp_path, pooled, mon
 def look_twice(dataset: DataSet) -> dict[str, str]:
     """Look until what is new counts as complete."""
     assert look(dataset) == {}
-    time.sleep(QUIET + 0.1)
-    return look(dataset)
+    return look(dataset, after=QUIET)
 
 
 def test_every_change_of_a_volume_that_was_done_is_told(tmp_path, pooled):
