@@ -43,7 +43,7 @@ test: lint ## lint, then all tests, a process a core; ARGS="-k grid" reaches pyt
 test-cluster: $(READY) ## tests on real servers, as root on Debian: SLURM, S3, Prefect, cut networks; ARGS as above
 	bash tests/sites/side_by_side.sh $(BIN)/python $(ARGS)
 
-test-faults: $(READY) ## campaigns of damage, kills and failing storage, in some half an hour; ARGS as above
+test-faults: $(READY) ## campaigns of damage, kills and failing storage, in an hour or so; ARGS as above
 	$(BIN)/python -m pytest -m fault $(ARGS)
 
 bench: $(READY) ## compare with one whole pass and with others; writes docs/benchmarks.md, in half an hour

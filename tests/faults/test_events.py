@@ -301,6 +301,32 @@ def test_a_power_cut_at_any_event_is_resumed_by_the_same_command(ask, run, calm,
 
 @pytest.mark.fault
 @pytest.mark.timeout(7200)
+def test_forty_four_kills_of_a_dataset_cost_no_byte_and_no_version(ask_dataset, tmp_path):
+    """Catalogue, versions, marks, links and summary, besides what a run writes; readers see whole versions at each moment."""
+    dataset = make_dataset(tmp_path / "set", volumes=2, concurrency=1)
+    calm = dataset.having(output={"url": str(tmp_path / "calm")})
+    done = ask_dataset(calm, "reprocess")
+    assert done["status"] == 0, done["said"]
+    wanted = {name: stored_objects(calm.current(name)) for name in calm.states()}
+    assert len(wanted) == 2
+    killed = dataset.having(output={"url": str(tmp_path / "killed")})
+    choose = random.Random(20261130)
+    for at in choose.sample(range(len(done["events"])), 44):
+        for place in tmp_path.glob("killed*"):
+            shutil.rmtree(place)
+        assert ask_dataset(killed, "reprocess", at=at, fault="kill")["status"] is None
+        for name, objects in wanted.items():
+            if (killed.output / name / "current").is_symlink():  # whoever looks meanwhile
+                assert stored_objects(killed.current(name)) == objects, f"killed at event {at}"
+        again = ask_dataset(killed, "reprocess")
+        assert again["status"] == 0, f"killed at event {at}: {again['said']}"
+        assert {name: stored_objects(killed.current(name)) for name in killed.states()} == wanted, at
+        assert set(killed.states().values()) <= {"done", "skipped"}
+        assert all(len([*(killed.output / name / "versions").iterdir()]) == 1 for name in wanted), at
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(7200)
 def test_a_power_cut_in_a_dataset_is_resumed_by_the_same_command(ask_dataset, disk, tmp_path):
     """Versions, their records and the link that readers follow, along with all that a run writes."""
     dataset = make_dataset(tmp_path / "set", volumes=2, concurrency=1)
