@@ -67,7 +67,8 @@ class ProgressArtifact:
     def __init__(self, key: str, description: str) -> None:
         self._artifact: UUID | None = None
         try:
-            self._artifact = create_progress_artifact(progress=0.0, key=key, description=description)  # type: ignore[assignment]
+            found = create_progress_artifact(progress=0.0, key=key, description=description)
+            self._artifact = found  # type: ignore[assignment]  # typed as if it might have to be awaited
         except (HTTPError, PrefectException, OSError) as error:  # as below
             log.warning("progress is not shown on Prefect's page: %s: %s", type(error).__name__, error)
         self._told, self._percent = time.monotonic(), 0.0

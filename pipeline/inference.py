@@ -191,7 +191,9 @@ class _Sitting:
 
 def _record(outcome: Outcome, plan: Plan) -> TileRecord:
     if not outcome.failed:
-        found: TileRecord = outcome.result
+        found = outcome.result
+        if not isinstance(found, TileRecord):
+            raise TypeError(f"{plan.grid.tile(outcome.index)} gave a {type(found).__name__} instead of a record.")
         return replace(found, attempt=outcome.attempt)
     tile, error = plan.grid.tile(outcome.index), outcome.error
     if error is None:

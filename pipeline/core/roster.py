@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import length_hint
-from typing import Any
 
 TILES_AHEAD = 2
 """Tiles in a worker's line: one that runs, one that waits so that the worker never does."""
@@ -69,7 +68,7 @@ class Outcome:
 
     index: int
     attempt: int
-    result: Any = None
+    result: object = None
     error: BaseException | None = None
     vanished: bool = False
 
@@ -172,7 +171,7 @@ class Roster:
         return []
 
     def land(
-        self, attempt: Attempt, now: float, result: Any = None, error: BaseException | None = None
+        self, attempt: Attempt, now: float, result: object = None, error: BaseException | None = None
     ) -> list[Outcome]:
         """An attempt has ended; nothing where it had been taken from its worker before."""
         hand = self._hands.get(attempt.worker)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pipeline.cluster.pool import SharedPool
 from pipeline.cluster.security import sweep_keys
@@ -179,7 +178,7 @@ def _uncovered(found: Verification, config: RunConfig) -> str:
     return "\n".join(lines)
 
 
-def report(config: RunConfig) -> dict[str, Any]:
+def report(config: RunConfig) -> dict[str, object]:
     """Write the page, the picture and `report.json` into the run directory; gives the latter's content."""
     plan = load_plan(config)
     directory = RunDirectory(config.output.url)

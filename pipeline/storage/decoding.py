@@ -132,7 +132,7 @@ class CheckedCodec(BytesBytesCodec):
     stage: Stage
 
     @property
-    def is_fixed_size(self) -> bool:  # type: ignore[override]
+    def is_fixed_size(self) -> bool:  # type: ignore[override]  # an attribute there, of a class
         return bool(getattr(self.inner, "is_fixed_size", False))
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> Buffer:
