@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 DEMO := demo-output/membranes.ome.zarr
 ARGS ?=
+CHECK := tests/core $(patsubst %,tests/test_%.py,config credentials engine errors exactness familiarity planning statistics)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -15,7 +16,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-cluster test-faults bench lint clean
+.PHONY: help venv demo check test test-cluster test-faults bench lint clean
 .DELETE_ON_ERROR:
 
 help: ## say what there is
@@ -36,6 +37,9 @@ demo: $(READY) ## segment the membranes of a small volume, and say where to look
 	@echo "Next: copy configs/demo.yaml (configs/example.yaml explains every key), name your volume and checkpoint in it,"
 	@echo "and run:"
 	@echo "    $(BIN)/halotile run YOUR.yaml"
+
+check: lint ## lint, then what starts no process and no server, in two minutes; ARGS as of test
+	$(BIN)/python -m pytest -n auto --dist worksteal --part check $(CHECK) $(ARGS)
 
 test: lint ## lint, then all tests, a process a core; ARGS="-k grid" reaches pytest, -n0 is one process
 	sh tests/suite.sh $(BIN)/python $(ARGS)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A suite that a script started in the background ignores Ctrl-C, and so would all commands that it starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("default", deadline=None, max_examples=50)
+settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)
+settings.register_profile("many", settings.get_profile("default"), max_examples=1000)  # --hypothesis-profile=many
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
@@ -32,22 +34,50 @@ def shared_data() -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let a call of pytest be one of the two that make the suite."""
-    parser.addoption(
-        "--part",
-        choices=("all", "beside", "alone"),
-        default="all",
-        help="tests that run beside others, tests marked `alone`, or (default) both",
-    )
+    """Let a call of pytest be a part of the suite."""
+    told = "beside (others) and alone make the suite; check is what is neither alone nor slow, and starts no process"
+    parser.addoption("--part", choices=("all", "beside", "alone", "check"), default="all", help=told)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests of the part that was asked for."""
     if (part := config.getoption("part")) == "all":
         return
-    kept = [item for item in items if (item.get_closest_marker("alone") is not None) == (part == "alone")]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    kept, left = [], []
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        wanted = not marks & {"alone", "slow"} if part == "check" else ("alone" in marks) == (part == "alone")
+        (kept if wanted else left).append(item)
+    config.hook.pytest_deselected(items=left)
     items[:] = kept
+
+
+STARTS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "socket.bind", "subprocess.Popen"}
+"""What no test of `make check` does: Python's audit events of processes and servers."""
+
+_guarded = False
+
+
+def _refuse(event: str, _: tuple[object, ...]) -> None:
+    if _guarded and event in STARTS:
+        raise RuntimeError(f"{event}: a test of `make check` starts no process and no server")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`make check` holds its word: a test in it that starts something fails."""
+    if config.getoption("part") == "check":
+        sys.addaudithook(_refuse)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
+    """See above; the processes of pytest itself are no test's."""
+    global _guarded  # noqa: PLW0603 - an audit hook cannot be taken away again
+    _guarded = item.config.getoption("part") == "check"
+    try:
+        return (yield)
+    finally:
+        _guarded = False
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import pytest
 
@@ -36,6 +37,25 @@ def test_a_suite_that_was_interrupted_ends(tmp_path, beside):
     python.chmod(0o755)
     assert subprocess.run(["sh", ROOT / "tests/suite.sh", python], check=False).returncode == beside
     assert len((tmp_path / "python.calls").read_text().splitlines()) == 1
+
+
+def test_a_test_of_make_check_that_starts_a_process_fails():
+    """Else it would grow slow, one test at a time. Those above start some."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--part",
+        "check",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "interrupted",
+        __file__,
+    ]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert "starts no process and no server" in found.stdout
 
 
 def test_names_that_are_no_text_travel_between_processes():
