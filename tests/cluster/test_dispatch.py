@@ -1,6 +1,7 @@
 """The real dispatch on a real cluster: every tile once, bounded in flight, whatever happens to the workers."""
 
 import functools
+import itertools
 import logging
 import os
 import signal
@@ -180,9 +181,16 @@ def test_without_any_worker_a_run_fails_instead_of_waiting_for_ever(run, tmp_pat
 def test_a_worker_that_comes_late_is_given_tiles(run, tmp_path):
     """A queue hands out its jobs one by one, over hours."""
     with open_pool(ClusterConfig(), replace(CREW, workers=1), tmp_path) as pool:
-        threading.Timer(1.0, pool.client.cluster.scale, (2,)).start()
-        found = outcomes(pool, functools.partial(work.doze_and_sign, 0.1), range(150), run)
-        assert len({o.result for o in found}) == 2
+        signed: set[str] = set()
+        job = Work(work.ready, functools.partial(work.doze_and_sign, 0.1), run)
+        # tiles until both have had one: a test that hangs is told by its name
+        for outcome in dispatch(
+            pool, job, itertools.takewhile(lambda _: len(signed) < 2, itertools.count()), retries=0
+        ):
+            if not signed:
+                pool.client.cluster.scale(2)
+            signed.add(outcome.result)
+        assert len(signed) == 2
 
 
 @contextmanager
