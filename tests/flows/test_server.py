@@ -108,8 +108,8 @@ def drive(script: str) -> subprocess.Popen[str]:
 
 
 def of_server(pid: int | None = None) -> list[psutil.Process]:
-    """Supervisor and server below a process, the supervisor first."""
-    found = psutil.Process(pid).children(recursive=True)
+    """Supervisor and server below a process, the supervisor first; a dead one that nobody has reaped says no command."""
+    found = [p for p in psutil.Process(pid).children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
     return [process for process in found if any("supervisor.py" in part for part in process.cmdline())]
 
 

@@ -59,13 +59,28 @@ def same(one, other):
     return first.keys() == second.keys() and all(np.array_equal(first[n], second[n]) for n in first)
 
 
-def started(config, folder):
-    """The training as a process of its own."""
-    (folder / "run.py").write_text(textwrap.dedent(RUN))
-    (folder / "config.json").write_text(config.model_dump_json())
-    command = [sys.executable, str(folder / "run.py"), str(folder / "config.json")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def started():
+    """Start trainings as processes of their own, which end with the test, whatever becomes of it."""
+    processes = []
+
+    def start(config, folder):
+        (folder / "run.py").write_text(textwrap.dedent(RUN))
+        (folder / "config.json").write_text(config.model_dump_json())
+        command = [sys.executable, str(folder / "run.py"), str(folder / "config.json")]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        with process:  # its pipes, and its exit status
+            if process.poll() is None:
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
+                process.kill()
 
 
 def test_training_lowers_the_loss_and_its_checkpoint_says_all_that_a_run_needs(tmp_path):
@@ -140,7 +155,7 @@ def test_a_run_that_forgot_its_momenta_would_end_otherwise(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_is_killed_costs_no_more_than_the_steps_since_its_checkpoint(tmp_path, number):
+def test_a_process_that_is_killed_costs_no_more_than_the_steps_since_its_checkpoint(tmp_path, number, started):
     """SIGKILL loses at most those; SIGTERM, which batch systems send, loses none."""
     straight = train(recipe(tmp_path, output=str(tmp_path / "straight"), steps=200))
     config = recipe(tmp_path, output=str(tmp_path / "killed"), steps=200)
@@ -150,7 +165,7 @@ def test_a_process_that_is_killed_costs_no_more_than_the_steps_since_its_checkpo
             break
     process.send_signal(number)
     done = 30 + sum(10 for line in process.stdout if line.startswith("training"))
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode != 0
     assert done < 200
     step = torch.load(tmp_path / "killed" / "state.pt", weights_only=True)["step"]
@@ -291,7 +306,8 @@ def test_several_classes_train_by_softmax(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_devices_share_each_batch(tmp_path):
+@pytest.mark.timeout(900)
+def test_two_devices_share_each_batch(tmp_path, started):
     """Two processes of one sample each learn what one process of two samples learns, without a batch norm between them."""
     network = {"ndim": 3, "depth": 1, "width": 4, "norm": "none"}
     loss = {"border_weight": 0, "balance": False}  # or the mean by weight differs from process to process
@@ -299,7 +315,7 @@ def test_two_devices_share_each_batch(tmp_path):
     alone_ = train(recipe(tmp_path, output=str(tmp_path / "alone"), batch=2, **changed))
     config = recipe(tmp_path, output=str(tmp_path / "shared"), devices=2, **changed)
     process = started(config, tmp_path)
-    said, errors = process.communicate(timeout=200)
+    said, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors[-3000:]
     assert said.splitlines()[-1] == "training 5"
     one, two = load_file(alone_), load_file(tmp_path / "shared" / "checkpoint.safetensors")
@@ -308,8 +324,9 @@ def test_two_devices_share_each_batch(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("to_all", [False, True], ids=["the first process", "all of them"])
-def test_two_devices_stop_together_and_go_on(tmp_path, to_all):
+def test_two_devices_stop_together_and_go_on(tmp_path, to_all, started):
     """A batch system tells the first process, a terminal all; one that stopped a step early would leave the other waiting."""
     config = recipe(tmp_path, devices=2, steps=60)
     process = started(config, tmp_path)
@@ -320,23 +337,24 @@ def test_two_devices_stop_together_and_go_on(tmp_path, to_all):
     children = ranks.children(recursive=True)
     for one in [*children, process] if to_all else [process]:
         one.send_signal(signal.SIGINT if to_all else signal.SIGTERM)
-    errors = process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=300)[1]
     assert process.returncode != 0
     assert "KeyboardInterrupt" in errors.splitlines()[-1]
-    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not psutil.wait_procs(children, timeout=100)[1]
     assert 10 <= torch.load(tmp_path / "out" / "state.pt", weights_only=True)["step"] < 60
     process = started(config, tmp_path)
-    process.communicate(timeout=200)
+    process.communicate(timeout=600)
     assert process.returncode == 0
     assert (tmp_path / "out" / "checkpoint.safetensors").exists()
 
 
 @pytest.mark.slow
-def test_an_error_on_two_devices_keeps_its_type(tmp_path):
+@pytest.mark.timeout(900)
+def test_an_error_on_two_devices_keeps_its_type(tmp_path, started):
     """Otherwise the command line would end with a traceback of three processes."""
     config = recipe(tmp_path, devices=2, optimiser={"name": "sgd", "learning_rate": 1e30, "momentum": 0.9})
     process = started(config, tmp_path)
-    errors = process.communicate(timeout=200)[1]
+    errors = process.communicate(timeout=600)[1]
     assert process.returncode != 0
     assert errors.splitlines()[-1].startswith("pipeline.errors.TrainingError: ")
 
