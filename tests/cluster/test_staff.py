@@ -7,11 +7,11 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import SimpleNamespace
 
 import dask
 import pytest
 from distributed import Client
+from tornado.platform.asyncio import BaseAsyncIOLoop
 
 from pipeline.cluster.dispatch import Work, dispatch
 from pipeline.cluster.pool import Crew, Pool, SharedPool, open_pool
@@ -21,10 +21,20 @@ from pipeline.config import ClusterConfig
 from tests.cluster import work
 
 
+class Idle(BaseAsyncIOLoop):
+    """A loop that does nothing of what it is asked."""
+
+    def initialize(self) -> None:
+        pass
+
+    def add_callback(self, *_) -> None:
+        pass
+
+
 class Scheduler:
     """As much of a client as a staff asks."""
 
-    status, scheduler_comm, loop = "running", None, SimpleNamespace(add_callback=lambda _: None)
+    status, scheduler_comm, loop = "running", None, Idle()
 
     def __init__(self, *workers: str) -> None:
         self.workers = list(workers)

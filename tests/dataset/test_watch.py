@@ -99,8 +99,7 @@ def test_a_volume_whose_name_is_no_text_keeps_no_other_waiting(tmp_path, pooled)
     dataset = inbox(tmp_path, volumes=2)
     dataset.volume("v01").rename(dataset.volume(os.fsdecode(b"caf\xe9")))
     assert look(dataset) == {}
-    time.sleep(QUIET + 0.1)
-    assert sorted(look(dataset).values()) == ["done", "failed"]
+    assert sorted(look(dataset, after=QUIET).values()) == ["done", "failed"]
     assert dataset.states()["v00"] == "done"
 
 
