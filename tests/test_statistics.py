@@ -28,7 +28,8 @@ class Watched(Volume):
 def stored(folder, array, chunks=(4, 8, 8)):
     """A Zarr array on disk, opened; a channel axis is one chunk."""
     chunks = (*array.shape[:-3], *chunks)
-    zarr.create_array(str(folder / "volume.zarr"), data=array, chunks=chunks, overwrite=True)
+    names = "czyx"[-array.ndim :]  # else some shapes could be a picture with its colours last
+    zarr.create_array(str(folder / "volume.zarr"), data=array, chunks=chunks, dimension_names=names, overwrite=True)
     volume = open_volume(str(folder / "volume.zarr"))
     return Watched(volume.description, volume.array)
 
