@@ -46,7 +46,7 @@ from pipeline.cluster.manifest import (
 )
 from pipeline.cluster.pool import Crew, Opened
 from pipeline.cluster.scheduler import greet
-from pipeline.cluster.security import own_certificates, security_of
+from pipeline.cluster.security import own_certificates, own_files, security_of
 from pipeline.cluster.settings import SETTINGS
 from pipeline.config import ClusterConfig, KubernetesConfig, TlsConfig
 from pipeline.errors import ConfigError, InferenceError
@@ -132,12 +132,7 @@ def _security(config: ClusterConfig) -> tuple[Security | None, dict[str, str]]:
         }
         return security_of(config.security), {name: Path(file).read_text() for name, file in files.items()}
     found = own_certificates()
-    fields = {
-        "ca.pem": "tls_ca_file",
-        "cert.pem": "tls_scheduler_cert",
-        "key.pem": "tls_scheduler_key",
-    }  # as Dask keeps them
-    return found, {name: str(getattr(found, field)) for name, field in fields.items()}
+    return found, own_files(found)
 
 
 class _Pods(KubeCluster):
@@ -258,9 +253,8 @@ class _Pods(KubeCluster):
         """What the API says of this cluster's pods or Deployments of a component."""
         selector = f"{self.selector},dask.org/component={component}"
         found = kind.list(namespace=self.namespace, label_selector=selector)
-        return [
-            one.raw.to_dict() async for one in found if not isinstance(one, dict)
-        ]  # a dict where raw ones are asked for
+        # a dict where raw ones are asked for
+        return [one.raw.to_dict() async for one in found if not isinstance(one, dict)]
 
     def unmade(self, component: str) -> InferenceError:
         """The error of what the operator was asked for and could not make."""

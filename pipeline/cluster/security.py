@@ -176,21 +176,22 @@ def write_privately(path: Path, text: str) -> None:
         file.write(text)
 
 
+def own_files(security: Security) -> dict[str, str]:
+    """Certificates of a run's own, by the names of the files that are to hold them, the key last."""
+    fields = {"ca.pem": "tls_ca_file", "cert.pem": "tls_scheduler_cert", "key.pem": "tls_scheduler_key"}
+    return {name: str(getattr(security, field)) for name, field in fields.items()}
+
+
 def temporary_files(folder: Path, security: Security | None) -> None:
     """Write certificates of a run's own where all of its processes, and this user only, can read them; the key last."""
     if security is None:
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fields = {
-        "ca": "tls_ca_file",
-        "cert": "tls_scheduler_cert",
-        "key": "tls_scheduler_key",
-    }  # as Dask keeps them, in this order
-    for name, field in fields.items():
-        part = folder / f"{name}.part"
+    for name, text in own_files(security).items():
+        part = (folder / name).with_suffix(".part")
         part.unlink(missing_ok=True)
-        write_privately(part, getattr(security, field))
-        part.rename(folder / f"{name}.pem")
+        write_privately(part, text)
+        part.rename(folder / name)
 
 
 def security_in(folder: Path, *, wait: bool = False) -> Security | None:

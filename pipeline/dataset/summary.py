@@ -97,9 +97,8 @@ class Summary:
         durable.make_folder(home)
         contents = (json_text(self.to_dict(), indent=2) + "\n", self._csv(), self._page())
         for name, content in zip(FILES, contents, strict=True):
-            durable.replace(
-                home / name, content.encode(errors="backslashreplace"), shared=True
-            )  # watchers write it too
+            # watchers write it too
+            durable.replace(home / name, content.encode(errors="backslashreplace"), shared=True)
 
     def _csv(self) -> str:
         text = io.StringIO()

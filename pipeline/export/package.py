@@ -76,9 +76,8 @@ def export(
         package = Path(scratch) / ("package.zip" if target.suffix == ".zip" else "package")
         files = write_files(Path(scratch) / "files", checkpoint, case, told)
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "unclosed file", ResourceWarning
-            )  # bioimageio leaves that to the collector
+            # bioimageio leaves that to the collector
+            warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)
             _package(spec, description(checkpoint, case, told, files), package, str(checkpoint_path))
         package.rename(target)
     return target

@@ -10,7 +10,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from math import prod
 from typing import Literal
@@ -45,7 +45,14 @@ FEW = 16
 """Absent chunks that are looked for under other names, where a store cannot be listed."""
 
 
-def open_counted(url: str, *, level: int = 0, axes: str = "auto", missing: Missing = "fail") -> Volume:
+def open_counted(
+    url: str,
+    *,
+    level: int = 0,
+    axes: str = "auto",
+    missing: Missing = "fail",
+    on_holes: Callable[[str, str], None] | None = None,
+) -> Volume:
     """Open a volume as `open_volume` does, and count what is stored of it; what was counted and is absent at reading is an error.
 
     Args:
@@ -53,12 +60,17 @@ def open_counted(url: str, *, level: int = 0, axes: str = "auto", missing: Missi
         level: As of `open_volume`.
         axes: As of `open_volume`.
         missing: `fail` refuses an array of which nothing is stored, or whose chunks lie under other names; `fill` takes it.
+        on_holes: Told `url` and each warning of what is not stored, and is read as fill.
 
     Raises:
         StorageError: It cannot be opened, or is refused.
     """
     volume = open_volume(url, level=level, axes=axes)
-    return counted(volume, take_inventory(volume, missing))
+    inventory = take_inventory(volume, missing)
+    if on_holes:
+        for warning in inventory.stored.warnings:
+            on_holes(url, warning)
+    return counted(volume, inventory)
 
 
 def take_inventory(volume: Volume, missing: Missing = "fail") -> Inventory:

@@ -20,9 +20,8 @@ from pipeline.core.volume import Description
 from pipeline.durable import make_folder, replace
 from pipeline.errors import ConfigError
 from pipeline.statistics import appearance, measured
-from pipeline.storage.counted import counted
-from pipeline.storage.inventory import take_inventory
-from pipeline.storage.volume import Volume, is_volume_file, open_volume
+from pipeline.storage.inventory import open_counted
+from pipeline.storage.volume import Volume, is_volume_file
 from pipeline.training.deformation import least_spacing
 from pipeline.training.preparation import prepare, target_rule
 from pipeline.training.range import default_rule, refuse_narrow, tell_lost_bits
@@ -155,8 +154,8 @@ def gather(
 
 
 def _opened(number: int, pair: PairConfig, config: TrainConfig) -> _Pair:
-    image = _counted(pair.image, pair.level, pair.axes)
-    labels = _counted(pair.labels, pair.level)
+    image = open_counted(pair.image, level=pair.level, axes=pair.axes, on_holes=_tell_holes)
+    labels = open_counted(pair.labels, level=pair.level, on_holes=_tell_holes)
     for warning in image.warnings:
         log.warning("'%s': %s", pair.image, warning)
     what, that = image.description, labels.description
@@ -180,17 +179,9 @@ def _opened(number: int, pair: PairConfig, config: TrainConfig) -> _Pair:
     return _Pair(number, pair, image, labels, *_sizes(pair, what))
 
 
-def _counted(url: str, level: int, axes: str = "auto") -> Volume:
-    """A volume of which something is stored; a warning says what is not, and is learnt from as fill.
-
-    Raises:
-        StorageError: It cannot be opened, or nothing of it is stored.
-    """
-    volume = open_volume(url, level=level, axes=axes)
-    inventory = take_inventory(volume)
-    for warning in inventory.stored.warnings:
-        log.warning("'%s': %s", url, warning)
-    return counted(volume, inventory)
+def _tell_holes(url: str, warning: str) -> None:
+    """What is not stored is learnt from as fill."""
+    log.warning("'%s': %s", url, warning)
 
 
 def _refuse_shared_voxels(pairs: list[_Pair]) -> None:

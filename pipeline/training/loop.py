@@ -349,9 +349,8 @@ class Loop:
 
 def _shares(batch: list[Sample], classes: int) -> np.ndarray:
     """Each class's share of the weight of a batch; of one channel, of its two answers."""
-    found = sum((np.bincount(s.target.ravel(), s.weight.ravel(), minlength=256) for s in batch), np.zeros(256))[
-        :classes
-    ]
+    counts = (np.bincount(s.target.ravel(), s.weight.ravel(), minlength=256)[:classes] for s in batch)
+    found = sum(counts, np.zeros(classes))
     return found / max(float(np.sum(found)), 1e-6)
 
 
