@@ -17,12 +17,13 @@ from pipeline.cluster.forwarding import forwarded
 from pipeline.cluster.pool import Crew, Pool, SharedPool, machine, open_pool
 from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, Session, TileRecord
+from pipeline.core.machine import Machine
 from pipeline.core.plan import Plan
 from pipeline.core.roster import Outcome
 from pipeline.credentials import redacted
 from pipeline.errors import FileError, InferenceError, PipelineError
 from pipeline.logs import FailedTiles
-from pipeline.planning import Machine, memory_bytes_a_worker, workers_that_fit
+from pipeline.planning import memory_bytes_a_worker, workers_that_fit
 from pipeline.storage.rundir import LedgerWriter, RunDirectory
 
 log = logging.getLogger("pipeline")

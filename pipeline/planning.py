@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pipeline.core.cost import (
 )
 from pipeline.core.familiarity import strange_values, strange_voxels
 from pipeline.core.lesson import lesson
+from pipeline.core.machine import Machine
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
 from pipeline.core.stored import Inventory
@@ -53,25 +54,6 @@ EXACT_IN_FLOAT32 = 2**24
 
 ROUGH_EXTENT = 64
 """Voxels an axis of the middle of a volume, which stands for the whole where a rough answer will do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What all workers have together.
-
-    Args:
-        cores: That they may use.
-        memory_bytes: That they may use.
-        workers: Their number, where it is fixed; None where the planner may choose.
-        device: What they compute on; None where they run here, and it can be seen.
-        runs: How many runs share them at once.
-    """
-
-    cores: int
-    memory_bytes: int
-    workers: int | None = None
-    device: str | None = None
-    runs: int = 1
 
 
 def make_plan(

@@ -9,12 +9,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.core.appearance import appearance_of
+from pipeline.core.machine import Machine
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization, spanning
 from pipeline.core.plan import Plan
 from pipeline.errors import ModelError
 from pipeline.inspection import inspect_path
-from pipeline.planning import Machine, make_plan
+from pipeline.planning import make_plan
 from pipeline.report import plan_rows
 from pipeline.storage.volume import Volume
 from pipeline.unet.checkpoint import METADATA_KEY, load_checkpoint, save_checkpoint

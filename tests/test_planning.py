@@ -10,12 +10,13 @@ from pipeline import measure, planning
 from pipeline.cluster.pool import machine
 from pipeline.core.cost import multiply_adds, turn_multiply_adds
 from pipeline.core.grid import TileGrid
+from pipeline.core.machine import Machine
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.unet import Architecture
 from pipeline.core.tiling import MEMORY_SHARE
 from pipeline.errors import ConfigError, PlanError
 from pipeline.measure import expectation
-from pipeline.planning import Machine, crews, make_plan, workers_that_fit
+from pipeline.planning import crews, make_plan, workers_that_fit
 from tests.pipeline_cases import Run, make_run
 
 SOLID = Architecture(3, 1, 4)

@@ -18,8 +18,8 @@ from pipeline.cluster import worker
 from pipeline.cluster.pool import Crew, Opened, connected
 from pipeline.cluster.security import security_of
 from pipeline.config import ClusterConfig
+from pipeline.core.machine import Machine
 from pipeline.errors import InferenceError
-from pipeline.planning import Machine
 
 
 def machine(config: ClusterConfig) -> Machine:

@@ -34,8 +34,8 @@ from pipeline.cluster.pool import Crew, Opened, connected
 from pipeline.cluster.security import kept_keys, own_security, security_in, security_of, temporary_files
 from pipeline.cluster.settings import SETTINGS, scheduler_options, worker_environment
 from pipeline.config import ClusterConfig, TlsConfig
+from pipeline.core.machine import Machine
 from pipeline.errors import ConfigError
-from pipeline.planning import Machine
 
 SCHEDULER, DRIVER = 0, 1
 """Tasks that compute nothing."""

@@ -49,8 +49,8 @@ from pipeline.cluster.scheduler import greet
 from pipeline.cluster.security import own_certificates, own_files, security_of
 from pipeline.cluster.settings import SETTINGS
 from pipeline.config import ClusterConfig, KubernetesConfig, TlsConfig
+from pipeline.core.machine import Machine
 from pipeline.errors import ConfigError, InferenceError
-from pipeline.planning import Machine
 
 log = logging.getLogger("pipeline")
 

@@ -23,8 +23,8 @@ from pipeline.cluster.pool import Crew, Opened
 from pipeline.cluster.security import own_security
 from pipeline.cluster.settings import CORES, SETTINGS, check_place, scheduler_options, worker_environment
 from pipeline.config import ClusterConfig
+from pipeline.core.machine import Machine
 from pipeline.main_guard import unguarded_script
-from pipeline.planning import Machine
 from pipeline.thread_variables import meddles
 from pipeline.unet.device import visible_cards
 

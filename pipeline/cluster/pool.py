@@ -24,9 +24,9 @@ from pipeline.cluster.scheduler import greet_here
 from pipeline.cluster.security import check_security
 from pipeline.cluster.staff import Common, Everyone, Staff
 from pipeline.config import ClusterConfig
+from pipeline.core.machine import Machine
 from pipeline.errors import InferenceError
 from pipeline.main_guard import leave_if_run_again
-from pipeline.planning import Machine
 
 CONNECT_SECONDS = 60
 

@@ -29,8 +29,8 @@ from pipeline.cluster.security import shared_security
 from pipeline.cluster.settings import SETTINGS, check_place, scheduler_options, worker_environment
 from pipeline.cluster.worker import ENDS
 from pipeline.config import ClusterConfig, SlurmConfig
+from pipeline.core.machine import Machine
 from pipeline.errors import ConfigError, InferenceError
-from pipeline.planning import Machine
 from pipeline.thread_variables import FAMILIES, LEFT, SINGLE
 
 log = logging.getLogger("pipeline")

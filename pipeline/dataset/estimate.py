@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from pipeline.cluster.pool import Crew, machine
+from pipeline.core.machine import Machine
 from pipeline.core.plan import Plan
 from pipeline.core.stored import Stored
 from pipeline.dataset.outcome import Outcome, reason_of
@@ -19,7 +20,7 @@ from pipeline.dataset.threads import Threads
 from pipeline.dataset.volume import VolumeOfSet, standing
 from pipeline.errors import ModelError
 from pipeline.measure import Expectation, expectation
-from pipeline.planning import Machine, make_plan
+from pipeline.planning import make_plan
 from pipeline.stages import count_input
 
 log = logging.getLogger("pipeline")

@@ -16,13 +16,14 @@ from pipeline.cluster.dashboard import dashboard_link
 from pipeline.cluster.forwarding import forwarded
 from pipeline.cluster.pool import Crew, SharedPool, machine, open_pool
 from pipeline.config import RunConfig
+from pipeline.core.machine import Machine
 from pipeline.core.plan import Plan
 from pipeline.dataset.outcome import Outcome, reason_of
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.threads import Threads
 from pipeline.dataset.volume import Team, VolumeOfSet, noted, segment, standing
 from pipeline.inference import crew_size
-from pipeline.planning import Machine, make_plan
+from pipeline.planning import make_plan
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.volume import open_volume
 

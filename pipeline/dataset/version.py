@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 
 from pipeline import stages
 from pipeline.config import RunConfig
+from pipeline.core.machine import Machine
 from pipeline.core.plan import Plan
 from pipeline.core.stored import Inventory
 from pipeline.core.versions import Version
 from pipeline.core.volume import Space
 from pipeline.dataset.origin import Origin, read_origin
 from pipeline.errors import ConfigError, ModelError, PlanError
-from pipeline.planning import Machine, make_plan
+from pipeline.planning import make_plan
 from pipeline.storage.publication import Publication
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.version_folder import Published

@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline import stages
 from pipeline.cluster.pool import SharedPool
 from pipeline.config import RunConfig
+from pipeline.core.machine import Machine
 from pipeline.core.plan import Plan
 from pipeline.core.stored import Inventory
 from pipeline.credentials import redacted
@@ -21,7 +22,6 @@ from pipeline.dataset.outcome import Outcome, State, read_mark, write_mark
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.version import Settled, published, settled
 from pipeline.errors import BusyError, PipelineError, StorageError
-from pipeline.planning import Machine
 from pipeline.storage.metadata import described_image
 from pipeline.storage.publication import Publication, open_publication
 from pipeline.storage.rundir import RunDirectory
