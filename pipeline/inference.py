@@ -23,7 +23,7 @@ from pipeline.core.roster import Outcome
 from pipeline.credentials import redacted
 from pipeline.errors import FileError, InferenceError, PipelineError
 from pipeline.logs import FailedTiles
-from pipeline.planning import memory_bytes_a_worker, workers_that_fit
+from pipeline.planning.resolve import memory_bytes_a_worker, workers_that_fit
 from pipeline.storage.rundir import LedgerWriter, RunDirectory
 
 log = logging.getLogger("pipeline")

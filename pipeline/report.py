@@ -20,7 +20,7 @@ from pipeline.core.ledger import Session
 from pipeline.core.plan import Plan
 from pipeline.durable import in_words
 from pipeline.errors import FileError
-from pipeline.measure import Expectation
+from pipeline.planning.measure import Expectation
 from pipeline.storage.output import Output
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.volume import Volume

@@ -15,7 +15,7 @@ from pipeline.core.normalization import Normalization, spanning
 from pipeline.core.plan import Plan
 from pipeline.errors import ModelError
 from pipeline.inspection import inspect_path
-from pipeline.planning import make_plan
+from pipeline.planning.resolve import make_plan
 from pipeline.report import plan_rows
 from pipeline.storage.volume import Volume
 from pipeline.unet.checkpoint import METADATA_KEY, load_checkpoint, save_checkpoint
@@ -88,7 +88,7 @@ def test_what_the_network_has_seen_is_not_told_of(tmp_path):
 
 def test_an_older_checkpoint_is_compared_with_nothing(tmp_path, monkeypatch):
     """Of ours or of others: there is nothing to compare with, and nothing is read for it."""
-    monkeypatch.setattr("pipeline.planning.appearance", lambda *_: pytest.fail("it looked"))
+    monkeypatch.setattr("pipeline.planning.resolve.appearance", lambda *_: pytest.fail("it looked"))
     plan = make_plan(trained_run(tmp_path, tissue(100, 3900, "uint16"), seen=(), learned=None).config, MACHINE)
     assert plan.sample is None
     assert not strange(plan)

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline import measure, planning
 from pipeline.cluster.pool import machine
 from pipeline.core.cost import multiply_adds, turn_multiply_adds
 from pipeline.core.grid import TileGrid
@@ -15,8 +14,9 @@ from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.unet import Architecture
 from pipeline.core.tiling import MEMORY_SHARE
 from pipeline.errors import ConfigError, PlanError
-from pipeline.measure import expectation
-from pipeline.planning import crews, make_plan, workers_that_fit
+from pipeline.planning import measure, resolve
+from pipeline.planning.measure import expectation
+from pipeline.planning.resolve import crews, make_plan, workers_that_fit
 from tests.pipeline_cases import Run, make_run
 
 SOLID = Architecture(3, 1, 4)
@@ -38,7 +38,7 @@ def run_of(folder, *, shape=(24, 40, 36), architecture=SOLID, **sections) -> Run
 @pytest.fixture
 def bfloat16(monkeypatch):
     """Hardware that multiplies bfloat16, or not."""
-    return lambda there: monkeypatch.setattr(planning, "computes_bfloat16", lambda _: there)
+    return lambda there: monkeypatch.setattr(resolve, "computes_bfloat16", lambda _: there)
 
 
 def dtype_of(folder, output="uint8", activation="sigmoid", **compute):
@@ -71,7 +71,7 @@ def test_eight_bits_show_one_step(tmp_path, bfloat16, monkeypatch):
     exact = np.full((1, 8, 8, 8), 0.5, np.float32)
     for difference, expected in [(0.9 / 255, "bfloat16"), (1.1 / 255, "float32")]:
         answers = iter([exact, exact + np.float32(difference)])
-        monkeypatch.setattr(planning, "predicted", lambda *_, answers=answers: next(answers))
+        monkeypatch.setattr(resolve, "predicted", lambda *_, answers=answers: next(answers))
         (tmp_path / expected).mkdir()
         assert dtype_of(tmp_path / expected)[0] == expected
 
@@ -92,7 +92,7 @@ def test_hardware_without_bfloat16_computes_in_float32(tmp_path, bfloat16):
 def test_what_is_asked_for_is_not_probed(tmp_path, bfloat16, monkeypatch):
     """The probe costs a second, and no plan that needs none waits for it."""
     bfloat16(True)
-    monkeypatch.setattr(planning, "predicted", None)
+    monkeypatch.setattr(resolve, "predicted", None)
     assert dtype_of(tmp_path, dtype="bfloat16") == ("bfloat16", "as asked for")
 
 
@@ -129,7 +129,7 @@ def test_crews_use_the_whole_machine(tmp_path, workers, threads, expected):
 
 def test_one_process_a_gpu(tmp_path, monkeypatch):
     """Two processes on one card take each other's memory."""
-    monkeypatch.setattr(planning, "device_count", lambda _: 4)
+    monkeypatch.setattr(resolve, "device_count", lambda _: 4)
     assert crews(run_of(tmp_path).config, MACHINE, "cuda") == [(4, 2)]
 
 
@@ -226,7 +226,7 @@ def test_jobs_are_planned_for_what_they_ask_and_not_for_this_machine(tmp_path):
 
 def test_cards_that_cannot_be_seen_must_be_described(tmp_path, monkeypatch):
     """Tiles that do not fit a card fail each on each; and a login node has none to look at."""
-    monkeypatch.setattr(planning, "visible_cards", tuple)
+    monkeypatch.setattr(resolve, "visible_cards", tuple)
     config, offered = jobs_of(tmp_path, gpus=1)
     with pytest.raises(ConfigError, match=r"Set compute\.device_memory_gb to the free memory of the smallest"):
         make_plan(config, offered)
@@ -234,7 +234,7 @@ def test_cards_that_cannot_be_seen_must_be_described(tmp_path, monkeypatch):
 
 def test_a_plan_for_cards_elsewhere_computes_on_them_in_a_type_that_was_not_guessed(tmp_path, monkeypatch):
     """bfloat16 is taken where it was tried; there it can be asked for."""
-    monkeypatch.setattr(planning, "visible_cards", tuple)
+    monkeypatch.setattr(resolve, "visible_cards", tuple)
     config, offered = jobs_of(tmp_path, gpus=1, device_memory_gb=16)
     found = make_plan(config, offered).compute
     assert (found.device, found.dtype) == ("cuda", "float32")

@@ -11,10 +11,11 @@ import pytest
 import zarr
 from zarr.storage import LocalStore
 
-from pipeline import planning, stages
+from pipeline import stages
 from pipeline.core.ledger import TileRecord
 from pipeline.core.network.unet import Architecture
 from pipeline.core.volume import Space
+from pipeline.planning import resolve
 from pipeline.storage.output import Output
 from tests.e2e.commands import ROOT
 from tests.pipeline_cases import make_run, random_volume, stored_objects
@@ -114,7 +115,7 @@ def test_a_voxel_size_that_was_mended_reaches_plan_and_output_without_a_tile(tmp
 
     image_of(tmp_path, [*scale(30, 4, 4), {"type": "translation", "translation": [15, 0, 0]}], "µm")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "measured", lambda *_, **__: pytest.fail("statistics are measured again"))
+        patch.setattr(resolve, "measured", lambda *_, **__: pytest.fail("statistics are measured again"))
         stages.plan(run.config)
     assert run.plan.fingerprint == before.fingerprint
     assert run.plan.source.space == Space((30.0, 4.0, 4.0), (15.0, 0.0, 0.0), ("micrometer",) * 3)

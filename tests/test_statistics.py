@@ -6,11 +6,11 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import statistics
 from pipeline.core.box import Box
 from pipeline.core.normalization import Normalization
 from pipeline.errors import PlanError
-from pipeline.statistics import BINS, measured
+from pipeline.planning import statistics
+from pipeline.planning.statistics import BINS, measured
 from pipeline.storage.volume import Volume, open_volume
 
 

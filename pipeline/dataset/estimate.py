@@ -19,8 +19,8 @@ from pipeline.dataset.settings import DatasetConfig, PriceConfig
 from pipeline.dataset.threads import Threads
 from pipeline.dataset.volume import VolumeOfSet, standing
 from pipeline.errors import ModelError
-from pipeline.measure import Expectation, expectation
-from pipeline.planning import make_plan
+from pipeline.planning.measure import Expectation, expectation
+from pipeline.planning.resolve import make_plan
 from pipeline.stages import count_input
 
 log = logging.getLogger("pipeline")

@@ -23,7 +23,7 @@ from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.threads import Threads
 from pipeline.dataset.volume import Team, VolumeOfSet, noted, segment, standing
 from pipeline.inference import crew_size
-from pipeline.planning import make_plan
+from pipeline.planning.resolve import make_plan
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.volume import open_volume
 

@@ -20,7 +20,7 @@ from pipeline.core.versions import Version
 from pipeline.core.volume import Space
 from pipeline.dataset.origin import Origin, read_origin
 from pipeline.errors import ConfigError, ModelError, PlanError
-from pipeline.planning import make_plan
+from pipeline.planning.resolve import make_plan
 from pipeline.storage.publication import Publication
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.version_folder import Published

@@ -15,7 +15,7 @@ from pipeline.core.normalization import Normalization
 from pipeline.core.volume import Description, Space
 from pipeline.errors import ModelError
 from pipeline.export.extents import Extents
-from pipeline.statistics import measured
+from pipeline.planning.statistics import measured
 from pipeline.storage.volume import Volume
 from pipeline.unet.checkpoint import Checkpoint
 

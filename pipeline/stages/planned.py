@@ -15,8 +15,8 @@ from pipeline.core.stored import Inventory
 from pipeline.errors import FileError, PlanError, StorageError
 from pipeline.logs import logged
 from pipeline.main_guard import leave_if_run_again
-from pipeline.measure import Expectation, expectation
-from pipeline.planning import check_room, make_plan, workers_that_fit
+from pipeline.planning.measure import Expectation, expectation
+from pipeline.planning.resolve import check_room, make_plan, workers_that_fit
 from pipeline.stages.source import InputChanged, Settled, count_input, mark, open_input, settle
 from pipeline.storage.output import Output, is_occupied
 from pipeline.storage.rundir import RunDirectory

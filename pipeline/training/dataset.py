@@ -19,7 +19,7 @@ from pipeline.core.strict_json import json_text
 from pipeline.core.volume import Description
 from pipeline.durable import make_folder, replace
 from pipeline.errors import ConfigError
-from pipeline.statistics import appearance, measured
+from pipeline.planning.statistics import appearance, measured
 from pipeline.storage.inventory import open_counted
 from pipeline.storage.volume import Volume, is_volume_file
 from pipeline.training.deformation import least_spacing

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from flows.dataset import reprocess_plainly
-from pipeline import planning
 from pipeline.dataset.estimate import estimate
 from pipeline.dataset.outcome import read_mark
 from pipeline.dataset.round import volumes_of
 from pipeline.errors import ConfigError, DatasetError, ModelError, StorageError
+from pipeline.planning import resolve
 from pipeline.storage.rundir import RunDirectory
 from tests.dataset.dataset_cases import ARCHITECTURE, DataSet, make_dataset
 from tests.pipeline_cases import fill_up, mounted, random_network, save_array, sessions
@@ -376,9 +376,9 @@ def test_a_volume_that_fails_in_a_way_that_nobody_foresaw_is_one_failure(tmp_pat
         bad.parent.symlink_to(bad.parent)
     else:
         save_array(bad := tmp_path / "bad.zarr", np.ones((32, 24, 24), "uint8"), (8, 12, 12))
-        check = planning._check_fit
+        check = resolve._check_fit
         monkeypatch.setattr(
-            planning,
+            resolve,
             "_check_fit",
             lambda config, *rest: check(config, *rest) if "bad" not in config.input.url else 1 / 0,
         )

@@ -30,7 +30,7 @@ from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
 from pipeline.core.stored import Inventory
 from pipeline.core.tiling import MEMORY_SHARE, TileRequest, Tiling, choose_tiling
 from pipeline.errors import ConfigError, ModelError, PlanError, StorageError
-from pipeline.statistics import appearance, measured
+from pipeline.planning.statistics import appearance, measured
 from pipeline.storage.counted import counted
 from pipeline.storage.volume import Volume, open_volume
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
