@@ -175,7 +175,7 @@ def verify(config: Config, *, set_: Overrides = None) -> int:
 @app.command
 def inspect(path: Annotated[str, Parameter(help="A Zarr store, or a checkpoint.")]) -> int:
     """Print what a store or a checkpoint is: shape, chunks, axes; stride, receptive radius, parameters, arithmetic."""
-    from pipeline.inspection import inspect_path  # noqa: PLC0415 - see above
+    from pipeline.reports.inspection import inspect_path  # noqa: PLC0415 - see above
 
     print_rows(inspect_path(path))
     return DONE

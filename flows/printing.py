@@ -30,7 +30,7 @@ def message_of(error: object) -> str:
 
 def print_plan(found: Any, expectation: Any = None) -> None:
     """What a run will do, and, where that was measured, how long it will take."""
-    from pipeline.report import expectation_rows, plan_rows  # noqa: PLC0415 - `--help` needs none of it
+    from pipeline.reports.rows import expectation_rows, plan_rows  # noqa: PLC0415 - `--help` needs none of it
 
     print_rows([*plan_rows(found), *(expectation_rows(expectation) if expectation else [])])
 

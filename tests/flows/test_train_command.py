@@ -7,7 +7,8 @@ import pytest
 import zarr
 
 from flows.cli import app, status
-from pipeline.report import _page, summary
+from pipeline.report import summary
+from pipeline.reports.page import page as page_of
 from pipeline.storage.rundir import RunDirectory
 from tests.training.training_cases import cells, image_of, recipe
 
@@ -81,7 +82,7 @@ def test_what_teaches_nothing_is_refused_and_what_was_forced_is_told_of_everywhe
     assert "seen nothing like this volume" in said  # 8 bits, of which the network saw a sixteenth
     directory = RunDirectory(str(tmp_path / "out.zarr"))
     plan = directory.load_plan()
-    page = _page(plan, summary(plan, directory))
+    page = page_of(plan, summary(plan, directory))
     assert "learned: false" in page
     assert "far wider than" in page
     assert [warning for warning in summary(plan, directory)["warnings"] if "learned: false" in warning]

@@ -18,7 +18,7 @@ from pipeline.core.axes import Told, letter_of, read_as
 from pipeline.core.lengths import NANOMETERS, unit_of
 from pipeline.core.volume import KNOWN_AXES, Space
 from pipeline.errors import StorageError
-from pipeline.inspection import inspect_path
+from pipeline.reports.inspection import inspect_path
 from pipeline.storage.ngff import image_attributes
 from pipeline.storage.volume import Volume, open_volume
 from tests.pipeline_cases import random_volume

@@ -1,0 +1,133 @@
+"""Names and values for people: a plan, what it will take, what its ledger adds up to."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from pipeline.core.appearance import ranges
+from pipeline.core.plan import Plan
+from pipeline.planning.measure import Expectation
+
+
+def plan_rows(plan: Plan) -> list[tuple[str, str]]:
+    """The plan in a dozen lines, for the terminal and the page."""
+    source, output, cost, grid = plan.source, plan.output, plan.cost, plan.grid
+    architecture = plan.model.architecture
+    kind = (
+        f"{architecture.ndim}D, depth {architecture.depth}, width {architecture.width}, {architecture.padding} padding"
+    )
+    rows = [
+        ("input", f"{source.url} level {source.level}"),
+        (
+            "volume",
+            f"{_by(source.shape)} voxels, {source.channels} channel(s), {source.dtype}, chunks {_by(source.chunks)}",
+        ),
+        ("voxel size", str(source.space)),
+        *_stored_rows(plan),
+        ("model", f"{plan.model.title}, weights {plan.model.sha256[:12]}, {plan.model.checkpoint}"),
+        ("network", f"{kind}, {plan.model.parameters:,} parameters"),
+        ("normalisation", _normalization(plan)),
+        *_sample_rows(plan),
+        (
+            "tiles",
+            f"{len(grid):,} ({_by(grid.counts)}), core {_by(plan.core)}, halo {_by(plan.halo)}, slab {plan.slab}",
+        ),
+        ("arithmetic", f"{cost.multiply_adds / 1e12:.3f} T multiply-adds, {plan.amplification:.2f} x one pass"),
+        (
+            "reads",
+            (
+                f"{cost.voxels_read:,} voxels, {plan.read_amplification:.2f} x the volume; "
+                f"decodes {plan.decoding_amplification:.2f} x"
+            ),
+        ),
+        ("memory a worker", f"up to {cost.worker_bytes / 1e9:.2f} GB"),
+        ("output", f"{output.url}, {output.dtype} {output.activation}, up to {cost.output_bytes / 1e9:.3f} GB"),
+        ("write units", f"{_by(output.write_unit)}, chunks {_by(output.chunks)}, {output.codecs}"),
+        (
+            "compute",
+            (
+                f"{plan.compute.device}, {plan.compute.dtype} ({plan.compute.reason}), "
+                f"{plan.compute.threads} thread(s) a worker"
+            ),
+        ),
+        ("fingerprint", plan.fingerprint[:12]),
+    ]
+    return [*rows, *(("warning", warning) for warning in plan.all_warnings)]
+
+
+def _stored_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What is stored of the input, and what became of it since."""
+    if plan.stored is None:
+        return []
+    return [
+        (f"{plan.stored.unit}s", f"stored: {plan.stored}"),
+        *(("input changed", line) for line in plan.stored.history),
+    ]
+
+
+def _sample_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What the network will see, where that was looked at."""
+    if plan.sample is None:
+        return []
+    return [
+        (
+            "values",
+            f"{ranges(plan.sample)} as the network sees them, 1st to 99th percentile of {plan.sample.boxes} boxes",
+        )
+    ]
+
+
+def expectation_rows(found: Expectation) -> list[tuple[str, str]]:
+    """What a measurement says of the time to come."""
+    return [
+        (
+            "expected time",
+            (
+                f"{_duration(found.seconds)} with {found.workers} worker(s), start excluded: computing "
+                f"{_duration(found.compute_seconds)}, beside it reading {_duration(found.read_seconds)}"
+            ),
+        ),
+        (
+            "measured",
+            (
+                f"{found.voxels_a_second / 1e6:.2f} Mvoxel/s in all, {found.multiply_adds_a_second / 1e9:.0f} G "
+                "multiply-adds/s a worker that has the machine to itself"
+            ),
+        ),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
+
+
+def _by(extent: tuple[int, ...]) -> str:
+    return " x ".join(map(str, extent))
+
+
+def _normalization(plan: Plan) -> str:
+    rule = plan.normalization
+    return "none" if rule.mode == "none" else f"{rule.mode}: (value - {rule.offset:g}) * {rule.scale:g}"
+
+
+def ledger_rows(plan: Plan, infer: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the sittings of a run add up to."""
+    seconds = infer["seconds"]
+    rate = f"{plan.source.voxels / seconds / 1e6:.2f} Mvoxel/s" if seconds else "nothing computed"
+    return [
+        ("infer", f"{seconds:.1f} s in {infer['sessions']} session(s), {rate}"),
+        ("start", f"workers {infer['cluster_seconds']:.1f} s, network {infer['model_seconds']:.1f} s"),
+        ("failed attempts", str(infer["failed_attempts"])),
+        (
+            "tile time",
+            (
+                f"{infer['tile_seconds']:.1f} s, of it waiting for data {infer['wait_seconds']:.1f}; beside it reading "
+                f"{infer['read_seconds']:.1f}, writing {infer['write_seconds']:.1f}"
+            ),
+        ),
+        (
+            "worker memory",
+            f"peak {infer['worker_peak_bytes'] / 1e9:.2f} GB, bound {infer['worker_bound_bytes'] / 1e9:.2f} GB",
+        ),
+    ]
