@@ -201,25 +201,25 @@ def train(
     recipe = read_config(TrainConfig, config, set_ or ())
 
     from flows.training_bar import TrainingBar  # noqa: PLC0415 - see above
-    from pipeline import learning  # noqa: PLC0415 - see above
+    from pipeline.stages import learn  # noqa: PLC0415 - see above
 
     bar = TrainingBar()
     try:
-        checkpoint = learning.train(recipe, bar, any_range=force_range)
+        checkpoint = learn.train(recipe, bar, any_range=force_range)
     finally:
         bar.stop()
     if not bar.told:
         say("trained already: nothing to do; delete the folder to start over, or name another `output`")
-    for found in learning.evaluate_held_back(recipe):
+    for found in learn.evaluate_held_back(recipe):
         print_rows(found.rows())
     say(
         f"checkpoint  {checkpoint}",
         f"metrics     {checkpoint.parent / 'metrics.json'}",
         f"logs        {checkpoint.parent / 'logs'}",
     )
-    if entry := learning.register_checkpoint(recipe):
+    if entry := learn.register_checkpoint(recipe):
         say(f"registered  {entry.name}, version {entry.version}, in {entry.path.parents[2]}")
-    if told := learning.shortcoming(recipe):
+    if told := learn.shortcoming(recipe):
         say(*told.splitlines())
     return DONE
 
@@ -329,7 +329,7 @@ def export(
     author: Annotated[list[str] | None, Parameter(help="May be given again.", negative=())] = None,
 ) -> int:
     """Write a bioimage.io model package that other tools run; `bioimageio test` passes it."""
-    from pipeline.learning import export_package  # noqa: PLC0415 - see above
+    from pipeline.stages.learn import export_package  # noqa: PLC0415 - see above
 
     path = export_package(checkpoint, target, sample=sample, name=name, authors=author or (), license_=license_)
     say(f"package  {path}", f"test it  bioimageio test {path}")

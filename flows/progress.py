@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from flows.printing import say
 from pipeline.core.printable import one_line
-from pipeline.inference import Advance
+from pipeline.inference.session import Advance
 
 log = logging.getLogger("pipeline")
 

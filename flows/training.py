@@ -12,8 +12,8 @@ from prefect.cache_policies import NO_CACHE, CachePolicy
 from flows.interruption import cancelled_when_asked, finished
 from flows.progress import ProgressArtifact
 from flows.training_bar import TrainingBar
-from pipeline import learning
-from pipeline.learning import Advance
+from pipeline.stages import learn
+from pipeline.stages.learn import Advance
 from pipeline.training.recipe import TrainConfig
 
 
@@ -38,9 +38,9 @@ def train_stage(config: TrainConfig, force_range: bool = False) -> str:
         if advance.phase == "training" and advance.done < advance.total:
             artifact.tell(100 * advance.done / advance.total)
 
-    several = learning.resolved(config).devices > 1
+    several = learn.resolved(config).devices > 1
     # a closure does not reach other processes
-    path = learning.train(config, bar if several else tell, any_range=force_range)
+    path = learn.train(config, bar if several else tell, any_range=force_range)
     artifact.tell(100.0)
     return str(path)
 
@@ -49,14 +49,14 @@ def train_stage(config: TrainConfig, force_range: bool = False) -> str:
 @_cancelled_when_asked
 def evaluate_stage(config: TrainConfig) -> list[dict[str, Any]]:
     """Score the checkpoint on the boxes held back."""
-    return [found.to_dict() for found in learning.evaluate_held_back(config)]
+    return [found.to_dict() for found in learn.evaluate_held_back(config)]
 
 
 @task(name="register", task_run_name="register", **_STAGE)
 @_cancelled_when_asked
 def register_stage(config: TrainConfig) -> int | None:
     """Put the checkpoint into its registry; gives its version."""
-    entry = learning.register_checkpoint(config)
+    entry = learn.register_checkpoint(config)
     return entry.version if entry else None
 
 
@@ -80,7 +80,7 @@ def train_network(config: TrainConfig, force_range: bool = False) -> dict[str, A
     evaluations = finished(evaluate_stage(config))
     version = finished(register_stage(config))
     create_markdown_artifact(
-        _markdown(config, evaluations, version, learning.shortcoming(config)),
+        _markdown(config, evaluations, version, learn.shortcoming(config)),
         key="halotile-training-report",
         description=checkpoint,
     )

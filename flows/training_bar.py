@@ -8,7 +8,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from pipeline.learning import Advance
+from pipeline.stages.learn import Advance
 
 LINE_SECONDS = 15.0
 

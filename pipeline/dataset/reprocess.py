@@ -22,7 +22,7 @@ from pipeline.dataset.outcome import Outcome, reason_of
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.threads import Threads
 from pipeline.dataset.volume import Team, VolumeOfSet, noted, segment, standing
-from pipeline.inference import crew_size
+from pipeline.inference.session import crew_size
 from pipeline.planning.resolve import make_plan
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.volume import open_volume

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import inference
 from pipeline.cluster.pool import Crew, Pool, open_pool
 from pipeline.cluster.worker import let_go
 from pipeline.config import ClusterConfig
+from pipeline.inference import session
 from tests.e2e.commands import Command
 
 
@@ -33,7 +33,7 @@ def pooled(workers: Pool, monkeypatch: pytest.MonkeyPatch) -> Pool:
         finally:
             workers.client.run(let_go)
 
-    monkeypatch.setattr(inference, "open_pool", shared)
+    monkeypatch.setattr(session, "open_pool", shared)
     return workers
 
 

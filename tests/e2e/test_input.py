@@ -118,7 +118,7 @@ def test_a_volume_that_is_replaced_while_it_is_read_is_not_published(tmp_path, p
 def finished(tmp_path_factory, workers) -> Run:
     """A run that is done, and verified."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.inference.open_pool", lambda *_, **__: nullcontext(workers))
+        patch.setattr("pipeline.inference.session.open_pool", lambda *_, **__: nullcontext(workers))
         run = run_of(tmp_path_factory.mktemp("finished"))
         stages.plan(run.config)
         stages.infer(run.config)

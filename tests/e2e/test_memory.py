@@ -4,12 +4,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from pipeline import inference, stages
+from pipeline import stages
 from pipeline.cluster.pool import Crew, open_pool
 from pipeline.config import ClusterConfig
 from pipeline.core.cost import PROCESS_BYTES
 from pipeline.core.ledger import TileRecord
 from pipeline.core.network.unet import Architecture
+from pipeline.inference import session
 from tests.e2e import held_memory
 from tests.pipeline_cases import make_run
 
@@ -48,7 +49,7 @@ def test_projected_bytes_bound_the_measured_peak(tmp_path, monkeypatch, architec
         def shared(*_, **__):
             yield pool
 
-        monkeypatch.setattr(inference, "open_pool", shared)
+        monkeypatch.setattr(session, "open_pool", shared)
         peaks, held = [], []
         for run in (tiny, large):
             stages.plan(run.config)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import inference
 from pipeline.core.network.unet import Architecture
+from pipeline.inference import session
 from tests.e2e.test_run import command
 from tests.faults.damages import all_damages
 from tests.pipeline_cases import Run, make_run, stored_objects
@@ -24,7 +24,7 @@ def finished(workers, tmp_path_factory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("finished")
     run = make_run(folder, architecture=Architecture(3, 1, 2), shape=(21, 16, 37), tiles={"core": [16, 16, 32]})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, "open_pool", lambda *_, **__: Lent(workers))
+        patch.setattr(session, "open_pool", lambda *_, **__: Lent(workers))
         assert command("run", run.yaml, "--no-prefect") == 0
     shutil.copytree(run.output, folder / "output.kept")
     shutil.copytree(run.directory.path, folder / "run.kept")

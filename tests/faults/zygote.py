@@ -31,9 +31,10 @@ import torch
 
 import flows.progress
 from flows import cli, running
-from pipeline import inference, stages
+from pipeline import stages
 from pipeline.cluster import worker
 from pipeline.core.roster import Outcome
+from pipeline.inference import session
 
 EXT4_IOC_SHUTDOWN, WITHOUT_LOG = 0x8004587D, 2
 """Linux: the file system stops at once, and what its journal has not on disk is lost, as when the power goes."""
@@ -174,8 +175,8 @@ def alone_with_datasets() -> None:
 def child(job: dict[str, Any], faults: Faults) -> int:
     """Run the command as the job asks; gives its exit status."""
     torch.set_num_threads(1)
-    inference.dispatch = serial
-    inference._own = nobody
+    session.dispatch = serial
+    session._own = nobody
     worker.get_worker = lambda: SimpleNamespace(name="0")
     if job["arguments"][0] == "reprocess":
         alone_with_datasets()

@@ -10,7 +10,7 @@ from flows.progress import _Follower
 from pipeline.dataset.outcome import Outcome
 from pipeline.dataset.summary import Summary
 from pipeline.errors import ConfigError
-from pipeline.inference import Advance
+from pipeline.inference.session import Advance
 
 ODD = "a\x1b]0;x\x07\x1b[2J\r\u202e\nhalotile: done [red]"
 

@@ -7,8 +7,8 @@ import pytest
 import zarr
 
 from flows.cli import app, status
-from pipeline.report import summary
 from pipeline.reports.page import page as page_of
+from pipeline.stages.report import summary
 from pipeline.storage.rundir import RunDirectory
 from tests.training.training_cases import cells, image_of, recipe
 

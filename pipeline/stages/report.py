@@ -1,4 +1,6 @@
-"""The report of a run: a page for people, the same figures as JSON for programs, and a picture to look at."""
+"""The report stage: ledger + verification.json -> report.html.
+
+The report of a run: a page for people, the same figures as JSON for programs, and a picture to look at."""
 
 from __future__ import annotations
 
@@ -8,12 +10,15 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.config import RunConfig
 from pipeline.core.ledger import Session
 from pipeline.core.plan import Plan
 from pipeline.durable import in_words
 from pipeline.errors import FileError
 from pipeline.reports.page import page
 from pipeline.reports.pictures import picture, png
+from pipeline.stages.plan import load_plan, stage_log
+from pipeline.stages.source import open_source
 from pipeline.storage.output import Output
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.volume import Volume
@@ -22,6 +27,16 @@ log = logging.getLogger("pipeline")
 
 THUMBNAIL_EXTENT = 320
 """Pixels an axis of a thumbnail at most."""
+
+
+def report(config: RunConfig) -> dict[str, object]:
+    """Write the page, the picture and `report.json` into the run directory; gives the latter's content."""
+    plan = load_plan(config)
+    directory = RunDirectory(config.output.url)
+    with directory.driver(), stage_log(directory, config, "report"):
+        content = write_report(plan, directory, open_source(plan, directory), Output(plan))
+        log.info("report in '%s'", directory.path)
+        return content
 
 
 def figures(plan: Plan, directory: RunDirectory) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pipeline.cluster.pool import allocation_joined, starting
 from pipeline.config import ClusterConfig, ComputeConfig, RunConfig
 from pipeline.core.ledger import Progress
 from pipeline.errors import StorageError
-from pipeline.inference import crew_for
-from pipeline.stages.planned import load_plan
+from pipeline.inference.session import crew_for
+from pipeline.stages.plan import load_plan
 from pipeline.storage.rundir import RunDirectory
 
 HEED_SECONDS = 0.5

@@ -1,20 +1,30 @@
-"""Whether the output covers the plan: every tile recorded, every stored byte and every key of the metadata as it was written.
+"""The verify stage: ledger + output.zarr -> verification.json.
+
+Whether the output covers the plan: every tile recorded, every stored byte and every key of the metadata as it was written.
 
 Compared is what we wrote. What others added is named, and is no problem.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
+from pathlib import Path
 
 import numpy as np
 
 from pipeline import durable
+from pipeline.config import RunConfig
 from pipeline.core.ledger import TileRecord
+from pipeline.errors import StorageError, VerificationError
+from pipeline.stages.plan import load_plan, stage_log
+from pipeline.storage.metadata import image_name
 from pipeline.storage.output import Output
 from pipeline.storage.rundir import RunDirectory
+
+log = logging.getLogger("pipeline")
 
 NAMED = 20
 """Tiles that a verification names at most."""
@@ -52,6 +62,59 @@ class Verification:
 
     def to_dict(self) -> dict[str, object]:
         return {**asdict(self), "complete": self.complete}
+
+
+def verify(config: RunConfig) -> Verification:
+    """Compare every stored byte with the ledger; tiles that differ are marked invalid, so that a run mends them.
+
+    Raises:
+        VerificationError: The output does not cover the plan.
+        StorageError: The output is not the plan's.
+    """
+    plan = load_plan(config)
+    directory = RunDirectory(config.output.url)
+    with directory.driver(), directory.ledger() as ledger, stage_log(directory, config, "verify"):
+        output = Output(plan)
+        if output.state() != "ours":
+            raise StorageError(
+                f"Output '{output.root}' is not that of the plan in '{directory.path}'. Nothing was verified."
+            )
+        directory.close_tiles()
+        with directory.tiles_at_rest(config.cluster.orphan_seconds):
+            found = verify_output(output, directory, ledger.append, names=_names(directory))
+        directory.write_json(directory.verification_path, found.to_dict())
+        log.info("%d of %d tiles are as written", found.valid, found.tiles)
+        if found.others:
+            log.info("not ours, and left: %s", ", ".join(found.others))
+        if not found.complete:
+            raise VerificationError(_uncovered(found, config))
+    return found
+
+
+def _names(directory: RunDirectory) -> tuple[str, ...]:
+    """What the image may be called besides its present name: stores may be moved, and are named anew by the next run."""
+    made = directory.load_plan()
+    return (image_name(Path(made.output.url)),) if made else ()
+
+
+def _uncovered(found: Verification, config: RunConfig) -> str:
+    uncovered = found.missing + found.invalid
+    more = uncovered - len(found.problems)
+    lines = [*(f"  {problem}" for problem in found.problems), *([f"  and {more} more"] if more > 0 else [])]
+    if uncovered:
+        first = (
+            f"Output '{config.output.url}' does not cover its plan: of {found.tiles} tiles {found.invalid} are not as written "
+            f"and {found.missing} were never finished."
+        )
+        lines = [first, *lines, "`halotile run` computes just these again."]
+    if found.metadata:
+        first = f"Output '{config.output.url}' is not stored as its plan has it:"
+        lines += [
+            first,
+            *(f"  {line}" for line in found.metadata),
+            "`halotile run` puts this right, and computes no tile for it.",
+        ]
+    return "\n".join(lines)
 
 
 def verify_output(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -221,6 +222,30 @@ def _write_plan(directory: RunDirectory, begun: Plan | None, resolved: Plan, set
 def _lost_units(before: Plan, now: Plan) -> bool:
     """Whether an axis of the input has no unit any more that is known, so that the one in the output's metadata is false."""
     return any(had and not has for had, has in zip(before.source.space.units, now.source.space.units, strict=False))
+
+
+def describe(config: RunConfig, resolved: Plan, elsewhere: Callable[[], None] = lambda: None) -> None:
+    """Bring the output's metadata up to a plan whose tiles are done, and then the stored plan; computes and reads no voxel.
+
+    The plan goes last: where this is killed, the next run finds that there is something to bring up.
+
+    Args:
+        config: The run.
+        resolved: Its plan, with what is told of the input now.
+        elsewhere: Brings up what readers see in another place, before the plan is stored.
+
+    Raises:
+        StorageError, OSError: It cannot be written.
+    """
+    directory = RunDirectory(config.output.url)
+    with directory.driver(), stage_log(directory, config, "plan"):
+        output = Output(resolved)
+        if output.state() == "ours":
+            output.publish()
+        elsewhere()
+        stored = directory.load_plan()
+        known = replace(resolved, stored=stored.stored) if stored else resolved  # what was counted is not looked at
+        directory.write(directory.plan_path, known.to_json())
 
 
 def load_plan(config: RunConfig) -> Plan:
