@@ -14,18 +14,18 @@ import pytest
 
 from tests.e2e.commands import ROOT, Command, wait_until
 from tests.pipeline_cases import stored_objects
-from tests.sites.site_cases import Slurm, site_run
+from tests.sites.site_cases import Machines, Slurm, site_run
 
 UNAVAILABLE = 69
 
 
-def bring_up(script: str, **environment: str) -> Callable[[str], None]:
-    """Run a script of this folder with `up`; gives what runs it with other words.
+def bring_up(script: str, **environment: str) -> tuple[Callable[[str], str], str]:
+    """Run a script of this folder with `up`; gives what runs it with other words, and what it said.
 
     Where this machine cannot have it, the test is skipped and says so; where it should and has not, it fails.
     """
 
-    def call(words: str) -> None:
+    def call(words: str) -> str:
         found = subprocess.run(
             ["bash", str(ROOT / "tests" / "sites" / script), *words.split()],
             env=os.environ | environment,
@@ -38,9 +38,9 @@ def bring_up(script: str, **environment: str) -> Callable[[str], None]:
         if found.returncode == UNAVAILABLE:
             pytest.skip(f"NOT TESTED: this machine cannot have what {script} starts ({found.stderr.strip()})")
         assert found.returncode == 0, f"{script} {words}: {found.stdout}{found.stderr}"
+        return found.stdout
 
-    call("up")
-    return call
+    return call, call("up")
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def slurm(site: Slurm) -> Iterator[Slurm]:
 def site() -> Iterator[Slurm]:
     """Three nodes of SLURM; commands find them by `SLURM_CONF`, and find `halotile` and this checkout."""
     state = Path(tempfile.mkdtemp(prefix="halotile-slurm-"))  # not pytest's: munge's own user must get there
-    call = bring_up("slurm.sh", SITE_SLURM=str(state))
+    call, _ = bring_up("slurm.sh", SITE_SLURM=str(state))
     door = state / "bin" / "halotile"
     with pytest.MonkeyPatch.context() as patch:
         door.parent.mkdir()
@@ -72,20 +72,21 @@ def site() -> Iterator[Slurm]:
 
 
 @pytest.fixture(scope="session")
-def namespaces() -> Iterator[Callable[[str], None]]:
-    """Three machines of their own network each; gives what cuts and heals them."""
-    call = bring_up("netns.sh")
+def machines() -> Iterator[Machines]:
+    """Three machines of their own network each, that no other session has."""
+    call, told = bring_up("netns.sh")
+    number = int(told)
     try:
-        yield call
+        yield Machines(number)
     finally:
-        call("down")
+        call(f"down {number}")
 
 
 @pytest.fixture(scope="session")
 def gateway() -> Iterator[Callable[[str], None]]:
     """A server of S3, to which the environment leads; gives what kills and starts it."""
     state = Path(tempfile.mkdtemp(prefix="halotile-s3-"))
-    call = bring_up("radosgw.sh", SITE_S3=str(state))
+    call, _ = bring_up("radosgw.sh", SITE_S3=str(state))
     given = {
         "ENDPOINT_URL": (state / "endpoint").read_text().strip(),
         "ACCESS_KEY_ID": "test",

@@ -14,6 +14,8 @@ from tests.pipeline_cases import Run, done_entries, make_run
 
 TILES = 16
 
+NETWORKS = ROOT / "tests" / "sites" / "netns.sh"
+
 PRELOAD = f"export DASK_DISTRIBUTED__WORKER__PRELOAD={ROOT / 'tests' / 'sites' / 'preload.py'}"
 
 
@@ -39,6 +41,40 @@ def slurm_run(folder: Path, *, walltime: str = "01:00:00", host: str = "127.0.0.
 def done(run: Run) -> int:
     """Tiles that the ledger calls done."""
     return len(done_entries(run.directory))
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Three machines of their own network each, beside this one; what `netns.sh` makes.
+
+    Args:
+        network: The number of their network.
+    """
+
+    network: int
+
+    @property
+    def here(self) -> str:
+        """The address of this machine, as they see it."""
+        return f"10.77.{self.network}.1"
+
+    def address(self, machine: int) -> str:
+        """That of machine 1, 2 or 3."""
+        return f"10.77.{self.network}.1{machine}"
+
+    def inside(self, machine: int) -> list[str]:
+        """What stands before a command that one of them shall run."""
+        return ["bash", str(NETWORKS), "inside", str(self.network), str(machine)]
+
+    def cut(self, machine: int) -> None:
+        """Let its packets vanish, in silence."""
+        self._call("cut", machine)
+
+    def heal(self, machine: int) -> None:
+        self._call("heal", machine)
+
+    def _call(self, word: str, machine: int) -> None:
+        subprocess.run(["bash", str(NETWORKS), word, str(self.network), str(machine)], check=True, timeout=60)
 
 
 @dataclass(frozen=True)

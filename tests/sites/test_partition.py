@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -30,13 +30,13 @@ TCP_SECONDS = 12
 
 @contextmanager
 def dask(
-    module: str, *arguments: object, inside: int | None = None, **environment: object
+    module: str, *arguments: object, inside: Sequence[str] = (), **environment: object
 ) -> Iterator[subprocess.Popen]:
-    """`dask MODULE ARGUMENTS`, in a namespace where one is given, and there in a loop, as a site keeps its workers."""
+    """`dask MODULE ARGUMENTS`, on the machine whose words are given, and there in a loop, as a site keeps its workers."""
     command = [sys.executable, "-m", f"distributed.cli.dask_{module}", *map(str, arguments), "--no-dashboard"]
-    if inside is not None:
+    if inside:
         loop = ["sh", "-c", 'while sleep 0.5; do "$@"; done', "supervisor", *command]
-        command = ["bash", str(SITE / "netns.sh"), "inside", str(inside), *loop]
+        command = [*inside, *loop]
     env = os.environ | {"PYTHONPATH": str(ROOT)} | {name: str(value) for name, value in environment.items()}
     log = environment.get("LOG", os.devnull)
     with (
@@ -64,20 +64,20 @@ def writes(witness: Path) -> dict[str, list[tuple[float, float, str]]]:
 
 
 @pytest.mark.parametrize("locked", [True, False], ids=["locked", "not locked, the negative control"])
-def test_no_unit_has_two_writers_when_a_worker_is_cut_off_and_healed(namespaces, calm, started, tmp_path, locked):
+def test_no_unit_has_two_writers_when_a_worker_is_cut_off_and_healed(machines, calm, started, tmp_path, locked):
     """The classic split brain: both sides believe that the tile is theirs. The lock decides, and no byte differs."""
     witness, stall, address = tmp_path / "witness", tmp_path / "stall", tmp_path / "scheduler.json"
     options = {"SITE_WITNESS": witness} | ({} if locked else {"SITE_NO_LOCK": 1})
     scheduler = dask(
-        "scheduler", "--host", "10.77.0.1", "--port", 0, "--scheduler-file", address,
+        "scheduler", "--host", machines.here, "--port", 0, "--scheduler-file", address,
         DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP=f"{TCP_SECONDS}s", LOG=tmp_path / "scheduler.log",
     )  # fmt: skip
 
     def worker(number: int, **more: object):
-        place = ["--scheduler-file", address, "--host", f"10.77.0.1{number}", "--name", f"w{number}"]
+        place = ["--scheduler-file", address, "--host", machines.address(number), "--name", f"w{number}"]
         return dask(
             "worker", *place, "--nthreads", 1, "--memory-limit", "2GB", "--preload", SITE / "preload.py",
-            inside=number, LOG=tmp_path / f"w{number}.log", **options, **more,
+            inside=machines.inside(number), LOG=tmp_path / f"w{number}.log", **options, **more,
         )  # fmt: skip
 
     with scheduler, worker(1), worker(2, SITE_STALL=stall), worker(3):
@@ -95,12 +95,12 @@ def test_no_unit_has_two_writers_when_a_worker_is_cut_off_and_healed(namespaces,
 
         stall.write_text(str(STALL_SECONDS))
         wait_until(lambda: not stall.exists())
-        namespaces("cut 2")
+        machines.cut(2)
         try:
             wait_until(lambda: "w2" in lost(tmp_path / "scheduler.log"), 3 * TCP_SECONDS)
             assert command.is_running()
         finally:
-            namespaces("heal 2")
+            machines.heal(2)
         assert command.wait() == 0, command.error
 
     assert done(run) == TILES

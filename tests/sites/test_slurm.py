@@ -48,9 +48,9 @@ def test_lost_jobs_are_replaced_while_the_run_goes_on(slurm, calm, started, tmp_
     wait_until(lambda: not slurm.jobs(), 15)
 
 
-def test_a_walltime_shorter_than_the_run_costs_no_byte(slurm, namespaces, calm, started, tmp_path):
+def test_a_walltime_shorter_than_the_run_costs_no_byte(slurm, machines, calm, started, tmp_path):
     """Jobs leave before they are ended, and are replaced. The network is not loopback here: it is encrypted."""
-    run = slurm_run(tmp_path, walltime="00:01:30", host="10.77.0.1", slow=8)
+    run = slurm_run(tmp_path, walltime="00:01:30", host=machines.here, slow=8)
     command = started("run", run.yaml)
     seen: set[str] = set()
 
@@ -135,7 +135,7 @@ def made(folder: Path, cluster: dict) -> Run:
     return site_run(folder, cluster=cluster)
 
 
-def test_batch_jobs_write_the_same_bytes_and_go_on_after_their_walltime(slurm, namespaces, calm, tmp_path):
+def test_batch_jobs_write_the_same_bytes_and_go_on_after_their_walltime(slurm, machines, calm, tmp_path):
     """A node, an allocation whose scheduler, driver and workers are tasks of one srun, and an array of a run a line.
 
     The allocation is not on loopback, so its tasks share certificates that the scheduler's has made.
@@ -144,7 +144,7 @@ def test_batch_jobs_write_the_same_bytes_and_go_on_after_their_walltime(slurm, n
     order, are queued again, and resume.
     """
     node = made(tmp_path / "node", LOCAL)
-    allocation = made(tmp_path / "allocation", {"kind": "slurm-allocation", "memory_gb": 2, "host": "10.77.0.1"})
+    allocation = made(tmp_path / "allocation", {"kind": "slurm-allocation", "memory_gb": 2, "host": machines.here})
     lines = [made(tmp_path / name, LOCAL) for name in ("one", "two words")]
     catalogue = tmp_path / "runs.txt"
     catalogue.write_text(f"# two runs\n{lines[0].yaml}\n\n  {lines[1].yaml}  \n")
@@ -213,9 +213,9 @@ def finished(slurm: Slurm, statuses: dict[str, int], *logs: Path) -> None:
     assert found == {job: f"{status}:0" for job, status in statuses.items()}, [log.read_text() for log in logs]
 
 
-def test_a_dataset_is_done_in_an_allocation_and_by_jobs(slurm, namespaces, tmp_path):
+def test_a_dataset_is_done_in_an_allocation_and_by_jobs(slurm, machines, tmp_path):
     """Many volumes, one crew: the tasks of one srun, and then, for a new model, a job a worker submitted from here."""
-    allocation = {"kind": "slurm-allocation", "memory_gb": 2, "host": "10.77.0.1"}
+    allocation = {"kind": "slurm-allocation", "memory_gb": 2, "host": machines.here}
     dataset = make_dataset(tmp_path, volumes=4, cluster=allocation)
     dataset = dataset.having(cluster={"workers": "auto"})
     crew = (
