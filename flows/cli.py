@@ -71,8 +71,9 @@ def plan(
 
     from pipeline import stages  # noqa: PLC0415 - see above
 
-    found = stages.plan(asked, anew=True)
-    print_plan(found, stages.measure(asked) if measure else None)
+    run = stages.Run(asked)
+    found = stages.plan(run, anew=True)
+    print_plan(found, stages.measure(run) if measure else None)
     say(f"plan written to {found.output.url}.run/plan.json; `halotile run {config}` does it")
     return DONE
 
@@ -165,7 +166,7 @@ def verify(config: Config, *, set_: Overrides = None) -> int:
 
     from pipeline import stages  # noqa: PLC0415 - see above
 
-    found = stages.verify(asked)
+    found = stages.verify(stages.Run(asked))
     say(f"verified: {found.valid} of {found.tiles} tiles, {found.objects} objects, metadata")
     if found.others:
         say(f"not ours, and left: {', '.join(found.others)}")

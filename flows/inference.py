@@ -54,7 +54,7 @@ _cancelled_when_asked = cancelled_when_asked("finished tiles are kept")
 @_cancelled_when_asked
 def plan_stage(config: RunConfig, input_changed: Literal["redo", "keep"] | None = None) -> str:
     """Load the plan and confirm that it is this configuration's; makes it where there is none."""
-    return stages.plan(config, input_changed=input_changed).fingerprint
+    return stages.plan(stages.Run(config), input_changed=input_changed).fingerprint
 
 
 @task(name="infer", task_run_name="infer", retries=1, **_STAGE)
@@ -63,21 +63,21 @@ def infer_stage(config: RunConfig) -> int:
     """Compute the tiles that are missing; gives their number."""
     keep_tiles_from_prefect()
     with following(config.output.url) as on_advance:
-        return stages.infer(config, on_advance, tell_dashboard).tiles
+        return stages.infer(stages.Run(config), on_advance, tell_dashboard).tiles
 
 
 @task(name="verify", task_run_name="verify", retries=1, **_STAGE)
 @_cancelled_when_asked
 def verify_stage(config: RunConfig) -> None:
     """Compare every stored byte with the ledger."""
-    stages.verify(config)
+    stages.verify(stages.Run(config))
 
 
 @task(name="report", task_run_name="report", retries=1, **_STAGE)
 @_cancelled_when_asked
 def report_stage(config: RunConfig) -> dict[str, Any]:
     """Write the report; its figures are also an artifact of the flow run."""
-    content = stages.report(config)
+    content = stages.report(stages.Run(config))
     try:
         create_markdown_artifact(_markdown(content), key="halotile-report", description=config.output.url)
     except (HTTPError, PrefectException, OSError) as error:  # costs the figures on the page, not the run
@@ -116,7 +116,7 @@ def infer_volume(config: RunConfig, input_changed: Literal["redo", "keep"] | Non
     """
     config = with_model(config)
     finished(plan_stage(config, input_changed))
-    with stages.driving(config):
+    with stages.driving(stages.Run(config).directory):
         computed = finished(infer_stage(config))
         finished(verify_stage(config))
         content = {**finished(report_stage(config)), "computed": computed}

@@ -41,7 +41,7 @@ def run_volume(
         return run(config, input_changed)
     from pipeline import stages  # noqa: PLC0415 - slow; other kinds start the server first
 
-    with stages.part_in_cluster(config.cluster, config.compute, config.output.url):
+    with stages.part_in_cluster(config.cluster, config.compute, stages.Run(config).directory):
         return run(config, input_changed)
 
 
@@ -51,8 +51,9 @@ def _with_prefect(config: RunConfig, input_changed: Literal["redo", "keep"] | No
         load_settings()
         from pipeline import stages  # noqa: PLC0415 - the server starts meanwhile
 
-        print_plan(stages.plan(config, input_changed=input_changed))
-        with stages.driving(config), stages.workers_starting(config):
+        run = stages.Run(config)
+        print_plan(stages.plan(run, input_changed=input_changed))
+        with stages.driving(run.directory), stages.workers_starting(run):
             print(
                 "starting Prefect's side and the workers: seconds, half a minute the first time ever", file=sys.stderr
             )
@@ -80,7 +81,7 @@ def _server(kind: str) -> EmbeddedServer | None:
 def _without_prefect(config: RunConfig, input_changed: Literal["redo", "keep"] | None) -> dict[str, Any]:
     from pipeline import stages  # noqa: PLC0415 - slow, and not needed elsewhere
 
-    print_plan(stages.plan(config, input_changed=input_changed))
+    print_plan(stages.plan(stages.Run(config), input_changed=input_changed))
     return _stages(config)
 
 
@@ -89,11 +90,12 @@ def _stages(config: RunConfig) -> dict[str, Any]:
     from flows.progress import shown, tell_dashboard  # noqa: PLC0415 - slow, and not needed elsewhere
     from pipeline import stages  # noqa: PLC0415 - slow, and not needed elsewhere
 
-    with stages.driving(config):
+    run = stages.Run(config)
+    with stages.driving(run.directory):
         with shown(config.output.url) as on_advance:
-            computed = stages.infer(config, on_advance, tell_dashboard).tiles
-        stages.verify(config)
-        return {**stages.report(config), "computed": computed}
+            computed = stages.infer(run, on_advance, tell_dashboard).tiles
+        stages.verify(run)
+        return {**stages.report(run), "computed": computed}
 
 
 def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict[str, Any]:
@@ -262,5 +264,5 @@ def _allocation(config: DatasetConfig) -> Iterator[None]:
         return
     from pipeline import stages  # noqa: PLC0415 - slow, and not needed elsewhere
 
-    with stages.part_in_cluster(config.cluster, config.compute, str(config.home)):
+    with stages.part_in_cluster(config.cluster, config.compute, config.directory):
         yield

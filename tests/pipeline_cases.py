@@ -16,6 +16,7 @@ import pytest
 import torch
 import zarr
 
+from pipeline import stages
 from pipeline.config import RunConfig, validated
 from pipeline.core.box import Triple
 from pipeline.core.ledger import Session, TileRecord
@@ -130,6 +131,11 @@ class Run:
     @property
     def config(self) -> RunConfig:
         return validated(RunConfig, self.content, source=str(self.yaml))
+
+    @property
+    def now(self) -> stages.Run:
+        """The run as the stages take it, with nothing read of it yet."""
+        return stages.Run(self.config)
 
     @property
     def plan(self) -> Plan:

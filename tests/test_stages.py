@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pipeline import stages
 from pipeline.core.ledger import TileRecord
 from pipeline.core.network.unet import Architecture
 from pipeline.core.volume import Space
+from pipeline.errors import PlanError
 from pipeline.planning import resolve
 from pipeline.storage.output import Output
 from tests.e2e.commands import ROOT
@@ -22,15 +24,16 @@ from tests.pipeline_cases import make_run, random_volume, stored_objects
 
 WAITS = """
 import signal, sys, threading
-from pipeline.stages import driven
+from pipeline.stages import driving
 from pipeline.storage.rundir import RunDirectory
 
 def terminated(*_):
     raise KeyboardInterrupt
 
 signal.signal(signal.SIGTERM, terminated)  # as the command does
-with driven(sys.argv[1]):
-    RunDirectory(sys.argv[1]).ask_to_cancel()
+directory = RunDirectory(sys.argv[1])
+with driving(directory):
+    directory.ask_to_cancel()
     try:
         threading.Event().wait(30)
     except KeyboardInterrupt:
@@ -54,6 +57,33 @@ def test_cancel_reaches_a_driver_that_ignores_ctrl_c_too(tmp_path, handler):
         preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
     )
     assert found.stdout == "ended in order\n", found.stderr
+
+
+# --- the noun -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_given_to_the_plan_stage_has_its_plan(tmp_path):
+    """It is handed from stage to stage: the plan stage may read nothing through it that the next one would find outdated."""
+    run = make_run(tmp_path, architecture=Architecture(3, 1, 4), shape=(8, 12, 12))
+    before, after = run.now, run.having(input={"nonfinite": "zero"}).now
+    with pytest.raises(PlanError, match=r"no plan in '.*output\.zarr\.run'\. Run `halotile plan`"):
+        _ = before.plan
+    assert stages.plan(before) == before.plan
+    assert stages.plan(after) == after.plan == after.output.plan
+    assert after.plan.fingerprint != before.plan.fingerprint  # values stay as they were read
+
+
+def test_a_run_has_its_plan_with_the_paths_of_its_configuration(tmp_path):
+    """Stores are moved between two sittings; what is stored says where they were."""
+    (tmp_path / "before").mkdir()
+    run = make_run(tmp_path / "before", architecture=Architecture(3, 1, 4), shape=(8, 12, 12))
+    stored = stages.plan(run.now)
+    moved = (tmp_path / "before").rename(tmp_path / "after")
+    urls = {"input": {"url": str(moved / "input.zarr")}, "output": {"url": str(moved / "output.zarr")}}
+    here = replace(run, folder=moved).having(**urls, model={"checkpoint": str(moved / "weights.pt")}).now
+    assert here.plan.fingerprint == stored.fingerprint
+    assert (here.plan.source.url, here.plan.output.url) == (urls["input"]["url"], urls["output"]["url"])
+    assert here.directory.load_plan().output.url == stored.output.url != here.plan.output.url
 
 
 # --- what describes and does not compute --------------------------------------------------------------------------------
@@ -103,11 +133,11 @@ def test_a_voxel_size_that_was_mended_reaches_plan_and_output_without_a_tile(tmp
     run = make_run(tmp_path, architecture=Architecture(3, 1, 4), shape=(8, 12, 12)).having(
         input={"url": image_of(tmp_path, *first)}
     )
-    stages.plan(run.config)
+    stages.plan(run.now)
     before, warnings = run.plan, run.plan.warnings
     assert before.source.space.is_unknown or was != "unknown"
     all_done(run)
-    assert stages.infer(run.config).tiles == 0
+    assert stages.infer(run.now).tiles == 0
     document = json.loads(
         (run.output / "zarr.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
     )
@@ -116,12 +146,12 @@ def test_a_voxel_size_that_was_mended_reaches_plan_and_output_without_a_tile(tmp
     image_of(tmp_path, [*scale(30, 4, 4), {"type": "translation", "translation": [15, 0, 0]}], "µm")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resolve, "measured", lambda *_, **__: pytest.fail("statistics are measured again"))
-        stages.plan(run.config)
+        stages.plan(run.now)
     assert run.plan.fingerprint == before.fingerprint
     assert run.plan.source.space == Space((30.0, 4.0, 4.0), (15.0, 0.0, 0.0), ("micrometer",) * 3)
     assert run.plan.warnings == ()
     assert any("unknown" in warning for warning in warnings) or was == (2, 4, 4)
-    assert stages.infer(run.config).tiles == 0
+    assert stages.infer(run.now).tiles == 0
     image = json.loads((run.output / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
     assert image != document["attributes"]["ome"]["multiscales"][0]
     assert [axis["unit"] for axis in image["axes"]] == ["micrometer"] * 3
@@ -129,17 +159,17 @@ def test_a_voxel_size_that_was_mended_reaches_plan_and_output_without_a_tile(tmp
         {"type": "scale", "scale": [30.0, 4.0, 4.0]},
         {"type": "translation", "translation": [15.0, 0.0, 0.0]},
     ]
-    assert stages.verify(run.config).complete
+    assert stages.verify(run.now).complete
     assert run.directory.ledger_path.read_bytes() == ledger
     assert stored_objects(run.output) == objects
 
     image_of(tmp_path, [])  # and nothing is known any more: what an earlier plan wrote would be false
     group = zarr.open_group(LocalStore(run.output))
     group.attrs["omero"] = {"channels": []}
-    stages.plan(run.config)
-    assert stages.infer(run.config).tiles == 0
+    stages.plan(run.now)
+    assert stages.infer(run.now).tiles == 0
     attributes = json.loads((run.output / "zarr.json").read_text())["attributes"]
     assert attributes["ome"]["multiscales"][0]["axes"] == [{"name": name, "type": "space"} for name in "zyx"]
     assert attributes["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"] == scale(1.0, 1.0, 1.0)
     assert attributes["omero"] == {"channels": []}
-    assert stages.verify(run.config).complete
+    assert stages.verify(run.now).complete

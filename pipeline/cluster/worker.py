@@ -148,10 +148,11 @@ _benches: dict[Job, _Bench] = {}
 
 def _bench(job: Job) -> _Bench:
     if job not in _benches:
-        plan = _planned(job)
+        directory = RunDirectory(job.output)
+        plan = _planned(directory, job)
         earlier = next((bench.predictor for bench in _benches.values() if bench.predictor.serves(plan)), None)
         let_go()  # first: the networks and the buffers of two jobs need not fit
-        _benches[job] = _opened(job, plan, earlier)
+        _benches[job] = _opened(directory, job, plan, earlier)
         device = _benches[job].plan.compute.device
         level = logging.DEBUG if earlier else logging.INFO  # hundreds of small runs have the same workers
         _about(job).log(level, "ready: a worker on %s, device %s", socket.gethostname(), device)
@@ -163,8 +164,7 @@ def let_go() -> None:
     _benches.clear()
 
 
-def _planned(job: Job) -> Plan:
-    directory = RunDirectory(job.output)
+def _planned(directory: RunDirectory, job: Job) -> Plan:
     plan = directory.load_plan()
     if plan is None or plan.fingerprint != job.fingerprint:
         raise StorageError(
@@ -173,9 +173,8 @@ def _planned(job: Job) -> Plan:
     return plan
 
 
-def _opened(job: Job, plan: Plan, earlier: UNetPredictor | None) -> _Bench:
+def _opened(directory: RunDirectory, job: Job, plan: Plan, earlier: UNetPredictor | None) -> _Bench:
     checkpoint = load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding)
-    directory = RunDirectory(job.output)
     directory.meet_driver(job.token)
     volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
     return _Bench(

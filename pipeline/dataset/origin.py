@@ -7,7 +7,6 @@ are now: tiles of an upload that broke off are not mixed with those of the one t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pipeline.config import RunConfig
 from pipeline.core.stored import Inventory
@@ -47,25 +46,23 @@ def origin_of(config: RunConfig) -> Origin:
     return Origin(config.input.url, inventory.stored.signature, inventory)
 
 
-def read_origin(image: Path) -> Origin | None:
-    """What the tiles of an image were computed from; None where nothing was computed yet.
+def read_origin(directory: RunDirectory) -> Origin | None:
+    """What the tiles of a run were computed from; None where nothing was computed yet.
 
     Raises:
         StorageError: It is there and cannot be read.
     """
-    directory = RunDirectory(image)
     try:
         said = directory.read_json(directory.origin_path)
         return Origin(said["url"], said["files"]) if said else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(
             f"'{directory.origin_path}' does not say what its tiles were computed from ({type(error).__name__}: {error}). "
-            f"Delete '{image.parent}' to compute them again."
+            f"Delete '{directory.output.parent}' to compute them again."
         ) from error
 
 
-def write_origin(image: Path, origin: Origin) -> None:
-    """Say what the tiles of an image are computed from; before the first is."""
-    directory = RunDirectory(image)
+def write_origin(directory: RunDirectory, origin: Origin) -> None:
+    """Say what the tiles of a run are computed from; before the first is."""
     make_folder(directory.path)
     directory.write_json(directory.origin_path, {"url": origin.url, "files": origin.files})

@@ -24,7 +24,6 @@ from pipeline.dataset.threads import Threads
 from pipeline.dataset.volume import Team, VolumeOfSet, noted, segment, standing
 from pipeline.inference.session import crew_size
 from pipeline.planning.resolve import make_plan
-from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.volume import open_volume
 
 log = logging.getLogger("pipeline")
@@ -109,8 +108,7 @@ def _team(
         yield Team(offered, None, None)
         return
     crew = crew_of(like, len(left), offered)
-    jobs = RunDirectory(config.home).jobs_path
-    with open_pool(config.cluster, crew, jobs) as pool, forwarded(pool.client, config.log.level):
+    with open_pool(config.cluster, crew, config.directory.jobs_path) as pool, forwarded(pool.client, config.log.level):
         if link := dashboard_link(pool.client, config.cluster):
             log.info("Dask's dashboard: %s", link)
             on_dashboard(link)

@@ -20,7 +20,6 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.logs import logged
 from pipeline.registry import with_model
 from pipeline.storage.objects import ObjectStore, told
-from pipeline.storage.rundir import RunDirectory
 from pipeline.unet.checkpoint import load_checkpoint
 
 log = logging.getLogger("pipeline")
@@ -114,7 +113,7 @@ def logged_round(config: DatasetConfig, *, alone: bool, stage: str) -> Iterator[
     Raises:
         StorageError: Another one is at it, or its folder cannot be written.
     """
-    directory = RunDirectory(config.home)
+    directory = config.directory
     try:
         directory.path.mkdir(parents=True, exist_ok=True)
         config.home.mkdir(parents=True, exist_ok=True)
@@ -127,7 +126,7 @@ def logged_round(config: DatasetConfig, *, alone: bool, stage: str) -> Iterator[
         if not alone:
             yield
             return
-        with stages.driven(str(config.home)):
+        with stages.driving(directory):
             yield
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,9 @@ from pipeline.config import (
 from pipeline.core.locations import is_url
 from pipeline.core.versions import Keep
 from pipeline.dataset.rows import Source, VolumeRow
+
+if TYPE_CHECKING:
+    from pipeline.storage.rundir import RunDirectory
 
 
 class InputRule(Section):
@@ -124,6 +127,13 @@ class DatasetConfig(Whole):
     def home(self) -> Path:
         """The local folder of all outputs; what is of the whole set lies there too."""
         return Path(self.staging or self.output.url)
+
+    @property
+    def directory(self) -> RunDirectory:
+        """Where locks, logs and observations of the whole set are."""
+        from pipeline.storage.rundir import RunDirectory  # noqa: PLC0415 - what is wrong with a YAML is told before heavy imports
+
+        return RunDirectory(self.home)
 
     def run(self, url: str, image: str, *, level: int | None, axes: str | None, **sections: Any) -> RunConfig:
         """The run of one volume.

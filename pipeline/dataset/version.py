@@ -22,7 +22,6 @@ from pipeline.dataset.origin import Origin, read_origin
 from pipeline.errors import ConfigError, ModelError, PlanError
 from pipeline.planning.resolve import make_plan
 from pipeline.storage.publication import Publication
-from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.version_folder import Published
 
 log = logging.getLogger("pipeline")
@@ -36,13 +35,13 @@ class Settled:
     """A version, and the run that makes it.
 
     Args:
-        config: The run; its output is the version's image.
+        run: The run; its output is the version's image.
         plan: Its plan.
         is_current: Whether it is what readers see.
         was: Where its voxels lay by the plan that is stored; the plan here has it as the input tells it now.
     """
 
-    config: RunConfig
+    run: stages.Run
     plan: Plan
     is_current: bool
     was: Space | None = None
@@ -74,16 +73,16 @@ def settled(
     if found := found or _begun(run, publication, machine, origin):
         return found
     earlier = next(_plans(publication, origin), None)  # its statistics hold, whatever else has changed
-    place = run(str(publication.image("new")))
-    made = make_plan(place, machine, earlier=earlier and stages.placed(earlier, place), like=like, inventory=inventory)
+    place = stages.Run(run(str(publication.image("new"))))
+    made = make_plan(place.config, machine, earlier=earlier and place.placed(earlier), like=like, inventory=inventory)
     if _is_of_others(publication, made.fingerprint, origin):
         log.warning(
             "%s: its files have changed since it was begun; what was computed from the old ones is dropped",
             publication.output,
         )
         publication.discard(made.fingerprint)
-    config = run(str(publication.image(made.fingerprint)))
-    return Settled(config, stages.placed(made, config), is_current=False)
+    begun = stages.Run(run(str(publication.image(made.fingerprint))))
+    return Settled(begun, begun.placed(made), is_current=False)
 
 
 def published(
@@ -120,15 +119,15 @@ def _agreeing(
     is_made: bool,
 ) -> Settled | None:
     """A version that is there, where what is asked for now would be it. One that is made needs neither device nor memory here."""
-    config = run(str(publication.image(fingerprint)))
     publication.recall(fingerprint)
-    stored = RunDirectory(config.output.url).load_plan()
+    found = stages.Run(run(str(publication.image(fingerprint))))
+    stored = found.directory.load_plan()
     if stored is None or stored.fingerprint != fingerprint:
         return None
-    earlier = stages.placed(stored, config)
-    asked = config
+    earlier = found.placed(stored)
+    asked = found.config
     if is_made:
-        asked = config.model_copy(update={"cluster": config.cluster.model_copy(update={"memory_gb": "auto"})})
+        asked = asked.model_copy(update={"cluster": asked.cluster.model_copy(update={"memory_gb": "auto"})})
         machine = replace(machine, memory_bytes=ANY_MEMORY)
         if machine.device is None:
             machine = replace(machine, device=stored.compute.device, workers=machine.workers or 1)
@@ -138,7 +137,7 @@ def _agreeing(
         return None
     if under.fingerprint != fingerprint:
         return None
-    return Settled(config, stages.described(earlier, under), is_current, earlier.source.space)
+    return Settled(found, stages.described(earlier, under), is_current, earlier.source.space)
 
 
 def _is_of_others(publication: Publication, fingerprint: str, origin: Origin | None) -> bool:
@@ -146,7 +145,7 @@ def _is_of_others(publication: Publication, fingerprint: str, origin: Origin | N
     if origin is None:
         return False
     publication.recall(fingerprint)
-    found = read_origin(publication.image(fingerprint))
+    found = read_origin(publication.directory(fingerprint))
     return found is not None and found.differs(origin)
 
 
@@ -154,7 +153,7 @@ def _plans(publication: Publication, origin: Origin | None) -> Iterator[Plan]:
     for version in _newest_first(publication):
         if _is_of_others(publication, version.fingerprint, origin):
             continue
-        if plan := RunDirectory(publication.image(version.fingerprint)).load_plan():
+        if plan := publication.directory(version.fingerprint).load_plan():
             yield plan
 
 

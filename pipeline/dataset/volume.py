@@ -24,7 +24,6 @@ from pipeline.dataset.version import Settled, published, settled
 from pipeline.errors import BusyError, PipelineError, StorageError
 from pipeline.storage.metadata import described_image
 from pipeline.storage.publication import Publication, open_publication
-from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.version_folder import Published
 
 log = logging.getLogger("pipeline")
@@ -180,7 +179,7 @@ def _described(publication: Publication, found: Settled, outcome: Outcome) -> Ou
     try:
         with publication.exclusive():
             stages.describe(
-                found.config,
+                found.run,
                 found.plan,
                 lambda: publication.describe(found.plan.fingerprint, described_image(found.plan)),
             )
@@ -271,11 +270,11 @@ def _made(
         free(publication, current.fingerprint)
     computed = 0
     if not publication.is_kept(found.plan.fingerprint):
-        write_origin(publication.image(found.plan.fingerprint), origin)
+        write_origin(found.run.directory, origin)
         computed = _computed(found, team, on_stage, origin.inventory, moved=volume.moved)
         _refuse_changing(volume, origin)
     on_stage("publish")
-    with stages.stage_log(RunDirectory(found.config.output.url), found.config, "publish"):
+    with found.run.log("publish"):
         _publish(volume, publication, found.plan, origin)
     return replace(_told(volume.outcome("done"), volume, found, origin), tiles=computed)
 
@@ -297,14 +296,14 @@ def _computed(
     found: Settled, team: Team, on_stage: Callable[[str], None], inventory: Inventory | None, *, moved: bool
 ) -> int:
     """The stages; gives the tiles that were computed now."""
-    stages.adopt(found.config, found.plan, inventory, input_changed="keep" if moved else None)
-    with stages.driving(found.config):
+    stages.adopt(found.run, found.plan, inventory, input_changed="keep" if moved else None)
+    with stages.driving(found.run.directory):
         on_stage("infer")
-        computed = stages.infer(found.config, shared=team.pool).tiles
+        computed = stages.infer(found.run, shared=team.pool).tiles
         on_stage("verify")
-        stages.verify(found.config)
+        stages.verify(found.run)
         on_stage("report")
-        stages.report(found.config)
+        stages.report(found.run)
     return computed
 
 
@@ -318,7 +317,7 @@ def _publish(volume: VolumeOfSet, publication: Publication, plan: Plan, origin: 
 def _told(outcome: Outcome, volume: VolumeOfSet, found: Settled, origin: Origin) -> Outcome:
     """With what its version is, and was made from."""
     plan = found.plan
-    place = Path(found.config.output.url).relative_to(volume.folder)
+    place = Path(found.run.config.output.url).relative_to(volume.folder)
     return replace(
         outcome,
         fingerprint=plan.fingerprint,

@@ -18,7 +18,6 @@ from pipeline.dataset.round import Round, is_summary, places, with_one_model
 from pipeline.dataset.search import LeftOut
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.volume import VolumeOfSet
-from pipeline.storage.rundir import RunDirectory
 
 log = logging.getLogger("pipeline")
 
@@ -43,7 +42,7 @@ def watch(
     """
     found = with_one_model(config)
     rule = found.watch
-    observations = RunDirectory(found.home).path / "inbox.json"
+    observations = found.directory.path / "inbox.json"
     inbox = Inbox(
         found.source,
         observations,

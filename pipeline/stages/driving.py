@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.cluster.pool import allocation_joined, starting
-from pipeline.config import ClusterConfig, ComputeConfig, RunConfig
+from pipeline.config import ClusterConfig, ComputeConfig
 from pipeline.core.ledger import Progress
 from pipeline.errors import StorageError
 from pipeline.inference.session import crew_for
-from pipeline.stages.plan import load_plan
+from pipeline.stages.run import Run
 from pipeline.storage.rundir import RunDirectory
 
 HEED_SECONDS = 0.5
@@ -25,20 +25,17 @@ CANCEL_SECONDS = 120.0
 
 
 @contextmanager
-def driving(config: RunConfig) -> Iterator[str]:
-    """Be the one driver of the output for several stages, and heed `cancel`. May be entered again within the process.
+def driving(directory: RunDirectory) -> Iterator[str]:
+    """Be the one driver of an output for several stages, and heed `cancel`. May be entered again within the process.
+
+    Gives the driver's token.
+
+    Args:
+        directory: Of a run, or of a set.
 
     Raises (on entering):
         StorageError: Another process drives it.
     """
-    with driven(config.output.url) as token:
-        yield token
-
-
-@contextmanager
-def driven(output: str) -> Iterator[str]:
-    """The same for whatever lies at `output`; gives the driver's token."""
-    directory = RunDirectory(output)
     with directory.driver() as token:
         over = threading.Event()
         watch = threading.Thread(target=_heed, args=(directory, token, over), name="cancel", daemon=True)
@@ -89,20 +86,18 @@ def cancel(output: str, wait_seconds: float = CANCEL_SECONDS) -> Progress | None
 
 
 @contextmanager
-def part_in_cluster(cluster: ClusterConfig, compute: ComputeConfig, output: str) -> Iterator[None]:
+def part_in_cluster(cluster: ClusterConfig, compute: ComputeConfig, directory: RunDirectory) -> Iterator[None]:
     """As one of many tasks of an allocation (kind slurm-allocation): be what it is to be. Others than the driver end here."""
-    with allocation_joined(cluster, compute.threads, RunDirectory(output).jobs_path):
+    with allocation_joined(cluster, compute.threads, directory.jobs_path):
         yield
 
 
 @contextmanager
-def workers_starting(config: RunConfig) -> Iterator[None]:
+def workers_starting(run: Run) -> Iterator[None]:
     """Start the workers of the infer stage while this process still does other things; those that nobody takes end."""
-    plan = load_plan(config)
-    directory = RunDirectory(config.output.url)
-    progress = directory.progress(plan)
+    progress = run.progress()
     if progress.count("done") == progress.total:
         yield
         return
-    with starting(config.cluster, crew_for(config, plan, progress), directory.jobs_path):
+    with starting(run.config.cluster, crew_for(run.config, run.plan, progress), run.directory.jobs_path):
         yield

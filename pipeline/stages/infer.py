@@ -8,20 +8,19 @@ from datetime import UTC, datetime
 
 from pipeline.cluster.pool import SharedPool
 from pipeline.cluster.security import sweep_keys
-from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, Session
 from pipeline.errors import StorageError
 from pipeline.inference.session import Advance, infer_missing
-from pipeline.stages.plan import load_plan, refuse_foreign_output, stage_log
+from pipeline.stages.plan import refuse_foreign_output
+from pipeline.stages.run import Run
 from pipeline.stages.source import confirm
 from pipeline.storage.output import Output
-from pipeline.storage.rundir import RunDirectory
 
 log = logging.getLogger("pipeline")
 
 
 def infer(
-    config: RunConfig,
+    run: Run,
     on_advance: Callable[[Advance], None] = lambda _: None,
     on_dashboard: Callable[[str], None] = lambda _: None,
     shared: SharedPool | None = None,
@@ -32,7 +31,7 @@ def infer(
     write units, so one that runs twice writes the same bytes.
 
     Args:
-        config: The run; its plan must have been made.
+        run: The run; its plan must have been made.
         on_advance: Told after each tile.
         on_dashboard: Told where Dask's dashboard is, where there is one.
         shared: Workers that this run shares with others; it has its own otherwise.
@@ -44,38 +43,36 @@ def infer(
         InferenceError: Tiles failed, by name; all others are kept. Or the input changed meanwhile: nothing is published.
         StorageError: The output is not the plan's, or another driver's.
     """
-    plan = load_plan(config)
-    directory = RunDirectory(config.output.url)
-    with directory.driver() as token, stage_log(directory, config, "infer"):
+    plan, directory = run.plan, run.directory
+    with directory.driver() as token, run.log("infer"):
         sweep_keys(directory.jobs_path)
-        output = Output(plan)
-        progress = directory.progress(plan)
-        _refuse_another(output, progress, directory)
-        with directory.tiles_at_rest(config.cluster.orphan_seconds):
-            _prepare(output)
+        progress = run.progress()
+        _refuse_another(run, progress)
+        with directory.tiles_at_rest(run.config.cluster.orphan_seconds):
+            _prepare(run.output)
         if progress.count("done") == progress.total:
-            confirm(config, plan, directory)
-            output.publish()
+            confirm(run)
+            run.output.publish()
             log.info("all %d tiles were done already; nothing to compute", progress.total)
             return Session(plan.fingerprint, 0, 0.0, 0.0, 0.0, 0, _now())
         directory.open_tiles()
         try:
-            session = infer_missing(config, plan, directory, token, progress, on_advance, on_dashboard, shared)
+            session = infer_missing(run.config, plan, directory, token, progress, on_advance, on_dashboard, shared)
         finally:
             directory.close_tiles()  # a worker that wakes later writes nothing
-        confirm(config, plan, directory)
-        output.publish()
+        confirm(run)
+        run.output.publish()
         return session
 
 
-def _refuse_another(output: Output, progress: Progress, directory: RunDirectory) -> None:
+def _refuse_another(run: Run, progress: Progress) -> None:
     """Refuse a store that is not what the ledger speaks of."""
-    state = output.state()
+    state, directory = run.output.state(), run.directory
     if state == "foreign":
-        refuse_foreign_output(output.plan)
+        refuse_foreign_output(run.plan)
     if state == "absent" and progress.count("done"):
         raise StorageError(
-            f"Output '{output.root}' is gone, but '{directory.ledger_path}' says that {progress.count('done')} of its tiles "
+            f"Output '{run.output.root}' is gone, but '{directory.ledger_path}' says that {progress.count('done')} of its tiles "
             f"are done. Put it back, or delete '{directory.path}' to start over."
         )
 

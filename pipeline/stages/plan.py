@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,10 @@ from pipeline.config import RunConfig
 from pipeline.core.plan import Plan
 from pipeline.core.stored import Inventory
 from pipeline.errors import FileError, PlanError, StorageError
-from pipeline.logs import logged
 from pipeline.main_guard import leave_if_run_again
 from pipeline.planning.measure import Expectation, expectation
 from pipeline.planning.resolve import check_room, make_plan, workers_that_fit
+from pipeline.stages.run import Run
 from pipeline.stages.source import InputChanged, Settled, count_input, mark, open_input, settle
 from pipeline.storage.output import Output, is_occupied
 from pipeline.storage.rundir import RunDirectory
@@ -25,14 +25,14 @@ from pipeline.storage.rundir import RunDirectory
 log = logging.getLogger("pipeline")
 
 
-def plan(config: RunConfig, *, input_changed: InputChanged | None = None, anew: bool = False) -> Plan:
+def plan(run: Run, *, input_changed: InputChanged | None = None, anew: bool = False) -> Plan:
     """Resolve a configuration into `plan.json`, or confirm the one that is there.
 
     Nothing is written before every check has passed. A plan that is there governs wherever the configuration says
     `auto`; where it does not match, it is replaced, or refused once work has begun under it.
 
     Args:
-        config: What is asked for.
+        run: The run.
         input_changed: What to do where the input is not as it was when it was planned: `redo` the tiles that read what has changed,
             or `keep` them; None refuses.
         anew: Whether a plan under which nothing was begun is made again for whatever the input is now.
@@ -41,10 +41,9 @@ def plan(config: RunConfig, *, input_changed: InputChanged | None = None, anew: 
         ConfigError, PlanError, ModelError, StorageError: It cannot be a run, or the output is another run's.
     """
     leave_if_run_again()
-    directory = RunDirectory(config.output.url)
     try:
-        with stage_log(directory, config, "plan") if directory.path.is_dir() else nullcontext():
-            return _planned(config, input_changed, anew=anew)
+        with run.log("plan") if run.directory.path.is_dir() else nullcontext():
+            return _planned(run, input_changed, anew=anew)
     except PermissionError as error:
         raise StorageError(
             f"'{error.filename}' may not be read by this user ({error.strerror}). Change its permissions or those of its "
@@ -53,12 +52,12 @@ def plan(config: RunConfig, *, input_changed: InputChanged | None = None, anew: 
 
 
 def adopt(
-    config: RunConfig, resolved: Plan, inventory: Inventory | None = None, *, input_changed: InputChanged | None = None
+    run: Run, resolved: Plan, inventory: Inventory | None = None, *, input_changed: InputChanged | None = None
 ) -> Plan:
     """The same with a plan that was resolved for this output elsewhere.
 
     Args:
-        config: What is asked for.
+        run: The run.
         resolved: The plan.
         inventory: What is stored of its input, where that was counted.
         input_changed: As of `plan`.
@@ -66,42 +65,39 @@ def adopt(
     Raises:
         StorageError: The output is another run's, or cannot be written.
     """
-    directory = RunDirectory(config.output.url)
-    stored = directory.load_plan()
-    with stage_log(directory, config, "plan"):
-        volume, found = count_input(config) if inventory is None else (open_input(config), inventory)
-        begun = stored is not None and _begun(stored, directory)
-        settled = settle(config, stored, volume, found, input_changed, begun=begun)
-        return _adopted(config, directory, stored, resolved, settled, begun=begun)
+    stored = run.directory.load_plan()
+    with run.log("plan"):
+        volume, found = count_input(run.config) if inventory is None else (open_input(run.config), inventory)
+        begun = stored is not None and _begun(stored, run.directory)
+        settled = settle(run, stored, volume, found, input_changed, begun=begun)
+        return _adopted(run, stored, resolved, settled, begun=begun)
 
 
-def _planned(config: RunConfig, input_changed: InputChanged | None, *, anew: bool) -> Plan:
-    directory = RunDirectory(config.output.url)
-    stored = directory.load_plan()
-    earlier = None if stored is None else placed(stored, config)
-    begun = earlier is not None and _begun(earlier, directory)
-    if stored is None and is_occupied(Path(config.output.url)):  # before a volume is read for its statistics
-        raise _foreign(config.output.url)
-    volume, inventory = count_input(config)
-    settled = settle(config, stored, volume, inventory, input_changed, begun=begun, anew=anew)
-    resolved = _resolved(config, stored, settled, begun=begun)
-    return _adopted(config, directory, stored, resolved, settled, begun=begun)
+def _planned(run: Run, input_changed: InputChanged | None, *, anew: bool) -> Plan:
+    stored = run.directory.load_plan()
+    earlier = None if stored is None else run.placed(stored)
+    begun = earlier is not None and _begun(earlier, run.directory)
+    output = run.config.output.url
+    if stored is None and is_occupied(Path(output)):  # before a volume is read for its statistics
+        raise _foreign(output)
+    volume, inventory = count_input(run.config)
+    settled = settle(run, stored, volume, inventory, input_changed, begun=begun, anew=anew)
+    resolved = _resolved(run.config, stored, settled, begun=begun)
+    return _adopted(run, stored, resolved, settled, begun=begun)
 
 
-def _adopted(
-    config: RunConfig, directory: RunDirectory, stored: Plan | None, resolved: Plan, settled: Settled, *, begun: bool
-) -> Plan:
+def _adopted(run: Run, stored: Plan | None, resolved: Plan, settled: Settled, *, begun: bool) -> Plan:
     """The plan, written, where nothing speaks against it."""
-    earlier = None if stored is None else placed(stored, config)
+    earlier = None if stored is None else run.placed(stored)
     if begun and earlier is not None:
-        _refuse_other_plan(earlier, resolved, directory, but_statistics=settled.remeasure)
+        _refuse_other_plan(earlier, resolved, run.directory, but_statistics=settled.remeasure)
     else:
         refuse_foreign_output(resolved)
     if earlier is not None and earlier.fingerprint == resolved.fingerprint:
         resolved = described(earlier, resolved)
     resolved = replace(resolved, stored=settled.stored)
-    check_room(config.output.url, _bytes_to_write(resolved, directory))
-    _write_plan(directory, earlier if begun else None, resolved, settled, keep=resolved == stored)
+    check_room(run.config.output.url, _bytes_to_write(resolved, run.directory))
+    _write_plan(run.directory, earlier if begun else None, resolved, settled, keep=resolved == stored)
     log.info("plan %s of %d tiles", resolved.fingerprint[:12], len(resolved.grid))
     log.info("stored: %s of '%s'", resolved.stored, resolved.source.url)
     for warning in settled.stored.warnings:
@@ -137,21 +133,6 @@ def _resolved(config: RunConfig, earlier: Plan | None, settled: Settled, *, begu
 
 def _begun(earlier: Plan, directory: RunDirectory) -> bool:
     return Output(earlier).state() == "ours" or earlier_tiles(directory, earlier) > 0
-
-
-def stage_log(directory: RunDirectory, config: RunConfig, stage: str) -> AbstractContextManager[None]:
-    """While open, what a stage logs is in the run's log."""
-    return logged(directory.log_path, config.log, run=Path(config.output.url).name, stage=stage)
-
-
-def placed(stored: Plan, config: RunConfig) -> Plan:
-    """A plan with paths as they are now: stores may be moved, or copied, between two sittings."""
-    return replace(
-        stored,
-        source=replace(stored.source, url=config.input.url),
-        output=replace(stored.output, url=config.output.url),
-        model=replace(stored.model, checkpoint=config.model.checkpoint, title=config.model.title),
-    )
 
 
 def earlier_tiles(directory: RunDirectory, plan: Plan) -> int:
@@ -224,49 +205,34 @@ def _lost_units(before: Plan, now: Plan) -> bool:
     return any(had and not has for had, has in zip(before.source.space.units, now.source.space.units, strict=False))
 
 
-def describe(config: RunConfig, resolved: Plan, elsewhere: Callable[[], None] = lambda: None) -> None:
+def describe(run: Run, resolved: Plan, elsewhere: Callable[[], None] = lambda: None) -> None:
     """Bring the output's metadata up to a plan whose tiles are done, and then the stored plan; computes and reads no voxel.
 
     The plan goes last: where this is killed, the next run finds that there is something to bring up.
 
     Args:
-        config: The run.
+        run: The run.
         resolved: Its plan, with what is told of the input now.
         elsewhere: Brings up what readers see in another place, before the plan is stored.
 
     Raises:
         StorageError, OSError: It cannot be written.
     """
-    directory = RunDirectory(config.output.url)
-    with directory.driver(), stage_log(directory, config, "plan"):
+    with run.directory.driver(), run.log("plan"):
         output = Output(resolved)
         if output.state() == "ours":
             output.publish()
         elsewhere()
-        stored = directory.load_plan()
+        stored = run.directory.load_plan()
         known = replace(resolved, stored=stored.stored) if stored else resolved  # what was counted is not looked at
-        directory.write(directory.plan_path, known.to_json())
+        run.directory.write(run.directory.plan_path, known.to_json())
 
 
-def load_plan(config: RunConfig) -> Plan:
-    """The plan that the plan stage wrote, with the paths of `config`.
-
-    Raises:
-        PlanError: There is none.
-    """
-    directory = RunDirectory(config.output.url)
-    found = directory.load_plan()
-    if found is None:
-        raise PlanError(f"There is no plan in '{directory.path}'. Run `halotile plan` or `halotile run` first.")
-    return placed(found, config)
-
-
-def measure(config: RunConfig) -> Expectation:
+def measure(run: Run) -> Expectation:
     """How long the plan that is there will take on this machine; see `measure.expectation`.
 
     Raises:
         PlanError: There is no plan.
     """
-    plan = load_plan(config)
-    workers = min(workers_that_fit(config, machine(config.cluster), plan), len(plan.grid))
-    return expectation(plan, workers)
+    workers = min(workers_that_fit(run.config, machine(run.config.cluster), run.plan), len(run.plan.grid))
+    return expectation(run.plan, workers)

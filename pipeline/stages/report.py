@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.config import RunConfig
 from pipeline.core.ledger import Session
 from pipeline.core.plan import Plan
 from pipeline.durable import in_words
 from pipeline.errors import FileError
 from pipeline.reports.page import page
 from pipeline.reports.pictures import picture, png
-from pipeline.stages.plan import load_plan, stage_log
+from pipeline.stages.run import Run
 from pipeline.stages.source import open_source
 from pipeline.storage.output import Output
 from pipeline.storage.rundir import RunDirectory
@@ -29,12 +28,11 @@ THUMBNAIL_EXTENT = 320
 """Pixels an axis of a thumbnail at most."""
 
 
-def report(config: RunConfig) -> dict[str, object]:
+def report(run: Run) -> dict[str, object]:
     """Write the page, the picture and `report.json` into the run directory; gives the latter's content."""
-    plan = load_plan(config)
-    directory = RunDirectory(config.output.url)
-    with directory.driver(), stage_log(directory, config, "report"):
-        content = write_report(plan, directory, open_source(plan, directory), Output(plan))
+    plan, directory = run.plan, run.directory
+    with directory.driver(), run.log("report"):
+        content = write_report(plan, directory, open_source(run), run.output)
         log.info("report in '%s'", directory.path)
         return content
 

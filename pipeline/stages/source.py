@@ -18,6 +18,7 @@ from pipeline.core.ledger import TileRecord
 from pipeline.core.plan import Plan
 from pipeline.core.stored import Change, Inventory, Stored, compare
 from pipeline.errors import InferenceError, StorageError
+from pipeline.stages.run import Run
 from pipeline.storage.inventory import Missing, take_inventory
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.volume import Volume, open_volume
@@ -71,17 +72,18 @@ def count_input(config: RunConfig, missing: Missing | None = None) -> tuple[Volu
     return volume, take_inventory(volume, missing or config.input.missing)
 
 
-def open_source(plan: Plan, directory: RunDirectory) -> Volume:
-    """The input of a plan, which refuses to read as fill what was counted.
+def open_source(run: Run) -> Volume:
+    """The input of a run's plan, which refuses to read as fill what was counted.
 
     Raises:
         StorageError: It cannot be opened, or what was counted is lost.
     """
-    return directory.counted(plan, open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes))
+    source = run.plan.source
+    return run.directory.counted(run.plan, open_volume(source.url, level=source.level, axes=source.axes))
 
 
 def settle(
-    config: RunConfig,
+    run: Run,
     stored: Plan | None,
     volume: Volume,
     inventory: Inventory,
@@ -93,7 +95,7 @@ def settle(
     """What a run does about its input as it is now.
 
     Args:
-        config: The run.
+        run: The run.
         stored: The plan that is there.
         volume: The input, opened.
         inventory: What is stored of it now.
@@ -106,19 +108,18 @@ def settle(
     """
     if stored is None or stored.stored is None or stored.source.metadata_sha256 != volume.description.metadata_sha256:
         return Settled(inventory, inventory.stored)
-    directory = RunDirectory(config.output.url)
-    copied = stored.source.url != config.input.url
-    change = _change(stored.stored, inventory, directory, copied=copied)
+    copied = stored.source.url != run.config.input.url
+    change = _change(stored.stored, inventory, run.directory, copied=copied)
     kept = replace(inventory.stored, history=stored.stored.history)
     if not change:
         return Settled(inventory, kept)
-    done = directory.progress(stored).done()
+    done = run.directory.progress(stored).done()
     measured = stored.normalization.is_measured(stored.source.dtype)
     reads = np.ones(len(stored.grid), dtype=bool) if measured else change.tiles(stored.grid)
     if choice is None and anew and not begun:
         return Settled(inventory, inventory.stored, remeasure=True)
     if choice is None and (not begun or np.any(done & reads) or len(change.gone)):
-        raise StorageError(_told(config, stored, change, reads, done, copied=copied))
+        raise StorageError(_told(run.config, stored, change, reads, done, copied=copied))
     history = (*kept.history, _line(choice or "redo", change, reads & done))
     log.warning("input changed: %s", history[-1])
     kept = replace(kept, history=history)
@@ -138,21 +139,22 @@ def mark(directory: RunDirectory, plan: Plan, settled: Settled) -> None:
         directory.write_inventory(settled.inventory)
 
 
-def confirm(config: RunConfig, plan: Plan, directory: RunDirectory) -> None:
+def confirm(run: Run) -> None:
     """Compare the input with what was counted before its tiles were computed, so that nothing is published of what changed meanwhile.
 
     Raises:
         InferenceError: It did.
     """
+    plan = run.plan
     if plan.stored is None:
         return
     try:
-        _, now = count_input(config, "fill")
+        _, now = count_input(run.config, "fill")
     except StorageError as error:
         raise InferenceError(
             f"The input cannot be looked at any more, so that nothing is published: {error}"
         ) from error
-    change = _change(plan.stored, now, directory)
+    change = _change(plan.stored, now, run.directory)
     if change:
         reads = change.tiles(plan.grid)
         raise InferenceError(

@@ -19,7 +19,7 @@ from pipeline import durable
 from pipeline.config import RunConfig
 from pipeline.core.ledger import TileRecord
 from pipeline.errors import StorageError, VerificationError
-from pipeline.stages.plan import load_plan, stage_log
+from pipeline.stages.run import Run
 from pipeline.storage.metadata import image_name
 from pipeline.storage.output import Output
 from pipeline.storage.rundir import RunDirectory
@@ -64,30 +64,28 @@ class Verification:
         return {**asdict(self), "complete": self.complete}
 
 
-def verify(config: RunConfig) -> Verification:
+def verify(run: Run) -> Verification:
     """Compare every stored byte with the ledger; tiles that differ are marked invalid, so that a run mends them.
 
     Raises:
         VerificationError: The output does not cover the plan.
         StorageError: The output is not the plan's.
     """
-    plan = load_plan(config)
-    directory = RunDirectory(config.output.url)
-    with directory.driver(), directory.ledger() as ledger, stage_log(directory, config, "verify"):
-        output = Output(plan)
+    output, directory = run.output, run.directory
+    with directory.driver(), directory.ledger() as ledger, run.log("verify"):
         if output.state() != "ours":
             raise StorageError(
                 f"Output '{output.root}' is not that of the plan in '{directory.path}'. Nothing was verified."
             )
         directory.close_tiles()
-        with directory.tiles_at_rest(config.cluster.orphan_seconds):
+        with directory.tiles_at_rest(run.config.cluster.orphan_seconds):
             found = verify_output(output, directory, ledger.append, names=_names(directory))
         directory.write_json(directory.verification_path, found.to_dict())
         log.info("%d of %d tiles are as written", found.valid, found.tiles)
         if found.others:
             log.info("not ours, and left: %s", ", ".join(found.others))
         if not found.complete:
-            raise VerificationError(_uncovered(found, config))
+            raise VerificationError(_uncovered(found, run.config))
     return found
 
 

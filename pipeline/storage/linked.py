@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.core.versions import Keep, Version, expired
 from pipeline.durable import sync
 from pipeline.errors import StorageError
+from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.version_folder import RECORD, VERSIONS, Published, VersionFolder, published_in
 
 LINK = "current"
@@ -40,6 +41,9 @@ class LinkedPublication:
 
     def image(self, fingerprint: str) -> Path:
         return self._there.image(fingerprint)
+
+    def directory(self, fingerprint: str) -> RunDirectory:
+        return self._there.directory(fingerprint)
 
     def current(self) -> Published | None:
         """What readers see. A link whose version was deleted, or is being made again, counts as none."""

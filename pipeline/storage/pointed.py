@@ -90,6 +90,9 @@ class PointedPublication:
     def image(self, fingerprint: str) -> Path:
         return self._there.image(fingerprint)
 
+    def directory(self, fingerprint: str) -> RunDirectory:
+        return self._there.directory(fingerprint)
+
     def exclusive(self) -> AbstractContextManager[None]:
         return self._there.exclusive()
 
@@ -196,7 +199,7 @@ class PointedPublication:
 
         Only that of a whole version: the ledger of another would say that tiles are done which are nowhere.
         """
-        run = RunDirectory(self.image(fingerprint)).path
+        run = self.directory(fingerprint).path
         if run.is_dir():
             return
         with told(self.output, "be recalled"), self.exclusive():
@@ -248,7 +251,7 @@ class PointedPublication:
         prefix = f"{VERSIONS}/{fingerprint}"
         self._store.delete(_mark(fingerprint))
         there = self._store.sizes(prefix)
-        files = {f"{prefix}/{path.relative_to(home).as_posix()}": path for path in self._files(image)}
+        files = {f"{prefix}/{path.relative_to(home).as_posix()}": path for path in self._files(fingerprint)}
         group, record = self._group(fingerprint), f"{prefix}/{RECORD}"
         vouched = self._vouched(fingerprint, f"{prefix}/{image.name}")
         _check_present(vouched, files, image)
@@ -262,17 +265,17 @@ class PointedPublication:
         sent += settle(record) + settle(group)
         log.info("version %s: %d objects in '%s', %d of them sent now", fingerprint[:12], len(files), self.output, sent)
 
-    def _files(self, image: Path) -> Iterator[Path]:
+    def _files(self, fingerprint: str) -> Iterator[Path]:
         """What goes up, without what killed writers left half-written."""
+        image, run = self.image(fingerprint), self.directory(fingerprint).path
         yield from (path for path in sorted(image.rglob("*")) if path.is_file() and path.suffix not in PARTS)
-        run = RunDirectory(image).path
         yield from (path for path in (run / name for name in ARTIFACTS) if path.is_file())
         yield image.parent / RECORD
 
     def _vouched(self, fingerprint: str, prefix: str) -> dict[str, str]:
         """What the ledger says that each object of the image is, by key: its SHA-256."""
         found: dict[str, str | None] = {}
-        for record in RunDirectory(self.image(fingerprint)).records():
+        for record in self.directory(fingerprint).records():
             if isinstance(record, TileRecord) and record.state == "done" and record.fingerprint == fingerprint:
                 found.update((f"{prefix}/{unit}", digest) for unit, digest in record.units.items())
         return {key: digest for key, digest in found.items() if digest}

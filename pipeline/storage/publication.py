@@ -18,6 +18,7 @@ from pipeline.errors import StorageError
 from pipeline.storage.linked import LinkedPublication, read_link
 from pipeline.storage.objects import ATOMIC, ObjectStore, is_remote, protocol, told
 from pipeline.storage.pointed import PointedPublication, read_pointer
+from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.version_folder import Published
 
 
@@ -32,6 +33,9 @@ class Publication(Protocol):
 
     def image(self, fingerprint: str) -> Path:
         """Where the image of a version is computed."""
+
+    def directory(self, fingerprint: str) -> RunDirectory:
+        """The run directory of a version."""
 
     def current(self) -> Published | None:
         """What readers see; None where nothing was published."""

@@ -122,6 +122,10 @@ class VersionFolder:
     def image(self, fingerprint: str) -> Path:
         return self.home(fingerprint) / f"{self.name}.ome.zarr"
 
+    def directory(self, fingerprint: str) -> RunDirectory:
+        """The run directory of a version."""
+        return RunDirectory(self.image(fingerprint))
+
     def record(self, fingerprint: str) -> Path:
         return self.home(fingerprint) / RECORD
 
@@ -132,11 +136,10 @@ class VersionFolder:
         return [self._version(name) for name in names if _PART.fullmatch(name) and self._holds_one(name)]
 
     def _holds_one(self, fingerprint: str) -> bool:
-        image = self.image(fingerprint)
-        return image.is_dir() or RunDirectory(image).path.is_dir()
+        return self.image(fingerprint).is_dir() or self.directory(fingerprint).path.is_dir()
 
     def _version(self, fingerprint: str) -> Version:
-        made = [RunDirectory(self.image(fingerprint)).plan_path, self.home(fingerprint)]
+        made = [self.directory(fingerprint).plan_path, self.home(fingerprint)]
         begun = next(path for path in made if path.exists()).stat().st_mtime
         record = self.record(fingerprint)
         said = published_in(record.read_bytes(), str(self.folder), str(record)) if record.is_file() else None
@@ -148,8 +151,9 @@ class VersionFolder:
         Raises:
             StorageError: It is not.
         """
-        image = self.image(fingerprint)
-        problem = _unfinished(image, fingerprint) or _unverified(image, fingerprint)
+        problem = _unfinished(self.image(fingerprint), fingerprint) or _unverified(
+            self.directory(fingerprint), fingerprint
+        )
         if problem:
             raise StorageError(
                 f"Version {fingerprint} of '{self.folder}' cannot be published: {problem}. Run it to its end and verify it "
@@ -197,7 +201,7 @@ class VersionFolder:
 
     def is_driven(self, fingerprint: str) -> bool:
         """Whether a run writes to a version now."""
-        return RunDirectory(self.image(fingerprint)).is_driven()
+        return self.directory(fingerprint).is_driven()
 
     def hide(self, fingerprint: str) -> None:
         """Begin the removal of a version, which `sweep` ends: it is none any more. One that is not there is removed already."""
@@ -279,9 +283,8 @@ def _unfinished(image: Path, fingerprint: str) -> str | None:
     return None if state == "complete" else f"'{image}' is {state}"
 
 
-def _unverified(image: Path, fingerprint: str) -> str | None:
+def _unverified(directory: RunDirectory, fingerprint: str) -> str | None:
     """What the verification lacks, in words."""
-    directory = RunDirectory(image)
     try:
         said = directory.read_json(directory.verification_path)
         if said is None:

@@ -60,8 +60,8 @@ def _tile_alone(folder: Path, content: dict) -> float:
             "model": content["model"],
         }
         config = validated(RunConfig, run, source="alone")
-        stages.plan(config)
-        stages.infer(config)
+        stages.plan(stages.Run(config))
+        stages.infer(stages.Run(config))
         found += [r.seconds for r in RunDirectory(config.output.url).records() if isinstance(r, TileRecord)]
     return min(found)
 

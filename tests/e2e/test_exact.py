@@ -49,9 +49,9 @@ CASES = {
 
 def computed(run: Run) -> np.ndarray:
     """The output of all stages, (K, Z, Y, X)."""
-    stages.plan(run.config)
-    stages.infer(run.config)
-    assert stages.verify(run.config).complete
+    stages.plan(run.now)
+    stages.infer(run.now)
+    assert stages.verify(run.now).complete
     found = run.array()
     return found.reshape(run.network.architecture.out_channels, *run.plan.source.shape)
 
@@ -79,7 +79,7 @@ def test_stitched_tiles_equal_one_pass(tmp_path, pooled, architecture, shape, se
 def test_slabs_smaller_than_their_tile_leave_no_seam(tmp_path, pooled):
     """Where memory is short a column takes in fewer slices at a time; where one ends must not show either."""
     run = make_run(tmp_path, architecture=Architecture(3, 1, 16), shape=(40, 61, 60), tiles={"core": [40, 64, 64]})
-    ample = stages.plan(run.config)
+    ample = stages.plan(run.now)
     growth = ample.cost.worker_bytes - PROCESS_BYTES
     run = run.having(cluster={"memory_gb": (PROCESS_BYTES + 0.8 * growth) / MEMORY_SHARE / 1e9})
     found = computed(run)

@@ -71,19 +71,19 @@ def is_exact(run: Run, volume: np.ndarray) -> bool:
 def test_a_volume_that_is_moved_while_it_is_read_fails_its_tiles_and_goes_on_once_it_is_back(tmp_path, pooled):
     """Zarr reads what is absent as fill: 23 of 32 tiles were wrong, and verified, for ever."""
     run = run_of(tmp_path)
-    stages.plan(run.config)
+    stages.plan(run.now)
     place, elsewhere = run.folder / "input.zarr", run.folder / "elsewhere.zarr"
     with pytest.raises(InferenceError, match="was there when it was counted") as error:
-        stages.infer(run.config, meanwhile(lambda: place.rename(elsewhere)))
+        stages.infer(run.now, meanwhile(lambda: place.rename(elsewhere)))
     assert "Traceback" not in str(error.value)
     assert 1 <= len(done_entries(run.directory)) < TILES
     assert not is_published(run)
     with pytest.raises(StorageError, match="there is nothing there"):
-        stages.plan(run.config)
+        stages.plan(run.now)
     elsewhere.rename(place)
     kept = len(done_entries(run.directory))
-    stages.plan(run.config)
-    assert stages.infer(run.config).tiles == TILES - kept
+    stages.plan(run.now)
+    assert stages.infer(run.now).tiles == TILES - kept
     assert is_exact(run, run.volume)
 
 
@@ -95,18 +95,18 @@ def test_a_volume_that_is_replaced_while_it_is_read_is_not_published(tmp_path, p
         (run.folder / "input.zarr").rename(run.folder / "old.zarr")
         store(run, other)
 
-    stages.plan(run.config)
+    stages.plan(run.now)
     try:
-        stages.infer(run.config, meanwhile(replace))
+        stages.infer(run.now, meanwhile(replace))
     except InferenceError as error:
         told = str(error)
     assert "changed while it was read: 16 chunks are written again" in told or "is absent" in told
     assert not is_published(run)
     assert command("run", run.yaml, "--no-prefect") == 2
     assert "All 32 tiles read it" in capsys.readouterr().err
-    stages.plan(run.config, input_changed="redo")
-    stages.infer(run.config)
-    assert stages.verify(run.config).complete
+    stages.plan(run.now, input_changed="redo")
+    stages.infer(run.now)
+    assert stages.verify(run.now).complete
     assert is_exact(run, other)
     assert is_published(run)
 
@@ -120,10 +120,10 @@ def finished(tmp_path_factory, workers) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.inference.session.open_pool", lambda *_, **__: nullcontext(workers))
         run = run_of(tmp_path_factory.mktemp("finished"))
-        stages.plan(run.config)
-        stages.infer(run.config)
-        stages.verify(run.config)
-        stages.report(run.config)
+        stages.plan(run.now)
+        stages.infer(run.now)
+        stages.verify(run.now)
+        stages.report(run.now)
     return run
 
 
@@ -137,7 +137,7 @@ def done(finished, tmp_path) -> Run:
         output={"url": f"{run.folder}/output.zarr"},
         model={"checkpoint": f"{run.folder}/weights.pt"},
     )
-    stages.plan(moved.config)
+    stages.plan(moved.now)
     return moved
 
 
@@ -170,25 +170,25 @@ def test_redo_computes_the_tiles_that_read_what_changed_and_no_others(done, pool
     volume = done.volume.copy()
     volume[:16, :16, :16] = 255 - volume[:16, :16, :16]
     zarr.open_array(str(done.folder / "input.zarr"), mode="r+")[:16, :16, :16] = volume[:16, :16, :16]
-    stages.plan(done.config, input_changed="redo")
+    stages.plan(done.now, input_changed="redo")
     assert not is_published(done)
-    assert stages.infer(done.config).tiles == 12  # 3 along z, whose cores are of 8; 2 along y and x
-    assert stages.verify(done.config).complete
+    assert stages.infer(done.now).tiles == 12  # 3 along z, whose cores are of 8; 2 along y and x
+    assert stages.verify(done.now).complete
     assert is_exact(done, volume)
     fresh = run_of(tmp_path / "fresh", volume)
-    stages.plan(fresh.config)
-    stages.infer(fresh.config)
+    stages.plan(fresh.now)
+    stages.infer(fresh.now)
     assert stored_objects(done.output) == stored_objects(fresh.output)
-    stages.plan(done.config)  # settled
+    stages.plan(done.now)  # settled
 
 
 @pytest.mark.parametrize("mode", ["zscore", "percentile"])
 def test_redo_of_a_run_by_statistics_measures_and_computes_all_again(tmp_path, pooled, capsys, mode):
     """Each tile stands by the whole volume's statistics, so one chunk changes all of them; no tile of the old ones may stay."""
     run = run_of(tmp_path / "run", normalize={"mode": mode})
-    stages.plan(run.config)
-    stages.infer(run.config)
-    assert stages.verify(run.config).complete
+    stages.plan(run.now)
+    stages.infer(run.now)
+    assert stages.verify(run.now).complete
     before, old = run.plan, stored_objects(run.output)
     volume = run.volume.copy()
     volume[:16, :16, :16] = 255 - volume[:16, :16, :16] // 64
@@ -198,36 +198,36 @@ def test_redo_of_a_run_by_statistics_measures_and_computes_all_again(tmp_path, p
     assert run.plan == before
     assert stored_objects(run.output) == old
 
-    stages.plan(run.config, input_changed="redo")
+    stages.plan(run.now, input_changed="redo")
     assert not is_published(run)
     assert run.plan.normalization != before.normalization
     assert run.plan.fingerprint != before.fingerprint
     assert run.directory.progress(run.plan).count("done") == 0
-    assert stages.infer(run.config).tiles == TILES
-    assert stages.verify(run.config).complete
+    assert stages.infer(run.now).tiles == TILES
+    assert stages.verify(run.now).complete
     assert is_published(run)
     fresh = run_of(tmp_path / "fresh", volume, normalize={"mode": mode})
-    stages.plan(fresh.config)
-    stages.infer(fresh.config)
+    stages.plan(fresh.now)
+    stages.infer(fresh.now)
     assert fresh.plan.normalization == run.plan.normalization
     assert stored_objects(run.output) == stored_objects(fresh.output) != old
     assert f"{TILES} tile(s) that were done and read it are computed again" in run.plan.stored.history[0]
-    stages.plan(run.config)  # settled
-    assert stages.infer(run.config).tiles == 0
+    stages.plan(run.now)  # settled
+    assert stages.infer(run.now).tiles == 0
 
 
 @pytest.mark.parametrize("mode", ["zscore", "percentile"])
 def test_keep_of_a_run_by_statistics_measures_nothing_again(tmp_path, pooled, mode):
     """The negative control: who says that the voxels are the same says so of their statistics, too."""
     run = run_of(tmp_path, normalize={"mode": mode})
-    stages.plan(run.config)
-    stages.infer(run.config)
+    stages.plan(run.now)
+    stages.infer(run.now)
     before, old = run.plan, stored_objects(run.output)
     os.utime(run.folder / "input.zarr/c/0/0/0")
-    stages.plan(run.config, input_changed="keep")
+    stages.plan(run.now, input_changed="keep")
     assert run.plan.fingerprint == before.fingerprint
     assert run.plan.normalization == before.normalization
-    assert stages.infer(run.config).tiles == 0
+    assert stages.infer(run.now).tiles == 0
     assert stored_objects(run.output) == old
 
 

@@ -81,10 +81,10 @@ def test_a_second_run_is_refused_and_an_interrupted_one_resumes(started, tmp_pat
     more = len(done_entries(run.directory)) - kept
     assert 1 <= more < 48 - kept
 
-    stages.plan(run.config)
-    assert stages.infer(run.config).tiles == 48 - kept - more
+    stages.plan(run.now)
+    assert stages.infer(run.now).tiles == 48 - kept - more
     assert Counter(done_entries(run.directory)) == Counter(range(48))
-    assert stages.verify(run.config).complete
+    assert stages.verify(run.now).complete
     assert [s.tiles for s in sessions(run.directory)] == [kept, more, 48 - kept - more]
 
 
@@ -139,8 +139,8 @@ def test_killed_at_random_moments_and_restarted_it_writes_the_same_bytes(started
     (tmp_path / "calm").mkdir()
     (tmp_path / "killed").mkdir()
     calm, run = slow(tmp_path / "calm", tiles=32), slow(tmp_path / "killed", tiles=32)
-    stages.plan(calm.config)
-    stages.infer(calm.config)
+    stages.plan(calm.now)
+    stages.infer(calm.now)
 
     choose = random.Random(20261122)
     for victim in ("driver at its start", "driver", "worker, then driver", "worker and driver"):
@@ -190,12 +190,12 @@ def test_a_run_is_cancelled_from_another_terminal_or_another_machine(started, tm
 def test_what_was_to_cancel_an_earlier_driver_does_not_end_this_one(tmp_path, pooled):
     """A driver that was killed has left what asked it to end."""
     run = slow(tmp_path, tiles=16)
-    stages.plan(run.config)
+    stages.plan(run.now)
     with run.directory.driver():
         run.directory.ask_to_cancel()
-    with stages.driving(run.config):
+    with stages.driving(run.directory):
         wait_until(lambda: not run.directory.cancel.path.exists(), 10)
-        assert stages.infer(run.config).tiles == 16
+        assert stages.infer(run.now).tiles == 16
 
 
 @pytest.mark.slow
@@ -248,12 +248,12 @@ def test_a_tile_that_ends_its_workers_is_set_aside_and_named_and_the_rest_is_don
 def test_a_worker_that_wakes_after_its_stage_writes_nothing(tmp_path, pooled):
     """Stopped, swapped out, cut off: when it goes on, its tile is done and verified, and readers have the image open."""
     run = slow(tmp_path, tiles=16, width=4)
-    stages.plan(run.config)
-    with stages.driving(run.config) as token:
-        stages.infer(run.config)
+    stages.plan(run.now)
+    with stages.driving(run.directory) as token:
+        stages.infer(run.now)
         for late in (lambda: run.directory.refuse_late(token), run.directory.tile(3, token).__enter__):
             with pytest.raises(StorageError, match="this worker writes nothing more"):
                 late()
-        assert stages.verify(run.config).complete
+        assert stages.verify(run.now).complete
     with pytest.raises(StorageError, match="this worker writes nothing more"):
         run.directory.refuse_late(token)

@@ -28,10 +28,10 @@ def logged(run: Run) -> list[dict]:
 
 def do(run: Run) -> None:
     """The four stages."""
-    stages.plan(run.config)
-    stages.infer(run.config)
-    stages.verify(run.config)
-    stages.report(run.config)
+    stages.plan(run.now)
+    stages.infer(run.now)
+    stages.verify(run.now)
+    stages.report(run.now)
 
 
 def test_at_debug_begin_and_end_of_each_tile_are_told_with_run_stage_and_worker(pooled, tmp_path):
@@ -66,9 +66,9 @@ def test_at_info_the_log_is_as_long_for_a_million_tiles(pooled, tmp_path):
 def test_a_plan_that_is_confirmed_is_logged_and_a_first_one_makes_no_log(pooled, tmp_path):
     """A dry run leaves the plan and nothing else; what a resumed run found is part of its story."""
     run = small(tmp_path)
-    plan = stages.plan(run.config)
+    plan = stages.plan(run.now)
     assert not run.directory.log_path.exists()
-    stages.plan(run.config)
+    stages.plan(run.now)
     found = logged(run)
     assert {record["stage"] for record in found} == {"plan"}
     assert found[0]["message"] == f"plan {plan.fingerprint[:12]} of 8 tiles"
@@ -78,9 +78,9 @@ def test_a_plan_that_is_confirmed_is_logged_and_a_first_one_makes_no_log(pooled,
 def test_level_and_format_are_no_part_of_a_plan(pooled, tmp_path):
     """Who looks closer at a run that goes wrong must not have to start it over."""
     run = small(tmp_path, log={})
-    before = stages.plan(run.config).fingerprint
+    before = stages.plan(run.now).fingerprint
     other = run.having(log={"level": "error", "format": "text"})
-    assert stages.plan(other.config).fingerprint == before
+    assert stages.plan(other.now).fingerprint == before
 
 
 def test_tiles_that_fail_are_logged_by_name_and_a_long_row_is_counted(pooled, tmp_path):
@@ -93,12 +93,12 @@ def test_tiles_that_fail_are_logged_by_name_and_a_long_row_is_counted(pooled, tm
         cluster={"retries": 0},
         log={"level": "info", "format": "json"},
     )
-    stages.plan(run.config)
+    stages.plan(run.now)
     for chunk in (tmp_path / "input.zarr" / "c").rglob("*"):
         if chunk.is_file():
             chunk.write_bytes(b"damaged")
     with pytest.raises(InferenceError, match=f"{IN_FULL + 5} tile"):
-        stages.infer(run.config)
+        stages.infer(run.now)
     found = [record for record in logged(run) if record["level"] == "ERROR"]
     assert len([record for record in found if "tile" in record]) == IN_FULL
     assert found[-2]["message"] == "5 more tiles failed in that row; the ledger names them"
@@ -108,10 +108,10 @@ def test_tiles_that_fail_are_logged_by_name_and_a_long_row_is_counted(pooled, tm
 def test_a_failed_attempt_names_its_worker_at_debug(pooled, tmp_path):
     """One bad node among a hundred shows by its name; the driver tells only how a tile ended."""
     run = small(tmp_path, cluster={"retries": 1})
-    stages.plan(run.config)
+    stages.plan(run.now)
     next(path for path in (tmp_path / "input.zarr" / "c").rglob("*") if path.is_file()).write_bytes(b"damaged")
     with pytest.raises(InferenceError):
-        stages.infer(run.config)
+        stages.infer(run.now)
     failed = [record for record in logged(run) if record["message"].startswith("failed: ")]
     told = {record["tile"] for record in logged(run) if record["level"] == "ERROR" and "tile" in record}
     assert Counter(record["tile"] for record in failed) == dict.fromkeys(told, 2)
@@ -122,7 +122,7 @@ def test_the_link_to_the_dashboard_is_told_and_logged(tmp_path):
     """Its port is another one each time; where nobody asked for pages there is none."""
     pytest.importorskip("bokeh")
     run, links = small(tmp_path, cluster={"dashboard": True}), []
-    stages.plan(run.config)
-    stages.infer(run.config, on_dashboard=links.append)
+    stages.plan(run.now)
+    stages.infer(run.now, on_dashboard=links.append)
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/status", *links)
     assert f"Dask's dashboard: {links[0]}" in {record["message"] for record in logged(run)}

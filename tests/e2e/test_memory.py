@@ -52,9 +52,9 @@ def test_projected_bytes_bound_the_measured_peak(tmp_path, monkeypatch, architec
         monkeypatch.setattr(session, "open_pool", shared)
         peaks, held = [], []
         for run in (tiny, large):
-            stages.plan(run.config)
+            stages.plan(run.now)
             pool.client.run(held_memory.start)
-            stages.infer(run.config)
+            stages.infer(run.now)
             held += pool.client.run(held_memory.most_bytes).values()
             peaks.append(max(r.peak_bytes for r in run.directory.records() if isinstance(r, TileRecord)))
     idle, peak = peaks
@@ -81,8 +81,8 @@ def test_memory_does_not_grow_with_a_tiles_length(tmp_path):
         shape = (length, 64, 64)
         keys = {"cluster": {"workers": 1, "memory_gb": 8}, "compute": {"threads": 2, "dtype": "float32"}}
         run = make_run(folder, architecture=Architecture(3, 2, 16), shape=shape, tiles={"core": list(shape)}, **keys)
-        stages.plan(run.config)
-        stages.infer(run.config)
+        stages.plan(run.now)
+        stages.infer(run.now)
         assert len(run.plan.grid) == 1
         peaks.append(max(r.peak_bytes for r in run.directory.records() if isinstance(r, TileRecord)))
     assert peaks[1] <= 1.25 * peaks[0]

@@ -220,8 +220,8 @@ def test_another_checkpoint_for_the_same_output_is_refused(finished, tmp_path, c
 def test_what_does_not_touch_the_bytes_may_change(copied, capsys):
     """Paths, workers and retries are no part of a plan's identity."""
     changed = copied.having(cluster={"workers": 1, "retries": 5, "memory_gb": 3})
-    stages.plan(changed.config)
-    assert stages.infer(changed.config).tiles == 0
+    stages.plan(changed.now)
+    assert stages.infer(changed.now).tiles == 0
     assert command("verify", changed.yaml) == 0
     assert "verified: 8 of 8 tiles, 8 objects" in capsys.readouterr().out
 
@@ -263,18 +263,18 @@ def test_damage_is_found_by_name_and_mended_by_running_again(copied, pooled, cap
     assert f"of 8 tiles {tiles} are not as written and 0 were never finished" in error
     assert copied.directory.progress(copied.plan).count("invalid") == tiles
 
-    assert stages.plan(copied.config) == copied.plan
-    assert stages.infer(copied.config).tiles == tiles
-    assert stages.verify(copied.config).complete
+    assert stages.plan(copied.now) == copied.plan
+    assert stages.infer(copied.now).tiles == tiles
+    assert stages.verify(copied.now).complete
     assert stored_objects(copied.output) == before
 
 
 def test_an_output_that_is_gone_is_not_taken_for_done(copied, pooled):
     """The ledger says done, the store is not there: computing nothing would give nothing."""
     shutil.rmtree(copied.output)
-    stages.plan(copied.config)
+    stages.plan(copied.now)
     with pytest.raises(StorageError, match=r"is gone, but .* says that 8 of its tiles are done"):
-        stages.infer(copied.config)
+        stages.infer(copied.now)
     assert not copied.output.exists()
 
 
@@ -319,23 +319,23 @@ def test_input_that_is_not_finite_fails_its_tiles_by_name_and_keeps_the_others(h
 def test_after_the_repair_only_the_failed_tiles_are_computed(pooled, tmp_path):
     """Whoever mends one voxel must not wait for the whole volume again."""
     run = with_a_nan(tmp_path, cluster={"retries": 0})
-    stages.plan(run.config)
+    stages.plan(run.now)
     with pytest.raises(InferenceError, match="2 tile"):
-        stages.infer(run.config)
+        stages.infer(run.now)
     with pytest.raises(VerificationError, match="0 are not as written and 2 were never finished"):
-        stages.verify(run.config)
+        stages.verify(run.now)
     zarr.open_array(str(tmp_path / "input.zarr"), mode="r+")[3, 4, 39] = 0
-    stages.plan(run.config)  # no tile that is done read the chunk: nobody is asked
-    assert stages.infer(run.config).tiles == 2
-    assert stages.verify(run.config).complete
+    stages.plan(run.now)  # no tile that is done read the chunk: nobody is asked
+    assert stages.infer(run.now).tiles == 2
+    assert stages.verify(run.now).complete
     assert_equal(run.array()[np.newaxis], one_pass(run.network, np.nan_to_num(run.volume)[np.newaxis]))
 
 
 def test_where_the_run_says_so_values_that_are_not_finite_count_as_zero(pooled, tmp_path):
     """`nonfinite: zero` passes, and means zero before normalisation."""
     run = with_a_nan(tmp_path, input={"nonfinite": "zero"})
-    stages.plan(run.config)
-    assert stages.infer(run.config).tiles == 5
+    stages.plan(run.now)
+    assert stages.infer(run.now).tiles == 5
     assert_equal(run.array()[np.newaxis], one_pass(run.network, np.nan_to_num(run.volume)[np.newaxis]))
 
 
@@ -344,9 +344,9 @@ def test_a_chunk_of_the_input_that_cannot_be_decoded_fails_its_tiles_by_name(poo
     run = small(tmp_path, cluster={"retries": 0}, tiles={"core": [4, 16, 32]})
     (chunk,) = (tmp_path / "input.zarr/c/1/1").glob("2")
     chunk.write_bytes(b"damaged")
-    stages.plan(run.config)
+    stages.plan(run.now)
     with pytest.raises(InferenceError, match=r"tile \d+ \(core .*\) could not be read: the input box z .* gave \w+"):
-        stages.infer(run.config)
+        stages.infer(run.now)
 
 
 def test_a_disk_that_fills_up_fails_the_tiles_by_name_and_room_mends_it(pooled, tmp_path):
@@ -354,15 +354,15 @@ def test_a_disk_that_fills_up_fails_the_tiles_by_name_and_room_mends_it(pooled, 
     run = small(tmp_path, cluster={"retries": 0})
     with mounted(tmp_path / "disk", "-o", "size=1m"):
         run = run.having(output={"url": str(tmp_path / "disk/output.zarr")})
-        stages.plan(run.config)
+        stages.plan(run.now)
         filler = fill_up(tmp_path / "disk", but=100_000)
         with pytest.raises(InferenceError, match=r"tile \d \(core .*\) could not be written .*No space left"):
-            stages.infer(run.config)
+            stages.infer(run.now)
         kept = done_entries(run.directory)
         assert 0 < len(kept) < 8
         filler.unlink()
-        assert stages.infer(run.config).tiles == 8 - len(kept)
-        assert stages.verify(run.config).complete
+        assert stages.infer(run.now).tiles == 8 - len(kept)
+        assert stages.verify(run.now).complete
         assert not list(run.output.rglob("*.partial"))
 
 
@@ -372,14 +372,14 @@ def test_a_volume_of_fill_is_done_without_an_object(pooled, tmp_path):
     shape = (8, 16, 40)
     keys = {"tiles": {"core": [8, 16, 8]}, "input": {"missing": "fill"}}
     run = make_run(tmp_path, architecture=architecture, shape=shape, volume=np.zeros(shape, np.uint8), **keys)
-    stages.plan(run.config)
-    stages.infer(run.config)
-    assert stages.verify(run.config).complete
+    stages.plan(run.now)
+    stages.infer(run.now)
+    assert stages.verify(run.now).complete
     assert set(stored_objects(run.output)) == {"zarr.json"}
     assert not run.array().any()
     records = [r for r in run.directory.records() if isinstance(r, TileRecord)]
     assert [value for record in records for value in record.units.values()] == [None] * 5
-    stages.report(run.config)
+    stages.report(run.now)
 
 
 # --- the same plan ------------------------------------------------------------------------------------------------------
@@ -389,16 +389,16 @@ def test_one_worker_and_four_write_the_same_bytes(tmp_path):
     """A plan that is there governs: the number of workers changes who computes a tile and when, and nothing else."""
     (tmp_path / "one").mkdir()
     one = small(tmp_path / "one", compute={"threads": "auto"}, cluster={"workers": 1})
-    stages.plan(one.config)
-    stages.infer(one.config)
+    stages.plan(one.now)
+    stages.infer(one.now)
 
     (tmp_path / "four").mkdir()
     four = Run(tmp_path / "four", one.content, one.network, one.volume)
     four = four.having(output={"url": str(tmp_path / "four/output.zarr")}, cluster={"workers": 4})
     four.directory.path.mkdir()
     shutil.copy(one.directory.plan_path, four.directory.plan_path)
-    assert stages.plan(four.config).fingerprint == one.plan.fingerprint
-    stages.infer(four.config)
+    assert stages.plan(four.now).fingerprint == one.plan.fingerprint
+    stages.infer(four.now)
     assert len({r.worker for r in four.directory.records() if isinstance(r, TileRecord)}) > 1
     assert stored_objects(four.output) == stored_objects(one.output)
 
@@ -406,12 +406,12 @@ def test_one_worker_and_four_write_the_same_bytes(tmp_path):
 def test_a_run_begun_by_one_number_of_workers_goes_on_with_another(pooled, tmp_path):
     """A night on the cluster, the rest on a workstation: `auto` is resolved once, for a new output."""
     run = small(tmp_path, tiles={"core": "auto"}, compute={"threads": "auto"})
-    first = stages.plan(run.config)
-    stages.infer(run.config)
+    first = stages.plan(run.now)
+    stages.infer(run.now)
     flip(next(path for path in (run.output / "0/c").rglob("*") if path.is_file()))
     with pytest.raises(VerificationError):
-        stages.verify(run.config)
+        stages.verify(run.now)
     later = run.having(cluster={"workers": 1, "memory_gb": 9})
-    assert stages.plan(later.config) == first
-    assert stages.infer(later.config).tiles >= 1
-    assert stages.verify(later.config).complete
+    assert stages.plan(later.now) == first
+    assert stages.infer(later.now).tiles >= 1
+    assert stages.verify(later.now).complete

@@ -105,8 +105,8 @@ def test_a_run_on_pods_has_the_same_bytes_as_a_run_here(operator, tmp_path):
         run = run.having(
             tiles={"core": [24, 20, 20]}, output={"chunks": [8, 10, 10]}, cluster={**cluster, "memory_gb": 4}
         )
-        stages.plan(run.config)
-        stages.infer(run.config)
+        stages.plan(run.now)
+        stages.infer(run.now)
         outputs[name] = stored_objects(run.output)
     assert outputs["pods"] == outputs["here"]
     assert len(outputs["here"]) > 4

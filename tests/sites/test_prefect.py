@@ -63,8 +63,8 @@ def slow(folder: Path) -> Run:
 def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What a slow run writes that nothing disturbs."""
     run = slow(tmp_path_factory.mktemp("calm") / "run")
-    stages.plan(run.config)
-    stages.infer(run.config)
+    stages.plan(run.now)
+    stages.infer(run.now)
     return stored_objects(run.output)
 
 

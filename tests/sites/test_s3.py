@@ -166,9 +166,9 @@ def test_wrong_keys_are_told(publication, output, monkeypatch):
 
 def whole_run(run) -> None:
     """Plan, infer and verify, by workers of its own, which find the store by the environment."""
-    stages.plan(run.config)
-    stages.infer(run.config)
-    stages.verify(run.config)
+    stages.plan(run.now)
+    stages.infer(run.now)
+    stages.verify(run.now)
 
 
 def test_a_run_from_a_store_to_a_store_has_the_bytes_of_a_run_on_disk(bucket, output, tmp_path):

@@ -157,17 +157,17 @@ def test_publishing_again_changes_nothing_and_going_back_is_publishing(publicati
 def test_a_real_run_is_published_and_read_by_its_current_link(tmp_path, output):
     """The versions' layout is that of a run: its commands work on a version, and its image opens through `current`."""
     run = make_run(tmp_path, architecture=Architecture(3, 1, 4), shape=(8, 16, 16))
-    plan = stages.plan(run.config)
+    plan = stages.plan(run.now)
     publication = open_publication(str(output), NAME)
     run = run.having(output={"url": str(publication.image(plan.fingerprint))})
     shutil.rmtree(tmp_path / "output.zarr.run")
-    stages.plan(run.config)
+    stages.plan(run.now)
     with pytest.raises(StorageError, match=r"cannot be published: .* is no output of a run"):
         publication.publish(plan.fingerprint, {})
-    stages.infer(run.config)
+    stages.infer(run.now)
     with pytest.raises(StorageError, match="cannot be published: it was not verified"):
         publication.publish(plan.fingerprint, {})
-    stages.verify(run.config)
+    stages.verify(run.now)
     publication.publish(plan.fingerprint, {})
     assert RunDirectory(output / "current").path == run.directory.path
     assert files_of(output / "current") == files_of(run.output)

@@ -1,0 +1,76 @@
+"""One run, as the stages hand it on: what was asked for, where it is kept, its plan, its output."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.config import RunConfig
+from pipeline.core.ledger import Progress
+from pipeline.core.plan import Plan
+from pipeline.errors import PlanError
+from pipeline.logs import logged
+from pipeline.storage.output import Output
+from pipeline.storage.rundir import RunDirectory
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run, built once of its configuration.
+
+    Plan and output are read when they are first asked for, and stay as they were. Only the plan stage writes a plan: it reads
+    the stored one itself, so that a `Run` that was given to it has the new one.
+
+    Args:
+        config: What is asked for.
+    """
+
+    config: RunConfig
+
+    @cached_property
+    def directory(self) -> RunDirectory:
+        """Where the run is kept, `OUTPUT.run`."""
+        return RunDirectory(self.config.output.url)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan that the plan stage wrote, with paths as they are now.
+
+        Raises:
+            PlanError: There is none.
+        """
+        stored = self.directory.load_plan()
+        if stored is None:
+            raise PlanError(
+                f"There is no plan in '{self.directory.path}'. Run `halotile plan` or `halotile run` first."
+            )
+        return self.placed(stored)
+
+    @cached_property
+    def output(self) -> Output:
+        """The output of the plan, opened.
+
+        Raises:
+            PlanError: There is no plan.
+        """
+        return Output(self.plan)
+
+    def progress(self) -> Progress:
+        """What the ledger adds up to for the plan, now."""
+        return self.directory.progress(self.plan)
+
+    def log(self, stage: str) -> AbstractContextManager[None]:
+        """While open, what a stage logs is in the run's log."""
+        return logged(self.directory.log_path, self.config.log, run=Path(self.config.output.url).name, stage=stage)
+
+    def placed(self, stored: Plan) -> Plan:
+        """A stored plan with paths as they are now: stores may be moved, or copied, between two sittings."""
+        config = self.config
+        return replace(
+            stored,
+            source=replace(stored.source, url=config.input.url),
+            output=replace(stored.output, url=config.output.url),
+            model=replace(stored.model, checkpoint=config.model.checkpoint, title=config.model.title),
+        )
