@@ -20,12 +20,11 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from pipeline.core.box import Box, Triple, per_axis, triple
+from pipeline.core.box import Box, Span, Triple, per_axis, triple
 from pipeline.core.cost import read_spans
 from pipeline.core.grid import Tile
 from pipeline.core.ledger import TileRecord, Units
 from pipeline.core.mirror import shown, spread
-from pipeline.core.network.need import Span
 from pipeline.errors import FileError, InferenceError, StorageError
 
 BEHIND = 2

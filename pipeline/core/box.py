@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 Triple = tuple[int, int, int]
 """Voxels along z, y and x."""
@@ -38,6 +38,23 @@ def per_axis(
 def per_axis(rule: Callable[..., _T], *triples: tuple[Any, Any, Any]) -> tuple[_T, _T, _T]:
     """What `rule` gives for the values along z, those along y and those along x."""
     return triple(rule(*values) for values in zip(*triples, strict=True))
+
+
+class Span(NamedTuple):
+    """Voxels `start <= i < stop` along one axis."""
+
+    start: int
+    stop: int
+
+    @property
+    def extent(self) -> int:
+        return self.stop - self.start
+
+    def grown(self, by: int) -> Span:
+        return Span(self.start - by, self.stop + by)
+
+    def clipped(self, other: Span) -> Span:
+        return Span(max(self.start, other.start), min(self.stop, other.stop))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,9 @@ from math import lcm, prod
 
 import numpy as np
 
-from pipeline.core.box import Triple, per_axis, round_up
+from pipeline.core.box import Span, Triple, per_axis, round_up
 from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import mirrored_ends
-from pipeline.core.network.need import Span
 from pipeline.core.network.receptive import receptive_radius, whole_window
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.network.unet import Architecture, layers

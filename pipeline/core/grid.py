@@ -27,8 +27,8 @@ from math import lcm, prod
 
 import numpy as np
 
-from pipeline.core.box import Box, Triple, per_axis, round_up, triple
-from pipeline.core.network.need import Needs, Span, needs
+from pipeline.core.box import Box, Span, Triple, per_axis, round_up, triple
+from pipeline.core.network.need import Needs, needs
 from pipeline.core.network.receptive import receptive_radius
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.network.unet import Architecture

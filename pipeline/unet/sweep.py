@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from pipeline.core.box import round_up
-from pipeline.core.network.need import Span
+from pipeline.core.box import Span, round_up
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.network.unet import Architecture, Layer, layers
 from pipeline.unet.model import UNet

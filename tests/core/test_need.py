@@ -2,8 +2,8 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pipeline.core.box import round_up
-from pipeline.core.network.need import Span, needs, phases
+from pipeline.core.box import Span, round_up
+from pipeline.core.network.need import needs, phases
 from pipeline.core.network.receptive import whole_window
 from pipeline.core.network.unet import Architecture, layers
 from tests.core.core_cases import architectures, columns, grids

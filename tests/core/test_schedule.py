@@ -5,8 +5,9 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.box import Span
 from pipeline.core.grid import TileGrid
-from pipeline.core.network.need import Span, needs
+from pipeline.core.network.need import needs
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.network.unet import Architecture, layers

@@ -17,26 +17,9 @@ tile has a phase of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
+from pipeline.core.box import Span
 from pipeline.core.network.unet import Architecture, Layer, layers
-
-
-class Span(NamedTuple):
-    """Voxels `start <= i < stop` along one axis."""
-
-    start: int
-    stop: int
-
-    @property
-    def extent(self) -> int:
-        return self.stop - self.start
-
-    def grown(self, by: int) -> Span:
-        return Span(self.start - by, self.stop + by)
-
-    def clipped(self, other: Span) -> Span:
-        return Span(max(self.start, other.start), min(self.stop, other.stop))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.core.box import Triple, per_axis, round_up, triple
-from pipeline.core.network.need import Span, needs
+from pipeline.core.box import Span, Triple, per_axis, round_up, triple
+from pipeline.core.network.need import needs
 from pipeline.core.network.unet import Architecture
 
 

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.core.network.need import Needs, Span
+from pipeline.core.box import Span
+from pipeline.core.network.need import Needs
 from pipeline.core.network.unet import Architecture, Layer, layers
 
 
