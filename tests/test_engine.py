@@ -54,7 +54,7 @@ class FakePredictor:
             if schedule.reads(turn).extent:
                 seen.append(next(source))
                 assert seen[-1].shape[1] == schedule.reads(turn).extent
-            span = schedule.writes("fc", turn)
+            span = schedule.core(turn)
             if span.extent:
                 box = Box((span.start, *tile.core.start[1:]), (span.stop, *tile.core.stop[1:]))
                 yield box, 2 * np.concatenate(seen, axis=1)[(slice(None), *box.within(tile.window))]
@@ -80,7 +80,7 @@ class FakeSink:
 
 def grid(architecture: Architecture = SAME) -> TileGrid:
     """Twelve tiles over a volume that is odd in two extents."""
-    return TileGrid(architecture, SHAPE, core=(8, 8, 8), halo=(8, 8, 8), slab=2)
+    return TileGrid(architecture.graph, SHAPE, core=(8, 8, 8), halo=(8, 8, 8), slab=2)
 
 
 def volume(dtype: str = "uint8") -> np.ndarray:
@@ -130,13 +130,13 @@ def test_a_tile_reads_its_window_once_and_no_voxel_beyond_it(read_slices):
 
 def test_reads_are_cut_where_chunks_are():
     """A block that began inside a chunk would have it decoded twice."""
-    tall = TileGrid(SAME, (64, 8, 8), core=(16, 8, 8), halo=(8, 8, 8), slab=2)
+    tall = TileGrid(SAME.graph, (64, 8, 8), core=(16, 8, 8), halo=(8, 8, 8), slab=2)
     source = FakeSource(np.zeros((1, 64, 8, 8), np.uint8))
     infer(tall.tile(1), source, read_slices=12)
     assert [(box.start[0], box.stop[0]) for box in source.boxes] == [(8, 12), (12, 24), (24, 36), (36, 40)]
 
 
-TALL = TileGrid(SAME, (64, 8, 8), core=(64, 8, 8), halo=(8, 8, 8), slab=2)
+TALL = TileGrid(SAME.graph, (64, 8, 8), core=(64, 8, 8), halo=(8, 8, 8), slab=2)
 """One tile of 32 turns."""
 
 NEVER = 0.2
@@ -299,7 +299,7 @@ def test_a_tile_that_does_not_reach_the_bad_voxel_is_not_failed():
     """Only the tiles that read bad input fail; all others are kept."""
     array = volume("float32")
     array[0, 12, 0, 0] = np.inf
-    small = TileGrid(SAME, SHAPE, core=(2, 2, 2), halo=(8, 8, 8), slab=2)
+    small = TileGrid(SAME.graph, SHAPE, core=(2, 2, 2), halo=(8, 8, 8), slab=2)
     assert infer(small.tile(0), FakeSource(array)).state == "done"
 
 

@@ -20,7 +20,7 @@ from pipeline.core.mirror import shown, spread
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.unet import Architecture
 from pipeline.unet.model import UNet, initialise
-from pipeline.unet.sweep import Sweep, kernels
+from pipeline.unet.sweep import Arena, Sweep, kernels
 
 EQUAL = 1e-12
 """Of the output's range: float64 round-off of sums in another order."""
@@ -96,10 +96,10 @@ def stitched(network, volume, grid):
     """What tiles write: each reads its window, streams it through the network, and cores are put together."""
     out = np.full((network.architecture.out_channels, *volume.shape[1:]), np.nan)
     weights = kernels(network, device=torch.device("cpu"), dtype=torch.float64)
-    sweep = None
+    arena = Arena()
     for tile in grid:
         window = torch.from_numpy(shown_by(volume, tile.window)).permute(1, 2, 3, 0)
-        sweep = Sweep(network.architecture, weights, tile.schedule, sweep)
+        sweep = Sweep(weights, tile.schedule, arena)
         first, schedule = tile.window.start[0], tile.schedule
         slabs = (window[a - first : b - first] for a, b in schedule.inputs())
         for (start, stop), logits in sweep.run(slabs):
@@ -138,8 +138,8 @@ class Case:
     @property
     def grid(self):
         core = tuple(s * n for s, n in zip(self.architecture.stride, self.strides, strict=True))
-        halo = least_halo(self.architecture) if self.architecture.padding == "same" else (0, 0, 0)
-        return TileGrid(self.architecture, self.shape, core, halo, self.slab * self.architecture.stride[0])
+        halo = least_halo(self.architecture.graph) if self.architecture.padding == "same" else (0, 0, 0)
+        return TileGrid(self.architecture.graph, self.shape, core, halo, self.slab * self.architecture.stride[0])
 
 
 def network_of(ndim, depth, padding="same", **known):

@@ -201,7 +201,7 @@ def test_tiles_with_the_declared_halo_equal_one_pass(tmp_path, short, equal):
     """The halo is what other software crops: as declared it leaves no seam, one stride less leaves one."""
     path = saved(tmp_path, SAME)
     package = export(path, tmp_path / "p", sample=values("uint8", 40, 50), license="MIT")
-    halo = least_halo(SAME)[2]
+    halo = least_halo(SAME.graph)[2]
     description = (package / "rdf.yaml").read_text()
     assert description.count(f"halo: {halo}\n") == 2
     (package / "rdf.yaml").write_text(description.replace(f"halo: {halo}\n", f"halo: {halo - short}\n"))

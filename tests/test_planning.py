@@ -197,7 +197,7 @@ def test_more_workers_take_less_time_and_never_less_than_their_share(tmp_path, m
 
 def test_a_turns_arithmetic_is_the_tiles_over_its_turns():
     """A long column is its steady turn, over and over."""
-    grid = TileGrid(SOLID, (4000, 16, 16), (4000, 16, 16), least_halo(SOLID), 8)
+    grid = TileGrid(SOLID.graph, (4000, 16, 16), (4000, 16, 16), least_halo(SOLID.graph), 8)
     schedule = grid.tile(0).schedule
     assert turn_multiply_adds(schedule) * 500 == multiply_adds(schedule)
 

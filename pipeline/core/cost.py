@@ -15,9 +15,10 @@ import numpy as np
 from pipeline.core.box import Span, Triple, per_axis, round_up
 from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import mirrored_ends
-from pipeline.core.network.receptive import receptive_radius, whole_window
+from pipeline.core.network.graph import Graph
+from pipeline.core.network.need import Needs
+from pipeline.core.network.receptive import lost_margin, whole_window
 from pipeline.core.network.schedule import Schedule
-from pipeline.core.network.unet import Architecture, layers
 
 PROCESS_BYTES = 900 * 2**20
 """Resident memory of an idle worker that has imported torch, dask and zarr and loaded a small network, generously."""
@@ -31,57 +32,53 @@ READ_BLOCK_BYTES = 2**28
 
 def multiply_adds(schedule: Schedule) -> int:
     """Multiplications with addition of one tile: half of what a FLOP counter shows."""
-    architecture = schedule.architecture
+    graph = schedule.graph
     return sum(
-        layer.multiply_adds(architecture.ndim) * prod(axis.computes(layer) for axis in schedule.axes)
-        for layer in layers(architecture)
+        each * prod(axis.computes(node) for axis in schedule.axes)
+        for each, node in zip(layer_multiply_adds(graph), graph.layers, strict=True)
     )
 
 
 def turn_multiply_adds(schedule: Schedule) -> int:
     """Of one turn of a sweep, away from its ends."""
-    architecture = schedule.architecture
+    graph = schedule.graph
     return sum(
-        layer.multiply_adds(architecture.ndim)
-        * schedule.slices(layer.level)
-        * prod(axis.computes(layer) for axis in schedule.axes[1:])
-        for layer in layers(architecture)
+        each * schedule.slices(node) * prod(axis.computes(node) for axis in schedule.axes[1:])
+        for each, node in zip(layer_multiply_adds(graph), graph.layers, strict=True)
     )
 
 
-def one_pass_multiply_adds(architecture: Architecture, volume: Triple) -> int:
+def one_pass_multiply_adds(graph: Graph, volume: Triple) -> int:
     """Of one forward pass over the whole volume, extended as the promise defines it."""
-    margin = receptive_radius(architecture) if architecture.padding == "valid" else (0, 0, 0)
-    core = per_axis(lambda n, m: n - 2 * m, whole_window(architecture, volume), margin)
-    return multiply_adds(TileGrid(architecture, core, core, (0, 0, 0), core[0]).tile(0).schedule)
+    core = per_axis(lambda n, m: n - 2 * m, whole_window(graph, volume), lost_margin(graph))
+    return multiply_adds(TileGrid(graph, core, core, (0, 0, 0), core[0]).tile(0).schedule)
 
 
 def total_multiply_adds(grid: TileGrid) -> int:
     """Multiply-adds of all tiles."""
     sums = [layer_sums(grid, axis) for axis in range(3)]
     return sum(
-        each * int(z) * int(y) * int(x)
-        for each, z, y, x in zip(layer_multiply_adds(grid.architecture), *sums, strict=True)
+        each * int(z) * int(y) * int(x) for each, z, y, x in zip(layer_multiply_adds(grid.graph), *sums, strict=True)
     )
 
 
-def layer_multiply_adds(architecture: Architecture) -> list[int]:
+def layer_multiply_adds(graph: Graph) -> list[int]:
     """By layer, multiply-adds a voxel that it computes."""
-    return [layer.multiply_adds(architecture.ndim) for layer in layers(architecture)]
+    return [node.operation.multiply_adds(graph.in_channels(node), node.channels) for node in graph.layers]
 
 
 def layer_sums(grid: TileGrid, axis: int) -> np.ndarray:
     """By layer, the voxels that it computes along an axis, over all tiles in a row."""
-    found = list(layers(grid.architecture))
-    total = np.zeros(len(found), dtype=np.int64)
+    layers = grid.graph.layers
+    total = np.zeros(len(layers), dtype=np.int64)
     for needs, times in grid.kinds(axis):
-        total += times * np.array([needs.computes(layer) for layer in found])
+        total += times * np.array([needs.computes(node) for node in layers])
     return total
 
 
-def weights(architecture: Architecture) -> int:
-    """Values of all convolutions' kernels."""
-    return sum(layer.weights(architecture.ndim) for layer in layers(architecture))
+def weights(graph: Graph) -> int:
+    """Values of all kernels."""
+    return sum(node.operation.weights(graph.in_channels(node), node.channels) for node in graph.nodes)
 
 
 # --- reading ------------------------------------------------------------------------------------------------------------
@@ -136,7 +133,7 @@ def read_slices(grid: TileGrid, chunk: int, value_bytes: int) -> int:
         chunk: Slices of an input chunk.
         value_bytes: Of a stored input value.
     """
-    slice_bytes = grid.architecture.in_channels * widest_plane(grid) * value_bytes
+    slice_bytes = grid.graph.input.channels * widest_plane(grid) * value_bytes
     most = max(READ_BLOCK_BYTES // slice_bytes, grid.slab)
     return min(round_up(grid.slab, chunk), most, max(grid.volume[0], 1))
 
@@ -174,39 +171,37 @@ def sweep_values(grid: TileGrid) -> int:
     """
     extents = [held_extents(grid, axis) for axis in range(3)]
     held, passing = (z * y * x for z, y, x in zip(*extents, strict=True))
-    channels, written = held_channels(grid.architecture)
+    channels, written = held_channels(grid.graph)
     return int((held * channels).sum() + 2 * (passing * written).max())
 
 
-def held_channels(architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
+def held_channels(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
     """Channels of each thing that is held, and of what each layer writes; in the order of `held_extents`."""
-    order = list(layers(architecture))
-    buffers = [layer.in_channels for layer in order if layer.kind == "conv"]
-    skips = [architecture.channels(level) for level in range(architecture.depth)]
-    written = [layer.in_channels + layer.out_channels for layer in order]
+    buffers = [graph.in_channels(node) for node in graph.windows]
+    skips = [node.channels for node in graph.waiting]
+    written = [graph.in_channels(node) + node.channels for node in graph.layers]
     return np.array(buffers + skips), np.array(written)
 
 
 def held_extents(grid: TileGrid, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Extents along an axis, of the widest tile: of buffers and skips, and of what each layer writes in a turn."""
-    found = [_held(Schedule(grid.architecture, (n, n, n), grid.slab), axis) for n, _ in grid.kinds(axis)]
+    found = [_held(grid, needs) for needs, _ in grid.kinds(axis)]
     held, written = (np.max(np.array(values), axis=0) for values in zip(*found, strict=True))
     return held, written
 
 
-def _held(schedule: Schedule, axis: int) -> tuple[list[int], list[int]]:
-    architecture, needs = schedule.architecture, schedule.needs
-    order = list(layers(architecture))
-    skips = [f"encoder{level + 1}_2" for level in range(architecture.depth)]
-    frames = [needs.writes[layer.name].extent + 2 * needs.reach for layer in order if layer.kind == "conv"]
-    wide = [needs.writes[name].extent for name in skips]
-    written = [needs.computes(layer) for layer in order]
-    if axis > 0:
+def _held(grid: TileGrid, needs: Needs) -> tuple[list[int], list[int]]:
+    graph = grid.graph
+    frames = [needs.frame(node).extent for node in graph.windows]
+    wide = [needs.writes[node.name].extent for node in graph.waiting]
+    written = [needs.computes(node) for node in graph.layers]
+    if needs.axis > 0:
         return frames + wide, written
-    slices = [schedule.held(layer.name) + schedule.slices(layer.level) for layer in order if layer.kind == "conv"]
-    waiting = [schedule.waiting(level) + schedule.slices(level) for level in range(architecture.depth)]
+    schedule = Schedule(graph, (needs, needs, needs), grid.slab)
+    slices = [schedule.held(node) + schedule.slices(node) for node in graph.windows]
+    waiting = [schedule.waiting(node) + schedule.slices(node) for node in graph.waiting]
     held = [*map(min, slices, frames), *map(min, waiting, wide)]
-    return held, [min(schedule.slices(layer.level), n) for layer, n in zip(order, written, strict=True)]
+    return held, [min(schedule.slices(node), n) for node, n in zip(graph.layers, written, strict=True)]
 
 
 def tile_bytes(grid: TileGrid, in_bytes: int, out_bytes: int, in_chunk: int, unit_slices: int) -> int:
@@ -219,12 +214,12 @@ def tile_bytes(grid: TileGrid, in_bytes: int, out_bytes: int, in_chunk: int, uni
         in_chunk: Slices of an input chunk.
         unit_slices: Slices of a write unit.
     """
-    architecture, plane_in = grid.architecture, widest_plane(grid)
+    plane_in, in_channels, out_channels = widest_plane(grid), grid.graph.input.channels, grid.graph.output.channels
     plane_out = prod(min(c, n) for c, n in zip(grid.core[1:], grid.volume[1:], strict=True))
     mirrored = max(max(-n.input.start, 0) + max(n.input.stop - grid.volume[0], 0) for n, _ in grid.kinds(0))
     slices = read_slices(grid, in_chunk, in_bytes) + mirrored
-    block = slices * architecture.in_channels * plane_in * in_bytes
+    block = slices * in_channels * plane_in * in_bytes
     slab = min(grid.slab, grid.volume[0])
-    passing = slab * (plane_in * architecture.in_channels * 24 + plane_out * architecture.out_channels * 20)
-    units = (min(unit_slices, grid.volume[0]) + slab) * plane_out * architecture.out_channels * out_bytes
+    passing = slab * (plane_in * in_channels * 24 + plane_out * out_channels * 20)
+    units = (min(unit_slices, grid.volume[0]) + slab) * plane_out * out_channels * out_bytes
     return 4 * block + passing + 3 * units

@@ -28,10 +28,10 @@ from math import lcm, prod
 import numpy as np
 
 from pipeline.core.box import Box, Span, Triple, per_axis, round_up, triple
+from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import Needs, needs
 from pipeline.core.network.receptive import receptive_radius
 from pipeline.core.network.schedule import Schedule
-from pipeline.core.network.unet import Architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,7 @@ class Tile:
     @property
     def window(self) -> Box:
         """Voxels that it reads, global coordinates; may lie beyond the volume."""
-        axes = self.schedule.axes
-        return Box.of_spans((axis.input.start, axis.input.stop) for axis in axes)
+        return Box.of_spans(axis.input for axis in self.schedule.axes)
 
     def __str__(self) -> str:
         return f"tile {self.index} (core {self.core})"
@@ -63,7 +62,7 @@ class TileGrid:
     """Tiles over a volume, for one network.
 
     Args:
-        architecture: The network; it gives stride, padding and margins.
+        graph: The network; it gives stride, padding and margins.
         volume: Extent along z, y, x.
         core: Extent of a whole tile's core; a multiple of the stride.
         halo: Context a side; a multiple of the stride, at least the receptive radius, of which no more than needed is
@@ -71,7 +70,7 @@ class TileGrid:
         slab: Slices that the network takes in at once as it streams along z; a multiple of the stride.
     """
 
-    architecture: Architecture
+    graph: Graph
     volume: Triple
     core: Triple
     halo: Triple
@@ -100,7 +99,7 @@ class TileGrid:
         start = per_axis(lambda p, c: int(p) * c, place, self.core)
         core = Box.of_shape(self.core).moved(start).clipped(Box.of_shape(self.volume))
         axes = triple(self.needs(axis, *span) for axis, span in enumerate(zip(core.start, core.stop, strict=True)))
-        return Tile(index, core, Schedule(self.architecture, axes, self.slab))
+        return Tile(index, core, Schedule(self.graph, axes, self.slab))
 
     def widest(self) -> Tile:
         """A tile with the largest window."""
@@ -110,7 +109,7 @@ class TileGrid:
     def _widest(self, axis: int) -> int:
         """First voxel of a core with the largest window along an axis."""
         kinds = (needs for needs, _ in self.kinds(axis))
-        return max(kinds, key=lambda needs: needs.input.extent).writes["fc"].start
+        return max(kinds, key=lambda needs: needs.input.extent).core.start
 
     def kinds(self, axis: int, period: int = 1) -> Iterator[tuple[Needs, int]]:
         """Needs of the cores along an axis, and the number of their like: away from the ends all are alike.
@@ -120,7 +119,7 @@ class TileGrid:
             period: Voxels after which a lattice repeats, such as that of chunks, where cores on it differ.
         """
         core, extent, count = self.core[axis], self.volume[axis], self.counts[axis]
-        margin = max(self.halo[axis], receptive_radius(self.architecture)[axis]) + self.architecture.stride[axis]
+        margin = max(self.halo[axis], receptive_radius(self.graph)[axis]) + self.graph.stride[axis]
         near = -(-margin // core) + 1
         middle, alike = count - 2 * near, lcm(core, period) // core
         if middle > alike:
@@ -133,9 +132,9 @@ class TileGrid:
 
     def needs(self, axis: int, start: int, stop: int) -> Needs:
         """What a core from `start`, on the stride lattice, to `stop` needs along one axis."""
-        stride, halo = self.architecture.stride[axis], self.halo[axis]
-        if self.architecture.padding == "valid":
-            return needs(self.architecture, axis, Span(start, stop), None)
+        stride, halo = self.graph.stride[axis], self.halo[axis]
+        if not self.graph.is_padded:
+            return needs(self.graph, axis, Span(start, stop), None)
         whole = Span(0, round_up(self.volume[axis], stride))
         ends = Span(start - halo, round_up(stop, stride) + halo).clipped(whole)
-        return needs(self.architecture, axis, Span(start, stop), ends)
+        return needs(self.graph, axis, Span(start, stop), ends)

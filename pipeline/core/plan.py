@@ -138,7 +138,7 @@ class Plan:
 
     @property
     def grid(self) -> TileGrid:
-        return TileGrid(self.model.architecture, self.source.shape, self.core, self.halo, self.slab)
+        return TileGrid(self.model.architecture.graph, self.source.shape, self.core, self.halo, self.slab)
 
     @property
     def amplification(self) -> float:

@@ -172,7 +172,7 @@ def _network_room(request: TileRequest) -> int:
 
 def _standing_bytes(request: TileRequest) -> int:
     """Of a process that has loaded the network: the file, its tensors and the kernels made of them."""
-    return PROCESS_BYTES + 4 * 4 * weights(request.architecture)
+    return PROCESS_BYTES + 4 * 4 * weights(request.architecture.graph)
 
 
 def _layout_problems(request: TileRequest) -> Iterator[str]:
@@ -193,10 +193,10 @@ def _halo_problems(request: TileRequest) -> Iterator[str]:
     if request.architecture.padding == "valid":
         yield (
             f"tiles.halo {list(halo)} was given for an unpadded network, whose windows follow from its own margins "
-            f"{list(receptive_radius(request.architecture))}. Leave tiles.halo at 'auto'."
+            f"{list(receptive_radius(request.architecture.graph))}. Leave tiles.halo at 'auto'."
         )
         return
-    radius, good = receptive_radius(request.architecture), least_halo(request.architecture)
+    radius, good = receptive_radius(request.architecture.graph), least_halo(request.architecture.graph)
     advice = f"Set tiles.halo to at least {list(good)}, the next multiples of the stride {list(stride)}, or leave it at 'auto'."
     if any(per_axis(lambda h, s: h < 0 or h % s > 0, halo, stride)):
         yield (
@@ -231,7 +231,7 @@ def _core_problems(request: TileRequest) -> Iterator[str]:
 def _halo(request: TileRequest) -> Triple:
     if request.architecture.padding == "valid":
         return (0, 0, 0)
-    return request.halo or least_halo(request.architecture)
+    return request.halo or least_halo(request.architecture.graph)
 
 
 # --- the search ---------------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ class _Prices:
 
     def _grid(self, axis: int, extent: int, halo: Triple, slab: int) -> TileGrid:
         core = triple(extent if a == axis else s for a, s in enumerate(self._request.architecture.stride))
-        return TileGrid(self._request.architecture, self._request.volume, core, halo, slab)
+        return TileGrid(self._request.architecture.graph, self._request.volume, core, halo, slab)
 
     def core(self, number: int) -> Triple:
         place = np.unravel_index(number, [len(axis) for axis in self._axes])
@@ -290,8 +290,8 @@ class _Prices:
     def all(self) -> NDArray[np.float64]:
         """Predicted times, one pass by all workers as the unit: arithmetic, some reading, workers that wait at the end."""
         request = self._request
-        one_pass = float(one_pass_multiply_adds(request.architecture, request.volume))
-        each = np.array(layer_multiply_adds(request.architecture), float)
+        one_pass = float(one_pass_multiply_adds(request.architecture.graph, request.volume))
+        each = np.array(layer_multiply_adds(request.architecture.graph), float)
         arithmetic: NDArray[np.float64] = np.einsum("zl,yl,xl,l->zyx", *self._table(layer_sums), each).ravel()
         decoded = _outer(self._table(lambda grid, axis: axis_voxels_decoded(grid, axis, request.in_chunks[axis])))
         tiles = _outer(self._table(lambda grid, axis: grid.counts[axis]))
@@ -307,7 +307,7 @@ class _Prices:
 
     def network_bytes(self) -> NDArray[np.float64]:
         """Of what the network holds, with the least slab: `cost.sweep_values` of all combinations."""
-        channels, written = held_channels(self._request.architecture)
+        channels, written = held_channels(self._request.architecture.graph)
         extents = [[held_extents(grid, axis) for grid in self._grids[axis]] for axis in range(3)]
         held, passing = ([np.array([pair[n] for pair in row], float) for row in extents] for n in (0, 1))
         most = np.zeros([len(axis) for axis in self._axes])
@@ -344,7 +344,7 @@ def _first_that_fits(request: TileRequest, cores: list[Triple], halo: Triple) ->
         PlanError: None does.
     """
     for core in cores:
-        grid = TileGrid(request.architecture, request.volume, core, halo, request.architecture.stride[0])
+        grid = TileGrid(request.architecture.graph, request.volume, core, halo, request.architecture.stride[0])
         for slab in [request.slab] if request.slab else _slabs(request, core):
             grid = replace(grid, slab=slab)
             needed = worker_bytes(request, grid)
@@ -369,7 +369,7 @@ def _slabs(request: TileRequest, core: Triple) -> list[int]:
 
 
 def _too_large(request: TileRequest, grid: TileGrid, needed: int) -> str:
-    a = grid.architecture
+    a = request.architecture
     tile = (
         f"a tile of core {list(grid.core)} and halo {list(grid.halo)} (slab {grid.slab}, {a.ndim}D network of depth "
         f"{a.depth}, width {a.width})"

@@ -31,23 +31,23 @@ class Extents:
     @cached_property
     def halo(self) -> Triple:
         """The radius rounded up to the stride; 0 for an unpadded network, which has cropped it already."""
-        return least_halo(self.architecture) if self.architecture.padding == "same" else (0, 0, 0)
+        return least_halo(self.architecture.graph) if self.architecture.padding == "same" else (0, 0, 0)
 
     @cached_property
     def radius(self) -> Triple:
         """What an aligned block of output needs around it, whatever the padding."""
-        return receptive_radius(self.architecture)
+        return receptive_radius(self.architecture.graph)
 
     @cached_property
     def lost(self) -> Triple:
         """Voxels a side that an unpadded network loses."""
-        return lost_margin(self.architecture)
+        return lost_margin(self.architecture.graph)
 
     def least(self, axis: int) -> int:
         """The least legal extent that leaves output inside the halo."""
         if self.architecture.padding == "same":
             return 2 * self.halo[axis] + self.architecture.stride[axis]
-        return legal_extent(self.architecture, axis, 2 * self.lost[axis] + 1)
+        return legal_extent(self.architecture.graph, axis, 2 * self.lost[axis] + 1)
 
     def within(self, axis: int, room: int) -> int:
         """The largest legal extent of at most `room` voxels, where `room` is at least the least."""

@@ -89,7 +89,7 @@ def _turns_at_full_work(schedule: Schedule) -> list[int]:
     return [
         turn
         for turn in whole
-        if schedule.writes("fc", turn).extent == schedule.slices(0) and schedule.reads(turn + 1).extent
+        if schedule.core(turn).extent == schedule.slices(schedule.graph.output) and schedule.reads(turn + 1).extent
     ]
 
 

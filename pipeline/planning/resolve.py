@@ -466,11 +466,11 @@ def _cost(config: RunConfig, volume: Volume, tiling: Tiling) -> Cost:
     slices = read_slices(grid, stored.chunks[0], volume.array.dtype.itemsize)
     return Cost(
         multiply_adds=total_multiply_adds(grid),
-        one_pass_multiply_adds=one_pass_multiply_adds(grid.architecture, grid.volume),
+        one_pass_multiply_adds=one_pass_multiply_adds(grid.graph, grid.volume),
         voxels_read=total_voxels_read(grid),
         voxels_decoded=total_voxels_decoded(grid, stored.chunks, slices),
         worker_bytes=tiling.worker_bytes,
-        output_bytes=output_bytes(grid.architecture.out_channels, grid.volume, config.output.dtype),
+        output_bytes=output_bytes(grid.graph.output.channels, grid.volume, config.output.dtype),
     )
 
 

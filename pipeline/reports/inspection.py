@@ -77,10 +77,10 @@ def _checkpoint_rows(path: str) -> Rows:
         ("channels", f"{a.in_channels} in, {a.out_channels} out"),
         ("parameters", f"{parameters:,}"),
         ("stride", _by(a.stride)),
-        ("receptive radius", f"{_by(receptive_radius(a))} (a side, of a block on the stride lattice)"),
+        ("receptive radius", f"{_by(receptive_radius(a.graph))} (a side, of a block on the stride lattice)"),
     ]
     if a.padding == "same":
-        rows.append(("least halo", _by(least_halo(a))))
+        rows.append(("least halo", _by(least_halo(a.graph))))
     rows.append(("multiply-adds", f"{_multiply_adds_a_voxel(checkpoint):,.0f} a voxel"))
     rows.append(("weights", f"SHA-256 {checkpoint.sha256}"))
     return rows + _told_rows(checkpoint)
@@ -89,7 +89,7 @@ def _checkpoint_rows(path: str) -> Rows:
 def _multiply_adds_a_voxel(checkpoint: Checkpoint) -> float:
     """Of same-padded layers, where it does not depend on the extent: what one large pass comes to."""
     padded = replace(checkpoint.architecture, padding="same")
-    return one_pass_multiply_adds(padded, padded.stride) / prod(padded.stride)
+    return one_pass_multiply_adds(padded.graph, padded.stride) / prod(padded.stride)
 
 
 def _told_rows(checkpoint: Checkpoint) -> Rows:

@@ -181,7 +181,7 @@ class TrainConfig(Whole):
 
     @model_validator(mode="after")
     def _patch_fits_the_network(self) -> TrainConfig:
-        margin = lost_margin(self.network.architecture)
+        margin = lost_margin(self.network.architecture.graph)
         legal = per_axis(lambda window, lost: window - 2 * lost, self.window, margin)
         if self.network.ndim == 2 and self.patch[0] != 1:
             raise ValueError(f"patch {self.patch} has {self.patch[0]} slices; a 2D network takes [1, y, x]")
@@ -194,7 +194,7 @@ class TrainConfig(Whole):
     @property
     def window(self) -> Triple:
         """Extents of what the network sees to predict a patch: larger by the margin where it does not pad."""
-        return whole_window(self.network.architecture, self.patch)
+        return whole_window(self.network.architecture.graph, self.patch)
 
     @model_validator(mode="after")
     def _target_and_classes(self) -> TrainConfig:

@@ -18,7 +18,7 @@ from pipeline.errors import InferenceError, ModelError
 from pipeline.unet.checkpoint import Checkpoint, first_line
 from pipeline.unet.device import check_device, make_deterministic
 from pipeline.unet.lane import Lane, lane
-from pipeline.unet.sweep import Kernel, Sweep, kernels
+from pipeline.unet.sweep import Arena, Kernel, Sweep, kernels
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -50,11 +50,13 @@ class UNetPredictor:
         numbered = plan.compute.device == "cuda" and device_index is not None
         self._device = torch.device(f"cuda:{device_index}" if numbered else plan.compute.device)
         self._dtype = DTYPES[plan.compute.dtype]
-        self._sweep: Sweep | None = None
+        self._arena = Arena()
+        self._last: Schedule | None = None
         self._kernels: dict[str, Kernel]
         self._lane: Lane
         if earlier and earlier.serves(plan):
-            self._kernels, self._lane, self._sweep = earlier._kernels, earlier._lane, earlier._sweep
+            self._kernels, self._lane = earlier._kernels, earlier._lane
+            self._arena, self._last = earlier._arena, earlier._last
         else:
             self._kernels = kernels(checkpoint.build(), device=self._device, dtype=self._dtype)
             self._lane = lane(self._device)
@@ -86,17 +88,17 @@ class UNetPredictor:
                     raise InferenceError(self._overflow(tile, box))
                 yield box, values
         except torch.OutOfMemoryError as error:
-            self._sweep = None
+            self._arena, self._last = Arena(), None
             raise InferenceError(
                 f"{tile}: the memory of device '{self._device}' is too small ({first_line(error)}). Something else uses it, "
                 "or the plan was made for a larger one: free it, or plan with a smaller tiles.core."
             ) from error
 
     def _parts(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, tuple[Tensor, Tensor]]]:
-        self._sweep = Sweep(self._plan.model.architecture, self._kernels, tile.schedule, self._sweep)
+        sweep = self._sweep(tile)
         inputs = (normalised(x_CZYX, self._plan.normalization) for x_CZYX in self._lane.feed(slabs))
         output = self._plan.output
-        for span, logits_ZYXC in self._sweep.run(inputs):
+        for span, logits_ZYXC in sweep.run(inputs):
             box = Box((span.start, *tile.core.start[1:]), (span.stop, *tile.core.stop[1:]))
             logits_CZYX = logits_ZYXC.permute(3, 0, 1, 2).to(torch.float32)
             values_CZYX = quantised(activated(logits_CZYX, output.activation), output.dtype)
@@ -111,12 +113,17 @@ class UNetPredictor:
     def warm_up(self, tile: Tile) -> None:
         """Have the memory of a tile, and the code for its shapes, ready before the first tile; takes about one turn."""
         torch.set_num_threads(self._plan.compute.threads)
-        self._sweep = Sweep(self._plan.model.architecture, self._kernels, tile.schedule, self._sweep)
-        self._sweep.warm_up()
+        self._sweep(tile).warm_up()
+
+    def _sweep(self, tile: Tile) -> Sweep:
+        """A sweep over a tile, in the memory of the last one."""
+        sweep = Sweep(self._kernels, tile.schedule, self._arena)
+        self._last = tile.schedule
+        return sweep
 
     def is_used_to(self, tile: Tile) -> bool:
         """Whether the last tile, of this plan or of an earlier one that this took over, had the same shapes."""
-        return self._sweep is not None and self._sweep.schedule == tile.schedule
+        return self._last == tile.schedule
 
     def rehearse(self, tile: Tile) -> None:
         """Run a tile on zeros until all layers take part: a GPU that is too small for it is found before the first tile.
@@ -133,7 +140,7 @@ class UNetPredictor:
 def zeros(schedule: Schedule) -> Iterator[np.ndarray]:
     """An empty window in the turns of a schedule, (C, Z, Y, X)."""
     plane = [axis.input.extent for axis in schedule.axes[1:]]
-    return (np.zeros((schedule.architecture.in_channels, s.extent, *plane), np.uint8) for s in schedule.inputs())
+    return (np.zeros((schedule.graph.input.channels, s.extent, *plane), np.uint8) for s in schedule.inputs())
 
 
 def normalised(x_CZYX: Tensor, rule: Normalization) -> Tensor:

@@ -15,7 +15,7 @@ from pipeline.core.plan import Plan
 from pipeline.errors import ModelError
 from pipeline.unet.checkpoint import Checkpoint
 from pipeline.unet.predictor import DTYPES, activated, normalised
-from pipeline.unet.sweep import Sweep, kernels
+from pipeline.unet.sweep import Arena, Sweep, kernels
 
 SELF_TEST_LIMITS = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 """Largest difference between a device and float32 on the processor, of the logits' range: far above round-off, far
@@ -37,11 +37,11 @@ def predicted(
     checkpoint: Checkpoint, array: np.ndarray, rule: Normalization, activation: str, device: str, dtype: str
 ) -> np.ndarray:
     """The prediction for an array as a volume of its own, (C, Z, Y, X), float32: what one pass over all of it gives."""
-    architecture, place = checkpoint.architecture, torch.device(device)
+    architecture, graph, place = checkpoint.architecture, checkpoint.architecture.graph, torch.device(device)
     shape = triple(array.shape[1:])
-    core = per_axis(round_up, (shape[0], min(shape[1], COLUMN), min(shape[2], COLUMN)), architecture.stride)
-    grid = TileGrid(architecture, shape, core, least_halo(architecture), round_up(8, architecture.stride[0]))
-    weights, sweep = kernels(checkpoint.build(), device=place, dtype=DTYPES[dtype]), None
+    core = per_axis(round_up, (shape[0], min(shape[1], COLUMN), min(shape[2], COLUMN)), graph.stride)
+    grid = TileGrid(graph, shape, core, least_halo(graph), round_up(8, graph.stride[0]))
+    weights, arena = kernels(checkpoint.build(), device=place, dtype=DTYPES[dtype]), Arena()
     found = np.empty((architecture.out_channels, *shape), dtype=np.float32)
     for tile in grid:
         inside, indices = shown(tile.window, shape)
@@ -49,7 +49,7 @@ def predicted(
         x_ZYXC = normalised(torch.from_numpy(np.ascontiguousarray(window, dtype=np.float64)).to(place), rule)
         first = tile.window.start[0]
         slabs = (x_ZYXC[a - first : b - first] for a, b in tile.schedule.inputs())
-        sweep = Sweep(architecture, weights, tile.schedule, sweep)
+        sweep = Sweep(weights, tile.schedule, arena)
         logits_ZYXC = torch.cat([logits.to(torch.float32) for _, logits in sweep.run(slabs)])
         values = activated(logits_ZYXC.permute(3, 0, 1, 2), activation)
         found[:, *tile.core.within(Box.of_shape(shape))] = values.cpu().numpy()

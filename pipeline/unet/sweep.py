@@ -1,8 +1,11 @@
-"""The UNet as a stream along z: one slab in, one slab out, nothing computed twice, and only what is kept.
+"""A network as a stream along z: one slab in, one slab out, nothing computed twice, and only what is kept.
 
-Every convolution reads a buffer that holds the slices it still needs of its input, with the network's own zeros around
-them where the volume ends. What it computes goes straight into the next layer's buffer, cropped to what that needs; the
-two halves of a concatenation meet in the buffer of the layer that reads it; skips wait in a ring until the decoder catches up.
+Nodes run in the graph's order. What one gives in a turn goes straight to where the next one reads it, cropped to what
+that needs: an activation is applied on the way, and the parts of a concatenation meet in the memory of the node that
+reads it. A convolution reads a buffer that holds the slices it still needs of its input, with the network's own zeros
+around them where the volume ends. What has other readers than the next node waits in a ring until the last has read it.
+
+A new operation is a step here, beside its index map in `pipeline.core.network.graph`.
 
 Shape suffixes: Z Y X C, channels last in memory, which is `channels_last_3d` for a 3D network, and a batch of slices in
 `channels_last` for a 2D one.
@@ -12,54 +15,58 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from pipeline.core.box import Span, round_up
+from pipeline.core.box import Span, Triple, round_up, triple
+from pipeline.core.network.graph import (
+    Activation,
+    Concatenation,
+    Convolution,
+    Input,
+    MaxPool,
+    Node,
+    TransposedConvolution,
+)
 from pipeline.core.network.schedule import Schedule
-from pipeline.core.network.unet import Architecture, Layer, layers
 from pipeline.unet.model import UNet
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """Weights of a layer as the sweep uses them: batch norm folded in, in the dtype and layout of the computation."""
+    """Weights of a node as the sweep uses them: batch norm folded in, in the dtype and layout of the computation."""
 
     weight: Tensor
     bias: Tensor | None
 
 
 def kernels(model: UNet, *, device: torch.device, dtype: torch.dtype) -> dict[str, Kernel]:
-    """Kernels by layer name. Folding is done in float64."""
-    ndim = model.architecture.ndim
+    """Kernels by node. Folding is done in float64."""
+    graph = model.architecture.graph
     found = {}
-    for layer in layers(model.architecture):
-        if layer.kind == "pool":
-            continue
-        module = model.get_submodule(layer.name)
-        if layer.kind == "conv":
-            weight, bias = _folded(module)
+    for node in graph.nodes:
+        operation = node.operation
+        if isinstance(operation, TransposedConvolution):  # a matrix: each voxel makes a group, channels last
+            weight, bias = _of(model.get_submodule(node.name))
+            weight = weight.double().flatten(2).permute(2, 1, 0).reshape(-1, graph.in_channels(node))
+            weight = weight.to(device, dtype).contiguous()
+            bias = bias if bias is None else bias.double().repeat(prod(operation.factor))
+        elif isinstance(operation, Convolution) and operation.has_window:
+            weight, bias = _folded(model.get_submodule(node.name))
             # a clone: `contiguous` leaves a single channel as it is, and what is computed with it would be channels first
             weight = weight.to(device, dtype).movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
-        elif layer.kind == "up":  # a matrix: each voxel makes 2**ndim, channels last
-            weight, bias = _of(module)
-            weight = (
-                weight.double()
-                .flatten(2)
-                .permute(2, 1, 0)
-                .reshape(-1, layer.in_channels)
-                .to(device, dtype)
-                .contiguous()
-            )
-            bias = bias if bias is None else bias.double().repeat(2**ndim)
-        else:
-            weight, bias = _of(module)
+        elif isinstance(operation, Convolution):  # a matrix
+            weight, bias = _of(model.get_submodule(node.name))
             weight = weight.flatten(1).to(device, dtype).contiguous()
-        found[layer.name] = Kernel(weight, bias if bias is None else bias.to(device, dtype))
+        else:
+            continue
+        found[node.name] = Kernel(weight, bias if bias is None else bias.to(device, dtype))
     return found
 
 
@@ -84,38 +91,65 @@ def _folded(block: torch.nn.Module) -> tuple[Tensor, Tensor | None]:
     return weight * scale.view(-1, *(1,) * (weight.ndim - 1)), bias
 
 
-class Sweep:
-    """A network ready to stream columns of one shape; what it allocates is used again for the next such column.
+class Arena:
+    """Memory of sweeps that run one after another: what one leaves is taken by the next, where it fits.
 
-    Args:
-        architecture: The network.
-        kernels: Its weights.
-        schedule: What each layer computes in each turn.
-        earlier: A sweep that is over, whose buffers are taken where they fit.
+    Whoever runs them owns it. Two sweeps that run at once have an arena each.
     """
 
-    def __init__(
-        self,
-        architecture: Architecture,
-        kernels: dict[str, Kernel],
-        schedule: Schedule,
-        earlier: Sweep | None = None,
-    ) -> None:
-        self._ndim = architecture.ndim
-        self._kernels, self.schedule = kernels, schedule
-        self._layers = list(layers(architecture))
-        like = kernels["fc"].weight
-        self._convolve = _convolution(architecture.ndim, like)
-        before: dict[str, _Input] = earlier._inputs if earlier else {}
-        self._inputs: dict[str, _Input] = {
-            layer.name: _Input(layer, schedule, like, before.pop(layer.name, None))
-            for layer in self._layers
-            if layer.kind == "conv"
-        }
-        waited: list[_Skips] = earlier._skips if earlier else []
-        self._skips: list[_Skips] = [
-            _Skips(schedule, level, like, waited[level] if waited else None) for level in range(architecture.depth)
-        ]
+    def __init__(self) -> None:
+        self._memory: dict[str, tuple[Tensor, object]] = {}
+
+    def buffer(self, name: str, shape: tuple[int, ...], like: Tensor, frame: object) -> tuple[Tensor, bool]:
+        """A node's buffer, and whether an earlier sweep has used it.
+
+        Args:
+            name: Of the node.
+            shape: Z Y X C.
+            like: Of its dtype, on its device.
+            frame: What of it is written in each turn; the rest, which stays zero, must be the same for it to be used again.
+        """
+        return self._taken(f"buffer of {name}", shape, like, frame, torch.zeros)
+
+    def ring(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Memory for what a node wrote, Z Y X C, as it was left."""
+        return self._taken(f"ring of {name}", shape, like, None, torch.empty)[0]
+
+    def _taken(
+        self, key: str, shape: tuple[int, ...], like: Tensor, frame: object, make: Callable[..., Tensor]
+    ) -> tuple[Tensor, bool]:
+        there = self._memory.pop(key, None)
+        used = there is not None and (there[0].shape, there[0].dtype, there[0].device, there[1]) == (
+            shape,
+            like.dtype,
+            like.device,
+            frame,
+        )
+        if there is None or not used:
+            del there  # before there is more
+            there = make(shape, dtype=like.dtype, device=like.device), frame
+        self._memory[key] = there
+        return there[0], used
+
+    @property
+    def values(self) -> int:
+        """That it holds."""
+        return sum(memory.numel() for memory, _ in self._memory.values())
+
+
+class Sweep:
+    """A network ready to stream columns of one shape.
+
+    Args:
+        kernels: Its weights.
+        schedule: What each node computes in each turn.
+        arena: Whose memory it uses, while no other sweep does; None for one of its own.
+    """
+
+    def __init__(self, kernels: dict[str, Kernel], schedule: Schedule, arena: Arena | None = None) -> None:
+        self.schedule = schedule
+        self._places = _Places(schedule, kernels, Arena() if arena is None else arena)
+        self._steps = [(node, _STEPS[type(node.operation)](node, self._places)) for node in schedule.graph.nodes]
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -123,9 +157,8 @@ class Sweep:
 
         Not those whose memory an earlier sweep has used.
         """
-        for layer in self._layers:
-            if layer.kind == "conv" and not self._inputs[layer.name].used:
-                self._applied(layer, self._inputs[layer.name].turn(self.schedule.slices(layer.level)))
+        for _, step in self._steps:
+            step.warm_up()
 
     @torch.inference_mode()
     def run(self, slabs: Iterable[Tensor]) -> Iterator[tuple[Span, Tensor]]:
@@ -137,62 +170,384 @@ class Sweep:
         Yields:
             Slices of the volume, and their logits, Z Y X C.
         """
-        for held in self._inputs.values():
-            held.reset()
+        for _, step in self._steps:
+            step.reset()
         source = iter(slabs)
         for turn in range(self.schedule.turns):
             slab_ZYXC = next(source) if self.schedule.reads(turn).extent else None
             logits_ZYXC = self._turn(turn, slab_ZYXC)
             if logits_ZYXC is not None:
-                yield self.schedule.writes("fc", turn), logits_ZYXC
+                yield self.schedule.core(turn), logits_ZYXC
 
-    def _turn(self, turn: int, x_ZYXC: Tensor | None) -> Tensor | None:
-        """One slab through all layers; None stands for what a layer cannot compute yet, or has no more of.
+    def _turn(self, turn: int, slab_ZYXC: Tensor | None) -> Tensor | None:
+        """One slab through all nodes; None stands for what a node cannot compute yet, or has no more of."""
+        given: _Given | None = None if slab_ZYXC is None else _Computed(slab_ZYXC)
+        for node, step in self._steps:
+            span = self.schedule.writes(node, turn)
+            given = step.run(turn, span, given)
+            if given is not None and node.name in self._places.rings:
+                self._places.rings[node.name].append(given, span)
+                given = None
+        return None if given is None else given.tensor()
 
-        A convolution's output is rectified as it is taken up, in the same pass over memory that crops it.
+
+# --- what a node gives in a turn ----------------------------------------------------------------------------------------
+
+
+class _Given:
+    """Slices of a node that are not yet where their reader wants them: what is done on the way is done once."""
+
+    def write(self, target_ZYXC: Tensor) -> None:
+        """Put them in their place."""
+        raise NotImplementedError
+
+    def tensor(self) -> Tensor:
+        """As a tensor that may be written over."""
+        raise NotImplementedError
+
+    def views(self) -> list[Tensor]:
+        """As they lie, one part after another, to be read only."""
+        return [self.tensor()]
+
+    def part(self, slices: slice) -> _Given:
+        """Some of them."""
+        return _Computed(self.tensor()[slices])
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed(_Given):
+    """What was computed in this turn, Z Y X C."""
+
+    values: Tensor
+
+    def write(self, target_ZYXC: Tensor) -> None:
+        target_ZYXC.copy_(self.values)
+
+    def tensor(self) -> Tensor:
+        return self.values
+
+
+@dataclass(frozen=True, slots=True)
+class _Rectified(_Given):
+    """The same, through max(x, 0): in the pass over memory that puts it in its place."""
+
+    given: _Given
+
+    def write(self, target_ZYXC: Tensor) -> None:
+        torch.clamp_min(self.given.tensor(), 0, out=target_ZYXC)
+
+    def tensor(self) -> Tensor:
+        return self.given.tensor().relu_()
+
+    def part(self, slices: slice) -> _Given:
+        return _Rectified(self.given.part(slices))
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting(_Given):
+    """What lies in a ring: the slices `span`, of which a reader wants `plane`."""
+
+    ring: _Ring
+    span: Span
+    plane: tuple[slice, slice]
+
+    def write(self, target_ZYXC: Tensor) -> None:
+        for found_ZYXC, part in self.ring.parts(self.span):
+            target_ZYXC[part].copy_(found_ZYXC[(slice(None), *self.plane)])
+
+    def tensor(self) -> Tensor:
+        return torch.cat(self.views())
+
+    def views(self) -> list[Tensor]:
+        return [found_ZYXC[(slice(None), *self.plane)] for found_ZYXC, _ in self.ring.parts(self.span)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups(_Given):
+    """What up-sampling made.
+
+    Args:
+        groups: Z Y X C; for each coarse voxel, the channels of all the voxels that it makes, one after another.
+        factor: Voxels of a group along z, y, x.
+        cropped: Voxels along z, y, x before the first that is wanted.
+        shape: Of what is wanted, Z Y X C.
+    """
+
+    groups: Tensor
+    factor: Triple
+    cropped: Triple
+    shape: tuple[int, ...]
+
+    def write(self, target_ZYXC: Tensor) -> None:
+        """Put the voxels of each coarse voxel in their places; what they make beyond the target is cropped."""
+        channels = self.shape[-1]
+        for number, place in enumerate(product(*map(range, self.factor))):
+            target = target_ZYXC
+            found = self.groups[..., number * channels : (number + 1) * channels]
+            for axis, (one, skip, factor) in enumerate(zip(place, self.cropped, self.factor, strict=True)):
+                if factor > 1:
+                    index = [slice(None)] * 3
+                    index[axis] = slice((one - skip) % factor, None, factor)
+                    target = target[tuple(index)]
+                    found = found.narrow(axis, int(one < skip), target.shape[axis])
+            target.copy_(found)
+
+    def tensor(self) -> Tensor:
+        made = self.groups.new_empty(self.shape)
+        self.write(made)
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined(_Given):
+    """Channels one after another: each part is written where it belongs.
+
+    Args:
+        parts: What is joined.
+        channels: That each part has.
+        shape: Of all of it, Z Y X C.
+        like: Of the dtype, on the device.
+    """
+
+    parts: list[_Given]
+    channels: list[int]
+    shape: tuple[int, ...]
+    like: Tensor
+
+    def write(self, target_ZYXC: Tensor) -> None:
+        for part, target in zip(self.parts, target_ZYXC.split(self.channels, dim=-1), strict=True):
+            part.write(target)
+
+    def tensor(self) -> Tensor:
+        made = self.like.new_empty(self.shape)
+        self.write(made)
+        return made
+
+
+# --- where it goes ------------------------------------------------------------------------------------------------------
+
+
+class _Ring:
+    """What waits for a reader that comes later: slices, written over once all have read them.
+
+    A ring of its own, and not what the convolutions gave as they gave it: long-lived pieces between short-lived ones
+    leave holes in the heap, and a process would grow with its column's length.
+    """
+
+    def __init__(self, node: Node, schedule: Schedule, like: Tensor, arena: Arena) -> None:
+        lattice = schedule.graph.lattice(0, node.name)
+        slices = min(schedule.waiting(node), schedule.needs.writes[node.name].extent)
+        plane = [axis.writes[node.name].extent for axis in schedule.axes[1:]]
+        self._size = round_up(slices, lattice.period)  # so that no group lies at both of its ends
+        self._phase = lattice.phase
+        self._ring_ZYXC = arena.ring(node.name, (self._size, *plane, node.channels), like)
+
+    def append(self, given: _Given, span: Span) -> None:
+        """Take up the next slices."""
+        for target_ZYXC, part in self.parts(span):
+            (given if part == slice(0, span.extent) else given.part(part)).write(target_ZYXC)
+
+    def parts(self, span: Span) -> Iterator[tuple[Tensor, slice]]:
+        """Where slices lie in the ring, and which of `span` they are: one part, or two where the ring closes."""
+        done = 0
+        while done < span.extent:
+            at = (span.start + done - self._phase) % self._size
+            count = min(span.extent - done, self._size - at)
+            yield self._ring_ZYXC[at : at + count], slice(done, done + count)
+            done += count
+
+
+class _Places:
+    """What the steps of a sweep have in common."""
+
+    def __init__(self, schedule: Schedule, kernels: dict[str, Kernel], arena: Arena) -> None:
+        self.schedule, self.kernels, self.arena = schedule, kernels, arena
+        self.like = next(iter(kernels.values())).weight
+        self.rings = {node.name: _Ring(node, schedule, self.like, arena) for node in schedule.graph.waiting}
+
+
+class _Step:
+    """A node at work. What it does itself is done in `_made`; `_Windowed` alone keeps anything from turn to turn."""
+
+    def __init__(self, node: Node, places: _Places) -> None:
+        self._node, self._schedule, self._like = node, places.schedule, places.like
+        self._rings = [places.rings.get(name) for name in node.inputs]
+        self._plane = [axis.writes[node.name] for axis in places.schedule.axes[1:]]
+        self._read_planes = [self._read_plane(name) for name in node.inputs]
+        for name, ring in zip(node.inputs, self._rings, strict=True):
+            lag = places.schedule.lag(places.schedule.graph.node(name), node)
+            if ring is None and lag and not node.operation.has_window:
+                raise ValueError(f"Node '{name}' is {lag} slices ahead of '{node.name}', and nothing keeps them.")
+
+    def _read_plane(self, name: str) -> tuple[slice, slice]:
+        """What it reads of what another node writes, along y and x."""
+        y, x = (_within(axis.reads[self._node.name], axis.writes[name]) for axis in self._schedule.axes[1:])
+        return y, x
+
+    def reset(self) -> None:
+        """Begin a column."""
+
+    def warm_up(self) -> None:
+        """Compute once what has never been."""
+
+    def run(self, turn: int, span: Span, before: _Given | None) -> _Given | None:  # noqa: ARG002 - of some steps
+        """What the node gives in a turn.
+
+        Args:
+            turn: From 0.
+            span: Slices that it writes in it.
+            before: What the very node before it gave, unless that waits in a ring.
         """
-        for layer in self._layers:
-            span = self.schedule.writes(layer.name, turn)
-            if layer.kind == "conv":
-                held = self._inputs[layer.name]
-                if x_ZYXC is not None:
-                    held.take(x_ZYXC)
-                x_ZYXC = self._convolved(layer, held, span) if span.extent else None
-            elif x_ZYXC is None:
-                continue
-            elif layer.kind == "pool":
-                written = self.schedule.writes(f"encoder{layer.level}_2", turn)
-                parts = self._skips[layer.level - 1].append(x_ZYXC, written)
-                x_ZYXC = torch.cat([_pooled(part_ZYXC, self._ndim) for part_ZYXC in parts])
-            elif layer.kind == "up":
-                pairs_ZYXC = self._linear(layer, x_ZYXC.relu_())
-                self._inputs[f"decoder{layer.level + 1}_2"].join(pairs_ZYXC, self._skips[layer.level], span)
-                x_ZYXC = None
-            else:
-                x_ZYXC = self._linear(layer, x_ZYXC.relu_())
+        if not span.extent:
+            return None
+        read = self._node.operation.need(0, span, None)
+        return self._made(span, [self._given(number, read, before) for number in range(len(self._rings))])
+
+    def _given(self, number: int, span: Span, before: _Given | None) -> _Given:
+        """Slices of one of its inputs."""
+        ring = self._rings[number]
+        if ring is not None:
+            return _Waiting(ring, span, self._read_planes[number])
+        if before is None:
+            raise RuntimeError(f"Node '{self._node.name}' was given nothing, where it needs slices {span}.")
+        return before
+
+    def _made(self, span: Span, given: list[_Given]) -> _Given:
+        raise NotImplementedError
+
+    def _shape(self, span: Span) -> tuple[int, ...]:
+        return (span.extent, *(one.extent for one in self._plane), self._node.channels)
+
+
+class _Entrance(_Step):
+    """The slab, as it comes."""
+
+    def run(self, turn: int, span: Span, before: _Given | None) -> _Given | None:  # noqa: ARG002 - a step's
+        return before
+
+
+class _Activated(_Step):
+    """Done as its reader takes it up; the one activation is max(x, 0)."""
+
+    def _made(self, span: Span, given: list[_Given]) -> _Given:  # noqa: ARG002 - a step's
+        return _Rectified(given[0])
+
+
+class _Concatenated(_Step):
+    """Done as its reader takes it up."""
+
+    def _made(self, span: Span, given: list[_Given]) -> _Given:
+        channels = [self._schedule.graph.node(name).channels for name in self._node.inputs]
+        return _Joined(given, channels, self._shape(span), self._like)
+
+
+class _Pooled(_Step):
+    """The largest of each group, along one axis after another."""
+
+    def _made(self, span: Span, given: list[_Given]) -> _Given:  # noqa: ARG002 - a step's
+        return _Computed(torch.cat([self._pooled(x_ZYXC) for x_ZYXC in given[0].views()]))
+
+    def _pooled(self, x_ZYXC: Tensor) -> Tensor:
+        for axis, factor in enumerate(self._node.operation.down):
+            if factor > 1:
+                index = [slice(None)] * 3
+                parts = []
+                for first in range(factor):
+                    index[axis] = slice(first, None, factor)
+                    parts.append(x_ZYXC[tuple(index)])
+                x_ZYXC = reduce(torch.maximum, parts)
         return x_ZYXC
 
-    def _convolved(self, layer: Layer, held: _Input, span: Span) -> Tensor:
-        found_ZYXC = self._applied(layer, held.window(span))
-        held.advance(span)
-        return found_ZYXC
 
-    def _applied(self, layer: Layer, x_ZYXC: Tensor) -> Tensor:
-        kernel = self._kernels[layer.name]
-        if self._ndim == 3:
+class _Weighted(_Step):
+    """What has weights."""
+
+    def __init__(self, node: Node, places: _Places) -> None:
+        super().__init__(node, places)
+        self._kernel = places.kernels[node.name]
+
+
+class _Linear(_Weighted):
+    """A convolution of one tap: a matrix product."""
+
+    def _made(self, span: Span, given: list[_Given]) -> _Given:  # noqa: ARG002 - a step's
+        return _Computed(F.linear(given[0].tensor(), self._kernel.weight, self._kernel.bias))
+
+
+class _Raised(_Weighted):
+    """A transposed convolution: one matrix product, and a strided write for each voxel of a group."""
+
+    def _made(self, span: Span, given: list[_Given]) -> _Given:
+        groups_ZYXC = F.linear(given[0].tensor(), self._kernel.weight, self._kernel.bias)
+        operation, wanted = self._node.operation, (span, *self._plane)
+        cropped = triple(one.start - operation.computed(axis, one).start for axis, one in enumerate(wanted))
+        return _Groups(groups_ZYXC, operation.up, cropped, self._shape(span))
+
+
+class _Windowed(_Weighted):
+    """A convolution over a window on its input that slides along z, framed by zeros where the volume ends."""
+
+    def __init__(self, node: Node, places: _Places) -> None:
+        super().__init__(node, places)
+        schedule = places.schedule
+        self._convolve = _convolution(self._kernel.weight)
+        self._frame = [axis.frame(node) for axis in schedule.axes]
+        self._read = [axis.reads[node.name] for axis in schedule.axes]
+        self._inner = tuple(_within(r, f) for r, f in zip(self._read[1:], self._frame[1:], strict=True))
+        slices = min(schedule.held(node) + schedule.slices(node), self._frame[0].extent)
+        shape = (slices, *(frame.extent for frame in self._frame[1:]), schedule.graph.in_channels(node))
+        self._buffer, self._used = places.arena.buffer(node.name, shape, places.like, self._inner)
+
+    def reset(self) -> None:
+        """Slices before the first are the network's own zeros."""
+        self._first, self._filled = self._frame[0].start, self._read[0].start
+        self._buffer[: self._filled - self._first].zero_()
+
+    def warm_up(self) -> None:
+        if not self._used:
+            whole = Span(0, self._schedule.slices(self._node))
+            self._applied(self._buffer[: self._window(whole).extent])
+
+    def run(self, turn: int, span: Span, before: _Given | None) -> _Given | None:
+        """Take up what there is of its input, and compute what that allows."""
+        taken = self._schedule.writes(self._schedule.graph.node(self._node.inputs[0]), turn).clipped(self._read[0])
+        if taken.extent > 0:
+            at = self._filled - self._first
+            self._given(0, taken, before).write(self._buffer[(slice(at, at + taken.extent), *self._inner)])
+            self._filled += taken.extent
+        if not span.extent:
+            return None
+        stop = self._window(span).stop - self._first
+        self._buffer[self._filled - self._first : stop].zero_()  # behind the volume's end
+        found_ZYXC = self._applied(self._buffer[:stop])
+        self._advance(self._window(Span(span.stop, span.stop + 1)).start)
+        return _Computed(found_ZYXC)
+
+    def _window(self, span: Span) -> Span:
+        """Slices that it reads to write `span`, zeros of its own included."""
+        return self._node.operation.need(0, span, None)
+
+    def _advance(self, first: int) -> None:
+        """Forget the slices before `first`."""
+        by, kept = first - self._first, self._filled - first
+        if kept > 0:
+            still = self._buffer[by : by + kept]
+            self._buffer[:kept].copy_(still if by >= kept else still.clone())
+        self._first = first
+
+    def _applied(self, x_ZYXC: Tensor) -> Tensor:
+        weight, bias = self._kernel.weight, self._kernel.bias
+        if weight.ndim == 5:
             x_BCS = x_ZYXC.permute(3, 0, 1, 2)[None]
-            return self._convolve(x_BCS, kernel.weight, kernel.bias)[0].permute(1, 2, 3, 0)
+            return self._convolve(x_BCS, weight, bias)[0].permute(1, 2, 3, 0)
         x_BCS = x_ZYXC.permute(0, 3, 1, 2)
-        return self._convolve(x_BCS, kernel.weight, kernel.bias).permute(0, 2, 3, 1)
-
-    def _linear(self, layer: Layer, x_ZYXC: Tensor) -> Tensor:
-        kernel = self._kernels[layer.name]
-        return F.linear(x_ZYXC, kernel.weight, kernel.bias)
+        return self._convolve(x_BCS, weight, bias).permute(0, 2, 3, 1)
 
 
-def _convolution(ndim: int, like: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+def _convolution(weight: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """The convolution without padding. torch gives short float32 slabs to a slow one that copies its input 27 times."""
-    if like.device.type == "cpu" and like.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    ndim = weight.ndim - 2
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         zeros, ones = [0] * ndim, [1] * ndim
         return lambda x, weight, bias: torch.mkldnn_convolution(x, weight, bias, zeros, ones, ones, 1)
     return F.conv3d if ndim == 3 else F.conv2d
@@ -206,147 +561,19 @@ def _mkldnn_flops(
     return conv_flop_count(x_shape, w_shape, out_shape or [])
 
 
-class _Input:
-    """What a convolution reads: a window on its input that slides along z, framed by zeros where the volume ends."""
-
-    def __init__(self, layer: Layer, schedule: Schedule, like: Tensor, earlier: _Input | None) -> None:
-        axes = schedule.axes
-        self._reach = axes[0].reach
-        self._frame = [axis.writes[layer.name].grown(axis.reach) for axis in axes]
-        self._given = [axis.reads[layer.name] for axis in axes]
-        self._rectify = layer.name != "encoder1_1"
-        self._inner = tuple(_within(g, f) for g, f in zip(self._given[1:], self._frame[1:], strict=True))
-        slices = min(schedule.held(layer.name) + schedule.slices(layer.level), self._frame[0].extent)
-        shape = (slices, *(frame.extent for frame in self._frame[1:]), layer.in_channels)
-        self._buffer: Tensor
-        self.used = earlier is not None and (earlier._buffer.shape, earlier._inner) == (shape, self._inner)
-        if earlier and self.used:  # its frame of zeros is ours
-            self._buffer = earlier._buffer
-        else:
-            del earlier
-            self._buffer = torch.zeros(shape, dtype=like.dtype, device=like.device)
-
-    def reset(self) -> None:
-        """Begin a column: slices before the first are the network's own zeros."""
-        self._first, self._filled = self._frame[0].start, self._given[0].start
-        self._buffer[: self._filled - self._first].zero_()
-
-    def _next(self, slices: int) -> Tensor:
-        at = self._filled - self._first
-        self._filled += slices
-        return self._buffer[(slice(at, at + slices), *self._inner)]
-
-    def take(self, x_ZYXC: Tensor) -> None:
-        """Take up the next slices of the input, rectified unless they are the volume's."""
-        target = self._next(x_ZYXC.shape[0])
-        if self._rectify:
-            torch.clamp_min(x_ZYXC, 0, out=target)
-        else:
-            target.copy_(x_ZYXC)
-
-    def join(self, pairs_ZYXC: Tensor, skips: _Skips, span: Span) -> None:
-        """Take up the next slices of a concatenation: the up-sampled map first, then its skip, both cropped.
-
-        Args:
-            pairs_ZYXC: For each coarse voxel, the channels of the 2 x 2 x 2 (or 1 x 2 x 2) voxels that it makes.
-            skips: What the encoder wrote.
-            span: The slices.
-        """
-        target_ZYXC = self._next(span.extent)
-        half = target_ZYXC.shape[-1] // 2
-        skips.unfold(pairs_ZYXC, target_ZYXC[..., :half], span)
-        skips.take(target_ZYXC[..., half:], span)
-
-    def window(self, span: Span) -> Tensor:
-        """What the convolution reads to write `span`, the network's own zeros behind the volume's end included."""
-        stop = span.stop + self._reach - self._first
-        self._buffer[self._filled - self._first : stop].zero_()
-        return self._buffer[:stop]
-
-    def turn(self, slices: int) -> Tensor:
-        """What the convolution reads in a whole turn, whatever it holds now."""
-        return self._buffer[: slices + 2 * self._reach]
-
-    def advance(self, span: Span) -> None:
-        """Forget what nothing after `span` needs."""
-        by, kept = span.stop - self._reach - self._first, self._filled - span.stop + self._reach
-        if kept > 0:
-            still = self._buffer[by : by + kept]
-            self._buffer[:kept].copy_(still if by >= kept else still.clone())
-        self._first += by
+def _convolved(node: Node, places: _Places) -> _Step:
+    return (_Windowed if node.operation.has_window else _Linear)(node, places)
 
 
-class _Skips:
-    """What waits between an encoder and its decoder: a ring of slices, written over once the decoder has read them.
-
-    A ring of its own, and not what the convolutions gave as they gave it: long-lived pieces between short-lived ones
-    leave holes in the heap, and a process would grow with its column's length.
-    """
-
-    def __init__(self, schedule: Schedule, level: int, like: Tensor, earlier: _Skips | None) -> None:
-        self._axes, self._level = schedule.axes, level
-        wide, self._kept = f"encoder{level + 1}_2", f"unpool{level + 1}"
-        self._inner = tuple(_within(axis.writes[self._kept], axis.writes[wide]) for axis in schedule.axes[1:])
-        slices = min(schedule.waiting(level), schedule.needs.writes[wide].extent)
-        plane = [axis.writes[wide].extent for axis in schedule.axes[1:]]
-        shape = (round_up(slices, 2), *plane, schedule.architecture.channels(level))
-        self._ring: Tensor
-        if earlier is not None and earlier._ring.shape == shape:
-            self._ring = earlier._ring
-        else:
-            self._ring = torch.empty(shape, dtype=like.dtype, device=like.device)
-        self._begin = schedule.needs.writes[wide].start
-
-    def append(self, x_ZYXC: Tensor, span: Span) -> list[Tensor]:
-        """Rectify the slices that the encoder wrote and line them up; gives them as they lie, in whole pairs."""
-        parts = list(self._parts(span))
-        for target, part in parts:
-            torch.clamp_min(x_ZYXC[part], 0, out=target)
-        return [target for target, _ in parts]
-
-    def take(self, target_ZYXC: Tensor, span: Span) -> None:
-        """Fill `target_ZYXC` with slices that wait."""
-        for found, part in self._parts(span):
-            target_ZYXC[part].copy_(found[(slice(None), *self._inner)])
-
-    def _parts(self, span: Span) -> Iterator[tuple[Tensor, slice]]:
-        """Where slices lie in the ring, and which of `span` they are: one part, or two where the ring closes."""
-        done, size = 0, self._ring.shape[0]
-        while done < span.extent:
-            at = (span.start + done - self._begin) % size
-            count = min(span.extent - done, size - at)
-            yield self._ring[at : at + count], slice(done, done + count)
-            done += count
-
-    def unfold(self, pairs_ZYXC: Tensor, target_ZYXC: Tensor, span: Span) -> None:
-        """Put the voxels of each coarse voxel in their places; what they make beyond the target is cropped."""
-        spans = (span, *(axis.writes[self._kept] for axis in self._axes[1:]))
-        spatial = [axis.spatial for axis in self._axes]
-        skipped = [
-            s.start - axis.unpooled(self._level, axis.covering(self._level, s)).start
-            for s, axis in zip(spans, self._axes, strict=True)
-        ]
-        for number, parity in enumerate(product(*((0, 1) if on else (0,) for on in spatial))):
-            target = target_ZYXC
-            found = pairs_ZYXC[..., number * target.shape[-1] : (number + 1) * target.shape[-1]]
-            for axis, (one, skip) in enumerate(zip(parity, skipped, strict=True)):
-                if spatial[axis]:
-                    index = [slice(None)] * 3
-                    index[axis] = slice((one - skip) % 2, None, 2)
-                    target = target[tuple(index)]
-                    found = found.narrow(axis, int(one < skip), target.shape[axis])
-            target.copy_(found)
+_STEPS: dict[type, Callable[[Node, _Places], _Step]] = {
+    Input: _Entrance,
+    Convolution: _convolved,
+    Activation: _Activated,
+    MaxPool: _Pooled,
+    TransposedConvolution: _Raised,
+    Concatenation: _Concatenated,
+}
 
 
 def _within(inner: Span, outer: Span) -> slice:
     return slice(inner.start - outer.start, inner.stop - outer.start)
-
-
-def _pooled(x_ZYXC: Tensor, ndim: int) -> Tensor:
-    """The larger of each pair, along y and x, and z where the network is 3D."""
-    for axis in range(3 - ndim, 3):
-        first = [slice(None)] * 3
-        second = list(first)
-        first[axis], second[axis] = slice(0, None, 2), slice(1, None, 2)
-        x_ZYXC = torch.maximum(x_ZYXC[tuple(first)], x_ZYXC[tuple(second)])
-    return x_ZYXC

@@ -133,7 +133,7 @@ def _judge(rows: list[dict[str, Any]]) -> None:
 def _errors(output: Path, reference: Path) -> dict[str, float | None]:
     """Largest and mean difference from float64, and the largest away from the volume's ends."""
     found, expected = np.load(output, mmap_mode="r"), np.load(reference, mmap_mode="r")
-    inside = tuple(slice(h, n - h) for h, n in zip(least_halo(ARCHITECTURE), found.shape, strict=True))
+    inside = tuple(slice(h, n - h) for h, n in zip(least_halo(ARCHITECTURE.graph), found.shape, strict=True))
     largest = inner = total = 0.0
     for z, difference in _differences(found, expected):
         largest, total = max(largest, float(difference.max())), total + float(difference.sum())
@@ -205,9 +205,9 @@ def page(found: dict[str, Any]) -> str:
         versions=", ".join(f"{package} {told}" for package, told in where["versions"].items()),
         depth=ARCHITECTURE.depth,
         width=ARCHITECTURE.width,
-        work=one_pass_multiply_adds(ARCHITECTURE, (extent,) * 3) / extent**3 / 1e3,
+        work=one_pass_multiply_adds(ARCHITECTURE.graph, (extent,) * 3) / extent**3 / 1e3,
         step=0.5 / 255,
-        halo=least_halo(ARCHITECTURE)[0],
+        halo=least_halo(ARCHITECTURE.graph)[0],
         core=CORE,
         corner=" x ".join(map(str, found["reference"]["corner"])),
         difference=found["reference"]["difference"],

@@ -289,7 +289,7 @@ def dask_overlap(job: Job) -> Found:
 
     started = time.perf_counter()
     blocks = dask.array.from_array(volume, chunks=tuple(min(CORE, n) for n in volume.shape))
-    depth = tuple(h if n > CORE else 0 for h, n in zip(least_halo(ARCHITECTURE), volume.shape, strict=True))
+    depth = tuple(h if n > CORE else 0 for h, n in zip(least_halo(ARCHITECTURE.graph), volume.shape, strict=True))
     found = dask.array.map_overlap(
         block, blocks, depth=depth, boundary="none", dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)
     )
@@ -302,7 +302,7 @@ def torchio_grid(job: Job) -> Found:
     import torchio  # noqa: PLC0415 - may not be installed
 
     def aggregate(x_BCZYX: Tensor) -> Tensor:
-        halo, extents = least_halo(ARCHITECTURE), x_BCZYX.shape[2:]
+        halo, extents = least_halo(ARCHITECTURE.graph), x_BCZYX.shape[2:]
         patch = tuple(min(CORE + h, n) for h, n in zip(halo, extents, strict=True))
         overlap = tuple(2 * h if p < n else 0 for h, p, n in zip(halo, patch, extents, strict=True))
         sampler = torchio.GridSampler(torchio.Subject(volume=torchio.ScalarImage(tensor=x_BCZYX[0])), patch, overlap)
@@ -341,7 +341,7 @@ def matmul(job: Job) -> Found:
     dtype = getattr(torch, job.dtype)
     best = max(_matmul_rate(extent, dtype) for extent in (2048, 4096))
     shape = np.load(job.folder / "volume.npy", mmap_mode="r").shape
-    return Found(2 * one_pass_multiply_adds(ARCHITECTURE, shape) / best, peak_bytes())
+    return Found(2 * one_pass_multiply_adds(ARCHITECTURE.graph, shape) / best, peak_bytes())
 
 
 def _matmul_rate(extent: int, dtype: torch.dtype) -> float:

@@ -43,7 +43,7 @@ def texture(extent: int) -> np.ndarray:
 
 def boxes(extent: int) -> list[Box]:
     """Windows of all tiles, as far as they lie inside the volume."""
-    halo, whole = least_halo(ARCHITECTURE)[0], Box.of_shape((extent,) * 3)
+    halo, whole = least_halo(ARCHITECTURE.graph)[0], Box.of_shape((extent,) * 3)
     starts = product(range(0, extent, CORE), repeat=3)
     return [Box(tuple(a - halo for a in s), tuple(a + CORE + halo for a in s)).clipped(whole) for s in starts]  # type: ignore[arg-type]
 

@@ -29,8 +29,12 @@ EQUAL = 1e-12
 def streamed(model: UNet, volume: np.ndarray) -> np.ndarray:
     """The sigmoid of a whole volume, float64; its extents are multiples of the stride."""
     architecture, shape = model.architecture, volume.shape
-    schedule = TileGrid(architecture, shape, shape, least_halo(architecture), architecture.stride[0]).tile(0).schedule
-    sweep = Sweep(architecture, kernels(model, device=torch.device("cpu"), dtype=torch.float64), schedule)
+    schedule = (
+        TileGrid(architecture.graph, shape, shape, least_halo(architecture.graph), architecture.stride[0])
+        .tile(0)
+        .schedule
+    )
+    sweep = Sweep(kernels(model, device=torch.device("cpu"), dtype=torch.float64), schedule)
     slabs = (torch.from_numpy(volume[a:b, ..., None]).double() / 255 for a, b in schedule.inputs())
     output = np.empty(shape)
     for (start, stop), logits_ZYXC in sweep.run(slabs):

@@ -39,7 +39,7 @@ def grids(draw: st.DrawFn, padding: Padding | None = None, extent: int = 40, til
     stride = architecture.stride
     volume = draw(triples(1, extent))
     core = _times(stride, draw(triples(1, 4)))
-    grid = TileGrid(architecture, volume, core, _halo(draw, architecture), stride[0])
+    grid = TileGrid(architecture.graph, volume, core, _halo(draw, architecture), stride[0])
     while len(grid) > tiles:
         grid = replace(grid, core=_times(grid.core, (2, 2, 2)))
     return replace(grid, slab=_slab(draw, grid))
@@ -52,7 +52,7 @@ def columns(draw: st.DrawFn, padding: Padding | None = None) -> Tile:
     stride = architecture.stride
     core = _times(stride, (draw(st.integers(1, 40)), 2, 2))
     volume = (draw(st.integers(1, 400)), stride[1] + 1, 1)
-    grid = TileGrid(architecture, volume, core, _halo(draw, architecture), stride[0])
+    grid = TileGrid(architecture.graph, volume, core, _halo(draw, architecture), stride[0])
     return replace(grid, slab=_slab(draw, grid)).tile(draw(st.integers(0, len(grid) - 1)))
 
 
@@ -60,12 +60,12 @@ def _halo(draw: st.DrawFn, architecture: Architecture) -> Triple:
     if architecture.padding == "valid":
         return (0, 0, 0)
     more = _times(architecture.stride, draw(triples(0, 2)))
-    return tuple(h + m for h, m in zip(least_halo(architecture), more, strict=True))
+    return tuple(h + m for h, m in zip(least_halo(architecture.graph), more, strict=True))
 
 
 def _slab(draw: st.DrawFn, grid: TileGrid) -> int:
     """Up to what a core can use, as the search for tiles takes them."""
-    stride = grid.architecture.stride[0]
+    stride = grid.graph.stride[0]
     return min(stride * draw(st.integers(1, 4)), round_up(min(grid.core[0], grid.volume[0]), stride))
 
 

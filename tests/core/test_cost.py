@@ -32,10 +32,11 @@ from pipeline.core.cost import (
 from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import shown
 from pipeline.core.network.receptive import least_halo, receptive_radius, whole_window
-from pipeline.core.network.unet import Architecture, layers
+from pipeline.core.network.unet import Architecture
 from pipeline.unet.model import UNet
 from pipeline.unet.sweep import Sweep, kernels
 from tests.core.core_cases import architectures, grids, triples
+from tests.core.unet_layers import architecture_of
 
 CPU = torch.device("cpu")
 
@@ -89,12 +90,12 @@ def _one_thread():
 def swept(tile, watch):
     """A sweep over a tile under a watch, which sees neither its weights nor its input being made."""
     schedule = tile.schedule
-    network = kernels(UNet(schedule.architecture), device=CPU, dtype=torch.float32)
+    network = kernels(UNet(architecture_of(schedule.graph)), device=CPU, dtype=torch.float32)
     reads = [schedule.reads(turn) for turn in range(schedule.turns)]
-    plane = (*tile.window.shape[1:], schedule.architecture.in_channels)
+    plane = (*tile.window.shape[1:], schedule.graph.input.channels)
     slabs = [torch.zeros((span.extent, *plane)) for span in reads if span.extent]
     with watch:
-        for _ in Sweep(schedule.architecture, network, schedule).run(slabs):
+        for _ in Sweep(network, schedule).run(slabs):
             pass
     return watch
 
@@ -109,7 +110,7 @@ def few(architecture, volume=(5, 3, 2), core=(2, 1, 1), slab=1):
     stride = architecture.stride
     volume, core = (tuple(n * s - (n > 1) for n, s in zip(extents, stride, strict=True)) for extents in (volume, core))
     core = tuple(-(-c // s) * s for c, s in zip(core, stride, strict=True))
-    return TileGrid(architecture, volume, core, least_halo(architecture), slab * stride[0])
+    return TileGrid(architecture.graph, volume, core, least_halo(architecture.graph), slab * stride[0])
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------------------------
@@ -127,14 +128,14 @@ def test_multiply_adds_are_half_of_what_torch_counts(architecture):
 @given(architectures(), triples(1, 40))
 def test_one_pass_is_half_of_what_torch_counts(architecture, volume):
     """What amplification is measured against: one forward pass of the network, on tensors without storage."""
-    z, *plane = whole_window(architecture, volume)
+    z, *plane = whole_window(architecture.graph, volume)
     with torch.device("meta"):
         model = UNet(architecture).eval()
         batch = (1, architecture.in_channels, z) if architecture.ndim == 3 else (z, architecture.in_channels)
         picture = torch.empty((*batch, *plane))
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
         model(picture)
-    assert 2 * one_pass_multiply_adds(architecture, volume) == counted.get_total_flops()
+    assert 2 * one_pass_multiply_adds(architecture.graph, volume) == counted.get_total_flops()
 
 
 @given(grids())
@@ -146,17 +147,17 @@ def test_total_multiply_adds_are_the_sum_over_all_tiles(grid):
 @given(grids(), st.integers(1, 4))
 def test_arithmetic_does_not_depend_on_the_slab(grid, slab):
     """A sweep computes nothing twice, however its turns are cut."""
-    other = replace(grid, slab=slab * grid.architecture.stride[0])
+    other = replace(grid, slab=slab * grid.graph.stride[0])
     assert total_multiply_adds(other) == total_multiply_adds(grid)
 
 
 @given(grids())
 def test_tiles_never_compute_less_than_their_cores(grid):
     """A total below that of the last layer over the volume would have lost a tile."""
-    point = [number for number, layer in enumerate(layers(grid.architecture)) if layer.kind == "point"]
+    point = grid.graph.layers.index(grid.graph.output)
     for axis in range(3):
         assert layer_sums(grid, axis)[point] == grid.volume[axis]
-    assert total_multiply_adds(grid) >= layer_multiply_adds(grid.architecture)[-1] * prod(grid.volume)
+    assert total_multiply_adds(grid) >= layer_multiply_adds(grid.graph)[-1] * prod(grid.volume)
 
 
 @given(architectures(depths=(1, 4)))
@@ -164,14 +165,14 @@ def test_weights_are_those_of_the_network(architecture):
     """The memory of a loaded network is told from its sizes."""
     with torch.device("meta"):
         model = UNet(replace(architecture, bias=False, norm="none"))
-    assert weights(architecture) == model.parameter_count
+    assert weights(architecture.graph) == model.parameter_count
 
 
 def amplification(volume, core):
     """Arithmetic of a tile with neighbours on all sides of which it has some / of its core in one pass, depth 3."""
     architecture = Architecture(3, 3, 16)
-    grid = TileGrid(architecture, volume, core, least_halo(architecture), 8)
-    return multiply_adds(grid.tile(len(grid) // 2).schedule) / one_pass_multiply_adds(architecture, core)
+    grid = TileGrid(architecture.graph, volume, core, least_halo(architecture.graph), 8)
+    return multiply_adds(grid.tile(len(grid) // 2).schedule) / one_pass_multiply_adds(architecture.graph, core)
 
 
 def test_amplification_of_tiles_of_128():
@@ -218,7 +219,7 @@ def test_total_voxels_decoded_are_those_of_all_chunks_touched(grid, chunks, slic
 @given(grids(), triples(1, 30))
 def test_chunks_of_a_voxel_are_decoded_as_they_are_read(grid, chunks):
     """Reading at once all that a tile needs, nothing but a chunk's rest is in excess."""
-    most = grid.volume[0] + 2 * (grid.core[0] + receptive_radius(grid.architecture)[0])
+    most = grid.volume[0] + 2 * (grid.core[0] + receptive_radius(grid.graph)[0])
     assert total_voxels_decoded(grid, (1, 1, 1), most) == total_voxels_read(grid)
     assert total_voxels_decoded(grid, chunks, most) >= total_voxels_read(grid)
 
@@ -244,7 +245,7 @@ def test_slices_that_are_read_at_once_are_whole_chunks_where_small(grid, chunk, 
 def test_slices_that_are_read_at_once_fit_into_memory():
     """A chunk may hold a thousand slices, and a plane a gigabyte."""
     architecture = Architecture(3, 2, 1, in_channels=2)
-    grid = TileGrid(architecture, (4096, 4096, 4096), (4096, 4096, 4096), (24, 24, 24), 4)
+    grid = TileGrid(architecture.graph, (4096, 4096, 4096), (4096, 4096, 4096), (24, 24, 24), 4)
     assert widest_plane(grid) == 2**24
     assert read_slices(grid, 1000, 2) == 4
     assert read_slices(grid, 1000, 1) == 2**28 // 2**25
@@ -289,7 +290,11 @@ def test_sweep_values_do_not_grow_with_the_core_along_z(architecture, slab):
     stride = architecture.stride[0]
     tall = [
         TileGrid(
-            architecture, (n, 8 * stride, stride), (n, 2 * stride, stride), least_halo(architecture), slab * stride
+            architecture.graph,
+            (n, 8 * stride, stride),
+            (n, 2 * stride, stride),
+            least_halo(architecture.graph),
+            slab * stride,
         )
         for n in (50 * stride, 51 * stride, 10**6 * stride)
     ]
@@ -300,7 +305,7 @@ def test_sweep_values_do_not_grow_with_the_core_along_z(architecture, slab):
 @given(grids())
 def test_held_extents_are_those_of_channels(grid):
     """Tables of an axis are multiplied with each other and with the channels: one entry a thing held."""
-    channels, written = held_channels(grid.architecture)
+    channels, written = held_channels(grid.graph)
     for axis in range(3):
         found = held_extents(grid, axis)
         assert [len(table) for table in found] == [len(channels), len(written)]
@@ -323,10 +328,9 @@ def test_bytes_of_a_tile_hold_what_is_read_ahead_and_written_behind(grid, in_byt
         voxels = [box.voxels for box in blocks(grid, tile, slices)]
         read = max(read, *(sum(pair) for pair in pairwise([0, *voxels])))
     plane = max(prod(tile.core.shape[1:]) for tile in grid)
-    written = min(unit, grid.volume[0]) * plane * grid.architecture.out_channels * out_bytes
+    written = min(unit, grid.volume[0]) * plane * grid.graph.output.channels * out_bytes
     assert (
-        tile_bytes(grid, in_bytes, out_bytes, chunk, unit)
-        >= grid.architecture.in_channels * read * in_bytes + 2 * written
+        tile_bytes(grid, in_bytes, out_bytes, chunk, unit) >= grid.graph.input.channels * read * in_bytes + 2 * written
     )
 
 
@@ -338,7 +342,7 @@ def test_bytes_of_a_tile_hold_what_is_read_ahead_and_written_behind(grid, in_byt
 def test_counting_does_not_grow_with_the_volume(architecture):
     """Ten billion tiles are counted like ten: the differences between long volumes are those of one tile more."""
     core = tuple(2 * s for s in architecture.stride)
-    grid = TileGrid(architecture, core, core, least_halo(architecture), core[0])
+    grid = TileGrid(architecture.graph, core, core, least_halo(architecture.graph), core[0])
     for count in (total_multiply_adds, total_voxels_read, lambda grid: total_voxels_decoded(grid, core, core[0])):
         long = [
             replace(grid, volume=(n * core[0], 10**5 * core[1], 10 * core[2])) for n in (10**4, 10**4 + 1, 10**4 + 2)
@@ -350,6 +354,6 @@ def test_counting_does_not_grow_with_the_volume(architecture):
 def test_a_small_unpadded_core_reads_its_mirrored_margins_once():
     """One slice row of sixteen voxels a tile: the six tiles nearest to each end are all cut short by it."""
     architecture = Architecture(2, 4, 1, padding="valid")
-    grid = TileGrid(architecture, (1, 1, 1600), (1, 16, 16), (0, 0, 0), 1)
-    assert receptive_radius(architecture)[2] > 5 * 16
+    grid = TileGrid(architecture.graph, (1, 1, 1600), (1, 16, 16), (0, 0, 0), 1)
+    assert receptive_radius(architecture.graph)[2] > 5 * 16
     assert total_voxels_read(grid) == sum(shown(tile.window, grid.volume)[0].voxels for tile in grid)

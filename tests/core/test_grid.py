@@ -10,6 +10,7 @@ from pipeline.core.grid import TileGrid
 from pipeline.core.network.receptive import receptive_radius, whole_window
 from pipeline.core.network.unet import Architecture
 from tests.core.core_cases import grids
+from tests.core.unet_layers import architecture_of
 
 SAME = Architecture(ndim=3, depth=2, width=1)
 
@@ -24,13 +25,13 @@ def painted(boxes, volume):
 
 def extended(grid):
     """The volume, and its extension to a multiple of the stride."""
-    pairs = zip(grid.volume, grid.architecture.stride, strict=True)
+    pairs = zip(grid.volume, grid.graph.stride, strict=True)
     return Box.of_shape(tuple(round_up(n, s) for n, s in pairs))
 
 
 def axes_of(grid, box):
     """Start, stop and stride along each axis."""
-    return list(zip(box.start, box.stop, grid.architecture.stride, strict=True))
+    return list(zip(box.start, box.stop, grid.graph.stride, strict=True))
 
 
 def passes(architecture, axis, extent):
@@ -72,11 +73,11 @@ def test_cores_start_on_the_stride_lattice(grid):
 def test_turns_write_the_whole_core_in_z_order(grid):
     """The sink writes units as they complete, and reports a defect where slices are missing."""
     for tile in grid:
-        written = [tile.schedule.writes("fc", turn) for turn in range(tile.schedule.turns)]
+        written = [tile.schedule.core(turn) for turn in range(tile.schedule.turns)]
         slices = [z for span in written for z in range(*span)]
         assert slices == list(range(tile.core.start[0], tile.core.stop[0]))
         for axis in (1, 2):
-            assert tile.schedule.axes[axis].writes["fc"] == (tile.core.start[axis], tile.core.stop[axis])
+            assert tile.schedule.axes[axis].core == (tile.core.start[axis], tile.core.stop[axis])
 
 
 # --- same padding -------------------------------------------------------------------------------------------------------
@@ -91,7 +92,7 @@ def test_windows_lie_in_the_extended_volume(grid):
 @given(grids("same"))
 def test_a_window_is_the_core_and_the_radius_up_to_the_ends(grid):
     """Reach: a voxel less is a seam. A voxel more is waste, also where a larger halo was asked for."""
-    ends, radius = extended(grid), receptive_radius(grid.architecture)
+    ends, radius = extended(grid), receptive_radius(grid.graph)
     for tile in grid:
         for axis, (start, stop, stride) in enumerate(axes_of(grid, tile.core)):
             assert tile.window.start[axis] == max(start - radius[axis], ends.start[axis])
@@ -104,7 +105,7 @@ def test_a_window_is_the_core_and_the_radius_up_to_the_ends(grid):
 @given(grids("valid"))
 def test_an_unpadded_window_starts_one_margin_before_its_core(grid):
     """The pass loses its margin on each side; starting elsewhere would shift the answer or its phase."""
-    margin = receptive_radius(grid.architecture)
+    margin = receptive_radius(grid.graph)
     for tile in grid:
         assert tile.window.start == tuple(a - m for a, m in zip(tile.core.start, margin, strict=True))
 
@@ -115,7 +116,7 @@ def test_an_unpadded_window_is_the_least_that_one_pass_can_take(grid):
     for tile in grid:
         for axis, (start, stop, stride) in enumerate(axes_of(grid, tile.core)):
             extent = tile.window.shape[axis]
-            produced = [passes(grid.architecture, axis, n) or 0 for n in range(1, extent + 1)]
+            produced = [passes(architecture_of(grid.graph), axis, n) or 0 for n in range(1, extent + 1)]
             assert max(produced[:-1], default=0) < stop - start or stop % stride
             assert produced[-1] >= stop - start or stop % stride
 
@@ -123,15 +124,15 @@ def test_an_unpadded_window_is_the_least_that_one_pass_can_take(grid):
 @given(grids("valid"))
 def test_unpadded_windows_lie_in_that_of_the_one_pass(grid):
     """What a tile sees of the mirrored surroundings, the whole pass sees too."""
-    margin = receptive_radius(grid.architecture)
+    margin = receptive_radius(grid.graph)
     start = tuple(-m for m in margin)
-    stop = tuple(n - m for n, m in zip(whole_window(grid.architecture, grid.volume), margin, strict=True))
+    stop = tuple(n - m for n, m in zip(whole_window(grid.graph, grid.volume), margin, strict=True))
     assert all(Box(start, stop).contains(tile.window) for tile in grid)
 
 
 def test_the_papers_tile_is_the_window_of_a_core_of_384():
     """572 -> 388: the classic tile, of which a core on the lattice keeps 384."""
-    grid = TileGrid(Architecture(2, 4, 64, padding="valid"), (1, 768, 768), (1, 384, 384), (0, 0, 0), 1)
+    grid = TileGrid(Architecture(2, 4, 64, padding="valid").graph, (1, 768, 768), (1, 384, 384), (0, 0, 0), 1)
     assert grid.tile(3).window == Box((0, 292, 292), (1, 864, 864))
 
 
@@ -160,7 +161,7 @@ def test_a_tile_outside_the_grid_is_an_index_error(grid, index):
 def test_ten_billion_tiles_cost_no_memory():
     """Grids never list their tiles, so that a plan of a whole brain is as cheap as one of a crop."""
     tracemalloc.start()
-    grid = TileGrid(SAME, (16_000_000, 16_000, 1_600), (16, 16, 160), (24, 24, 24), 16)
+    grid = TileGrid(SAME.graph, (16_000_000, 16_000, 1_600), (16, 16, 160), (24, 24, 24), 16)
     last = grid.tile(len(grid) - 1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -171,5 +172,5 @@ def test_ten_billion_tiles_cost_no_memory():
 
 def test_a_tile_tells_where_it_lies():
     """Failures are reported by this name."""
-    grid = TileGrid(SAME, (20, 20, 20), (8, 8, 8), (24, 24, 24), 8)
+    grid = TileGrid(SAME.graph, (20, 20, 20), (8, 8, 8), (24, 24, 24), 8)
     assert str(grid.tile(5)) == "tile 5 (core z 0:8, y 8:16, x 16:20)"

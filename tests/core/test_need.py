@@ -1,24 +1,19 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from pipeline.core.box import Span, round_up
-from pipeline.core.network.need import needs, phases
+from pipeline.core.network.graph import Graph, MaxPool, TransposedConvolution
+from pipeline.core.network.need import needs
 from pipeline.core.network.receptive import whole_window
-from pipeline.core.network.unet import Architecture, layers
+from pipeline.core.network.unet import Architecture, pair_phases
 from tests.core.core_cases import architectures, columns, grids
+from tests.core.unet_layers import layers, sources, spans_by_layer
 
 MARGINS = [(1, 8, 8), (2, 22, 20), (3, 46, 44), (4, 94, 92)]
 """Depth, and the voxels beyond a core on the lattice that a padded and an unpadded network read."""
-
-
-def sources(architecture, layer):
-    """Names of the layers, or `input`, whose output a layer reads."""
-    order = [found.name for found in layers(architecture)]
-    at = order.index(layer.name)
-    before = [order[at - 1] if at else "input"]
-    joins = layer.kind == "conv" and before[0].startswith("unpool")
-    return [*before, f"encoder{layer.level + 1}_2"] if joins else before
 
 
 def one_pass_extents(architecture, extent):
@@ -62,7 +57,7 @@ def voxels_that_matter(architecture, extent, core):
 def needed(architecture, axis, core, extent):
     """What a core of a volume needs, as a tile that is alone in it would."""
     ends = Span(0, round_up(extent, architecture.stride[axis])) if architecture.padding == "same" else None
-    return needs(architecture, axis, core, ends)
+    return needs(architecture.graph, axis, core, ends)
 
 
 # --- margins ------------------------------------------------------------------------------------------------------------
@@ -73,8 +68,8 @@ def needed(architecture, axis, core, extent):
 def test_margins_of_each_depth(ndim, depth, same, valid):
     """The figures that users see in refusals and that the documents quote."""
     core = Span(32 * 2**depth, 40 * 2**depth)
-    assert needs(Architecture(ndim, depth, 1), 1, core, None).input == core.grown(same)
-    unpadded = needs(Architecture(ndim, depth, 1, padding="valid"), 1, core, None).input
+    assert needs(Architecture(ndim, depth, 1).graph, 1, core, None).input == core.grown(same)
+    unpadded = needs(Architecture(ndim, depth, 1, padding="valid").graph, 1, core, None).input
     assert unpadded.start == core.start - valid
     assert 0 <= unpadded.stop - core.stop - valid < 2**depth  # its last pairs, which lie off the lattice, are whole
 
@@ -84,12 +79,12 @@ def test_a_core_that_is_one_voxel_larger_needs_more(architecture, place, strides
     """On either side: beyond the lattice begins another coarse voxel, at every level that up-samples."""
     stride = architecture.stride[2]
     core = Span(place * stride, (place + strides) * stride)
-    found = needs(architecture, 2, core, None)
+    found = needs(architecture.graph, 2, core, None)
     for larger in (Span(core.start, core.stop + 1), Span(core.start - 1, core.stop)):
-        more = needs(architecture, 2, larger, None)
+        more = needs(architecture.graph, 2, larger, None)
         assert all(more.writes[name].clipped(span) == span for name, span in found.writes.items())
         assert more.writes["fc"].extent == found.writes["fc"].extent + 1
-        assert sum(map(more.computes, layers(architecture))) > sum(map(found.computes, layers(architecture)))
+        assert sum(map(more.computes, architecture.graph.layers)) > sum(map(found.computes, architecture.graph.layers))
 
 
 @given(architectures(depths=(1, 4)), st.integers(-20, 20), st.integers(1, 99))
@@ -97,23 +92,22 @@ def test_a_core_that_is_one_stride_larger_needs_one_stride_more(architecture, pl
     """Margins are the same wherever a core lies and however large it is; it pays for itself alone."""
     stride = architecture.stride[2]
     core = Span(place * stride, (place + strides) * stride)
-    found = needs(architecture, 2, core, None)
-    more = needs(architecture, 2, Span(core.start, core.stop + stride), None)
+    found = needs(architecture.graph, 2, core, None)
+    more = needs(architecture.graph, 2, Span(core.start, core.stop + stride), None)
     assert more.input == Span(found.input.start, found.input.stop + stride)
     for layer in layers(architecture):
-        assert more.computes(layer) == found.computes(layer) + (stride >> layer.level)
+        node = architecture.graph.node(layer.name)
+        assert more.computes(node) == found.computes(node) + (stride >> layer.level)
 
 
 @given(architectures(), st.integers(-50, 50), st.integers(1, 99))
 def test_a_2d_network_needs_nothing_along_z(architecture, start, extent):
     """Slices are independent: no layer reads another than the one that it writes, and none has a level along z."""
     core = Span(start, start + extent)
-    found = needs(architecture, 0, core, Span(0, 8) if architecture.padding == "same" else None)
+    found = needs(architecture.graph, 0, core, Span(0, 8) if architecture.padding == "same" else None)
     assume(architecture.ndim == 2)
-    assert not found.spatial
-    assert found.reach == 0
     assert {found.input, *found.writes.values(), *found.reads.values()} == {core}
-    assert {found.computes(layer) for layer in layers(architecture)} == {extent}
+    assert {found.computes(node) for node in architecture.graph.nodes} == {extent}
 
 
 # --- against one pass, voxel by voxel -------------------------------------------------------------------------------------
@@ -130,60 +124,70 @@ def test_needs_are_the_voxels_that_the_core_depends_on(architecture, extent, dat
     start = data.draw(st.integers(0, extent - 1)) if data else 33
     stop = data.draw(st.integers(start + 1, extent)) if data else extent - 20
     found = needed(architecture, 2, Span(start, stop), extent)
-    whole = whole_window(architecture, (1, 1, extent))[2]
+    whole = whole_window(architecture.graph, (1, 1, extent))[2]
     wanted = voxels_that_matter(architecture, whole, range(start, stop))
     begin = (whole - one_pass_extents(architecture, whole)["fc"]) // 2
     assert found.input == Span(min(wanted["input"]) - begin, max(wanted["input"]) + 1 - begin)
-    sizes = {name: span.extent for name, span in found.writes.items()}
-    assert sizes == {name: len(voxels) for name, voxels in wanted.items() if name != "input"}
+    assert {name: found.writes[name].extent for name in wanted} == {
+        name: len(voxels) for name, voxels in wanted.items()
+    }
 
 
 @given(architectures(padding="valid", depths=(1, 4)), st.integers(0, 40))
 def test_phases_are_those_of_the_one_pass(architecture, extra):
     """An unpadded pass starts a margin before the volume; its pairs start where the second convolution's map does."""
-    whole = whole_window(architecture, (1, 1, 1 + extra))[2]
+    whole = whole_window(architecture.graph, (1, 1, 1 + extra))[2]
     lost = (whole - one_pass_extents(architecture, whole)["fc"]) // 2
     first, found = -lost, []
     for _ in range(architecture.depth):
         first += 2
         found.append(first % 2)
         first = first // 2
-    assert phases(architecture) == tuple(found)
+    assert pair_phases(architecture) == tuple(found)
 
 
 def test_phases_that_are_known():
     """Padded pairs start at even voxels. An unpadded pass of depth 1 starts at -8, and pools from -6 on."""
-    assert phases(Architecture(3, 3, 1)) == (0, 0, 0)
-    assert phases(Architecture(3, 1, 1, padding="valid")) == (0,)
-    assert phases(Architecture(3, 2, 1, padding="valid")) == (0, 1)
-    assert phases(Architecture(2, 4, 1, padding="valid")) == (0, 1, 0, 0)
+    assert pair_phases(Architecture(3, 3, 1)) == (0, 0, 0)
+    assert pair_phases(Architecture(3, 1, 1, padding="valid")) == (0,)
+    assert pair_phases(Architecture(3, 2, 1, padding="valid")) == (0, 1)
+    assert pair_phases(Architecture(2, 4, 1, padding="valid")) == (0, 1, 0, 0)
 
 
 # --- what makes a tile whole ------------------------------------------------------------------------------------------------
 
 
 @given(grids())
-def test_what_a_layer_reads_is_what_the_layers_before_it_wrote(grid):
+def test_what_a_node_reads_is_what_the_nodes_before_it_wrote(grid):
     """A voxel that nobody computed would be read as it was left by something else."""
     for tile in grid:
         for axis in tile.schedule.axes:
-            for layer in layers(grid.architecture):
-                for name in sources(grid.architecture, layer):
-                    given_span = axis.writes.get(name, axis.input)
-                    assert given_span.clipped(axis.reads[layer.name]) == axis.reads[layer.name]
+            for node in grid.graph.nodes:
+                for name in node.inputs:
+                    assert axis.writes[name].clipped(axis.reads[node.name]) == axis.reads[node.name]
+
+
+@given(grids())
+def test_what_a_node_writes_is_read_to_its_first_and_last_voxel(grid):
+    """The hull of its readers and no more: what nobody reads is not computed."""
+    for tile in grid:
+        for axis in tile.schedule.axes:
+            for node in grid.graph.nodes[:-1]:
+                read = [axis.reads[reader.name] for reader in grid.graph.readers(node.name)]
+                assert axis.writes[node.name] == (min(r.start for r in read), max(r.stop for r in read))
 
 
 @given(grids())
 def test_poolings_read_whole_pairs(grid):
     """Half a pair would be pooled with whatever lies in the other half's place."""
     for tile in grid:
-        for axis in tile.schedule.axes:
-            for layer in layers(grid.architecture):
-                if layer.kind == "pool":
-                    read, level = axis.reads[layer.name], layer.level - 1
-                    assert axis.pooled(level, read) == axis.writes[layer.name]
-                    assert axis.unpooled(level, axis.writes[layer.name]) == read
-                    assert axis.writes[f"encoder{layer.level}_2"] == read
+        for number, axis in enumerate(tile.schedule.axes):
+            for node in grid.graph.nodes:
+                if isinstance(node.operation, MaxPool):
+                    read, written = axis.reads[node.name], axis.writes[node.name]
+                    assert node.operation.ends(number, read) == written
+                    assert read.extent == node.operation.factor[number] * written.extent
+                    assert axis.writes[node.inputs[0]] == read
 
 
 @given(grids("same"))
@@ -191,11 +195,10 @@ def test_needs_never_reach_beyond_the_ends(grid):
     """There the layers pad themselves: a voxel beyond an end would be computed from what does not exist."""
     for tile in grid:
         for number, axis in enumerate(tile.schedule.axes):
-            stride = grid.architecture.stride[number]
-            ends = Span(0, round_up(grid.volume[number], stride))
-            for layer in layers(grid.architecture):
-                at_level = Span(0, ends.stop >> layer.level) if axis.spatial else ends
-                span = axis.writes[layer.name]
+            ends = Span(0, round_up(grid.volume[number], grid.graph.stride[number]))
+            for node in grid.graph.nodes:
+                at_level = Span(0, ends.stop // grid.graph.scales[node.name][number])
+                span = axis.writes[node.name]
                 assert span.clipped(at_level) == span
             assert axis.input.clipped(ends) == axis.input
 
@@ -203,27 +206,78 @@ def test_needs_never_reach_beyond_the_ends(grid):
 @given(columns())
 def test_up_sampling_computes_whole_pairs_and_keeps_what_is_read(tile):
     """A transposed convolution makes both voxels of a pair; counted as one it would be cheaper than it is."""
-    architecture, axis = tile.schedule.architecture, tile.schedule.needs
-    for layer in layers(architecture):
-        kept, computed = axis.writes[layer.name].extent, axis.computes(layer)
-        if layer.kind == "up" and axis.spatial:
+    axis = tile.schedule.needs
+    for node in tile.schedule.graph.nodes:
+        kept, computed = axis.writes[node.name].extent, axis.computes(node)
+        if isinstance(node.operation, TransposedConvolution) and node.operation.factor[0] == 2:
             assert computed % 2 == 0
             assert kept <= computed <= kept + 2
-            assert computed == 2 * axis.reads[layer.name].extent
+            assert computed == 2 * axis.reads[node.name].extent
         else:
             assert computed == kept
 
 
-@given(st.integers(0, 3), st.integers(-99, 99), st.integers(1, 99))
-def test_spans_of_levels_are_each_others_inverses(level, start, extent):
-    """Covering is the least that up-sampling turns into at least the same voxels, at either phase."""
-    for padding in ("same", "valid"):
-        found = needs(Architecture(2, 4, 1, padding=padding), 2, Span(0, 16), None)
-        span = Span(start, start + extent)
-        covering = found.covering(level, span)
-        made = found.unpooled(level, covering)
-        assert made.clipped(span) == span
-        assert made.extent <= span.extent + 2
-        assert span.start - made.start in (0, 1)
-        assert made.stop - span.stop in (0, 1)
-        assert found.pooled(level, made) == covering
+# --- against the rule of layers -----------------------------------------------------------------------------------------
+
+
+def lies_on(architecture, axis, start, extent, more):
+    """A core on the stride lattice, and ends that clip it where layers pad themselves."""
+    stride = architecture.stride[axis]
+    core = Span(start * stride, start * stride + extent)
+    ends = Span(core.start - more[0] * stride, round_up(core.stop, stride) + more[1] * stride)
+    return core, ends if architecture.padding == "same" else None
+
+
+def spans_differ(architecture, graph, axis, core, ends):
+    """Names of the layers of which a graph says another span than the rule of layers does."""
+    found, known = needs(graph, axis, core, ends), spans_by_layer(architecture, axis, core, ends)
+    return [name for name, spans in known.items() if (found.writes[name], found.reads[name]) != spans]
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_spans_are_those_of_the_rule_that_knew_the_layers_by_name(ndim, depth, padding):
+    """Over 2,880 cores: an encoder's need is its pooling's there, and the hull of its readers here."""
+    architecture = Architecture(ndim, depth, 1, padding=padding)
+    for axis in (0, 2):
+        for start in (-3, 0, 5):
+            for extent in (1, 2, 3, 7, 2**depth, 5 * 2**depth + 1):
+                for more in ((0, 0), (1, 0), (0, 2), (9, 1), (100, 100)):
+                    core, ends = lies_on(architecture, axis, start, extent, more)
+                    assert not spans_differ(architecture, architecture.graph, axis, core, ends)
+
+
+@given(architectures(depths=(1, 4)), st.sampled_from((0, 1, 2)), st.integers(-9, 9), st.integers(1, 200), st.data())
+def test_spans_of_any_core_are_those_of_the_rule_that_knew_the_layers_by_name(architecture, axis, start, extent, data):
+    """The same, wherever it lies and ends."""
+    core, ends = lies_on(architecture, axis, start, extent, data.draw(st.tuples(*[st.integers(0, 99)] * 2)))
+    assert not spans_differ(architecture, architecture.graph, axis, core, ends)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_a_graph_without_its_poolings_reach_is_another_network(padding):
+    """The negative control: with poolings that begin elsewhere, the rule of layers finds other spans."""
+    architecture = Architecture(3, 2, 1, padding=padding)
+    nodes = [
+        replace(node, operation=MaxPool(node.operation.factor, tuple(1 - p for p in node.operation.phase)))
+        if isinstance(node.operation, MaxPool)
+        else node
+        for node in architecture.graph.nodes
+    ]
+    assert "encoder1_2" in spans_differ(architecture, Graph(tuple(nodes)), 0, Span(8, 24), None)
+
+
+@given(st.integers(0, 1), st.integers(-99, 99), st.integers(1, 99))
+def test_spans_of_levels_are_each_others_inverses(phase, start, extent):
+    """What up-sampling reads is the least that it turns into at least the same voxels, at either phase."""
+    up, pool = TransposedConvolution((2, 2, 2), (phase,) * 3), MaxPool((2, 2, 2), (phase,) * 3)
+    span = Span(start, start + extent)
+    covering = up.need(2, span, None)
+    made = up.computed(2, span)
+    assert made.clipped(span) == span
+    assert made.extent <= span.extent + 2
+    assert span.start - made.start in (0, 1)
+    assert made.stop - span.stop in (0, 1)
+    assert pool.ends(2, made) == covering
+    assert pool.need(2, covering, None) == made

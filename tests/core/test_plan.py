@@ -196,7 +196,7 @@ def test_differences_name_both_values():
 def test_a_plan_gives_its_grid():
     """Grids are never stored: they follow from a dozen numbers."""
     grid = PLAN.grid
-    assert (grid.architecture, grid.volume) == (ARCHITECTURE, (50, 60, 70))
+    assert (grid.graph, grid.volume) == (ARCHITECTURE.graph, (50, 60, 70))
     assert (grid.core, grid.halo, grid.slab) == (PLAN.core, PLAN.halo, PLAN.slab)
 
 

@@ -28,14 +28,14 @@ def _one_thread():
 @pytest.mark.parametrize(("depth", "same", "valid"), [(1, 8, 8), (2, 22, 20), (3, 46, 44), (4, 94, 92)])
 def test_the_receptive_radius_of_each_depth(depth, same, valid):
     """The figures that users see in refusals and that the documents quote."""
-    assert receptive_radius(Architecture(3, depth, 1)) == (same, same, same)
-    assert receptive_radius(Architecture(3, depth, 1, padding="valid")) == (valid, valid, valid)
+    assert receptive_radius(Architecture(3, depth, 1).graph) == (same, same, same)
+    assert receptive_radius(Architecture(3, depth, 1, padding="valid").graph) == (valid, valid, valid)
 
 
 @pytest.mark.parametrize(("depth", "halo"), [(1, 8), (2, 24), (3, 48), (4, 96)])
 def test_the_least_halo_is_the_radius_on_the_lattice(depth, halo):
     """94 is enough at depth 4, and 96 is what is used: a halo off the lattice would shift the phase."""
-    assert least_halo(Architecture(3, depth, 1)) == (halo, halo, halo)
+    assert least_halo(Architecture(3, depth, 1).graph) == (halo, halo, halo)
 
 
 @given(architectures())
@@ -43,7 +43,7 @@ def test_a_2d_network_reaches_nothing_along_z(architecture):
     """A stack of slices has stride 1 and halo 0 in z, so any core and any slab will do there."""
     if architecture.ndim == 2:
         assert architecture.stride[0] == 1
-        assert receptive_radius(architecture)[0] == least_halo(architecture)[0] == 0
+        assert receptive_radius(architecture.graph)[0] == least_halo(architecture.graph)[0] == 0
 
 
 # --- the network itself -------------------------------------------------------------------------------------------------
@@ -74,8 +74,8 @@ def support(model, extent, block):
 @pytest.mark.parametrize(("ndim", "depth"), KINDS)
 def test_a_block_on_the_lattice_reaches_exactly_the_radius(ndim, depth):
     """The arithmetic is walked by hand, the gradient by torch: a margin less is a seam, one more is waste."""
-    stride, radius = 2**depth, receptive_radius(Architecture(ndim, depth, 1))[1]
-    first = least_halo(Architecture(ndim, depth, 1))[1] + stride
+    stride, radius = 2**depth, receptive_radius(Architecture(ndim, depth, 1).graph)[1]
+    first = least_halo(Architecture(ndim, depth, 1).graph)[1] + stride
     block = slice(first, first + stride)
     lows, highs = support(open_network(ndim, depth, "same"), 2 * first + stride, block)
     assert lows == [block.start - radius] * ndim
@@ -86,12 +86,12 @@ def test_a_block_on_the_lattice_reaches_exactly_the_radius(ndim, depth):
 def test_an_unpadded_block_reaches_exactly_its_window(ndim, depth):
     """The window begins at the margin and ends with the last voxel that the core depends on: not a voxel is spare."""
     architecture = Architecture(ndim, depth, 1, padding="valid")
-    stride, margin = 2**depth, receptive_radius(architecture)[1]
-    grid = TileGrid(architecture, (9 * stride,) * 3, (stride,) * 3, (0, 0, 0), stride)
+    stride, margin = 2**depth, receptive_radius(architecture.graph)[1]
+    grid = TileGrid(architecture.graph, (9 * stride,) * 3, (stride,) * 3, (0, 0, 0), stride)
     tile = grid.tile(4 * 81 + 4 * 9 + 4)
     window = tile.window
     assert tile.core.start == (4 * stride,) * 3
-    extent = legal_extent(architecture, 1, stride + 2 * margin) + 2 * stride
+    extent = legal_extent(architecture.graph, 1, stride + 2 * margin) + 2 * stride
     lows, highs = support(open_network(ndim, depth, "valid"), extent, slice(stride, 2 * stride))
     origin = 3 * stride - margin  # in the volume, of the picture's first voxel
     assert [origin + low for low in lows] == [window.start[1]] * ndim == [4 * stride - margin] * ndim
@@ -130,9 +130,9 @@ def is_legal(architecture, axis, extent):
 @given(architectures(depths=(1, 4)), st.integers(0, 2), st.integers(1, 400))
 def test_a_legal_extent_is_the_least_that_the_poolings_take(architecture, axis, kept):
     """An odd map before a pooling loses its last voxel, and everything behind shifts."""
-    margin = receptive_radius(architecture)[axis] if architecture.padding == "valid" else 0
+    margin = receptive_radius(architecture.graph)[axis] if architecture.padding == "valid" else 0
     needed = kept + 2 * margin
-    found = legal_extent(architecture, axis, needed)
+    found = legal_extent(architecture.graph, axis, needed)
     assert is_legal(architecture, axis, found)
     assert not any(is_legal(architecture, axis, n) for n in range(needed, found))
 
@@ -144,8 +144,8 @@ def test_the_whole_window_is_a_tile_that_holds_the_volume(architecture, volume):
     Unpadded it may take some voxels more, so that every map before a pooling is even; nothing kept depends on them.
     """
     cover = tuple(-(-n // s) * s for n, s in zip(volume, architecture.stride, strict=True))
-    window = TileGrid(architecture, volume, cover, least_halo(architecture), cover[0]).tile(0).window.shape
-    whole = whole_window(architecture, volume)
+    window = TileGrid(architecture.graph, volume, cover, least_halo(architecture.graph), cover[0]).tile(0).window.shape
+    whole = whole_window(architecture.graph, volume)
     assert architecture.padding == "valid" or whole == window
     assert all(0 <= w - n < 2 * s for w, n, s in zip(whole, window, architecture.stride, strict=True))
 
@@ -153,6 +153,8 @@ def test_the_whole_window_is_a_tile_that_holds_the_volume(architecture, volume):
 def test_extents_that_the_paper_names():
     """572 voxels make 388; 388 and the margins need 572."""
     architecture = Architecture(2, 4, 64, padding="valid")
-    assert [legal_extent(architecture, axis, 388 + 184) for axis in (1, 2)] == [572, 572]
-    assert legal_extent(architecture, 0, 7) == 7
-    assert np.prod([legal_extent(Architecture(3, 4, 64), axis, 17) for axis, _ in product(range(3), [0])]) == 32**3
+    assert [legal_extent(architecture.graph, axis, 388 + 184) for axis in (1, 2)] == [572, 572]
+    assert legal_extent(architecture.graph, 0, 7) == 7
+    assert (
+        np.prod([legal_extent(Architecture(3, 4, 64).graph, axis, 17) for axis, _ in product(range(3), [0])]) == 32**3
+    )

@@ -7,48 +7,50 @@ from hypothesis import strategies as st
 
 from pipeline.core.box import Span
 from pipeline.core.grid import TileGrid
+from pipeline.core.network.graph import Convolution, MaxPool
 from pipeline.core.network.need import needs
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.schedule import Schedule
-from pipeline.core.network.unet import Architecture, layers
+from pipeline.core.network.unet import Architecture
 from tests.core.core_cases import columns
-from tests.core.test_need import sources
+from tests.core.unet_layers import architecture_of, starts_by_layer
 
 
 def spans(schedule, name):
-    """What a layer writes, or what is taken of the input, turn by turn."""
-    turns = range(schedule.turns)
-    return [schedule.reads(turn) if name == "input" else schedule.writes(name, turn) for turn in turns]
+    """What a node writes, turn by turn; the input's is what is taken of it."""
+    node = schedule.graph.node(name)
+    return [schedule.writes(node, turn) for turn in range(schedule.turns)]
 
 
 def names(schedule):
-    """The input and all layers."""
-    return ["input", *(layer.name for layer in layers(schedule.architecture))]
+    """The input and all nodes after it."""
+    return [node.name for node in schedule.graph.nodes]
 
 
 def whole(schedule, name):
-    """All that a layer writes, or all of the input."""
-    return schedule.needs.input if name == "input" else schedule.needs.writes[name]
-
-
-def level(schedule, name):
-    """At which a layer writes."""
-    return next((layer.level for layer in layers(schedule.architecture) if layer.name == name), 0)
+    """All that a node writes."""
+    return schedule.needs.writes[name]
 
 
 def has_written(schedule, name, turn):
-    """First slice that a layer has not written at the end of a turn."""
+    """First slice that a node has not written at the end of a turn."""
     return max([whole(schedule, name).start, *(span.stop for span in spans(schedule, name)[: turn + 1])])
 
 
-def must_be_there(schedule, layer, span):
-    """What a layer must find in order to write `span`; beyond what exists are zeros."""
-    axis = schedule.needs
-    if layer.kind == "conv":
-        return span.grown(axis.reach).clipped(axis.reads[layer.name])
-    if layer.kind == "pool":
-        return axis.unpooled(layer.level - 1, span)
-    return axis.covering(layer.level, span) if layer.kind == "up" else span
+def must_be_there(schedule, node, span):
+    """What a node must find in order to write `span`; beyond what exists are zeros."""
+    return node.operation.need(0, span, schedule.needs.reads[node.name] if node.operation.pads else None)
+
+
+def windowed(schedule):
+    """The convolutions that reach beyond the voxel that they write."""
+    return [n for n in schedule.graph.nodes if isinstance(n.operation, Convolution) and n.operation.kernel[2] > 1]
+
+
+def skips(schedule):
+    """Each skip and the concatenation that takes it, the finest first."""
+    pools = [node for node in schedule.graph.nodes if isinstance(node.operation, MaxPool)]
+    return [(schedule.graph.node(p.inputs[0]), schedule.graph.readers(p.inputs[0])[1]) for p in pools]
 
 
 # --- turns --------------------------------------------------------------------------------------------------------------
@@ -67,15 +69,15 @@ def test_turns_partition_what_each_layer_computes_in_order(tile):
 
 
 @given(columns())
-def test_a_layer_reads_only_what_was_written_before(tile):
-    """Causality: in every turn, layers in order, of all that a layer reads the last slice is there; skips included."""
+def test_a_node_reads_only_what_was_written_before(tile):
+    """Causality: in every turn, nodes in order, of all that a node reads the last slice is there; skips included."""
     schedule = tile.schedule
-    for layer in layers(schedule.architecture):
+    for node in schedule.graph.nodes[1:]:
         for turn in range(schedule.turns):
-            span = schedule.writes(layer.name, turn)
+            span = schedule.writes(node, turn)
             if span.extent:
-                read = must_be_there(schedule, layer, span)
-                for name in sources(schedule.architecture, layer):
+                read = must_be_there(schedule, node, span)
+                for name in node.inputs:
                     assert read.start >= whole(schedule, name).start
                     assert read.stop <= has_written(schedule, name, turn)
 
@@ -84,12 +86,11 @@ def test_a_layer_reads_only_what_was_written_before(tile):
 def test_a_layer_that_is_early_by_a_turn_would_read_too_much(tile):
     """The negative control: the last layers cannot keep up with the input, so the order of turns is no accident."""
     schedule = tile.schedule
-    architecture = schedule.architecture
-    last_conv = next(layer for layer in reversed(list(layers(architecture))) if layer.kind == "conv")
+    last_conv = windowed(schedule)[-1]
     late = []
     for turn in range(schedule.turns - 1):
-        span = schedule.writes(last_conv.name, turn + 1)
-        (name,) = sources(architecture, last_conv)
+        span = schedule.writes(last_conv, turn + 1)
+        (name,) = last_conv.inputs
         if span.extent:
             late.append(must_be_there(schedule, last_conv, span).stop > has_written(schedule, name, turn))
     event("with turns after the first" if late else "over in one turn")
@@ -103,7 +104,7 @@ def test_turns_away_from_the_ends_are_all_alike(tile):
     for name in names(schedule):
         extents = [span.extent for span in spans(schedule, name)]
         busy = [turn for turn, extent in enumerate(extents) if extent]
-        usual = schedule.slices(level(schedule, name))
+        usual = schedule.slices(schedule.graph.node(name))
         assert busy == list(range(busy[0], busy[-1] + 1))
         assert max(extents) <= usual
         assert all(extents[turn] == usual for turn in busy[1:-1])
@@ -126,15 +127,17 @@ def test_turns_are_the_slices_of_the_input_and_the_lag(padding, depth, lag):
     for step in (stride, 4 * stride):
         for strides in (1, 7, 100):
             core = Span(32 * stride, (32 + strides) * stride)
-            axis = needs(architecture, 0, core, None)
-            assert Schedule(architecture, (axis,) * 3, step).turns == -(-(core.stop - axis.input.start + lag) // step)
+            axis = needs(architecture.graph, 0, core, None)
+            assert Schedule(architecture.graph, (axis,) * 3, step).turns == -(
+                -(core.stop - axis.input.start + lag) // step
+            )
 
 
 @given(st.integers(1, 300), st.integers(1, 50))
 def test_a_2d_network_writes_the_slices_that_it_takes_in(extent, step):
     """Nothing lags along z: each turn's slices are predicted in that turn."""
     architecture = Architecture(2, 2, 1)
-    grid = TileGrid(architecture, (extent, 8, 8), (extent, 8, 8), least_halo(architecture), step)
+    grid = TileGrid(architecture.graph, (extent, 8, 8), (extent, 8, 8), least_halo(architecture.graph), step)
     schedule = grid.tile(0).schedule
     assert schedule.turns == -(-extent // step)
     assert {tuple(spans(schedule, name)) for name in names(schedule)} == {tuple(spans(schedule, "input"))}
@@ -143,7 +146,7 @@ def test_a_2d_network_writes_the_slices_that_it_takes_in(extent, step):
 def test_the_picture_of_a_small_sweep():
     """Depth 1, four slabs of eight slices, of a volume: each layer's lag as it is drawn in the documentation."""
     architecture = Architecture(3, 1, 1)
-    grid = TileGrid(architecture, (32, 8, 8), (32, 8, 8), (8, 8, 8), 8)
+    grid = TileGrid(architecture.graph, (32, 8, 8), (32, 8, 8), (8, 8, 8), 8)
     schedule = grid.tile(0).schedule
     assert schedule.turns == 5
     assert spans(schedule, "input") == [(0, 8), (8, 16), (16, 24), (24, 32), (32, 32)]
@@ -155,15 +158,15 @@ def test_the_picture_of_a_small_sweep():
 # --- what is held ---------------------------------------------------------------------------------------------------------
 
 
-def kept(schedule, layer):
+def kept(schedule, node):
     """Slices of its input that a convolution still needs at the end of each turn, of those that are there."""
     axis, found = schedule.needs, []
-    sought = sources(schedule.architecture, layer)[0]
+    reach = node.operation.kernel[0] // 2
     for turn in range(schedule.turns):
-        there = min(has_written(schedule, sought, turn), axis.reads[layer.name].stop)
-        needed_from = has_written(schedule, layer.name, turn) - axis.reach
-        if needed_from + axis.reach < axis.writes[layer.name].stop:
-            found.append(there - needed_from)
+        there = min(has_written(schedule, node.inputs[0], turn), axis.reads[node.name].stop)
+        written = has_written(schedule, node.name, turn)
+        if written < axis.writes[node.name].stop:
+            found.append(there - (written - reach))
     return found
 
 
@@ -171,9 +174,8 @@ def kept(schedule, layer):
 def test_convolutions_keep_no_more_than_they_say(tile):
     """Buffers are allocated by this number before the sweep starts; zeros before the volume count."""
     schedule = tile.schedule
-    for layer in layers(schedule.architecture):
-        if layer.kind == "conv":
-            assert max(kept(schedule, layer), default=0) <= schedule.held(layer.name)
+    for node in windowed(schedule):
+        assert max(kept(schedule, node), default=0) <= schedule.held(node)
 
 
 @given(columns())
@@ -181,27 +183,25 @@ def test_a_window_of_a_convolution_fits_its_buffer(tile):
     """What it keeps and what a turn brings, and the zeros behind the end."""
     schedule = tile.schedule
     axis = schedule.needs
-    for layer in layers(schedule.architecture):
-        if layer.kind == "conv":
-            name = sources(schedule.architecture, layer)[0]
-            room = schedule.held(layer.name) + schedule.slices(layer.level)
-            first = axis.writes[layer.name].start - axis.reach
-            for turn in range(schedule.turns):
-                span = schedule.writes(layer.name, turn)
-                filled = min(has_written(schedule, name, turn), axis.reads[layer.name].stop)
-                assert filled - first <= room
-                if span.extent:
-                    assert span.stop + axis.reach - first <= room
-                    first = span.stop - axis.reach
+    for node in windowed(schedule):
+        reach = node.operation.kernel[0] // 2
+        room = schedule.held(node) + schedule.slices(node)
+        first = axis.writes[node.name].start - reach
+        for turn in range(schedule.turns):
+            span = schedule.writes(node, turn)
+            filled = min(has_written(schedule, node.inputs[0], turn), axis.reads[node.name].stop)
+            assert filled - first <= room
+            if span.extent:
+                assert span.stop + reach - first <= room
+                first = span.stop - reach
 
 
-def skips_waiting(schedule, level):
-    """Slices of a skip that the decoder is still to take, at each turn, right after the encoder wrote."""
-    encoder, decoder = f"encoder{level + 1}_2", f"unpool{level + 1}"
+def skips_waiting(schedule, skip, reader):
+    """Slices of a skip that its reader is still to take, at each turn, right after it was written."""
     found = []
     for turn in range(schedule.turns):
-        taken = has_written(schedule, decoder, turn - 1) if turn else whole(schedule, decoder).start
-        there = min(has_written(schedule, encoder, turn), whole(schedule, decoder).stop)
+        taken = has_written(schedule, reader.name, turn - 1) if turn else whole(schedule, reader.name).start
+        there = min(has_written(schedule, skip.name, turn), whole(schedule, reader.name).stop)
         found.append(there - taken)
     return found
 
@@ -210,21 +210,41 @@ def skips_waiting(schedule, level):
 def test_skips_wait_no_longer_than_they_say(tile):
     """Most of a column's memory is skips that wait for the decoder: of those slices that it will read."""
     schedule = tile.schedule
-    for number in range(schedule.architecture.depth):
-        assert max(skips_waiting(schedule, number)) <= schedule.waiting(number)
+    assert [skip for skip, _ in skips(schedule)] == list(schedule.graph.waiting)
+    for skip, reader in skips(schedule):
+        assert max(skips_waiting(schedule, skip, reader)) <= schedule.waiting(skip)
 
 
 @settings(max_examples=20)
 @given(columns(), st.integers(1, 4))
 def test_long_sweeps_hold_what_they_say(tile, slabs):
     """The bounds are reached, so none of them is a guess: in the middle of a long volume."""
-    architecture = tile.schedule.architecture
-    stride = architecture.stride[0]
+    graph = tile.schedule.graph
+    stride = graph.stride[0]
     core = Span(100 * stride, 140 * stride)
-    axis = needs(architecture, 0, core, None)
+    axis = needs(graph, 0, core, None)
     schedule = replace(tile.schedule, axes=(axis, axis, axis), step=slabs * stride)
-    for layer in layers(architecture):
-        if layer.kind == "conv":
-            assert max(kept(schedule, layer)[:-1]) == schedule.held(layer.name)
-    for number in range(architecture.depth):
-        assert max(skips_waiting(schedule, number)) == schedule.waiting(number)
+    for node in windowed(schedule):
+        assert max(kept(schedule, node)[:-1]) == schedule.held(node)
+    for skip, reader in skips(schedule):
+        assert max(skips_waiting(schedule, skip, reader)) == schedule.waiting(skip)
+
+
+# --- against the rule of layers -----------------------------------------------------------------------------------------
+
+
+@given(columns())
+def test_layers_start_where_the_rule_that_knew_them_by_name_lets_them(tile):
+    """Turn by turn the same slices as before networks were graphs: the same shapes, and so the same bytes."""
+    schedule = tile.schedule
+    graph, architecture = schedule.graph, architecture_of(schedule.graph)
+    ends = Span(*(graph.ends(0, Span(0, 2**20))["input"])) if graph.is_padded else None
+    core = Span(1024 + tile.core.start[0], 1024 + tile.core.start[0] + 3)
+    axis = needs(graph, 0, core, ends)
+    schedule = Schedule(graph, (axis,) * 3, schedule.step)
+    for name, start in starts_by_layer(architecture, 0, core, ends).items():
+        slices = schedule.slices(graph.node(name))
+        for turn in range(schedule.turns):
+            a, b = axis.writes[name]
+            expected = (min(max(start + n * slices, a), b) for n in (turn, turn + 1))
+            assert schedule.writes(graph.node(name), turn) == tuple(expected)

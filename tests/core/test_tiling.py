@@ -193,11 +193,11 @@ def keeps_every_rule(asked, tiling):
     assert grid.slab % stride[0] == 0
     assert stride[0] <= grid.slab <= grid.core[0]
     assert divides(stride, grid.halo) if padded else grid.halo == (0, 0, 0)
-    assert not padded or all(h >= r for h, r in zip(grid.halo, receptive_radius(asked.architecture), strict=True))
+    assert not padded or all(h >= r for h, r in zip(grid.halo, receptive_radius(asked.architecture.graph), strict=True))
     assert divides(tiling.chunks, tiling.shards or tiling.chunks)
     assert divides(tiling.shards or tiling.chunks, grid.core)
     assert tiling.worker_bytes == worker_bytes(asked, grid) <= asked.usable_bytes
-    assert (grid.architecture, grid.volume) == (asked.architecture, asked.volume)
+    assert (grid.graph, grid.volume) == (asked.architecture.graph, asked.volume)
 
 
 @st.composite
@@ -315,7 +315,7 @@ def amplifications(asked):
     """Voxels asked for, voxels decoded and arithmetic, each by what one pass takes."""
     grid, voxels = choose_tiling(asked).grid, prod(asked.volume)
     decoded = total_voxels_decoded(grid, asked.in_chunks, read_slices(grid, asked.in_chunks[0], asked.in_bytes))
-    arithmetic = total_multiply_adds(grid) / one_pass_multiply_adds(asked.architecture, asked.volume)
+    arithmetic = total_multiply_adds(grid) / one_pass_multiply_adds(asked.architecture.graph, asked.volume)
     return total_voxels_read(grid) / voxels, decoded / voxels, arithmetic
 
 

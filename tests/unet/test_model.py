@@ -47,10 +47,10 @@ def test_every_setting_computes_what_its_names_say(architecture, seed):
     """Depth, axes, padding, bias and norm are options of one network, and none may change another's meaning."""
     model = randomise(UNet(architecture), seed).double()
     kept = 2 * 2**architecture.depth if architecture.ndim == 2 else 2**architecture.depth
-    margin = receptive_radius(architecture)[2] if architecture.padding == "valid" else 0
+    margin = receptive_radius(architecture.graph)[2] if architecture.padding == "valid" else 0
     if architecture.ndim == 3 and margin > 20:
         return  # a picture of 10^6 voxels and more
-    extent = legal_extent(architecture, 2, kept + 2 * margin)
+    extent = legal_extent(architecture.graph, 2, kept + 2 * margin)
     x = noise(architecture, (extent,) * architecture.ndim).double()
     with torch.inference_mode():
         expected = logits_by_names(model.state_dict(), x, depth=architecture.depth, padding=architecture.padding)
@@ -79,8 +79,8 @@ def test_572_voxels_make_388():
 def test_an_unpadded_pass_loses_its_margin_on_each_side(depth, kept):
     """Windows are placed by this loss."""
     architecture = Architecture(ndim=2, depth=depth, width=1, padding="valid", norm="none")
-    margin = receptive_radius(architecture)[1]
-    extent = legal_extent(architecture, 1, kept + 2 * margin)
+    margin = receptive_radius(architecture.graph)[1]
+    extent = legal_extent(architecture.graph, 1, kept + 2 * margin)
     with torch.inference_mode(), torch.device("meta"):
         out = UNet(architecture).eval()(torch.empty(1, 1, extent, extent))
     assert out.shape[2:] == (extent - 2 * margin,) * 2

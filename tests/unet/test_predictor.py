@@ -39,7 +39,7 @@ def plan_of(checkpoint, *, volume=(29, 21, 13), dtype="float32", activation="non
         "model": Model("weights.pt", checkpoint.sha256, architecture, 0),
         "normalization": Normalization("zscore", 100.0, 1 / 64),
         "core": core,
-        "halo": least_halo(architecture) if architecture.padding == "same" else (0, 0, 0),
+        "halo": least_halo(architecture.graph) if architecture.padding == "same" else (0, 0, 0),
         "slab": core[0] // 2,
         "compute": Compute("cpu", half or "float32", threads),
         "cost": Cost(1, 1, 1, 1, 1, 1),
@@ -81,10 +81,11 @@ def whole(plan, checkpoint, tile=None):
 def expected_logits(plan, checkpoint, tile):
     """The same by the notes' names: normalised, one pass over the volume from the origin to far beyond, cropped."""
     a = checkpoint.architecture
-    margin = [m if a.padding == "valid" else 0 for m in receptive_radius(a)]
+    margin = [m if a.padding == "valid" else 0 for m in receptive_radius(a.graph)]
     window = replace(tile.core, start=tuple(-m for m in margin))
     stop = tuple(
-        legal_extent(a, axis, n + 2 * m) - m for axis, (n, m) in enumerate(zip(plan.source.shape, margin, strict=True))
+        legal_extent(a.graph, axis, n + 2 * m) - m
+        for axis, (n, m) in enumerate(zip(plan.source.shape, margin, strict=True))
     )
     inside, indices = shown(replace(window, stop=stop), plan.source.shape)
     volume = noise(plan)[(slice(None), *(slice(p, q) for p, q in zip(inside.start, inside.stop, strict=True)))]

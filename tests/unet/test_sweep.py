@@ -1,6 +1,7 @@
 """The streamed network beyond exactness (tests/test_exactness.py): folding, memory, shapes, and what it is built of."""
 
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.core.grid import TileGrid
 from pipeline.core.network.receptive import least_halo
-from pipeline.core.network.unet import Architecture, layers
+from pipeline.core.network.unet import Architecture
 from pipeline.unet.model import UNet
-from pipeline.unet.sweep import Sweep, kernels
+from pipeline.unet.sweep import Arena, Sweep, kernels
 from tests.unet.notes_unet import randomise
 
 CPU = torch.device("cpu")
@@ -20,7 +21,9 @@ SOLID = Architecture(ndim=3, depth=2, width=2, in_channels=2, out_channels=3)
 def column(architecture, length, slab=None, plane=(16, 16)):
     """One tile over a whole column."""
     stride = architecture.stride
-    grid = TileGrid(architecture, (length, *plane), (length, *plane), least_halo(architecture), slab or stride[0])
+    grid = TileGrid(
+        architecture.graph, (length, *plane), (length, *plane), least_halo(architecture.graph), slab or stride[0]
+    )
     return grid.tile(0).schedule
 
 
@@ -29,14 +32,18 @@ def noise(schedule, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     plane = [axis.input.extent for axis in schedule.axes[1:]]
     for span in schedule.inputs():
-        yield torch.randn((span.extent, *plane, schedule.architecture.in_channels), generator=generator).to(dtype)
+        yield torch.randn((span.extent, *plane, schedule.graph.input.channels), generator=generator).to(dtype)
 
 
-def streamed(network, schedule, dtype=torch.float32, earlier=None):
-    """The sweep, and its logits over the whole column."""
-    weights = kernels(network, device=CPU, dtype=dtype)
-    sweep = Sweep(network.architecture, weights, schedule, earlier)
-    return sweep, torch.cat([logits for _, logits in sweep.run(noise(schedule, dtype))])
+def streamed(network, schedule, dtype=torch.float32, arena=None):
+    """A sweep's logits over the whole column."""
+    sweep = Sweep(kernels(network, device=CPU, dtype=dtype), schedule, arena)
+    return torch.cat([logits for _, logits in sweep.run(noise(schedule, dtype))])
+
+
+def memory(arena):
+    """Where the buffers and the rings lie, and their shapes."""
+    return {name: (held.data_ptr(), tuple(held.shape)) for name, (held, _) in arena._memory.items()}
 
 
 # --- kernels ------------------------------------------------------------------------------------------------------------
@@ -49,7 +56,7 @@ def test_folded_kernels_give_what_layer_after_layer_gives(norm, bias):
     architecture = replace(SOLID, norm=norm, bias=bias)
     network = randomise(UNet(architecture)).double().eval()
     schedule = column(architecture, 16)
-    _, found = streamed(network, schedule, torch.float64)
+    found = streamed(network, schedule, torch.float64)
     x = torch.cat(list(noise(schedule, torch.float64))).permute(3, 0, 1, 2)[None]
     with torch.no_grad():
         expected = network(x)[0].permute(1, 2, 3, 0)
@@ -60,9 +67,9 @@ def test_folding_needs_the_running_statistics():
     """The negative control: with the statistics of another network the answer is another."""
     network = randomise(UNet(SOLID)).eval()
     schedule = column(SOLID, 16)
-    _, before = streamed(network, schedule)
+    before = streamed(network, schedule)
     network.encoder1_1[1].running_var.mul_(2)
-    _, after = streamed(network, schedule)
+    after = streamed(network, schedule)
     assert (before - after).abs().max() > 1e-3
 
 
@@ -99,7 +106,7 @@ def shapes_of(length):
 def test_shapes_are_fixed_between_the_ends():
     """A longer column has more turns of the same shapes, so that kernels are compiled, or captured, once."""
     short, long = shapes_of(64), shapes_of(128)
-    convolutions = sum(layer.kind == "conv" for layer in layers(SOLID))
+    convolutions = len(SOLID.graph.windows)
     assert len(long) - len(short) == convolutions * 64 // SOLID.stride[0]
     assert set(long) == set(short)
 
@@ -108,8 +115,9 @@ def test_buffers_do_not_grow_with_the_column():
     """Memory independent of the length is what makes a column of any length one tile."""
     sizes = []
     for length in (64, 256):
-        sweep, _ = streamed(randomise(UNet(SOLID)).eval(), column(SOLID, length))
-        sizes.append(sum(held._buffer.numel() for held in sweep._inputs.values()))
+        arena = Arena()
+        streamed(randomise(UNet(SOLID)).eval(), column(SOLID, length), arena=arena)
+        sizes.append(sum(prod(shape) for _, shape in memory(arena).values()))
     assert sizes[0] == sizes[1]
 
 
@@ -117,20 +125,23 @@ def test_rings_of_skips_are_no_longer_than_planned():
     """A skip that is not forgotten would hold the whole column."""
     for length in (64, 256):
         schedule = column(SOLID, length)
-        sweep, _ = streamed(randomise(UNet(SOLID)).eval(), schedule)
-        sizes = [skips._ring.shape[0] for skips in sweep._skips]
-        assert all(0 < size <= schedule.waiting(level) + 1 for level, size in enumerate(sizes))
+        arena = Arena()
+        streamed(randomise(UNet(SOLID)).eval(), schedule, arena=arena)
+        for node in SOLID.graph.waiting:
+            _, shape = memory(arena)[f"ring of {node.name}"]
+            assert 0 < shape[0] <= schedule.waiting(node) + 1
 
 
-def test_a_sweep_takes_the_buffers_of_one_that_is_over_and_nothing_of_its_column():
+def test_a_sweep_takes_the_memory_of_one_that_is_over_and_nothing_of_its_column():
     """A worker has hundreds of tiles of one shape; what the last left in its buffers must not show."""
     network = randomise(UNet(SOLID)).eval()
     schedule = column(SOLID, 24)
-    _, fresh = streamed(network, schedule)
-    first, _ = streamed(randomise(UNet(SOLID), seed=5).eval(), column(SOLID, 40))
-    buffers = {name: held._buffer.data_ptr() for name, held in first._inputs.items()}
-    second, again = streamed(network, schedule, earlier=first)
-    assert {name: held._buffer.data_ptr() for name, held in second._inputs.items()} == buffers
+    fresh = streamed(network, schedule)
+    arena = Arena()
+    streamed(randomise(UNet(SOLID), seed=5).eval(), column(SOLID, 40), arena=arena)
+    places = memory(arena)
+    again = streamed(network, schedule, arena=arena)
+    assert memory(arena) == places
     assert torch.equal(fresh, again)
 
 
@@ -140,8 +151,8 @@ def test_a_sweep_that_was_warmed_up_gives_the_same(architecture):
     network = randomise(UNet(architecture)).eval()
     for length in (1, 3, 24):
         schedule = column(architecture, length, slab=4)
-        _, fresh = streamed(network, schedule)
-        warm = Sweep(architecture, kernels(network, device=CPU, dtype=torch.float32), schedule)
+        fresh = streamed(network, schedule)
+        warm = Sweep(kernels(network, device=CPU, dtype=torch.float32), schedule)
         warm.warm_up()
         assert torch.equal(torch.cat([logits for _, logits in warm.run(noise(schedule))]), fresh)
 
@@ -149,7 +160,10 @@ def test_a_sweep_that_was_warmed_up_gives_the_same(architecture):
 def test_a_sweep_of_another_shape_takes_no_buffers():
     """Frames of zeros lie elsewhere there."""
     network = randomise(UNet(SOLID)).eval()
-    _, fresh = streamed(network, column(SOLID, 24))
-    other, _ = streamed(network, column(SOLID, 24, plane=(16, 20)))
-    _, again = streamed(network, column(SOLID, 24), earlier=other)
+    fresh = streamed(network, column(SOLID, 24))
+    arena = Arena()
+    streamed(network, column(SOLID, 24, plane=(16, 20)), arena=arena)
+    places = memory(arena)
+    again = streamed(network, column(SOLID, 24), arena=arena)
+    assert not set(memory(arena).values()) & set(places.values())
     assert torch.equal(fresh, again)

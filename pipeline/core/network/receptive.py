@@ -1,46 +1,52 @@
-"""How far an output block reaches, from the network's own layers."""
+"""How far an output block reaches, and which extents one pass takes, from the network's own operations."""
 
 from __future__ import annotations
 
 from pipeline.core.box import Span, Triple, per_axis, round_up, triple
+from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import needs
-from pipeline.core.network.unet import Architecture
 
 
-def receptive_radius(architecture: Architecture) -> Triple:
+def receptive_radius(graph: Graph) -> Triple:
     """Margin a side, voxels along z, y, x, that an output block on the stride lattice needs.
 
-    Same padding: 8, 22, 46, 94 at depth 1 to 4. Unpadded: 3 * 2**(d+1) - 4, that is 8, 20, 44, 92, which is what each
-    side loses in the pass. A 2D network reaches nothing along z. A single voxel at its worst phase reaches further,
-    which no tile ever asks for.
+    Of the UNet, same padding: 8, 22, 46, 94 at depth 1 to 4. Unpadded: 3 * 2**(d+1) - 4, that is 8, 20, 44, 92, which is
+    what each side loses in the pass. A 2D network reaches nothing along z. A single voxel at its worst phase reaches
+    further, which no tile ever asks for.
     """
-    return triple(
-        -needs(architecture, axis, Span(0, s), None).input.start for axis, s in enumerate(architecture.stride)
-    )
+    return triple(-needs(graph, axis, Span(0, s), None).input.start for axis, s in enumerate(graph.stride))
 
 
-def least_halo(architecture: Architecture) -> Triple:
+def least_halo(graph: Graph) -> Triple:
     """The receptive radius rounded up to the stride: what an exact tile is surrounded by, same padding."""
-    return per_axis(round_up, receptive_radius(architecture), architecture.stride)
+    return per_axis(round_up, receptive_radius(graph), graph.stride)
 
 
-def lost_margin(architecture: Architecture) -> Triple:
+def lost_margin(graph: Graph) -> Triple:
     """Voxels along z, y, x that a pass loses on each side: none with same padding."""
-    return receptive_radius(architecture) if architecture.padding == "valid" else (0, 0, 0)
+    return (0, 0, 0) if graph.is_padded else receptive_radius(graph)
 
 
-def legal_extent(architecture: Architecture, axis: int, needed: int) -> int:
+def legal_extent(graph: Graph, axis: int, needed: int) -> int:
     """The least extent along an axis, at least `needed`, that one pass takes without an odd map before a pooling.
 
-    Same padding: a multiple of the stride. Unpadded: four voxels are lost before each pooling, so extents are
-    congruent to -4 modulo the stride (572 at depth 4).
+    Same padding: a multiple of the stride. Unpadded: four voxels are lost before each pooling, so of the UNet, extents
+    are congruent to -4 modulo the stride (572 at depth 4).
     """
-    stride = architecture.stride[axis]
-    lost = 4 if architecture.padding == "valid" and stride > 1 else 0
-    return round_up(needed + lost, stride) - lost
+    first = -lost_margin(graph)[axis]
+    return next(n for n in range(needed, needed + graph.stride[axis]) if _passes(graph, axis, Span(first, first + n)))
 
 
-def whole_window(architecture: Architecture, volume: Triple) -> Triple:
+def whole_window(graph: Graph, volume: Triple) -> Triple:
     """Extents of the one pass over the whole volume that the stitched output must equal."""
-    needed = per_axis(lambda n, m: n + 2 * m, volume, lost_margin(architecture))
-    return triple(legal_extent(architecture, axis, n) for axis, n in enumerate(needed))
+    needed = per_axis(lambda n, m: n + 2 * m, volume, lost_margin(graph))
+    return triple(legal_extent(graph, axis, n) for axis, n in enumerate(needed))
+
+
+def _passes(graph: Graph, axis: int, window: Span) -> bool:
+    """Whether one pass takes a window: every pooling finds whole groups."""
+    try:
+        graph.ends(axis, window)
+    except ValueError:
+        return False
+    return True

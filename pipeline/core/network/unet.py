@@ -1,4 +1,4 @@
-"""What a UNet is made of, as a value: enough to build it, to place its tiles and to price it.
+"""The UNet of the notes: its setting as a value, and the graph that it is built as.
 
 One parametric network; the notes' class is `Architecture(ndim=2, depth=4, width=64)`. Level 0 is the finest.
 At depth d there are d poolings, `width * 2**k` channels at level k, and a bottom of one convolution down
@@ -7,11 +7,22 @@ At depth d there are d poolings, `width * 2**k` channels at level k, and a botto
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Literal
 
-from pipeline.core.box import Triple
+from pipeline.core.box import Triple, triple
+from pipeline.core.network.graph import (
+    Activation,
+    Concatenation,
+    Convolution,
+    Graph,
+    Input,
+    MaxPool,
+    Node,
+    Operation,
+    TransposedConvolution,
+)
 
 Padding = Literal["same", "valid"]
 
@@ -49,53 +60,59 @@ class Architecture:
     def channels(self, level: int) -> int:
         return self.width << level
 
+    @property
+    def graph(self) -> Graph:
+        """The network that it describes; one object for equal architectures."""
+        return unet(self)
+
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One layer with weights, or one pooling.
+@lru_cache(maxsize=32)
+def unet(architecture: Architecture) -> Graph:
+    """The network, in the order in which one forward pass runs it; nodes with weights have the notes' names."""
+    a, nodes = architecture, [Node("input", Input(), (), architecture.in_channels)]
+    kernel, pair = ((3, 3, 3), (2, 2, 2)) if a.ndim == 3 else ((1, 3, 3), (1, 2, 2))
+    convolution = Convolution(kernel, triple(k // 2 if a.padding == "same" else 0 for k in kernel))
 
-    Args:
-        name: Name of the module that owns its weights; a pooling's is `pool` and the level that it reads, from 1.
-        kind: `conv` (3 taps an axis), `pool` (2 taps, stride 2), `up` (transposed, 2 taps, stride 2) or `point` (1 tap).
-        level: Of what it writes; a pooling and an `up` read one level finer and one coarser.
-        in_channels: Channels read.
-        out_channels: Channels written.
+    def add(name: str, operation: Operation, channels: int, *inputs: str) -> str:
+        nodes.append(Node(name, operation, inputs or (nodes[-1].name,), channels))
+        return name
+
+    def block(name: str, channels: int) -> str:
+        add(name, convolution, channels)
+        return add(f"{name}.relu", Activation("relu"), channels)
+
+    phases = [triple(phase if n > 1 else 0 for n in pair) for phase in pair_phases(a)]
+    skips = []
+    for k in range(a.depth):
+        block(f"encoder{k + 1}_1", a.channels(k))
+        skips.append(block(f"encoder{k + 1}_2", a.channels(k)))
+        add(f"pool{k + 1}", MaxPool(pair, phases[k]), a.channels(k))
+    block(f"encoder{a.depth + 1}_1", a.channels(a.depth))
+    block(f"decoder{a.depth + 1}_1", a.channels(a.depth - 1))
+    for k in reversed(range(a.depth)):
+        raised = add(f"unpool{k + 1}", TransposedConvolution(pair, phases[k]), a.channels(k))
+        add(f"concatenation{k + 1}", Concatenation(), 2 * a.channels(k), raised, skips[k])
+        block(f"decoder{k + 1}_2", a.channels(k))
+        block(f"decoder{k + 1}_1", a.channels(max(k - 1, 0)))
+    add("fc", Convolution((1, 1, 1), (0, 0, 0)), a.out_channels)
+    return Graph(tuple(nodes))
+
+
+def pair_phases(architecture: Architecture) -> tuple[int, ...]:
+    """By level, the offset of the pairs that a pooling joins, in the volume's coordinates.
+
+    With same padding pairs start at even voxels. An unpadded network's one pass starts a margin before the volume, and
+    each convolution moves its first voxel on by one.
     """
-
-    name: str
-    kind: Literal["conv", "pool", "up", "point"]
-    level: int
-    in_channels: int
-    out_channels: int
-
-    def weights(self, ndim: int) -> int:
-        """Values of its kernel."""
-        taps: int = {"conv": 3, "up": 2, "point": 1}.get(self.kind, 0) ** ndim
-        return self.in_channels * self.out_channels * taps
-
-    def multiply_adds(self, ndim: int) -> int:
-        """Multiplications with addition a voxel that is written; a transposed convolution has one tap for each."""
-        taps: int = {"conv": 3**ndim, "up": 1, "point": 1}.get(self.kind, 0)
-        return self.in_channels * self.out_channels * taps
-
-
-def layers(architecture: Architecture) -> Iterator[Layer]:
-    """The layers in the order in which one forward pass runs them."""
-    a, depth = architecture, architecture.depth
-    channels = a.in_channels
-    for k in range(depth):
-        yield Layer(f"encoder{k + 1}_1", "conv", k, channels, a.channels(k))
-        yield Layer(f"encoder{k + 1}_2", "conv", k, a.channels(k), a.channels(k))
-        channels = a.channels(k)
-        yield Layer(f"pool{k + 1}", "pool", k + 1, channels, channels)
-    yield Layer(f"encoder{depth + 1}_1", "conv", depth, channels, a.channels(depth))
-    yield Layer(f"decoder{depth + 1}_1", "conv", depth, a.channels(depth), a.channels(depth - 1))
-    for k in reversed(range(depth)):
-        channels = a.channels(k)
-        yield Layer(f"unpool{k + 1}", "up", k, channels, channels)
-        yield Layer(f"decoder{k + 1}_2", "conv", k, 2 * channels, channels)
-        yield Layer(f"decoder{k + 1}_1", "conv", k, channels, a.channels(max(k - 1, 0)))
-    yield Layer("fc", "point", 0, a.width, a.out_channels)
+    if architecture.padding == "same":
+        return (0,) * architecture.depth
+    found = []
+    first = -(3 * 2 ** (architecture.depth + 1) - 4)
+    for _ in range(architecture.depth):
+        first += 2
+        found.append(first % 2)
+        first = (first - first % 2) // 2
+    return tuple(found)

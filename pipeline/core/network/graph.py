@@ -1,0 +1,447 @@
+"""A network as a graph: nodes that each apply one operation to what nodes before them wrote.
+
+    input - conv - relu - conv - relu -+- pool - conv - relu - conv - relu - up - concatenation - conv - relu - ...
+                                       +---------------------------------------------^
+
+An operation is an index map along each axis: what it reads to write a span, how far it can write when so much of its
+input is there, and where its output ends if its input ends somewhere. Halo, stride, legal extents, turns of a sweep,
+buffers and prices are folds over the graph that ask only these. So a new operation is a class here, and a step in
+`pipeline.unet.sweep`; no fold knows a node by its name, which says no more than whose weights it has.
+
+Coordinates are the volume's, at each node's own level, so that no tile has a phase of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from math import lcm, prod
+from typing import Literal, NamedTuple
+
+from pipeline.core.box import Span, Triple, per_axis, triple
+
+
+class Lattice(NamedTuple):
+    """Voxels `i` with `i % period == phase`: where groups begin that an operation takes whole."""
+
+    period: int
+    phase: int
+
+
+ANYWHERE = Lattice(1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What a node does, along each axis: voxel by voxel, without weights, unless a kind of operation says otherwise."""
+
+    @property
+    def down(self) -> Triple:
+        """Voxels read for each voxel written, along z, y, x."""
+        return (1, 1, 1)
+
+    @property
+    def up(self) -> Triple:
+        """Voxels written for each voxel read, along z, y, x."""
+        return (1, 1, 1)
+
+    @property
+    def pads(self) -> bool:
+        """Whether it puts values of its own beyond the ends of what it reads."""
+        return False
+
+    @property
+    def has_window(self) -> bool:
+        """Whether voxels that it writes share voxels that it reads: a sweep keeps some for the next turn."""
+        return False
+
+    @property
+    def has_own_memory(self) -> bool:
+        """Whether it writes into memory of its own, and not where its reader wants it."""
+        return True
+
+    def need(self, axis: int, span: Span, ends: Span | None) -> Span:
+        """The voxels that it reads to write `span`; `ends` are those of what it reads, None where there are none."""
+        return span
+
+    def ready(self, axis: int, available: int) -> int:
+        """The first voxel that it cannot write yet, of a long input that is there up to `available`."""
+        return available
+
+    def ends(self, axis: int, ends: Span) -> Span:
+        """Where its output ends, if its input has `ends`.
+
+        Raises:
+            ValueError: Groups that it takes whole do not begin, or end, there.
+        """
+        return ends
+
+    def computed(self, axis: int, span: Span) -> Span:
+        """What it computes in order to write `span`: whole groups, of which some may be cropped."""
+        return span
+
+    def lattice(self, axis: int, written: Lattice) -> Lattice:
+        """Where its input must stop each turn, for its output to stop on the lattice `written`."""
+        return written
+
+    def weights(self, in_channels: int, channels: int) -> int:
+        """Values of its kernel."""
+        return 0
+
+    def multiply_adds(self, in_channels: int, channels: int) -> int:
+        """Multiplications with addition a voxel that it computes."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Input(Operation):
+    """The volume, normalised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution(Operation):
+    """A convolution of stride 1, and the norm that is folded into it.
+
+    Args:
+        kernel: Taps along z, y, x; odd.
+        padding: Zeros that it puts beyond each end, along z, y, x.
+    """
+
+    kernel: Triple
+    padding: Triple
+
+    @property
+    def pads(self) -> bool:
+        return any(self.padding)
+
+    @property
+    def has_window(self) -> bool:
+        return prod(self.kernel) > 1
+
+    def need(self, axis: int, span: Span, ends: Span | None) -> Span:
+        read = span.grown(self.kernel[axis] // 2)
+        return read.clipped(ends) if ends and self.padding[axis] else read
+
+    def ready(self, axis: int, available: int) -> int:
+        return available - self.kernel[axis] // 2
+
+    def ends(self, axis: int, ends: Span) -> Span:
+        return ends.grown(self.padding[axis] - self.kernel[axis] // 2)
+
+    def lattice(self, axis: int, written: Lattice) -> Lattice:
+        """Anywhere: it keeps what it cannot use yet. That is, where a tap reaches beyond the voxel itself."""
+        return ANYWHERE if self.has_window else written
+
+    def weights(self, in_channels: int, channels: int) -> int:
+        return in_channels * channels * prod(self.kernel)
+
+    def multiply_adds(self, in_channels: int, channels: int) -> int:
+        return in_channels * channels * prod(self.kernel)
+
+
+@dataclass(frozen=True, slots=True)
+class MaxPool(Operation):
+    """The largest of each group.
+
+    Args:
+        factor: Voxels of a group along z, y, x, and from one to the next.
+        phase: Where groups begin along z, y, x, in the volume's coordinates: `i % factor == phase`.
+    """
+
+    factor: Triple
+    phase: Triple
+
+    @property
+    def down(self) -> Triple:
+        return self.factor
+
+    def need(self, axis: int, span: Span, ends: Span | None) -> Span:
+        factor, phase = self.factor[axis], self.phase[axis]
+        return Span(factor * span.start + phase, factor * span.stop + phase)
+
+    def ready(self, axis: int, available: int) -> int:
+        return (available - self.phase[axis]) // self.factor[axis]
+
+    def ends(self, axis: int, ends: Span) -> Span:
+        found = Span(*(self.ready(axis, end) for end in ends))
+        if self.need(axis, found, None) != ends:
+            raise ValueError(
+                f"A pooling by {self.factor[axis]} finds no whole groups from {ends.start} to {ends.stop}."
+            )
+        return found
+
+    def lattice(self, axis: int, written: Lattice) -> Lattice:
+        factor = self.factor[axis]
+        return Lattice(factor * written.period, factor * written.phase + self.phase[axis])
+
+
+@dataclass(frozen=True, slots=True)
+class TransposedConvolution(Operation):
+    """A transposed convolution whose stride is its kernel: each voxel makes a group of its own.
+
+    Args:
+        factor: Voxels of a group along z, y, x.
+        phase: Where groups begin along z, y, x, in the volume's coordinates.
+    """
+
+    factor: Triple
+    phase: Triple
+
+    @property
+    def up(self) -> Triple:
+        return self.factor
+
+    def need(self, axis: int, span: Span, ends: Span | None) -> Span:
+        factor, phase = self.factor[axis], self.phase[axis]
+        return Span((span.start - phase) // factor, -((phase - span.stop) // factor))
+
+    def ready(self, axis: int, available: int) -> int:
+        return self.factor[axis] * available + self.phase[axis]
+
+    def ends(self, axis: int, ends: Span) -> Span:
+        return Span(*(self.ready(axis, end) for end in ends))
+
+    def computed(self, axis: int, span: Span) -> Span:
+        return self.ends(axis, self.need(axis, span, None))
+
+    def lattice(self, axis: int, written: Lattice) -> Lattice:
+        factor, phase = self.factor[axis], self.phase[axis]
+        if written == ANYWHERE:
+            return ANYWHERE
+        if written.period % factor or (written.phase - phase) % factor:
+            raise ValueError(
+                f"Up-sampling by {factor} from {phase} on never stops at {written.phase} modulo {written.period}."
+            )
+        period = written.period // factor
+        return Lattice(period, (written.phase - phase) // factor % period)
+
+    def weights(self, in_channels: int, channels: int) -> int:
+        return in_channels * channels * prod(self.factor)
+
+    def multiply_adds(self, in_channels: int, channels: int) -> int:
+        return in_channels * channels  # one tap for each voxel
+
+
+@dataclass(frozen=True, slots=True)
+class Activation(Operation):
+    """A function of each value alone."""
+
+    function: Literal["relu"]
+
+    @property
+    def has_own_memory(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Concatenation(Operation):
+    """The channels of all that it reads, in order, cropped to what its readers need."""
+
+    @property
+    def has_own_memory(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation on the outputs of earlier nodes.
+
+    Args:
+        name: Its own in the graph; where it has weights, that of the module that owns them.
+        operation: What it does.
+        inputs: Names of the nodes that it reads.
+        channels: That it writes.
+    """
+
+    name: str
+    operation: Operation
+    inputs: tuple[str, ...]
+    channels: int
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network, in the order in which one forward pass runs it.
+
+    Args:
+        nodes: The input first, what the network gives last; each reads earlier ones, and is read.
+
+    Raises:
+        ValueError: The nodes are no such graph.
+    """
+
+    nodes: tuple[Node, ...]
+
+    def __post_init__(self) -> None:
+        known: dict[str, Node] = {}
+        for number, node in enumerate(self.nodes):
+            self._check(number, node, known)
+            known[node.name] = node
+        unread = [node.name for node in self.nodes[:-1] if not self.readers(node.name)]
+        if unread:
+            raise ValueError(f"Nothing reads what {', '.join(unread)} of the graph would write.")
+
+    def _check(self, number: int, node: Node, known: dict[str, Node]) -> None:
+        if node.name in known:
+            raise ValueError(f"Two nodes of the graph have the name '{node.name}'.")
+        if missing := [name for name in node.inputs if name not in known]:
+            raise ValueError(f"Node '{node.name}' reads {', '.join(missing)}, which no node before it writes.")
+        is_input = isinstance(node.operation, Input)
+        if is_input != (number == 0) or is_input != (not node.inputs):
+            raise ValueError(f"Node '{node.name}' reads {len(node.inputs)} nodes; the first node is the only input.")
+        if len(node.inputs) > 1 and not isinstance(node.operation, Concatenation):
+            raise ValueError(f"Node '{node.name}' reads {len(node.inputs)} nodes, and its operation takes one.")
+        given = sum(known[name].channels for name in node.inputs)
+        if not isinstance(node.operation, Input | Convolution | TransposedConvolution) and node.channels != given:
+            raise ValueError(f"Node '{node.name}' writes {node.channels} channels, and is given {given}.")
+
+    @property
+    def input(self) -> Node:
+        return self.nodes[0]
+
+    @property
+    def output(self) -> Node:
+        return self.nodes[-1]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def _readers(self) -> dict[str, tuple[Node, ...]]:
+        return {read.name: tuple(n for n in self.nodes if read.name in n.inputs) for read in self.nodes}
+
+    def node(self, name: str) -> Node:
+        return self._by_name[name]
+
+    def readers(self, name: str) -> tuple[Node, ...]:
+        """The nodes that read what a node writes, in order."""
+        return self._readers[name]
+
+    def in_channels(self, node: Node) -> int:
+        """Channels that a node reads."""
+        return sum(self.node(name).channels for name in node.inputs)
+
+    # --- what a sweep holds ---
+
+    @cached_property
+    def layers(self) -> tuple[Node, ...]:
+        """Nodes that write into memory of their own, in order; the rest is done as its reader takes it up."""
+        return tuple(node for node in self.nodes[1:] if node.operation.has_own_memory)
+
+    @cached_property
+    def windows(self) -> tuple[Node, ...]:
+        """Nodes that keep some of what they read for the next turn, in order."""
+        return tuple(node for node in self.nodes if node.operation.has_window)
+
+    @cached_property
+    def waiting(self) -> tuple[Node, ...]:
+        """Nodes whose output waits, in order: not the very next node alone reads it, or reads it later than it comes."""
+        reached = self.reached(0, self.lattice(0, self.input.name).phase)
+        found = []
+        for node, following in zip(self.nodes, self.nodes[1:], strict=False):
+            alone = self.readers(node.name) == (following,)
+            if not alone or (not following.operation.has_window and self.lag(0, node, following, reached) > 0):
+                found.append(node)
+        return tuple(found)
+
+    def reached(self, axis: int, start: int) -> dict[str, int]:
+        """By node, the first voxel that it has not written when the input is there up to `start`, but for its ends."""
+        found = {self.input.name: start}
+        for node in self.nodes[1:]:
+            stop = min(node.operation.ready(axis, found[name]) for name in node.inputs)
+            period, phase = self.lattice(axis, node.name)
+            found[node.name] = stop - (stop - phase) % period
+        return found
+
+    def lag(self, axis: int, node: Node, reader: Node, reached: dict[str, int]) -> int:
+        """Voxels of a node that one of its readers still needs when all have `reached` so far."""
+        following = Span(reached[reader.name], reached[reader.name] + 1)
+        return reached[node.name] - reader.operation.need(axis, following, None).start
+
+    # --- geometry ---
+
+    @cached_property
+    def scales(self) -> dict[str, Triple]:
+        """By node, voxels of the volume for each voxel that it writes, along z, y, x.
+
+        Raises:
+            ValueError: A node writes more than one for each, or concatenates what differs.
+        """
+        found: dict[str, Triple] = {self.input.name: (1, 1, 1)}
+        for node in self.nodes[1:]:
+            given = {found[name] for name in node.inputs}
+            scale = per_axis(lambda n, down: n * down, found[node.inputs[0]], node.operation.down)
+            if len(given) > 1 or any(per_axis(lambda n, up: n % up, scale, node.operation.up)):
+                raise ValueError(
+                    f"Node '{node.name}' reads levels {sorted(given)} and up-samples by {node.operation.up}."
+                )
+            found[node.name] = per_axis(lambda n, up: n // up, scale, node.operation.up)
+        return found
+
+    @cached_property
+    def stride(self) -> Triple:
+        """Total down-sampling along z, y, x: what the network is equivariant to shifts by."""
+        return triple(lcm(*axis) for axis in zip(*self.scales.values(), strict=True))
+
+    @cached_property
+    def is_padded(self) -> bool:
+        """Whether its layers pad themselves at the volume's ends; else the volume is mirrored, and a pass loses a margin."""
+        return any(node.operation.pads for node in self.nodes)
+
+    def ends(self, axis: int, ends: Span) -> dict[str, Span]:
+        """By node, where what it writes ends along an axis, if the volume has `ends`. A concatenation has what all have.
+
+        Raises:
+            ValueError: A pooling finds no whole groups; see `Operation.ends`.
+        """
+        found = {self.input.name: ends}
+        for node in self.nodes[1:]:
+            first, *rest = (found[name] for name in node.inputs)
+            for other in rest:
+                first = first.clipped(other)
+            found[node.name] = node.operation.ends(axis, first)
+        return found
+
+    @cached_property
+    def _lattices(self) -> dict[int, dict[str, Lattice]]:
+        """By axis, as far as they have been asked for."""
+        return {}
+
+    def lattice(self, axis: int, name: str) -> Lattice:
+        """Where a node must stop each turn, so that those that read it find whole groups.
+
+        Raises:
+            ValueError: They have none in common.
+        """
+        if axis not in self._lattices:
+            self._lattices[axis] = self._lattices_along(axis)
+        return self._lattices[axis][name]
+
+    def _lattices_along(self, axis: int) -> dict[str, Lattice]:
+        found: dict[str, Lattice] = {}
+        for node in reversed(self.nodes):
+            lattice = ANYWHERE
+            for reader in self.readers(node.name):
+                lattice = _common(lattice, reader.operation.lattice(axis, found[reader.name]), node)
+            found[node.name] = lattice
+        return found
+
+    def digest(self) -> str:
+        """SHA-256 of all that it is; equal digests mean the same function of the same weights, on every machine."""
+        content = [
+            [node.name, type(node.operation).__name__, asdict(node.operation), node.inputs, node.channels]
+            for node in self.nodes
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _common(one: Lattice, other: Lattice, node: Node) -> Lattice:
+    """What two lattices have in common."""
+    period = lcm(one.period, other.period)
+    for phase in range(period):
+        if phase % one.period == one.phase and phase % other.period == other.phase:
+            return Lattice(period, phase)
+    raise ValueError(f"The readers of node '{node.name}' begin their groups at {one} and at {other}: nowhere together.")
