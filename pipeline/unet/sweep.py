@@ -148,8 +148,9 @@ class Sweep:
 
     def __init__(self, kernels: dict[str, Kernel], schedule: Schedule, arena: Arena | None = None) -> None:
         self.schedule = schedule
-        self._places = _Places(schedule, kernels, Arena() if arena is None else arena)
-        self._steps = [(node, _STEPS[type(node.operation)](node, self._places)) for node in schedule.graph.nodes]
+        places = _Places(schedule, kernels, Arena() if arena is None else arena)
+        steps = [(node, _STEPS[type(node.operation)](node, places)) for node in schedule.graph.nodes]
+        self._steps = [(node, step, places.rings.get(node.name)) for node, step in steps]
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -157,7 +158,7 @@ class Sweep:
 
         Not those whose memory an earlier sweep has used.
         """
-        for _, step in self._steps:
+        for _, step, _ in self._steps:
             step.warm_up()
 
     @torch.inference_mode()
@@ -170,7 +171,7 @@ class Sweep:
         Yields:
             Slices of the volume, and their logits, Z Y X C.
         """
-        for _, step in self._steps:
+        for _, step, _ in self._steps:
             step.reset()
         source = iter(slabs)
         for turn in range(self.schedule.turns):
@@ -182,11 +183,11 @@ class Sweep:
     def _turn(self, turn: int, slab_ZYXC: Tensor | None) -> Tensor | None:
         """One slab through all nodes; None stands for what a node cannot compute yet, or has no more of."""
         given: _Given | None = None if slab_ZYXC is None else _Computed(slab_ZYXC)
-        for node, step in self._steps:
+        for node, step, ring in self._steps:
             span = self.schedule.writes(node, turn)
             given = step.run(turn, span, given)
-            if given is not None and node.name in self._places.rings:
-                self._places.rings[node.name].append(given, span)
+            if given is not None and ring is not None:
+                ring.append(given, span)
                 given = None
         return None if given is None else given.tensor()
 
@@ -490,6 +491,7 @@ class _Windowed(_Weighted):
     def __init__(self, node: Node, places: _Places) -> None:
         super().__init__(node, places)
         schedule = places.schedule
+        self._source = schedule.graph.node(node.inputs[0])
         self._convolve = _convolution(self._kernel.weight)
         self._frame = [axis.frame(node) for axis in schedule.axes]
         self._read = [axis.reads[node.name] for axis in schedule.axes]
@@ -510,7 +512,7 @@ class _Windowed(_Weighted):
 
     def run(self, turn: int, span: Span, before: _Given | None) -> _Given | None:
         """Take up what there is of its input, and compute what that allows."""
-        taken = self._schedule.writes(self._schedule.graph.node(self._node.inputs[0]), turn).clipped(self._read[0])
+        taken = self._schedule.writes(self._source, turn).clipped(self._read[0])
         if taken.extent > 0:
             at = self._filled - self._first
             self._given(0, taken, before).write(self._buffer[(slice(at, at + taken.extent), *self._inner)])

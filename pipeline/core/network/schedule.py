@@ -71,9 +71,9 @@ class Schedule:
 
     def writes(self, node: Node, turn: int) -> Span:
         """Slices that a node writes in a turn, at its level."""
-        slices, start, whole = self.slices(node), self._starts[node.name], self.needs.writes[node.name]
-        first, stop = start + turn * slices, start + (turn + 1) * slices
-        return Span(*(min(max(i, whole.start), whole.stop) for i in (first, stop)))
+        slices, (start, stop) = self.slices(node), self.needs.writes[node.name]
+        first = self._starts[node.name] + turn * slices
+        return Span(min(max(first, start), stop), min(max(first + slices, start), stop))
 
     def lag(self, node: Node, reader: Node) -> int:
         """Slices of a node that one of its readers still needs at the end of a turn, away from the ends."""
