@@ -56,6 +56,10 @@ class Span(NamedTuple):
     def clipped(self, other: Span) -> Span:
         return Span(max(self.start, other.start), min(self.stop, other.stop))
 
+    def hull(self, other: Span) -> Span:
+        """The least span that holds both."""
+        return Span(min(self.start, other.start), max(self.stop, other.stop))
+
 
 @dataclass(frozen=True, slots=True)
 class Box:

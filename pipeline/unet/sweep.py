@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
-from itertools import product
+from itertools import accumulate, pairwise, product
 from math import prod
 
 import torch
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from pipeline.core.box import Span, Triple, round_up, triple
+from pipeline.core.box import Span, round_up
 from pipeline.core.network.graph import (
     Activation,
     Concatenation,
@@ -36,6 +36,8 @@ from pipeline.core.network.graph import (
 )
 from pipeline.core.network.schedule import Schedule
 from pipeline.unet.model import UNet
+
+_Index = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,11 @@ class Sweep:
     def __init__(self, kernels: dict[str, Kernel], schedule: Schedule, arena: Arena | None = None) -> None:
         self.schedule = schedule
         places = _Places(schedule, kernels, Arena() if arena is None else arena)
-        steps = [(node, _STEPS[type(node.operation)](node, places)) for node in schedule.graph.nodes]
-        self._steps = [(node, step, places.rings.get(node.name)) for node, step in steps]
+        nodes = schedule.graph.nodes
+        self._steps = [_STEPS[type(node.operation)](node, places) for node in nodes]
+        self._turns = [
+            (node.name, step, places.rings.get(node.name)) for node, step in zip(nodes, self._steps, strict=True)
+        ]
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -158,7 +163,7 @@ class Sweep:
 
         Not those whose memory an earlier sweep has used.
         """
-        for _, step, _ in self._steps:
+        for step in self._steps:
             step.warm_up()
 
     @torch.inference_mode()
@@ -171,7 +176,7 @@ class Sweep:
         Yields:
             Slices of the volume, and their logits, Z Y X C.
         """
-        for _, step, _ in self._steps:
+        for step in self._steps:
             step.reset()
         source = iter(slabs)
         for turn in range(self.schedule.turns):
@@ -183,11 +188,11 @@ class Sweep:
     def _turn(self, turn: int, slab_ZYXC: Tensor | None) -> Tensor | None:
         """One slab through all nodes; None stands for what a node cannot compute yet, or has no more of."""
         given: _Given | None = None if slab_ZYXC is None else _Computed(slab_ZYXC)
-        for node, step, ring in self._steps:
-            span = self.schedule.writes(node, turn)
-            given = step.run(turn, span, given)
+        written = self.schedule.turn(turn)
+        for name, step, ring in self._turns:
+            given = step.run(written, given)
             if given is not None and ring is not None:
-                ring.append(given, span)
+                ring.append(given, written[name])
                 given = None
         return None if given is None else given.tensor()
 
@@ -269,29 +274,18 @@ class _Groups(_Given):
 
     Args:
         groups: Z Y X C; for each coarse voxel, the channels of all the voxels that it makes, one after another.
-        factor: Voxels of a group along z, y, x.
-        cropped: Voxels along z, y, x before the first that is wanted.
         shape: Of what is wanted, Z Y X C.
+        places: Where each voxel of a group lies in what is wanted, and which of the groups have it there.
     """
 
     groups: Tensor
-    factor: Triple
-    cropped: Triple
     shape: tuple[int, ...]
+    places: list[tuple[_Index, _Index]]
 
     def write(self, target_ZYXC: Tensor) -> None:
         """Put the voxels of each coarse voxel in their places; what they make beyond the target is cropped."""
-        channels = self.shape[-1]
-        for number, place in enumerate(product(*map(range, self.factor))):
-            target = target_ZYXC
-            found = self.groups[..., number * channels : (number + 1) * channels]
-            for axis, (one, skip, factor) in enumerate(zip(place, self.cropped, self.factor, strict=True)):
-                if factor > 1:
-                    index = [slice(None)] * 3
-                    index[axis] = slice((one - skip) % factor, None, factor)
-                    target = target[tuple(index)]
-                    found = found.narrow(axis, int(one < skip), target.shape[axis])
-            target.copy_(found)
+        for there, here in self.places:
+            target_ZYXC[there].copy_(self.groups[here])
 
     def tensor(self) -> Tensor:
         made = self.groups.new_empty(self.shape)
@@ -305,19 +299,19 @@ class _Joined(_Given):
 
     Args:
         parts: What is joined.
-        channels: That each part has.
+        places: The channels of each part.
         shape: Of all of it, Z Y X C.
         like: Of the dtype, on the device.
     """
 
     parts: list[_Given]
-    channels: list[int]
+    places: list[slice]
     shape: tuple[int, ...]
     like: Tensor
 
     def write(self, target_ZYXC: Tensor) -> None:
-        for part, target in zip(self.parts, target_ZYXC.split(self.channels, dim=-1), strict=True):
-            part.write(target)
+        for part, channels in zip(self.parts, self.places, strict=True):
+            part.write(target_ZYXC[..., channels])
 
     def tensor(self) -> Tensor:
         made = self.like.new_empty(self.shape)
@@ -371,9 +365,10 @@ class _Step:
     """A node at work. What it does itself is done in `_made`; `_Windowed` alone keeps anything from turn to turn."""
 
     def __init__(self, node: Node, places: _Places) -> None:
-        self._node, self._schedule, self._like = node, places.schedule, places.like
+        self._name, self._node, self._schedule, self._like = node.name, node, places.schedule, places.like
         self._rings = [places.rings.get(name) for name in node.inputs]
         self._plane = [axis.writes[node.name] for axis in places.schedule.axes[1:]]
+        self._row = (*(span.extent for span in self._plane), node.channels)
         self._read_planes = [self._read_plane(name) for name in node.inputs]
         for name, ring in zip(node.inputs, self._rings, strict=True):
             lag = places.schedule.lag(places.schedule.graph.node(name), node)
@@ -391,14 +386,14 @@ class _Step:
     def warm_up(self) -> None:
         """Compute once what has never been."""
 
-    def run(self, turn: int, span: Span, before: _Given | None) -> _Given | None:  # noqa: ARG002 - of some steps
+    def run(self, written: dict[str, Span], before: _Given | None) -> _Given | None:
         """What the node gives in a turn.
 
         Args:
-            turn: From 0.
-            span: Slices that it writes in it.
+            written: By node, the slices that it writes in it.
             before: What the very node before it gave, unless that waits in a ring.
         """
+        span = written[self._name]
         if not span.extent:
             return None
         read = self._node.operation.need(0, span, None)
@@ -410,20 +405,20 @@ class _Step:
         if ring is not None:
             return _Waiting(ring, span, self._read_planes[number])
         if before is None:
-            raise RuntimeError(f"Node '{self._node.name}' was given nothing, where it needs slices {span}.")
+            raise RuntimeError(f"Node '{self._name}' was given nothing, where it needs slices {span}.")
         return before
 
     def _made(self, span: Span, given: list[_Given]) -> _Given:
         raise NotImplementedError
 
     def _shape(self, span: Span) -> tuple[int, ...]:
-        return (span.extent, *(one.extent for one in self._plane), self._node.channels)
+        return (span.extent, *self._row)
 
 
 class _Entrance(_Step):
     """The slab, as it comes."""
 
-    def run(self, turn: int, span: Span, before: _Given | None) -> _Given | None:  # noqa: ARG002 - a step's
+    def run(self, written: dict[str, Span], before: _Given | None) -> _Given | None:  # noqa: ARG002 - a step's
         return before
 
 
@@ -437,26 +432,33 @@ class _Activated(_Step):
 class _Concatenated(_Step):
     """Done as its reader takes it up."""
 
+    def __init__(self, node: Node, places: _Places) -> None:
+        super().__init__(node, places)
+        stops = accumulate((places.schedule.graph.node(name).channels for name in node.inputs), initial=0)
+        self._places = [slice(a, b) for a, b in pairwise(stops)]
+
     def _made(self, span: Span, given: list[_Given]) -> _Given:
-        channels = [self._schedule.graph.node(name).channels for name in self._node.inputs]
-        return _Joined(given, channels, self._shape(span), self._like)
+        return _Joined(given, self._places, self._shape(span), self._like)
 
 
 class _Pooled(_Step):
     """The largest of each group, along one axis after another."""
 
+    def __init__(self, node: Node, places: _Places) -> None:
+        super().__init__(node, places)
+        whole = slice(None)
+        self._parts = [  # by axis, the first voxels of all groups, the second ones ...
+            [(whole,) * axis + (slice(first, None, factor),) for first in range(factor)]
+            for axis, factor in enumerate(node.operation.down)
+            if factor > 1
+        ]
+
     def _made(self, span: Span, given: list[_Given]) -> _Given:  # noqa: ARG002 - a step's
         return _Computed(torch.cat([self._pooled(x_ZYXC) for x_ZYXC in given[0].views()]))
 
     def _pooled(self, x_ZYXC: Tensor) -> Tensor:
-        for axis, factor in enumerate(self._node.operation.down):
-            if factor > 1:
-                index = [slice(None)] * 3
-                parts = []
-                for first in range(factor):
-                    index[axis] = slice(first, None, factor)
-                    parts.append(x_ZYXC[tuple(index)])
-                x_ZYXC = reduce(torch.maximum, parts)
+        for parts in self._parts:
+            x_ZYXC = reduce(torch.maximum, [x_ZYXC[part] for part in parts])
         return x_ZYXC
 
 
@@ -478,11 +480,32 @@ class _Linear(_Weighted):
 class _Raised(_Weighted):
     """A transposed convolution: one matrix product, and a strided write for each voxel of a group."""
 
+    def __init__(self, node: Node, places: _Places) -> None:
+        super().__init__(node, places)
+        self._places: dict[tuple[int, int], list[tuple[_Index, _Index]]] = {}
+
     def _made(self, span: Span, given: list[_Given]) -> _Given:
         groups_ZYXC = F.linear(given[0].tensor(), self._kernel.weight, self._kernel.bias)
-        operation, wanted = self._node.operation, (span, *self._plane)
-        cropped = triple(one.start - operation.computed(axis, one).start for axis, one in enumerate(wanted))
-        return _Groups(groups_ZYXC, operation.up, cropped, self._shape(span))
+        key = (span.start % self._node.operation.up[0], span.extent)
+        if key not in self._places:  # all turns but those at the ends are alike
+            self._places[key] = self._placed(span)
+        return _Groups(groups_ZYXC, self._shape(span), self._places[key])
+
+    def _placed(self, span: Span) -> list[tuple[_Index, _Index]]:
+        """Where each voxel of a group lies in `span` of the plane, and which of the groups have it there."""
+        operation, channels = self._node.operation, self._node.channels
+        wanted = (span, *self._plane)
+        cropped = [one.start - operation.computed(axis, one).start for axis, one in enumerate(wanted)]
+        found = []
+        for number, place in enumerate(product(*map(range, operation.up))):
+            there, here = [], []
+            for one, skip, factor, along in zip(place, cropped, operation.up, wanted, strict=True):
+                first = (one - skip) % factor
+                there.append(slice(first, None, factor))
+                here.append(slice(int(one < skip), int(one < skip) + len(range(first, along.extent, factor))))
+            here.append(slice(number * channels, (number + 1) * channels))
+            found.append((tuple(there), tuple(here)))
+        return found
 
 
 class _Windowed(_Weighted):
@@ -491,7 +514,7 @@ class _Windowed(_Weighted):
     def __init__(self, node: Node, places: _Places) -> None:
         super().__init__(node, places)
         schedule = places.schedule
-        self._source = schedule.graph.node(node.inputs[0])
+        (self._source,) = node.inputs
         self._convolve = _convolution(self._kernel.weight)
         self._frame = [axis.frame(node) for axis in schedule.axes]
         self._read = [axis.reads[node.name] for axis in schedule.axes]
@@ -510,9 +533,9 @@ class _Windowed(_Weighted):
             whole = Span(0, self._schedule.slices(self._node))
             self._applied(self._buffer[: self._window(whole).extent])
 
-    def run(self, turn: int, span: Span, before: _Given | None) -> _Given | None:
+    def run(self, written: dict[str, Span], before: _Given | None) -> _Given | None:
         """Take up what there is of its input, and compute what that allows."""
-        taken = self._schedule.writes(self._source, turn).clipped(self._read[0])
+        taken, span = written[self._source].clipped(self._read[0]), written[self._name]
         if taken.extent > 0:
             at = self._filled - self._first
             self._given(0, taken, before).write(self._buffer[(slice(at, at + taken.extent), *self._inner)])

@@ -165,7 +165,7 @@ class MaxPool(Operation):
         return (available - self.phase[axis]) // self.factor[axis]
 
     def ends(self, axis: int, ends: Span) -> Span:
-        found = Span(*(self.ready(axis, end) for end in ends))
+        found = Span(self.ready(axis, ends.start), self.ready(axis, ends.stop))
         if self.need(axis, found, None) != ends:
             raise ValueError(
                 f"A pooling by {self.factor[axis]} finds no whole groups from {ends.start} to {ends.stop}."
@@ -201,7 +201,7 @@ class TransposedConvolution(Operation):
         return self.factor[axis] * available + self.phase[axis]
 
     def ends(self, axis: int, ends: Span) -> Span:
-        return Span(*(self.ready(axis, end) for end in ends))
+        return Span(self.ready(axis, ends.start), self.ready(axis, ends.stop))
 
     def computed(self, axis: int, span: Span) -> Span:
         return self.ends(axis, self.need(axis, span, None))
@@ -296,6 +296,14 @@ class Graph:
         given = sum(known[name].channels for name in node.inputs)
         if not isinstance(node.operation, Input | Convolution | TransposedConvolution) and node.channels != given:
             raise ValueError(f"Node '{node.name}' writes {node.channels} channels, and is given {given}.")
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Once: what follows from a graph is kept by graph, and one has some thirty nodes."""
+        return hash(self.nodes)
 
     @property
     def input(self) -> Node:
@@ -399,10 +407,10 @@ class Graph:
         """
         found = {self.input.name: ends}
         for node in self.nodes[1:]:
-            first, *rest = (found[name] for name in node.inputs)
-            for other in rest:
-                first = first.clipped(other)
-            found[node.name] = node.operation.ends(axis, first)
+            given = found[node.inputs[0]]
+            for name in node.inputs[1:]:
+                given = given.clipped(found[name])
+            found[node.name] = node.operation.ends(axis, given)
         return found
 
     @cached_property

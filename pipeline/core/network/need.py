@@ -63,7 +63,7 @@ def needs(graph: Graph, axis: int, core: Span, ends: Span | None) -> Needs:
     for node in reversed(graph.nodes[1:]):
         for name in node.inputs:
             read = node.operation.need(axis, writes[node.name], bounds[name] if bounds else None)
-            known = writes.get(name, read)
-            writes[name] = Span(min(known.start, read.start), max(known.stop, read.stop))
+            known = writes.get(name)
+            writes[name] = read if known is None else known.hull(read)
             reads[node.name] = read
     return Needs(axis, core, writes[graph.input.name], writes, reads)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from pipeline.core.box import Span, Triple, per_axis, round_up, triple
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import needs
 
 
+@lru_cache(maxsize=32)
 def receptive_radius(graph: Graph) -> Triple:
     """Margin a side, voxels along z, y, x, that an output block on the stride lattice needs.
 

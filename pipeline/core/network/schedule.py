@@ -57,6 +57,14 @@ class Schedule:
         """Slices that a node writes a turn, away from the ends."""
         return self.step // self.graph.scales[node.name][self.needs.axis]
 
+    @cached_property
+    def _paces(self) -> dict[str, tuple[int, int, Span]]:
+        """By node: where it would stand before the first turn, slices a turn, and all that it ever writes."""
+        return {
+            node.name: (self._starts[node.name], self.slices(node), self.needs.writes[node.name])
+            for node in self.graph.nodes
+        }
+
     def reads(self, turn: int) -> Span:
         """Slices of the input that a turn takes in; turns count from 0."""
         return self.writes(self.graph.input, turn)
@@ -71,9 +79,11 @@ class Schedule:
 
     def writes(self, node: Node, turn: int) -> Span:
         """Slices that a node writes in a turn, at its level."""
-        slices, (start, stop) = self.slices(node), self.needs.writes[node.name]
-        first = self._starts[node.name] + turn * slices
-        return Span(min(max(first, start), stop), min(max(first + slices, start), stop))
+        return _paced(self._paces[node.name], turn)
+
+    def turn(self, number: int) -> dict[str, Span]:
+        """By node, the slices that it writes in a turn, at its level."""
+        return {name: _paced(pace, number) for name, pace in self._paces.items()}
 
     def lag(self, node: Node, reader: Node) -> int:
         """Slices of a node that one of its readers still needs at the end of a turn, away from the ends."""
@@ -86,3 +96,11 @@ class Schedule:
     def waiting(self, node: Node) -> int:
         """Slices of a node that wait for the last of its readers, away from the ends, right after it wrote."""
         return max(self.lag(node, reader) for reader in self.graph.readers(node.name)) + self.slices(node)
+
+
+def _paced(pace: tuple[int, int, Span], turn: int) -> Span:
+    before, slices, (start, stop) = pace
+    first = before + turn * slices
+    if start <= first and first + slices <= stop:  # most turns
+        return Span(first, first + slices)
+    return Span(min(max(first, start), stop), min(max(first + slices, start), stop))
