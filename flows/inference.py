@@ -57,33 +57,29 @@ def plan_stage(config: RunConfig, input_changed: Literal["redo", "keep"] | None 
     return stages.plan(stages.Run(config), input_changed=input_changed).fingerprint
 
 
-@task(name="infer", task_run_name="infer", retries=1, **_STAGE)
-@_cancelled_when_asked
-def infer_stage(config: RunConfig) -> int:
-    """Compute the tiles that are missing; gives their number."""
-    keep_tiles_from_prefect()
-    with following(config.output.url) as on_advance:
-        return stages.infer(stages.Run(config), on_advance, tell_dashboard).tiles
-
-
-@task(name="verify", task_run_name="verify", retries=1, **_STAGE)
-@_cancelled_when_asked
-def verify_stage(config: RunConfig) -> None:
-    """Compare every stored byte with the ledger."""
-    stages.verify(stages.Run(config))
-
-
-@task(name="report", task_run_name="report", retries=1, **_STAGE)
-@_cancelled_when_asked
-def report_stage(config: RunConfig) -> dict[str, Any]:
-    """Write the report; its figures are also an artifact of the flow run."""
-    content = stages.report(stages.Run(config))
+def _show(content: dict[str, Any]) -> None:
+    """The figures of a report, as an artifact of the flow run."""
     try:
-        create_markdown_artifact(_markdown(content), key="halotile-report", description=config.output.url)
+        create_markdown_artifact(_markdown(content), key="halotile-report", description=content["output"])
     except (HTTPError, PrefectException, OSError) as error:  # costs the figures on the page, not the run
         log.warning("the report is not on Prefect's page, but in the run's folder: %s: %s", type(error).__name__, error)
-    return content
 
+
+_HOST = stages.Host(following=following, on_dashboard=tell_dashboard, on_report=_show)
+
+
+def _task_of(stage: stages.Stage) -> Task[[stages.Run], stages.Account | State]:
+    """The task that does a stage."""
+
+    def work(run: stages.Run) -> stages.Account:
+        return stage.work(run, _HOST)
+
+    work.__name__ = work.__qualname__ = f"{stage.name}_stage"  # Prefect tells tasks apart by it
+    return task(name=stage.name, task_run_name=stage.name, retries=1, **_STAGE)(_cancelled_when_asked(work))
+
+
+TASKS = tuple(map(_task_of, stages.SEQUENCE))
+"""What follows the plan, a task a stage."""
 
 _reports: ContextVar[list[dict[str, Any]] | None] = ContextVar("flows.inference.reports", default=None)
 
@@ -114,12 +110,14 @@ def infer_volume(config: RunConfig, input_changed: Literal["redo", "keep"] | Non
         config: The run.
         input_changed: Where the input is not as it was planned: redo the tiles that read what changed, or keep them.
     """
+    keep_tiles_from_prefect()
     config = with_model(config)
     finished(plan_stage(config, input_changed))
-    with stages.driving(stages.Run(config).directory):
-        computed = finished(infer_stage(config))
-        finished(verify_stage(config))
-        content = {**finished(report_stage(config)), "computed": computed}
+    run, account = stages.Run(config), stages.Account()
+    with stages.driving(run.directory):
+        for stage in TASKS:
+            account += finished(stage(run))
+    content = account.to_dict()
     if (reports := _reports.get()) is not None:
         reports.append(content)
     return content

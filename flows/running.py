@@ -90,12 +90,7 @@ def _stages(config: RunConfig) -> dict[str, Any]:
     from flows.progress import shown, tell_dashboard  # noqa: PLC0415 - slow, and not needed elsewhere
     from pipeline import stages  # noqa: PLC0415 - slow, and not needed elsewhere
 
-    run = stages.Run(config)
-    with stages.driving(run.directory):
-        with shown(config.output.url) as on_advance:
-            computed = stages.infer(run, on_advance, tell_dashboard).tiles
-        stages.verify(run)
-        return {**stages.report(run), "computed": computed}
+    return stages.follow(stages.Run(config), stages.Host(following=shown, on_dashboard=tell_dashboard)).to_dict()
 
 
 def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict[str, Any]:

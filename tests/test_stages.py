@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from pipeline import stages
 from pipeline.core.ledger import TileRecord
 from pipeline.core.network.unet import Architecture
 from pipeline.core.volume import Space
-from pipeline.errors import PlanError
+from pipeline.errors import PlanError, VerificationError
 from pipeline.planning import resolve
 from pipeline.storage.output import Output
 from tests.e2e.commands import ROOT
@@ -84,6 +85,51 @@ def test_a_run_has_its_plan_with_the_paths_of_its_configuration(tmp_path):
     assert here.plan.fingerprint == stored.fingerprint
     assert (here.plan.source.url, here.plan.output.url) == (urls["input"]["url"], urls["output"]["url"])
     assert here.directory.load_plan().output.url == stored.output.url != here.plan.output.url
+
+
+# --- the sequence -------------------------------------------------------------------------------------------------------
+
+
+def test_every_stage_of_the_sequence_is_a_file_and_a_function_of_its_name():
+    """Where to look for one, and what runs it alone."""
+    here = Path(stages.__file__).parent
+    for stage in stages.SEQUENCE:
+        assert (here / f"{stage.name}.py").is_file()
+        assert getattr(stages, stage.name).__module__ == f"pipeline.stages.{stage.name}"
+
+
+def test_what_follows_a_plan_are_the_stages_in_order(tmp_path):
+    """The command, the flow and a dataset go over them, and tell what came of them."""
+    run = make_run(tmp_path, architecture=Architecture(3, 1, 4), shape=(8, 12, 12), log={"format": "json"})
+    stages.plan(run.now)
+    all_done(run)
+    told = []
+    account = stages.follow(run.now, stages.Host(on_report=told.append))
+    assert [json.loads(line)["stage"] for line in run.directory.log_path.read_text().splitlines()] == [
+        stage.name for stage in stages.SEQUENCE
+    ]
+    assert json.loads(json.dumps(told)) == [json.loads(run.directory.report_path.read_text())]
+    assert account.to_dict() == {**told[0], "computed": 0}
+
+
+def test_a_stage_that_fails_is_the_last(tmp_path):
+    """The negative control: nothing is reported of an output that is not what its ledger says."""
+    run = make_run(tmp_path, architecture=Architecture(3, 1, 4), shape=(8, 12, 12))
+    stages.plan(run.now)
+    all_done(run)
+    next(path for path in (run.output / "0/c").rglob("*") if path.is_file()).unlink()
+    told = []
+    with pytest.raises(VerificationError, match="1 are not as written"):
+        stages.follow(run.now, stages.Host(on_report=told.append))
+    assert told == []
+    assert run.directory.verification_path.is_file()
+    assert not run.directory.report_path.exists()
+
+
+def test_accounts_of_stages_add_up():
+    """A second stage of tiles computes more of them; the report is whole."""
+    found = stages.Account(computed=2) + stages.Account(computed=3) + stages.Account(report={"output": "here"})
+    assert found.to_dict() == {"output": "here", "computed": 5}
 
 
 # --- what describes and does not compute --------------------------------------------------------------------------------

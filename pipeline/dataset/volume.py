@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -200,13 +199,12 @@ def _described(publication: Publication, found: Settled, outcome: Outcome) -> Ou
     )
 
 
-def segment(volume: VolumeOfSet, team: Team, on_stage: Callable[[str], None] = lambda _: None) -> Outcome:
+def segment(volume: VolumeOfSet, team: Team) -> Outcome:
     """Make the version that is asked for, verify it, and only then show it to readers. Never raises what is the volume's own.
 
     Args:
         volume: The volume.
         team: Who computes.
-        on_stage: Told the name of each stage before it begins.
 
     Raises:
         KeyboardInterrupt: It was asked to end.
@@ -218,7 +216,7 @@ def segment(volume: VolumeOfSet, team: Team, on_stage: Callable[[str], None] = l
             before = read_mark(volume.folder)
             if volume.signature and before and before != volume.mark and before.signature == volume.signature:
                 return before if before.state == "failed" else replace(before, state="skipped", reason="done meanwhile")
-            outcome = _attempted(volume, publication, team, on_stage, before)
+            outcome = _attempted(volume, publication, team, before)
             return _marked(volume, replace(outcome, seconds=round(time.perf_counter() - began, 3)), before)
     except BusyError as error:
         return volume.outcome("busy", str(error))
@@ -228,11 +226,9 @@ def segment(volume: VolumeOfSet, team: Team, on_stage: Callable[[str], None] = l
         return volume.outcome("failed", f"Its folder '{volume.folder}' cannot be written ({error}).")
 
 
-def _attempted(
-    volume: VolumeOfSet, publication: Publication, team: Team, on_stage: Callable[[str], None], before: Outcome | None
-) -> Outcome:
+def _attempted(volume: VolumeOfSet, publication: Publication, team: Team, before: Outcome | None) -> Outcome:
     try:
-        return _made(volume, publication, team, on_stage, before)
+        return _made(volume, publication, team, before)
     except PipelineError as error:
         reason = str(error)
     except OSError as error:
@@ -254,10 +250,7 @@ def _seen(publication: Publication) -> str:
     return current.fingerprint if current else ""
 
 
-def _made(
-    volume: VolumeOfSet, publication: Publication, team: Team, on_stage: Callable[[str], None], before: Outcome | None
-) -> Outcome:
-    on_stage("plan")
+def _made(volume: VolumeOfSet, publication: Publication, team: Team, before: Outcome | None) -> Outcome:
     current = publication.current()
     source = _source(current, before) if current else Origin("")
     _refuse_another(volume, source)
@@ -271,9 +264,8 @@ def _made(
     computed = 0
     if not publication.is_kept(found.plan.fingerprint):
         write_origin(found.run.directory, origin)
-        computed = _computed(found, team, on_stage, origin.inventory, moved=volume.moved)
+        computed = _computed(found, team, origin.inventory, moved=volume.moved)
         _refuse_changing(volume, origin)
-    on_stage("publish")
     with found.run.log("publish"):
         _publish(volume, publication, found.plan, origin)
     return replace(_told(volume.outcome("done"), volume, found, origin), tiles=computed)
@@ -292,19 +284,10 @@ def _refuse_changing(volume: VolumeOfSet, origin: Origin) -> None:
         )
 
 
-def _computed(
-    found: Settled, team: Team, on_stage: Callable[[str], None], inventory: Inventory | None, *, moved: bool
-) -> int:
+def _computed(found: Settled, team: Team, inventory: Inventory | None, *, moved: bool) -> int:
     """The stages; gives the tiles that were computed now."""
     stages.adopt(found.run, found.plan, inventory, input_changed="keep" if moved else None)
-    with stages.driving(found.run.directory):
-        on_stage("infer")
-        computed = stages.infer(found.run, shared=team.pool).tiles
-        on_stage("verify")
-        stages.verify(found.run)
-        on_stage("report")
-        stages.report(found.run)
-    return computed
+    return stages.follow(found.run, stages.Host(shared=team.pool)).computed
 
 
 def _publish(volume: VolumeOfSet, publication: Publication, plan: Plan, origin: Origin) -> None:

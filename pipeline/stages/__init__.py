@@ -2,7 +2,7 @@
 
 run.yaml -plan-> plan.json -infer-> ledger + output.zarr -verify-> verification.json -report-> report.html
 
-A stage is a file; its function has the same name, and is what `pipeline.stages` gives by it.
+`SEQUENCE` has the order of those after the plan. A stage is a file; its function has the same name, and is what `pipeline.stages` gives by it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,23 @@ from pipeline.stages.infer import infer
 from pipeline.stages.plan import adopt, describe, described, measure, plan
 from pipeline.stages.report import report
 from pipeline.stages.run import Run
+from pipeline.stages.sequence import SEQUENCE, Account, Host, Stage, follow
 from pipeline.stages.source import count_input
 from pipeline.stages.verify import verify
 
 __all__ = [
+    "SEQUENCE",
+    "Account",
+    "Host",
     "Run",
+    "Stage",
     "adopt",
     "cancel",
     "count_input",
     "describe",
     "described",
     "driving",
+    "follow",
     "infer",
     "measure",
     "part_in_cluster",

@@ -10,8 +10,9 @@ import sys
 import pytest
 from prefect.exceptions import CancelledRun, TerminationSignal
 
-from flows.inference import infer_volume
+from flows.inference import TASKS, infer_volume
 from flows.interruption import cancelled_when_asked, finished
+from pipeline import stages
 from pipeline.config import RunConfig
 from pipeline.errors import InferenceError
 
@@ -47,6 +48,13 @@ def test_what_is_given_and_what_is_raised_passes():
 def test_prefect_still_finds_the_types_of_a_flows_parameters():
     """They are the form on its page, and what turns a plain dict into a run."""
     assert inspect.signature(infer_volume.fn).parameters["config"].annotation is RunConfig
+
+
+def test_the_flow_has_a_task_of_each_stage_of_the_sequence():
+    """A stage that is added is on Prefect's page, too, and is retried as the others are."""
+    assert [task.name for task in TASKS] == [stage.name for stage in stages.SEQUENCE]
+    assert {(task.retries, task.retry_delay_seconds) for task in TASKS} == {(1, 5)}
+    assert len({task.task_key for task in TASKS}) == len(TASKS)
 
 
 def test_a_cancelled_run_leaves_no_traceback_in_its_log(caplog):
