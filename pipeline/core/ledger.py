@@ -4,6 +4,8 @@ One JSON object a line, which ends with the CRC-32 of all before it. The driver 
 durable, so a line is never ahead of the bytes that it vouches for. A last line without its end was torn by a kill and counts
 for nothing. A line that was damaged counts for nothing either: its tile is computed again, and no other. Lines without a
 checksum are of versions that wrote none.
+
+A record says of which stage of tiles it is, where that is not the first one, `infer`: lines of it are what they always were.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from math import isfinite
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 from zlib import crc32
 
 import numpy as np
@@ -27,6 +29,12 @@ all intact objects would have the same checksum, and two that changed places wou
 """
 
 State = Literal["done", "failed", "invalid"]
+
+INFER = "infer"
+
+TILED = (INFER,)
+"""The stages of tiles, in the order in which they came to be. A new one goes to the end: locks are counted by its place."""
+
 _CHECKSUM = ', "crc32": "'
 _END = re.compile(r'(?<=, "crc32": "[0-9a-f]{8}"\})')
 """Where a record ends, also where the end of its line was lost."""
@@ -51,6 +59,7 @@ class TileRecord:
         worker: Which worker.
         attempt: 1 the first.
         error: Why it failed or is invalid.
+        stage: Whose tile it is, one of `TILED`.
     """
 
     tile: int
@@ -65,14 +74,15 @@ class TileRecord:
     worker: str = ""
     attempt: int = 1
     error: str = ""
+    stage: str = INFER
 
     def to_line(self) -> str:
-        return _line({key: value for key, value in asdict(self).items() if value not in ("", {})})
+        return _line({key: value for key, value in _content(self).items() if value not in ("", {})})
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One sitting of the driver at the infer stage.
+    """One sitting of the driver at a stage of tiles.
 
     Args:
         fingerprint: Of the plan.
@@ -82,6 +92,7 @@ class Session:
         model_seconds: Loading the network on them.
         workers: Worker processes.
         ended: ISO 8601, UTC.
+        stage: Which, one of `TILED`.
     """
 
     fingerprint: str
@@ -91,21 +102,45 @@ class Session:
     model_seconds: float
     workers: int
     ended: str
+    stage: str = INFER
 
     def to_line(self) -> str:
-        return _line({"session": asdict(self)})
+        return _line({"session": _content(self)})
+
+
+def _content(record: TileRecord | Session) -> dict[str, Any]:
+    """What a line says of a record."""
+    found = asdict(record)
+    if record.stage == INFER:
+        del found["stage"]
+    return found
 
 
 class Progress:
-    """Which tiles of a plan are done: one byte a tile, whatever the ledger's length."""
+    """Which tiles of a stage are done: one byte a tile, whatever the ledger's length.
 
-    def __init__(self, tiles: int, fingerprint: str) -> None:
+    Args:
+        tiles: Of the stage.
+        fingerprint: Of the plan.
+        stage: Which, one of `TILED`.
+    """
+
+    def __init__(self, tiles: int, fingerprint: str, stage: str = INFER) -> None:
         self._codes = np.zeros(tiles, dtype=np.uint8)
         self.fingerprint = fingerprint
+        self.stage = stage
 
-    def add(self, record: TileRecord) -> None:
-        """Take a record in; one of another plan is passed over."""
-        if record.fingerprint == self.fingerprint and 0 <= record.tile < len(self._codes):
+    def owns(self, record: TileRecord | Session) -> TypeGuard[TileRecord]:
+        """Whether a record is of a tile of this stage and plan."""
+        return (
+            isinstance(record, TileRecord)
+            and (record.stage, record.fingerprint) == (self.stage, self.fingerprint)
+            and 0 <= record.tile < len(self._codes)
+        )
+
+    def add(self, record: TileRecord | Session) -> None:
+        """Take a record in; a sitting, and a tile of another plan or stage, are passed over."""
+        if self.owns(record):
             self._codes[record.tile] = _CODES[record.state]
 
     def count(self, state: str) -> int:
@@ -126,6 +161,13 @@ class Progress:
         """Indices of the tiles without a valid entry, in order; those that failed before come last."""
         failed = self._codes == _CODES["failed"]
         return np.concatenate([np.flatnonzero((self._codes != _CODES["done"]) & ~failed), np.flatnonzero(failed)])
+
+
+def replay(records: Iterable[TileRecord | Session], *stages: Progress) -> None:
+    """Have the progress of any number of stages as of the end of a ledger, by one pass over it."""
+    for record in records:
+        for progress in stages:
+            progress.add(record)
 
 
 def parse_lines(
@@ -191,7 +233,7 @@ def _records(line: str, number: int) -> Iterator[TileRecord | Session | None]:
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("tile", "peak_bytes", "attempt", "tiles", "workers"), int),
-    **dict.fromkeys(("state", "fingerprint", "worker", "error", "ended"), str),
+    **dict.fromkeys(("state", "fingerprint", "worker", "error", "ended", "stage"), str),
     **dict.fromkeys(("seconds", "read_seconds", "write_seconds", "wait_seconds"), (int, float)),
     **dict.fromkeys(("cluster_seconds", "model_seconds"), (int, float)),
     "units": dict,
@@ -210,6 +252,8 @@ def _record(content: dict[str, Any]) -> TileRecord | Session:
             or (isinstance(value, float) and not isfinite(value))
         ):
             raise ValueError(f"{key} {value!r}")
+    if record.stage not in TILED:
+        raise ValueError(f"stage '{record.stage}'")
     if isinstance(record, TileRecord):
         if record.state not in get_args(State):
             raise ValueError(f"state '{record.state}' of tile {record.tile!r}")

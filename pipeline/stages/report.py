@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.core.ledger import Session
+from pipeline.core.ledger import INFER, Session
 from pipeline.core.plan import Plan
 from pipeline.durable import in_words
 from pipeline.errors import FileError
@@ -41,7 +41,7 @@ def figures(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
     """What the ledger and the verification add up to."""
     sessions, tile_seconds, read_seconds, write_seconds, wait_seconds, peak, failed = [], 0.0, 0.0, 0.0, 0.0, 0, 0
     for record in directory.records():
-        if record.fingerprint != plan.fingerprint:
+        if (record.stage, record.fingerprint) != (INFER, plan.fingerprint):
             continue
         if isinstance(record, Session):
             sessions.append(record)

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline import durable
 from pipeline.config import RunConfig
-from pipeline.core.ledger import TileRecord
+from pipeline.core.ledger import Progress, TileRecord
 from pipeline.errors import StorageError, VerificationError
 from pipeline.stages.run import Run
 from pipeline.storage.metadata import image_name
@@ -132,7 +132,7 @@ def verify_output(
     progress = directory.progress(output.plan)
     problems: list[str] = []
     invalid = objects = 0
-    for record in _last_records(directory, len(grid), output.plan.fingerprint, progress.is_done):
+    for record in _last_records(directory, progress):
         objects += len(record.units)
         found = list(_differences(output, record))
         if found:
@@ -159,20 +159,14 @@ def verify_output(
     )
 
 
-def _last_records(
-    directory: RunDirectory, tiles: int, fingerprint: str, is_done: Callable[[int], bool]
-) -> Iterator[TileRecord]:
+def _last_records(directory: RunDirectory, progress: Progress) -> Iterator[TileRecord]:
     """The last `done` record of each tile that is done: a second pass over the ledger, newest kept."""
-    latest = np.full(tiles, -1, dtype=np.int64)
+    latest = np.full(progress.total, -1, dtype=np.int64)
     for number, record in enumerate(directory.records()):
-        if not isinstance(record, TileRecord) or record.fingerprint != fingerprint or not 0 <= record.tile < tiles:
-            continue
-        if record.state == "done":
+        if progress.owns(record) and record.state == "done":
             latest[record.tile] = number
     for number, record in enumerate(directory.records()):
-        if not isinstance(record, TileRecord) or record.fingerprint != fingerprint or not 0 <= record.tile < tiles:
-            continue
-        if latest[record.tile] == number and is_done(record.tile):
+        if progress.owns(record) and latest[record.tile] == number and progress.is_done(record.tile):
             yield record
 
 

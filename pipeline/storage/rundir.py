@@ -1,7 +1,7 @@
 """The run directory beside an output (`OUTPUT.run/`): its artifacts, its ledger and its locks.
 
 Two locks make one writer a tile. `driver.lock` is held by the driver; it names the driver's token. In `tiles.lock` a worker
-holds the byte whose number is its tile's while it computes and writes it. So a worker that was cut off, and whose tile was
+holds the byte whose number is its tile's, within those of its stage, while it computes and writes it. So a worker that was cut off, and whose tile was
 given to another, is waited for; a driver that starts right after another's death waits until no byte is held; and a worker
 that does not find its own driver's token writes nothing more: it looks before it begins a tile, and before each object.
 
@@ -27,7 +27,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.core.ledger import Progress, Session, TileRecord, parse_lines
+from pipeline.core.ledger import INFER, TILED, Progress, Session, TileRecord, parse_lines, replay
 from pipeline.core.plan import Plan
 from pipeline.core.stored import Inventory, Stored
 from pipeline.core.strict_json import json_text
@@ -49,6 +49,9 @@ SYNC_SECONDS = 1.0
 
 LONGEST_LINE = 2**28
 """Characters of a line of the ledger; a tile of a million objects takes a third of it."""
+
+STAGE_BYTES = 2**48
+"""Bytes of `tiles.lock` that a stage has: more than any volume has tiles, and room for thousands of stages in a file's offsets."""
 
 CLOSED = "closed"
 """Second line of `driver.lock`, once the driver has no workers any more."""
@@ -195,9 +198,7 @@ class RunDirectory:
     def progress(self, plan: Plan) -> Progress:
         """What the ledger adds up to for this plan."""
         progress = Progress(len(plan.grid), plan.fingerprint)
-        for record in self.records():
-            if isinstance(record, TileRecord):
-                progress.add(record)
+        replay(self.records(), progress)
         return progress
 
     @contextmanager
@@ -378,7 +379,7 @@ class RunDirectory:
             yield
 
     @contextmanager
-    def tile(self, index: int, token: str, seconds: float = TAKEOVER_SECONDS) -> Iterator[None]:
+    def tile(self, index: int, token: str, seconds: float = TAKEOVER_SECONDS, *, stage: str = INFER) -> Iterator[None]:
         """Hold a tile, as a worker; waits for one that still is at it, though it was given up for lost.
 
         One tile at a time a process: the kernel keeps these locks by process and file.
@@ -387,18 +388,30 @@ class RunDirectory:
             index: Of the tile.
             token: Of the driver that gave it.
             seconds: To wait at most.
+            stage: Whose tile it is.
 
         Raises:
             StorageError: The token is void, or the other worker does not end.
         """
         with self._tiles_lock() as file:
-            if not _locked(file, index, 1, seconds):
+            if not _locked(file, lock_byte(index, stage), 1, seconds):
                 raise StorageError(
                     f"Another worker, which was given up for lost, is still at tile {index} of '{self.output}' after "
                     f"{seconds:.0f} s (lock '{file.name}'). End it, then run again."
                 )
             self.refuse_late(token)
             yield
+
+
+def lock_byte(index: int, stage: str = INFER) -> int:
+    """The byte of `tiles.lock` that whoever writes a tile holds: no two stages have one in common.
+
+    Raises:
+        ValueError: A stage has not as many.
+    """
+    if not 0 <= index < STAGE_BYTES:
+        raise ValueError(f"Tile {index} of stage '{stage}' has no byte of tiles.lock: a stage has {STAGE_BYTES}.")
+    return TILED.index(stage) * STAGE_BYTES + index
 
 
 def _rewrite(file: TextIO, content: str) -> None:

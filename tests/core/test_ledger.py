@@ -1,6 +1,7 @@
 import json
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.ledger import Progress, Session, TileRecord, parse_lines
+from pipeline.core import ledger
+from pipeline.core.ledger import Progress, Session, TileRecord, parse_lines, replay
 
 RECORD = TileRecord(7, "done", "ab" * 32, {"0/c/0/1": "cd" * 32, "0/c/0/2": None}, seconds=1.5, worker="w-0")
 STATES = ("done", "failed", "invalid")
@@ -142,6 +144,58 @@ def test_an_all_fill_unit_is_remembered_as_absent():
     """No object is stored for it: None says that nothing must be there, and a missing key would say nothing."""
     (found,) = parse_lines([RECORD.to_line()])
     assert found.units == {"0/c/0/1": "cd" * 32, "0/c/0/2": None}
+
+
+# --- stages -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_stages(monkeypatch):
+    """A version that knows a second stage of tiles."""
+    monkeypatch.setattr(ledger, "TILED", ("infer", "pyramid"))
+
+
+def test_a_ledger_of_before_stages_is_read_and_would_be_written_the_same():
+    """Finished work is not lost, and versions of before read what this one writes: a ledger of 0.1, line by line."""
+    lines = (Path(__file__).parent / "ledger-0.1.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    found = list(parse_lines(lines))
+    assert [(r.tile, r.state) for r in found if isinstance(r, TileRecord)] == [
+        (0, "done"),
+        (1, "failed"),
+        (1, "done"),
+        (0, "invalid"),
+    ]
+    assert {record.stage for record in found} == {"infer"}
+    assert [record.to_line() for record in found] == lines
+    progress = Progress(2, found[0].fingerprint)
+    replay(found, progress)
+    assert progress.to_do().tolist() == [0]
+
+
+def test_a_stage_goes_by_its_own_records(two_stages):
+    """Tile 3 of one array says nothing of tile 3 of another; one pass over the ledger is enough for both."""
+    entries = [
+        replace(RECORD, fingerprint="ours", stage="pyramid"),
+        replace(RECORD, fingerprint="ours", tile=2),
+        session(stage="pyramid"),
+        replace(RECORD, fingerprint="ours", tile=2, state="failed", stage="pyramid"),
+    ]
+    found = list(parse_lines(entry.to_line() for entry in entries))
+    assert found == entries
+    infer, pyramid = Progress(10, "ours"), Progress(8, "ours", "pyramid")
+    replay(found, infer, pyramid)
+    assert np.flatnonzero(infer.done()).tolist() == [2]
+    assert np.flatnonzero(pyramid.done()).tolist() == [7]
+    assert pyramid.count("failed") == 1
+
+
+def test_a_stage_that_this_version_does_not_know_is_refused(monkeypatch):
+    """A newer version's tiles must not count for this one's, nor be passed over as damage."""
+    monkeypatch.setattr(ledger, "TILED", ("infer", "pyramid"))
+    line = replace(RECORD, stage="pyramid").to_line()
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"line 1 is whole, but no record that this version knows \(stage 'pyramid'\)"):
+        list(parse_lines([line]))
 
 
 # --- progress -----------------------------------------------------------------------------------------------------------

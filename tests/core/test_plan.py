@@ -1,6 +1,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,3 +218,11 @@ def test_a_plan_tells_how_many_slices_a_tile_reads_at_once():
 def test_output_bytes_count_channels_and_type(dtype, size):
     """A disk that is too small is refused before anything is written."""
     assert output_bytes(3, (10, 20, 30), dtype) == 3 * 6000 * size
+
+
+def test_a_plan_of_0_1_is_read_and_is_the_same_plan():
+    """Runs that were begun go on, and versions that were published count as done: a plan of 0.1, as it was stored."""
+    found = Plan.from_json((Path(__file__).parent / "plan-0.1.json").read_text(encoding="utf-8"))
+    assert found.fingerprint == "2ba3576ca0fa7e5a2a1b95c7e9b0506065532b3e709bbad69ea1e604ff5d6ca1"
+    assert found == PLAN
+    assert (len(found.grid), found.read_slices) == (24, 16)

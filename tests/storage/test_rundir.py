@@ -22,7 +22,7 @@ from pipeline.core.ledger import Session, TileRecord
 from pipeline.errors import FileError, InferenceError, PipelineError, StorageError
 from pipeline.storage import rundir
 from pipeline.storage.output import Output
-from pipeline.storage.rundir import LedgerWriter, RunDirectory
+from pipeline.storage.rundir import STAGE_BYTES, LedgerWriter, RunDirectory, lock_byte
 from tests.pipeline_cases import fill_up, mounted, output_plan, stored_objects
 
 HOLD = """
@@ -35,6 +35,9 @@ time.sleep(float(sys.argv[2]))
 """
 DRIVER = HOLD.format(enter="context = directory.driver(); token = context.__enter__()")
 WORKER = HOLD.format(enter="context = directory.tile(int(sys.argv[4]), sys.argv[3]); context.__enter__()")
+PYRAMID = "from pipeline.storage import rundir\nrundir.TILED = ('infer', 'pyramid')\n" + WORKER.replace(
+    "sys.argv[3])", "sys.argv[3], stage='pyramid')"
+)
 
 
 def holding(script: str, *arguments: object) -> subprocess.Popen:
@@ -366,6 +369,33 @@ def test_nobody_is_at_a_tile_while_all_are_held(directory, processes):
         worker = [sys.executable, "-c", script, str(directory.output), "0", token, "7"]
         found = subprocess.run(worker, capture_output=True, text=True, check=False)
         assert "is still at tile 7" in found.stderr
+
+
+def test_no_two_stages_have_a_byte_of_the_lock_in_common(monkeypatch):
+    """A worker at tile 3 of a level must not keep another from tile 3 of the prediction; those of today's versions hold the first bytes."""
+    assert [lock_byte(index) for index in (0, 7, 10**9)] == [0, 7, 10**9]
+    with pytest.raises(ValueError, match="Tile 281474976710656 of stage 'infer' has no byte"):
+        lock_byte(STAGE_BYTES)
+    monkeypatch.setattr(rundir, "TILED", ("infer", "pyramid"))
+    assert lock_byte(STAGE_BYTES - 1) < lock_byte(0, "pyramid") < lock_byte(3, "pyramid") < 2**63
+
+
+def test_a_tile_of_one_stage_does_not_wait_for_that_of_another(directory, processes, monkeypatch):
+    """On the lock itself, with a worker of another process; the negative control: the same stage waits."""
+    monkeypatch.setattr(rundir, "TILED", ("infer", "pyramid"))
+    with directory.driver() as token:
+        processes.append(holding(WORKER, directory.output, 60, token, 7))
+        with directory.tile(7, token, seconds=0, stage="pyramid"):
+            pass
+        with pytest.raises(StorageError, match="is still at tile 7"), directory.tile(7, token, seconds=0):
+            pass
+        processes[0].kill()
+        processes[0].wait()
+        processes.append(holding(PYRAMID, directory.output, 60, token, 7))
+        with directory.tile(7, token, seconds=0):
+            pass
+        with pytest.raises(StorageError, match="Workers of an earlier run still write"), directory.tiles_at_rest(0):
+            pass
 
 
 # --- the ledger ---------------------------------------------------------------------------------------------------------
