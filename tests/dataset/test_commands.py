@@ -84,7 +84,7 @@ def test_readers_see_one_whole_version_while_a_new_model_is_run_and_its_driver_k
         family = command.family() if command.is_running() else []
         command.kill()
         command.wait()
-        wait_until(lambda family=family: not alive(family), 20)
+        wait_until(lambda family=family: not alive(family))
         if kill == 0:
             assert any(first[name] == now for name, now in published(dataset).items())  # it was killed on its way
     command = started("reprocess", dataset.yaml, "--no-prefect")

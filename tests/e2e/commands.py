@@ -70,8 +70,8 @@ class Command:
         return self.process.poll() is None
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for something that another process does."""
+def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:
+    """Wait for something that another process does, with a limit for the busiest machine."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -48,7 +48,7 @@ def started(halotile):
 
 def computing(command: Command, run: Run, tiles: int) -> None:
     """Wait until so many tiles are done."""
-    wait_until(lambda: len(done_entries(run.directory)) >= tiles or not command.is_running(), 150)
+    wait_until(lambda: len(done_entries(run.directory)) >= tiles or not command.is_running())
     assert command.is_running(), command.wait() or command.error
 
 
@@ -95,7 +95,7 @@ def ends_in_order(command: Command, signalled: Callable[[], object]) -> None:
     assert command.wait(30) == 130
     assert command.error.rstrip().endswith("interrupted; what is finished is kept, run again to resume")
     assert "Traceback" not in command.error
-    wait_until(lambda: not alive(family), 10)
+    wait_until(lambda: not alive(family))
 
 
 def the_workers(command: Command) -> list[psutil.Process]:
@@ -155,7 +155,7 @@ def test_killed_at_random_moments_and_restarted_it_writes_the_same_bytes(started
             time.sleep(choose.uniform(0, 3))
         family = strike(command, victim.removeprefix("worker, then "), choose)
         command.wait()
-        wait_until(lambda family=family: not alive(family), 10)
+        wait_until(lambda family=family: not alive(family))
         recorded, stored = recorded_and_stored(run)
         assert recorded <= stored
         assert len(stored - recorded) <= IN_FLIGHT
@@ -179,7 +179,7 @@ def test_a_run_is_cancelled_from_another_terminal_or_another_machine(started, tm
     assert f"ended: {kept} of 128 tiles are done and kept" in canceller.out
     assert command.wait(30) == 130
     assert command.error.rstrip().endswith("interrupted; what is finished is kept, run again to resume")
-    wait_until(lambda: not alive(family), 10)
+    wait_until(lambda: not alive(family))
     assert not run.directory.cancel.path.exists()
 
     again = started("cancel", run.yaml)
@@ -194,7 +194,7 @@ def test_what_was_to_cancel_an_earlier_driver_does_not_end_this_one(tmp_path, po
     with run.directory.driver():
         run.directory.ask_to_cancel()
     with stages.driving(run.directory):
-        wait_until(lambda: not run.directory.cancel.path.exists(), 10)
+        wait_until(lambda: not run.directory.cancel.path.exists())
         assert stages.infer(run.now).tiles == 16
 
 

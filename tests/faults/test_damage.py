@@ -98,7 +98,6 @@ def test_a_share_of_all_damages_is_seen_and_mended(finished, pooled, capsys, req
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(3600)
 def test_every_damage_is_seen_and_mended_or_refused(finished, pooled, capsys):
     """All of them; the ones that are not are told together."""
     failed = {}

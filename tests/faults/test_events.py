@@ -138,7 +138,6 @@ def test_a_share_of_kills_and_errors_costs_nothing(ask, run, calm):
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(7200)
 def test_a_kill_at_every_event_costs_nothing(ask, run, calm):
     """Each moment between two events is one at which a machine is lost; they differ in what is on disk by then."""
     assert calm[1] >= 112
@@ -147,7 +146,6 @@ def test_a_kill_at_every_event_costs_nothing(ask, run, calm):
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("count", [1, FOR_EVER], ids=["once", "for ever"])
 @pytest.mark.parametrize("fault", ERRORS)
 def test_an_error_at_every_other_event_is_told_in_words_and_the_next_run_is_right(ask, run, calm, fault, count):
@@ -163,7 +161,6 @@ def test_an_error_at_every_other_event_is_told_in_words_and_the_next_run_is_righ
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
 def test_a_signal_at_any_event_ends_a_run_in_order(ask, run, calm, signal):
     """Ctrl-C and batch systems come when they like: status 130, no traceback, and the next run goes on."""
@@ -226,7 +223,6 @@ def test_a_share_of_kills_in_a_run_that_measures_again_leaves_no_tile_of_the_old
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(7200)
 def test_no_kill_in_a_run_that_measures_again_leaves_a_tile_of_the_old_statistics(ask, tmp_path):
     """At each event."""
     again = Again(ask, tmp_path)
@@ -279,7 +275,6 @@ def disk(tmp_path) -> Iterator[Disk]:
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(7200)
 def test_a_power_cut_at_any_event_is_resumed_by_the_same_command(ask, run, calm, disk, tmp_path):
     """What was not flushed is lost, names and contents, each by itself: what was spoken of before must not be among it."""
     (tmp_path / "run").mkdir()
@@ -300,7 +295,6 @@ def test_a_power_cut_at_any_event_is_resumed_by_the_same_command(ask, run, calm,
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(7200)
 def test_forty_four_kills_of_a_dataset_cost_no_byte_and_no_version(ask_dataset, tmp_path):
     """Catalogue, versions, marks, links and summary, besides what a run writes; readers see whole versions at each moment."""
     dataset = make_dataset(tmp_path / "set", volumes=2, concurrency=1)
@@ -326,7 +320,6 @@ def test_forty_four_kills_of_a_dataset_cost_no_byte_and_no_version(ask_dataset, 
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(7200)
 def test_a_power_cut_in_a_dataset_is_resumed_by_the_same_command(ask_dataset, disk, tmp_path):
     """Versions, their records and the link that readers follow, along with all that a run writes."""
     dataset = make_dataset(tmp_path / "set", volumes=2, concurrency=1)

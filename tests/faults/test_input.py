@@ -66,7 +66,7 @@ def test_nothing_of_a_spoilt_input_is_published(halotile, tmp_path, way, options
     run: Run = make_run(tmp_path, architecture=Architecture(3, 2, 64), shape=(64, 48, 48), **keys)
     command = halotile("run", run.yaml, *options)
     try:
-        wait_until(lambda: bool(done_entries(run.directory)) or not command.is_running(), 150)
+        wait_until(lambda: bool(done_entries(run.directory)) or not command.is_running())
         way(run.folder / "input.zarr")
         assert command.wait(300) == 1, command.error
     finally:

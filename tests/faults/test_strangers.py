@@ -41,7 +41,7 @@ def test_an_allocation_on_a_shared_node_lets_nobody_in(started, tmp_path, monkey
     for number in range(3):
         monkeypatch.setenv("SLURM_PROCID", str(number))
         tasks.append(started("run", run.yaml, "--no-prefect"))
-    wait_until(lambda: len(done_entries(run.directory)) >= 1 or not tasks[1].is_running(), 150)
+    wait_until(lambda: len(done_entries(run.directory)) >= 1 or not tasks[1].is_running())
     assert tasks[1].is_running(), tasks[1].wait() or tasks[1].error
     with held_up(run, tile=16):
         family = [process for task in tasks for process in task.family()]

@@ -10,7 +10,7 @@ from tests.e2e.commands import Command, wait_until
 from tests.e2e.test_kills import IN_FLIGHT, computing, slow, the_workers
 from tests.pipeline_cases import done_entries, stored_objects
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(3600)]
+pytestmark = pytest.mark.fault
 
 TILES, WIDTH, RUNS, KILLS = 48, 32, 3, 4
 
@@ -51,7 +51,7 @@ def kill_one(command: Command, run, choose: random.Random) -> int:
     """
     computing(command, run, tiles=len(done_entries(run.directory)) + IN_FLIGHT + choose.randrange(2, 6))
     time.sleep(choose.uniform(0, 0.5))
-    wait_until(lambda: bool(the_workers(command)), 60)
+    wait_until(lambda: bool(the_workers(command)))
     victim = choose.choice(the_workers(command))
     victim.kill()
     return victim.pid

@@ -48,7 +48,7 @@ def slurm(site: Slurm) -> Iterator[Slurm]:
     """A SLURM with an empty queue."""
     yield site
     site.call("scancel", "--user=root")
-    wait_until(lambda: not site.jobs(), 30)
+    wait_until(lambda: not site.jobs())
 
 
 @pytest.fixture(scope="session")

@@ -144,7 +144,7 @@ def test_cancelled_on_the_page_it_ends_in_order_and_the_next_run_resumes(place, 
     place.ask(f"/flow_runs/{first}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
 
     assert place.ended(first, 60)["state_type"] == "CANCELLED"
-    wait_until(lambda: not alive(processes), 30)
+    wait_until(lambda: not alive(processes))
     history = place.ask(f"/flow_run_states/?flow_run_id={first}", method="GET")
     assert "finished tiles are kept; run again to resume" in [state["message"] for state in history]
     eventually(lambda: place.tasks_of(first).get("infer") == "CANCELLED", 30, "the task was Cancelled")
@@ -166,7 +166,7 @@ def test_killed_it_is_crashed_and_the_next_run_resumes(place, calm, tmp_path):
     processes = family(engines(worker)[0].pid)
     engines(worker)[0].kill()
     assert place.ended(first, 30)["state_type"] == "CRASHED"
-    wait_until(lambda: not alive(processes), 30)
+    wait_until(lambda: not alive(processes))
 
     second = place.started("killed")
     computing(run)
@@ -195,7 +195,7 @@ def test_a_run_that_is_terminated_is_cancelled_with_130(place, tmp_path):
     processes = family(process.pid)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 130
-    wait_until(lambda: not alive(processes), 10)
+    wait_until(lambda: not alive(processes))
     assert place.log("terminated.log").rstrip().endswith("interrupted; what is finished is kept, run again to resume")
     (found,) = [r for r in place.ask("/flow_runs/filter") if str(run.output) in str(r["parameters"])]
     assert (found["state_type"], found["state"]["message"]) == (

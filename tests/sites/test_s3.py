@@ -31,7 +31,7 @@ from tests.storage.publishing_cases import (
     told,
 )
 
-pytestmark = [pytest.mark.site, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.site, pytest.mark.timeout(400)]
 
 A, B = fingerprint(1), fingerprint(2)
 
@@ -118,7 +118,7 @@ def mid_upload(publication, output, tmp_path):
     make_version(publication, B, objects=MANY, size=100_000)
     arguments = ({k: v for k, v in os.environ.items() if k.startswith("AWS_")}, output, tmp_path / "staging", 2)
     with publishing(publish_to_store, *arguments) as process:
-        wait_until(lambda: len(ObjectStore(output).sizes(f"versions/{B}")) >= 20, 30)
+        wait_until(lambda: len(ObjectStore(output).sizes(f"versions/{B}")) >= 20)
         yield process
 
 
@@ -215,7 +215,7 @@ def test_a_server_that_is_killed_in_mid_upload_costs_no_version(publication, out
     uploader = threading.Thread(target=lambda: failing(publication))
     before = len(other.sizes())
     uploader.start()
-    wait_until(lambda: len(other.sizes()) >= before + 20, 30)
+    wait_until(lambda: len(other.sizes()) >= before + 20)
     gateway("kill")
     gateway("start")
     uploader.join()

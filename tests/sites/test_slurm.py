@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.site, pytest.mark.timeout(600)]
 
 def computing(command: Command, run: Run, tiles: int) -> None:
     """Wait until so many tiles are done, and the run still goes on."""
-    wait_until(lambda: done(run) >= tiles or not command.is_running(), 150)
+    wait_until(lambda: done(run) >= tiles or not command.is_running())
     assert command.is_running(), command.wait() or command.error
 
 
@@ -32,20 +32,20 @@ def test_lost_jobs_are_replaced_while_the_run_goes_on(slurm, calm, started, tmp_
 
     cancelled = min(crew)
     slurm.call("scancel", cancelled)
-    wait_until(lambda: len(slurm.jobs(state="RUNNING") - {cancelled}) == 2, 30)
+    wait_until(lambda: len(slurm.jobs(state="RUNNING") - {cancelled}) == 2)
     computing(command, run, tiles=done(run) + 1)
 
     crew = slurm.jobs(state="RUNNING")
     hog.touch()
-    wait_until(lambda: not hog.exists(), 30)
-    wait_until(lambda: len(slurm.jobs(state="RUNNING") - crew) == 1, 60)
+    wait_until(lambda: not hog.exists())
+    wait_until(lambda: len(slurm.jobs(state="RUNNING") - crew) == 1)
     computing(command, run, tiles=done(run) + 1)
 
     assert command.wait() == 0, command.error
     assert stored_objects(run.output) == calm
     logs = [path.read_text() for path in run.directory.path.glob("*/*.err")]
     assert any("exceeded memory limit" in text for text in logs)
-    wait_until(lambda: not slurm.jobs(), 15)
+    wait_until(lambda: not slurm.jobs())
 
 
 def test_a_walltime_shorter_than_the_run_costs_no_byte(slurm, machines, calm, started, tmp_path):
@@ -62,7 +62,7 @@ def test_a_walltime_shorter_than_the_run_costs_no_byte(slurm, machines, calm, st
     assert command.wait() == 0, command.error
     assert stored_objects(run.output) == calm
     assert len(seen) > 2
-    wait_until(lambda: not slurm.jobs(), 15)
+    wait_until(lambda: not slurm.jobs())
 
 
 def test_an_interrupted_driver_cancels_its_jobs_and_a_killed_one_leaves_none(slurm, calm, started, tmp_path):
@@ -74,7 +74,7 @@ def test_an_interrupted_driver_cancels_its_jobs_and_a_killed_one_leaves_none(slu
     command.process.terminate()
     assert command.wait(30) == 130
     assert "Traceback" not in command.error
-    wait_until(lambda: not slurm.jobs(), 10)
+    wait_until(lambda: not slurm.jobs())
     kept = done(run)
     assert 3 <= kept < TILES
 
@@ -83,7 +83,7 @@ def test_an_interrupted_driver_cancels_its_jobs_and_a_killed_one_leaves_none(slu
     family = command.family()
     command.kill()
     command.wait()
-    wait_until(lambda: not slurm.jobs(), 60)
+    wait_until(lambda: not slurm.jobs())
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     kept = done(run)
     assert kept < TILES
@@ -93,7 +93,7 @@ def test_an_interrupted_driver_cancels_its_jobs_and_a_killed_one_leaves_none(slu
     assert command.wait() == 0, command.error
     assert not [*run.directory.jobs_path.glob("tls-*")]
     assert stored_objects(run.output) == calm
-    wait_until(lambda: not slurm.jobs(), 15)
+    wait_until(lambda: not slurm.jobs())
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_jobs_that_end_before_their_worker_joins_are_not_submitted_for_ever(slur
     assert "jobs of SLURM, one after another, ended before their worker had joined" in command.error
     assert "no such module" in command.error
     assert "Traceback" not in command.error
-    wait_until(lambda: not slurm.jobs(), 15)
+    wait_until(lambda: not slurm.jobs())
 
 
 BATCH = ("--mem=3G", "--cpus-per-task=1", "--nodes=1")
@@ -157,7 +157,7 @@ def test_batch_jobs_write_the_same_bytes_and_go_on_after_their_walltime(slurm, m
     )
     array = slurm.submit(*BATCH, "--array=1-3", f"--output={tmp_path}/log-%a", "deploy/slurm/array.sbatch", catalogue)
     for run, job in (node, node_job), (allocation, allocation_job):
-        wait_until(lambda run=run: done(run) >= 1, 120)
+        wait_until(lambda run=run: done(run) >= 1)
         slurm.call("scancel", "--batch", "--signal=TERM", job)
 
     jobs = {node_job: 0, allocation_job: 0, f"{array}_1": 0, f"{array}_2": 0, f"{array}_3": 2}
@@ -176,9 +176,9 @@ def test_a_batch_job_that_is_cancelled_stays_so(slurm, tmp_path):
     run = made(tmp_path / "run", LOCAL)
     log = tmp_path / "log"
     job = slurm.submit(*BATCH, f"--output={log}", "deploy/slurm/node.sbatch", run.yaml)
-    wait_until(lambda: done(run) >= 1, 60)
+    wait_until(lambda: done(run) >= 1)
     slurm.call("scancel", job)
-    wait_until(lambda: not slurm.jobs(), 30)
+    wait_until(lambda: not slurm.jobs())
     assert slurm.ended(job)["JobState"] == "CANCELLED"
     assert "queued again" not in log.read_text()
     assert "Traceback" not in log.read_text()
@@ -189,10 +189,10 @@ def test_an_allocation_whose_driver_is_killed_ends(slurm, tmp_path):
     run = made(tmp_path / "run", {"kind": "slurm-allocation", "memory_gb": 2})
     crew = ("--ntasks=3", "--nodes=1", "--cpus-per-task=1", "--mem-per-cpu=2800M")
     job = slurm.submit(*crew, f"--output={tmp_path}/log", "deploy/slurm/allocation.sbatch", run.yaml)
-    wait_until(lambda: done(run) >= 1, 60)
+    wait_until(lambda: done(run) >= 1)
     pid = int((run.directory.path / "driver.lock").read_text().partition("-")[0])
     psutil.Process(pid).kill()
-    wait_until(lambda: not slurm.jobs(), 60)
+    wait_until(lambda: not slurm.jobs())
     assert slurm.ended(job)["JobState"] == "FAILED"
 
 
