@@ -2,7 +2,10 @@
 # `make` alone says what there is.
 
 PYTHON ?= $(shell for p in python3.11 python3; do "$$p" -c "" >/dev/null 2>&1 && { command -v "$$p"; break; }; done)
-VENV := .venv
+# Where .venv is of another Python than the one that is named, that one has its own beside it: .venv-3.12.
+version = $(shell "$(1)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+MADE := $(if $(filter command% environment%,$(origin PYTHON)),$(call version,.venv/bin/python))
+VENV ?= .venv$(if $(filter-out $(MADE),$(if $(MADE),$(call version,$(PYTHON)))),-$(call version,$(PYTHON)))
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 DEMO := demo-output/membranes.ome.zarr
@@ -61,7 +64,7 @@ lint: $(READY) ## ruff (format and rules), the import contracts, and types
 	$(BIN)/mypy
 
 clean: ## remove .venv, the caches and the demo's output
-	rm -rf $(VENV) demo-output build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache .coverage
+	rm -rf .venv .venv-* demo-output build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Where Python comes without ensurepip (Debian without python3-venv), its own pip sets up the environment's.

@@ -2,6 +2,7 @@
 # Install the pinned PyTorch into a virtual environment, in the build that suits this machine.
 #
 #     sh deploy/install-torch.sh .venv/bin/python
+#     sh deploy/install-torch.sh --look python3.12   installs nothing; exit status 69 where no build is to be had
 #
 # On Linux, PyPI's torch is the CUDA build and brings gigabytes of nvidia-* wheels. So without an NVIDIA GPU only a build
 # that calls itself a CPU build is taken: its version ends in "+cpu", which PyPI never holds (PEP 440 bars local versions
@@ -16,7 +17,9 @@
 # satisfies "==2.13.0".
 set -eu
 
-python=${1:?usage: sh deploy/install-torch.sh PYTHON}
+look=
+[ "${1:-}" != --look ] || { look=1; shift; }
+python=${1:?usage: sh deploy/install-torch.sh [--look] PYTHON}
 constraints=$(dirname "$0")/constraints.txt
 cpu_index=${HALOTILE_TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}
 version=$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' "$constraints")
@@ -47,20 +50,23 @@ case $(installed) in
 esac
 
 if has_gpu; then
-    say "NVIDIA GPU found: installing $version with CUDA"
-    pip install -c "$constraints" torch
+    why="NVIDIA GPU found: $version with CUDA"
+    set -- -c "$constraints" torch
 elif [ "$(uname -s)" != Linux ]; then
-    say "installing $version" # elsewhere PyPI's build has no CUDA
-    pip install -c "$constraints" torch
+    why=$version # elsewhere PyPI's build has no CUDA
+    set -- -c "$constraints" torch
 elif offers_cpu_build; then
-    say "no NVIDIA GPU: installing $version+cpu"
-    pip install --no-deps "torch==$version+cpu" # what it depends on comes with the pinned rest
+    why="no NVIDIA GPU: $version+cpu"
+    set -- --no-deps "torch==$version+cpu" # what it depends on comes with the pinned rest
 elif limit=30 offers_cpu_build --index-url "$cpu_index" --timeout 5 --retries 1; then
-    say "no NVIDIA GPU: installing $version+cpu from $cpu_index"
-    pip install --no-deps --index-url "$cpu_index" "torch==$version+cpu"
+    why="no NVIDIA GPU: $version+cpu from $cpu_index"
+    set -- --no-deps --index-url "$cpu_index" "torch==$version+cpu"
 elif [ "${HALOTILE_ALLOW_CUDA_TORCH:-}" = 1 ]; then
-    say "no NVIDIA GPU and no CPU build to be had: installing $version with CUDA, as HALOTILE_ALLOW_CUDA_TORCH=1 allows"
-    pip install -c "$constraints" torch
+    why="no NVIDIA GPU and no CPU build to be had: $version with CUDA, as HALOTILE_ALLOW_CUDA_TORCH=1 allows"
+    set -- -c "$constraints" torch
+elif [ "$look" ]; then
+    say "no CPU build of torch $version for $("$python" -V) is to be had"
+    exit 69
 else
     die "no CPU build of torch $version for $("$python" -V) is to be had:" \
         "  pip's configured sources have none, and $cpu_index has none or was not reached." \
@@ -72,4 +78,7 @@ else
         "  - take the CUDA build all the same: set HALOTILE_ALLOW_CUDA_TORCH=1"
 fi
 
+say "$why"
+[ -z "$look" ] || exit 0
+pip install "$@"
 say "$(installed) installed"

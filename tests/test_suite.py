@@ -1,8 +1,10 @@
 """How the suite itself runs: its two parts, and what their processes tell each other."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +66,45 @@ def test_names_that_are_no_text_travel_between_processes():
     with pytest.raises(UnicodeEncodeError):
         json.dumps(sent, ensure_ascii=False).encode()
     assert encodable(sent) == {"sections": [("log", "a\\udcffb")], "longrepr": {"entries": [None, 3, "é"]}}
+
+
+@pytest.mark.parametrize(
+    ("made", "named", "environment"),
+    [
+        (None, None, ".venv"),
+        (None, "3.12", ".venv"),
+        ("3.11", None, ".venv"),
+        ("3.11", "3.11", ".venv"),
+        ("3.11", "3.12", ".venv-3.12"),
+        ("3.12", "3.11", ".venv-3.11"),
+    ],
+)
+def test_a_python_that_is_named_has_an_environment_of_its_own(tmp_path, made, named, environment):
+    """`.venv` may be another's: its packages are not those that were asked for."""
+
+    def python(path: Path, version: str) -> str:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\necho {version}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    if made is not None:
+        python(tmp_path / ".venv/bin/python", made)
+    words = [] if named is None else [f"PYTHON={python(tmp_path / 'python', named)}"]
+    command = [
+        "make",
+        "--no-print-directory",
+        "-f",
+        ROOT / "Makefile",
+        "--eval",
+        "which: ; @echo $(VENV)",
+        "which",
+        *words,
+    ]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment_of_make())
+    assert found.stdout.strip() == environment
+
+
+def environment_of_make() -> dict[str, str]:
+    """This one, without what a `make test` that runs this has said."""
+    return {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "PYTHON", "VENV")}

@@ -71,19 +71,22 @@ def checked(array: AnyArray, url: str) -> AnyArray:
 
 def _spec(array: AnyArray) -> ArraySpec:
     """Of one stored chunk, or of one shard."""
-    spec: ArraySpec = array.async_array.metadata.get_chunk_spec(
-        (0,) * array.ndim, array.async_array.config, zarr.core.buffer.default_buffer_prototype()
+    return ArraySpec(
+        shape=array.shards or array.chunks,
+        dtype=array.metadata.dtype,
+        fill_value=array.metadata.fill_value,
+        config=array.async_array.config,
+        prototype=zarr.core.buffer.default_buffer_prototype(),
     )
-    return spec
 
 
 class CheckedPipeline(BatchedCodecPipeline):
     """Zarr's pipeline, whose errors name the chunk."""
 
-    async def read_batch(self, batch_info: Iterable[Any], out: Any, drop_axes: tuple[int, ...] = ()) -> None:
+    async def read_batch(self, batch_info: Iterable[Any], out: Any, drop_axes: tuple[int, ...] = ()) -> Any:
         batch = list(batch_info)
         try:
-            await super().read_batch(batch, out, drop_axes)
+            return await super().read_batch(batch, out, drop_axes)  # nothing before zarr 3.2
         except ValueError as error:  # ours, or of a shape that does not fit
             names = ", ".join(str(getter) for getter, *_ in batch if "/" in str(getter))
             told = f"chunk {names}: {error}" if names and "chunk " not in str(error) else str(error)
