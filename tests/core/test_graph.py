@@ -224,7 +224,7 @@ def test_nobody_knows_a_layer_by_its_name():
         "core/grid.py",
         "core/network/schedule.py",
         "unet/sweep.py",
-        "measure.py",
+        "planning/measure.py",
         "engine.py",
     } <= set(looked_at)
     assert {name: lines for name, text in looked_at.items() if (lines := known_by_name(text))} == {}
