@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -145,8 +144,13 @@ def test_a_worker_killed_in_mid_tile_costs_no_tile(pool, run, tmp_path):
 def test_workers_killed_from_outside_cost_no_tile(pool, run):
     """The out-of-memory killer asks nobody."""
     victim = next(iter(pool.client.run(os.getpid).values()))
-    threading.Timer(0.5, os.kill, (victim, signal.SIGKILL)).start()
-    found = outcomes(pool, functools.partial(work.doze, 0.05), range(60), run)
+    dozing = Work(work.ready, functools.partial(work.doze_and_sign, 0.05), run)
+    found = []
+    for outcome in dispatch(pool, dozing, range(60), retries=2):
+        if str(victim) not in {o.result for o in found} and outcome.result == str(victim):
+            os.kill(victim, signal.SIGKILL)  # it is at its next tile
+        found.append(outcome)
+    assert str(victim) in {o.result for o in found}
     assert Counter(o.index for o in found) == Counter(range(60))
     assert all(o.error is None for o in found)
     assert not psutil.pid_exists(victim)
@@ -265,7 +269,7 @@ def test_a_scheduler_that_comes_back_while_workers_load_ends_no_run(run, tmp_pat
 
 def test_a_scheduler_that_ends_again_and_again_ends_the_run_in_words(run, tmp_path, monkeypatch):
     """Nothing is to blame that could be counted; yet nobody should pay for a night of it."""
-    monkeypatch.setattr("pipeline.cluster.dispatch.BREAKS_LIMIT", 2)
+    monkeypatch.setattr("pipeline.core.foreman.BREAKS_LIMIT", 2)
     with somebody_elses(tmp_path) as (address, scheduler, _):
         config = ClusterConfig(kind="address", address=address, security="none", workers=1, memory_gb=2)
         with open_pool(config, replace(CREW, workers=1), tmp_path) as pool:
@@ -293,11 +297,9 @@ def test_a_connection_that_falls_silent_is_made_anew_and_costs_no_tile(run, tmp_
     monkeypatch.setattr("pipeline.cluster.scheduler.PULSE_SECONDS", 1)
     monkeypatch.setattr("pipeline.cluster.scheduler.SILENT_SECONDS", 3)
     with by_a_proxy(tmp_path, run, tiles, seconds) as (proxy, found):
-        first = next(found)
-        silence = threading.Timer(0.5, proxy.fall_silent, kwargs={"for_good": False})
-        silence.start()
-        assert [(outcome.error, outcome.attempt) for outcome in (first, *found)] == [(None, 1)] * tiles
-        silence.join()
+        ended = list(itertools.islice(found, tiles // 10))  # others are under way
+        proxy.fall_silent(for_good=False)
+        assert [(outcome.error, outcome.attempt) for outcome in (*ended, *found)] == [(None, 1)] * tiles
 
 
 def test_a_scheduler_that_is_silent_for_good_ends_the_run_in_words(run, tmp_path, monkeypatch):
