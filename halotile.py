@@ -10,6 +10,7 @@ Standard library only, and importing it changes nothing.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import io
 import os
@@ -30,6 +31,9 @@ PACKAGES = ("pipeline", "flows")
 NARROWEST = 20
 """Columns that text is wrapped to at least."""
 
+SELDOM = (20_000, 20, 50)
+"""When Python looks for garbage. Modules that are imported make none, and looking for it is a fifth of what they cost."""
+
 CALM = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 """Warnings that Python itself does not show."""
 
@@ -45,6 +49,7 @@ def main() -> None:
         read_names_as_unicode()
         keep_warnings_warnings()
         keep_width_sane()
+        gc.set_threshold(*SELDOM)
         from flows.cli import run_command  # noqa: PLC0415 - ours, as is known by now
 
         code = run_command()

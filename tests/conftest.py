@@ -1,6 +1,9 @@
 """What all tests share: the way to the real data, how long hypothesis looks, and how the suite runs side by side."""
 
+import fcntl
+import gc
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A suite that a script started in the background ignores Ctrl-C, and so would all commands that it starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+gc.set_threshold(20_000, 20, 50)  # of importing and collecting, a fifth was looking for garbage that they do not make
+
 settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)
 settings.register_profile("many", settings.get_profile("default"), max_examples=1000)  # --hypothesis-profile=many
@@ -28,6 +33,38 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at '{folder}'; set HALOTILE_TEST_DATA to where they lie")
     return folder
+
+
+# --- Prefect ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def migrated_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PREFECT_HOME whose database is migrated and empty, one for all processes of the suite: migrating takes ten seconds."""
+    from flows.server import EmbeddedServer  # noqa: PLC0415 - few tests need one
+
+    own = tmp_path_factory.getbasetemp()
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    home = common / "prefect-migrated"
+    with (common / "prefect-migrated.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not home.is_dir():
+            for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+                patch.delenv(name)
+            patch.setenv("PREFECT_HOME", str(common / "prefect-begun"))
+            server = EmbeddedServer()
+            try:
+                server.wait_healthy()
+            finally:
+                server.stop()
+            (common / "prefect-begun").rename(home)  # so one that was interrupted is none
+    return home
+
+
+@pytest.fixture
+def prefect_home(migrated_home: Path, tmp_path: Path) -> Path:
+    """A PREFECT_HOME of a test's own, with nothing in it."""
+    return shutil.copytree(migrated_home, tmp_path / "prefect-home")
 
 
 # --- side by side: see tests/suite.sh -----------------------------------------------------------------------------------
@@ -67,6 +104,18 @@ def pytest_configure(config: pytest.Config) -> None:
     """`make check` holds its word: a test in it that starts something fails."""
     if config.getoption("part") == "check":
         sys.addaudithook(_refuse)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays, and need not be looked through for garbage again and again."""
+    gc.freeze()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """To collect all for the nine tests that run alone would take as long as some of them."""
+    if config.getoption("part") != "alone" or collection_path.suffix != ".py":
+        return None
+    return "pytest.mark.alone" not in collection_path.read_text() or None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,12 +12,13 @@ from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import Nanny, Worker, WorkerPlugin
+from distributed import Nanny
 from distributed.deploy.spec import SpecCluster
 from distributed.system import MEMORY_LIMIT
 
 from pipeline.cluster.pages import SchedulerWithoutPages, WorkerWithoutPages
 from pipeline.cluster.pool import Crew, Opened
+from pipeline.cluster.process import Settled
 from pipeline.cluster.security import own_security
 from pipeline.cluster.settings import CORES, SETTINGS, check_place, scheduler_options, worker_environment
 from pipeline.config import ClusterConfig
@@ -72,7 +71,7 @@ def _cluster(config: ClusterConfig, crew: Crew, cards: Sequence[str]) -> SpecClu
             **common,
             "worker_class": WorkerWithoutPages,
             "cards": cards,
-            "plugins": (_Uninterrupted(),),
+            "plugins": (Settled(),),
             "nthreads": 1,
             "memory_limit": crew.memory_bytes,
             "silence_logs": logging.CRITICAL,
@@ -95,16 +94,6 @@ class _OneCard(Nanny):
         if cards:
             options["env"] = {"CUDA_VISIBLE_DEVICES": cards[int(options["name"]) % len(cards)]}
         super().__init__(*args, **options)
-
-
-class _Uninterrupted(WorkerPlugin):
-    """Workers end with their driver. Ctrl-C, which a terminal sends to them too, would have each print a traceback."""
-
-    name = "uninterrupted"
-
-    def setup(self, worker: Worker) -> None:  # noqa: ARG002 - the plugin's signature
-        with contextlib.suppress(ValueError):  # not in a main thread: no process of its own
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

@@ -24,9 +24,11 @@ def _in_this_process(module, *names, folder, threads):
 
 @pytest.mark.slow  # two runs from the command line
 @pytest.mark.filterwarnings("ignore")  # peers'
-def test_all_rows_are_there_and_ours_is_exact(monkeypatch, tmp_path):
+def test_all_rows_are_there_and_ours_is_exact(monkeypatch, tmp_path, prefect_home):
     """What speaks of time is not asserted."""
     monkeypatch.setattr(compare, "measured", _in_this_process)
+    common = contenders.environment
+    monkeypatch.setattr(contenders, "environment", lambda *of: common(*of) | {"PREFECT_HOME": str(prefect_home)})
     monkeypatch.setattr(contenders, "ROI", 24)
     monkeypatch.setattr(growth, "growth", lambda base, threads: [])
     monkeypatch.setattr(reads, "REPEATS", 1)

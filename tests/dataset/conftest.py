@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from tests.e2e.commands import Command
 from tests.storage.conftest import bucket, s3_environment, s3_server  # noqa: F401 - fixtures of these tests too
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    """Two real workers."""
+    """Two real workers, started once: a start costs more than a small volume does."""
     with open_pool(ClusterConfig(), Crew(2, 1, 2 * 10**9), tmp_path_factory.mktemp("jobs")) as pool:
         yield pool
 
@@ -29,9 +30,9 @@ def pooled(workers: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
 
 
 @pytest.fixture(scope="session")
-def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prefect_home(migrated_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home for Prefect's database."""
-    return tmp_path_factory.mktemp("prefect")
+    return shutil.copytree(migrated_home, tmp_path_factory.mktemp("prefect"), dirs_exist_ok=True)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,9 +39,9 @@ def pooled(workers: Pool, monkeypatch: pytest.MonkeyPatch) -> Pool:
 
 
 @pytest.fixture(scope="session")
-def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home for Prefect's database: its first start migrates, and no test touches the user's own."""
-    return tmp_path_factory.mktemp("prefect")
+def prefect_home(migrated_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home for Prefect's database: no test touches the user's own."""
+    return shutil.copytree(migrated_home, tmp_path_factory.mktemp("prefect"), dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(migrated_home, tmp_path_factory):
     """Where Prefect keeps its database."""
-    return tmp_path_factory.mktemp("prefect")
+    return shutil.copytree(migrated_home, tmp_path_factory.mktemp("prefect"), dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module")

@@ -60,10 +60,10 @@ def _seen(run: Run, home: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_a_run_is_one_named_flow_run_with_a_task_a_stage(tmp_path: Path) -> None:
+def test_a_run_is_one_named_flow_run_with_a_task_a_stage(tmp_path: Path, prefect_home: Path) -> None:
     """Tiles are Dask's: Prefect's server hangs at some thousands of task runs."""
     run = make_run(tmp_path, architecture=Architecture(3, 1, 2), shape=(9, 17, 15), tiles={"core": [8, 8, 8]})
-    seen = _seen(run, tmp_path / "prefect")
+    seen = _seen(run, prefect_home)
     assert seen["told"] == ""
     assert (seen["name"], seen["state"]) == ("output.zarr", "Completed")
     assert seen["tasks"] == dict.fromkeys(["plan", "infer", "verify", "report"], "Completed")
@@ -72,7 +72,9 @@ def test_a_run_is_one_named_flow_run_with_a_task_a_stage(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_failed_tile_fails_the_flow_run_by_its_name_and_is_not_retried_as_a_stage(tmp_path: Path) -> None:
+def test_a_failed_tile_fails_the_flow_run_by_its_name_and_is_not_retried_as_a_stage(
+    tmp_path: Path, prefect_home: Path
+) -> None:
     """The state's message is what a person sees first; a stage that failed on purpose has been tried enough."""
     run = make_run(
         tmp_path,
@@ -86,7 +88,7 @@ def test_a_failed_tile_fails_the_flow_run_by_its_name_and_is_not_retried_as_a_st
     volume = run.volume.copy()
     volume[8, 16, 14] = float("nan")
     save_array(tmp_path / "input.zarr", volume, (8, 8, 8), overwrite=True)
-    seen = _seen(run, tmp_path / "prefect")
+    seen = _seen(run, prefect_home)
     assert seen["told"].startswith("InferenceError: ")
     assert "not finite" in seen["told"]
     assert seen["state"] == "Failed"

@@ -27,9 +27,9 @@ dataset()
 """
 
 
-def test_a_sub_flow_of_a_killed_run_is_called_crashed_once_that_run_is_known_to_have_ended(tmp_path, monkeypatch):
+def test_a_sub_flow_of_a_killed_run_is_called_crashed_once_that_run_is_known_to_have_ended(prefect_home, monkeypatch):
     """Else it would be Running on the page for ever; one whose parent may still run is left alone."""
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_HOME", str(prefect_home))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     server = EmbeddedServer()
     with prefect_api(server=server) as url:

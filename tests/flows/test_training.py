@@ -37,14 +37,14 @@ SEEN = """
 
 
 @pytest.mark.slow
-def test_the_flow_trains_evaluates_and_registers(tmp_path):
+def test_the_flow_trains_evaluates_and_registers(tmp_path, prefect_home):
     """Three tasks, a progress that reaches its end, and a page that says how good the network is."""
     config = recipe(tmp_path, steps=20, register_as={"registry": str(tmp_path / "models"), "name": "tiny"})
     (tmp_path / "config.json").write_text(config.model_dump_json())
     (tmp_path / "seen.py").write_text(textwrap.dedent(SEEN))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= {
-        "PREFECT_HOME": str(tmp_path / "home"),
+        "PREFECT_HOME": str(prefect_home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }

@@ -25,7 +25,10 @@ from tests.training.training_cases import cells, recipe
 ROOT = Path(__file__).parents[2]
 
 RUN = """
+    import gc
     import sys
+
+    gc.set_threshold(20_000, 20, 50)  # as `halotile` has it; this is run again in each process of several devices
     from pathlib import Path
     from pipeline.training.recipe import TrainConfig
     from pipeline.training.trainer import train
@@ -153,11 +156,18 @@ def test_a_run_that_forgot_its_momenta_would_end_otherwise(tmp_path):
     assert not same(train(config), straight)
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """What two hundred steps in one sitting give."""
+    return train(recipe(tmp_path_factory.mktemp("straight"), steps=200))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_is_killed_costs_no_more_than_the_steps_since_its_checkpoint(tmp_path, number, started):
+def test_a_process_that_is_killed_costs_no_more_than_the_steps_since_its_checkpoint(
+    tmp_path, number, started, straight
+):
     """SIGKILL loses at most those; SIGTERM, which batch systems send, loses none."""
-    straight = train(recipe(tmp_path, output=str(tmp_path / "straight"), steps=200))
     config = recipe(tmp_path, output=str(tmp_path / "killed"), steps=200)
     process = started(config, tmp_path)
     for line in process.stdout:
