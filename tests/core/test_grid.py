@@ -1,11 +1,13 @@
 import tracemalloc
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.box import Box, round_up
+from pipeline.core.box import Box, Span, round_up
 from pipeline.core.grid import TileGrid
 from pipeline.core.network.receptive import receptive_radius, whole_window
 from pipeline.core.network.unet import Architecture
@@ -151,11 +153,10 @@ def test_a_tiles_index_round_trips(grid):
 @given(grids(), st.integers())
 def test_a_tile_outside_the_grid_is_an_index_error(grid, index):
     """A negative index must not wrap round to the last tile, as a list's would."""
-    if 0 <= index < len(grid):
-        assert grid.tile(index).index == index
-        return
-    with pytest.raises(IndexError, match=f"0 to {len(grid) - 1}"):
-        grid.tile(index)
+    assert [grid.tile(there).index for there in (0, len(grid) - 1)] == [0, len(grid) - 1]
+    for absent in (-1, len(grid), index if index < 0 else index + len(grid)):
+        with pytest.raises(IndexError, match=f"0 to {len(grid) - 1}"):
+            grid.tile(absent)
 
 
 def test_ten_billion_tiles_cost_no_memory():
@@ -170,7 +171,53 @@ def test_ten_billion_tiles_cost_no_memory():
     assert peak < 100_000
 
 
+@given(grids())
+def test_no_window_is_larger_than_that_of_the_widest_tile(grid):
+    """A worker warms up with it, and a card shows with it that its memory is enough."""
+    shapes = [tile.window.shape for tile in grid]
+    assert grid.widest().window.shape == tuple(max(extents) for extents in zip(*shapes, strict=True))
+
+
 def test_a_tile_tells_where_it_lies():
     """Failures are reported by this name."""
     grid = TileGrid(SAME.graph, (20, 20, 20), (8, 8, 8), (24, 24, 24), 8)
     assert str(grid.tile(5)) == "tile 5 (core z 0:8, y 8:16, x 16:20)"
+
+
+# --- kinds --------------------------------------------------------------------------------------------------------------
+
+
+def moved_to_zero(grid, needs, period):
+    """What tells cores apart but for their place: all that each node reads and writes, and where in the period they start."""
+    stride = grid.graph.stride[needs.axis]
+    shares = {node.name: grid.graph.ends(needs.axis, Span(0, stride))[node.name].extent for node in grid.graph.nodes}
+    offsets = {name: needs.core.start * share // stride for name, share in shares.items()}
+    writes = {name: (span.start - offsets[name], span.stop - offsets[name]) for name, span in needs.writes.items()}
+    return needs.core.extent, tuple(sorted(writes.items())), needs.core.start % period
+
+
+@given(grids(padding="same"), st.integers(1, 60), st.integers(1, 24), st.integers(0, 2), st.integers(-7, 0))
+def test_kinds_count_each_core_once_with_its_like(grid, cores, period, axis, short):
+    """Costs of a plan are sums over kinds: one core too few, or one of another kind, would promise what is not so."""
+    volume = list(grid.volume)
+    volume[axis] = max(cores * grid.core[axis] + short, 1)
+    grid = replace(grid, volume=tuple(volume))
+    listed = Counter(
+        moved_to_zero(grid, grid.needs(axis, start, min(start + grid.core[axis], volume[axis])), period)
+        for start in range(0, volume[axis], grid.core[axis])
+    )
+    counted = Counter()
+    for needs, times in grid.kinds(axis, period):
+        counted[moved_to_zero(grid, needs, period)] += times
+    assert counted == listed
+
+
+@pytest.mark.parametrize(
+    ("cores", "period", "kinds"), [(10, 1, 10), (11, 1, 11), (12, 1, 11), (13, 24, 13), (14, 24, 13), (10**9, 24, 13)]
+)
+def test_as_few_kinds_as_there_are(cores, period, kinds):
+    """A core and its halo at either end, and what differs on the lattice between: ten million tiles are planned as fast as ten."""
+    grid = TileGrid(SAME.graph, (8 * cores, 8, 8), (8, 8, 8), (24, 8, 8), 8)
+    found = list(grid.kinds(0, period))
+    assert len(found) == kinds
+    assert sum(times for _, times in found) == cores

@@ -246,3 +246,108 @@ def test_indices_are_taken_no_sooner_than_there_is_room():
     ready(roster, "a")
     assert len(list(roster.assign(0.0))) == TILES_AHEAD
     assert len(taken) == TILES_AHEAD + 1  # one more, to know whether there is one
+
+
+def test_an_outcome_failed_where_either_says_so():
+    """A tile whose worker vanished has no error, and one with an error has a worker."""
+    assert Outcome(0, 1, vanished=True).failed
+    assert Outcome(0, 1, error=ValueError()).failed
+    assert not Outcome(0, 1).failed
+
+
+def test_workers_that_could_have_a_tile_are_counted_with_those_that_have_one():
+    """A run asks for so many of common workers: what failed, and what is suspected, is to be done too."""
+    roster = Roster(range(5), retries=2)
+    assert roster.useful == 5
+    ready(roster, "a", "b")
+    attempts = {attempt.index: attempt for attempt in roster.assign(0.0)}  # 0 and 2 with a, 1 and 3 with b
+    assert roster.useful == 2 + 1  # those at work, and tile 4
+    roster.land(attempts[1], 1.0, error=ValueError())
+    roster.land(attempts[3], 1.0, error=ValueError())
+    assert roster.useful == 1 + 3
+    roster.leave("a")  # 0 is suspected, and 2 to be done again
+    assert roster.useful == 5
+    assert roster.idle() == []
+
+
+def test_who_has_no_tile_and_gets_none_is_idle():
+    """Other runs may have them; one that has not loaded the network yet may still be wanted."""
+    roster = Roster(range(1), retries=2)
+    ready(roster, "a", "b")
+    roster.join("c")
+    assert roster.idle() == []  # a tile is left to give
+    (attempt,) = roster.assign(0.0)
+    assert roster.idle() == ["b"]
+    roster.land(attempt, 1.0)
+    assert roster.idle() == ["a", "b"]
+
+
+def test_a_suspect_is_tried_by_itself_as_often_as_any_tile_is_tried_again():
+    """What looked like its fault twice may have been a full machine."""
+    roster = Roster(range(1), retries=2)
+    for worker in "ab":
+        ready(roster, worker)
+        list(roster.assign(0.0))
+        assert roster.leave(worker) == []
+    ready(roster, "c")
+    list(roster.assign(0.0))
+    assert roster.leave("c") == [Outcome(0, 3, vanished=True)]
+
+
+@pytest.mark.parametrize(("ends", "begun"), [(100.0, [2]), (99.9, [])])
+def test_a_tile_is_begun_where_a_quarter_more_than_the_longest_and_ten_seconds_are_left(ends, begun):
+    """To the second: 40 s and now 40 s more, a quarter of them, and ten."""
+    roster = Roster(range(3), retries=0)
+    roster.join("a")
+    roster.ready("a", until=ends)
+    first, second = roster.assign(0.0)
+    roster.land(first, 40.0)
+    roster.land(second, 40.0)
+    assert [attempt.index for attempt in roster.assign(40.0)] == begun
+    assert roster.spent(40.0) == ([] if begun else ["a"])
+
+
+def test_lines_hold_a_fifth_of_a_second_of_tiles_as_they_lately_were():
+    """A worker must not wait for news; one slow tile makes no short line, nor a quick one a long one."""
+    roster = Roster(range(1000), retries=0)
+    ready(roster, "a")
+    first, second = roster.assign(0.0)
+    roster.land(first, 0.02)
+    assert len([*roster.assign(0.02)]) + 1 == 10
+    roster.land(second, 0.14)  # 0.9 of 0.02 and 0.1 of 0.12 are 0.03
+    ready(roster, "b")
+    assert given(roster, now=0.14) == {"b": [*range(11, 18)]}
+
+
+def test_a_run_is_not_finished_while_a_tile_is_to_be_tried_again():
+    """It failed, or its worker vanished, when all others were done: the run would end without it."""
+    roster = Roster(range(2), retries=1)
+    ready(roster, "a")
+    failed, suspect = roster.assign(0.0)
+    roster.land(failed, 1.0, error=ValueError())
+    assert not roster.finished
+    roster.leave("a")
+    assert not roster.finished
+    ready(roster, "a")
+    (alone,) = roster.assign(2.0)
+    assert alone.index == suspect.index
+    roster.land(alone, 3.0)
+    assert not roster.finished  # the other still is to be tried
+    (last,) = roster.assign(3.0)
+    roster.land(last, 4.0)
+    assert roster.finished
+
+
+def test_where_there_are_many_workers_a_few_suspects_keep_no_tile_from_being_begun():
+    """Seven of fourteen were on a node that went down: the others have no reason to wait."""
+    roster = Roster(range(100), retries=2)
+    workers = "abcdefghijklmn"
+    ready(roster, *workers)
+    attempts = list(roster.assign(0.0))
+    for worker in workers[:7]:
+        roster.leave(worker)
+    for attempt in attempts:
+        roster.land(attempt, 1.0)
+    found = list(roster.assign(1.0))
+    assert sum(attempt.alone for attempt in found) == 3
+    assert sorted(attempt.index for attempt in found if not attempt.alone) == [*range(14, 21), 28]

@@ -106,3 +106,10 @@ def test_a_version_that_was_never_finished_counts_from_when_it_was_begun(days, g
     """A run that failed for good leaves one; its tiles may still be taken up for a while."""
     versions = [Version("dead", ago(10)), published("current", 1)]
     assert expired(versions, "current", Keep(0, days), NOW) == gone
+
+
+def test_a_version_goes_as_its_days_are_over_and_not_before():
+    """Of two that were published in one instant, neither sent readers away from the other."""
+    versions = [published("a", 7), published("b", 7), published("c", 6)]
+    assert expired(versions, "c", Keep(0, 6), NOW) == ["a", "b"]
+    assert expired(versions, "c", Keep(0, 6.001), NOW) == []
