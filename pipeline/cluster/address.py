@@ -15,7 +15,7 @@ from distributed import Worker
 from distributed.system import MEMORY_LIMIT
 
 from pipeline.cluster import worker
-from pipeline.cluster.pool import Crew, Opened, connected
+from pipeline.cluster.kind import Crew, Opened, connected
 from pipeline.cluster.security import security_of
 from pipeline.config import ClusterConfig
 from pipeline.core.machine import Machine

@@ -29,8 +29,8 @@ from distributed.core import rpc
 from distributed.security import Security
 
 from pipeline.cluster.jobqueue import SLURMRunner, WorldTooSmallException
+from pipeline.cluster.kind import Crew, Opened, connected
 from pipeline.cluster.pages import SchedulerWithoutPages, WorkerWithoutPages
-from pipeline.cluster.pool import Crew, Opened, connected
 from pipeline.cluster.security import kept_keys, own_security, security_in, security_of, temporary_files
 from pipeline.cluster.settings import SETTINGS, scheduler_options, worker_environment
 from pipeline.config import ClusterConfig, TlsConfig

@@ -34,6 +34,7 @@ from kr8s.asyncio.objects import Deployment, Pod, Secret, Service
 
 from pipeline.cluster import pods
 from pipeline.cluster.apiserver import SILENT, explained, unreachable
+from pipeline.cluster.kind import Crew, Opened
 from pipeline.cluster.manifest import (
     HTTP_PORT,
     PORT,
@@ -44,7 +45,6 @@ from pipeline.cluster.manifest import (
     keys_name,
     scheduler_url,
 )
-from pipeline.cluster.pool import Crew, Opened
 from pipeline.cluster.scheduler import greet
 from pipeline.cluster.security import own_certificates, own_files, security_of
 from pipeline.cluster.settings import SETTINGS

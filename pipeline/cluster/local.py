@@ -16,8 +16,8 @@ from distributed import Nanny
 from distributed.deploy.spec import SpecCluster
 from distributed.system import MEMORY_LIMIT
 
+from pipeline.cluster.kind import Crew, Opened
 from pipeline.cluster.pages import SchedulerWithoutPages, WorkerWithoutPages
-from pipeline.cluster.pool import Crew, Opened
 from pipeline.cluster.process import Settled
 from pipeline.cluster.security import own_security
 from pipeline.cluster.settings import CORES, SETTINGS, check_place, scheduler_options, worker_environment

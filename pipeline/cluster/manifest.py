@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.cluster.kind import Crew
 from pipeline.cluster.pages import WORKER_CLASS
-from pipeline.cluster.pool import Crew
 from pipeline.cluster.settings import SETTINGS, worker_environment
 from pipeline.config import ClaimConfig, KubernetesConfig, TolerationConfig
 

@@ -13,22 +13,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from distributed import Client
-from distributed.deploy import Cluster
-from distributed.security import Security
 
 from pipeline.cluster.dashboard import check_dashboard
-from pipeline.cluster.scheduler import greet_here
+from pipeline.cluster.kind import Crew, Kind, Opened, connected
 from pipeline.cluster.security import check_security
 from pipeline.cluster.staff import Common, Everyone, Staff
 from pipeline.config import ClusterConfig
 from pipeline.core.machine import Machine
-from pipeline.errors import InferenceError
 from pipeline.main_guard import leave_if_run_again
-
-CONNECT_SECONDS = 60
 
 KINDS = {
     "local": "pipeline.cluster.local",
@@ -39,48 +34,6 @@ KINDS = {
     "address": "pipeline.cluster.address",
 }
 """Where each `cluster.kind` is; imported when it is asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Crew:
-    """What workers shall be.
-
-    Args:
-        workers: Their number.
-        threads: Compute threads of each.
-        memory_bytes: Limit of each; beyond it the process is ended and its tile tried again.
-        device: `cpu`, or `cuda` for a card each.
-    """
-
-    workers: int
-    threads: int
-    memory_bytes: int
-    device: str = "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """Workers that are there, or on their way.
-
-    Args:
-        scheduler: Their cluster, or the address of their scheduler.
-        security: How to talk to it.
-        tend: Replaces what is lost; says what is under way.
-    """
-
-    scheduler: Cluster | str
-    security: Security | None = None
-    tend: Callable[[], str] = lambda: ""
-
-
-class Kind(Protocol):
-    """A `cluster.kind`."""
-
-    def machine(self, config: ClusterConfig) -> Machine:
-        """What all workers have together."""
-
-    def opened(self, config: ClusterConfig, crew: Crew, folder: Path) -> AbstractContextManager[Opened]:
-        """Have workers until the context ends; `folder` is for what must lie where all of them see it."""
 
 
 @dataclass(frozen=True)
@@ -182,26 +135,6 @@ def allocation_joined(
     from pipeline.cluster.allocation import joined  # noqa: PLC0415 - needs dask-jobqueue, which few have
 
     return joined(config, threads, folder)
-
-
-@contextmanager
-def connected(opened: Opened) -> Iterator[Client]:
-    """A connection to a scheduler.
-
-    Raises:
-        InferenceError: It cannot be reached.
-    """
-    try:
-        if isinstance(opened.scheduler, str):
-            greet_here(opened.scheduler, opened.security, CONNECT_SECONDS)
-        client = Client(opened.scheduler, security=opened.security, timeout=CONNECT_SECONDS)
-    except (OSError, TimeoutError, TypeError) as error:  # TypeError: tls:// without certificates
-        raise InferenceError(
-            f"The scheduler at '{opened.scheduler}' cannot be reached ({error}). Start it, or correct cluster.address; where it "
-            "asks for TLS, cluster.security names the certificates."
-        ) from error
-    with client:
-        yield client
 
 
 @dataclass(frozen=True)

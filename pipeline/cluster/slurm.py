@@ -23,8 +23,8 @@ from dask.config import serialize
 from distributed.security import Security
 
 from pipeline.cluster.jobqueue import SLURMCluster, SLURMJob
+from pipeline.cluster.kind import Crew, Opened
 from pipeline.cluster.pages import WORKER_CLASS, SchedulerWithoutPages
-from pipeline.cluster.pool import Crew, Opened
 from pipeline.cluster.security import shared_security
 from pipeline.cluster.settings import SETTINGS, check_place, scheduler_options, worker_environment
 from pipeline.cluster.worker import ENDS

@@ -9,7 +9,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 
-from pipeline.cluster.pool import Crew, machine
+from pipeline.cluster.kind import Crew
+from pipeline.cluster.pool import machine
 from pipeline.core.machine import Machine
 from pipeline.core.plan import Plan
 from pipeline.core.stored import Stored

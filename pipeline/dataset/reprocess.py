@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 from pipeline.cluster.dashboard import dashboard_link
 from pipeline.cluster.forwarding import forwarded
-from pipeline.cluster.pool import Crew, SharedPool, machine, open_pool
+from pipeline.cluster.kind import Crew
+from pipeline.cluster.pool import SharedPool, machine, open_pool
 from pipeline.config import RunConfig
 from pipeline.core.machine import Machine
 from pipeline.core.plan import Plan

@@ -14,7 +14,8 @@ from pipeline.cluster import worker
 from pipeline.cluster.dashboard import dashboard_link
 from pipeline.cluster.dispatch import Work, dispatch
 from pipeline.cluster.forwarding import forwarded
-from pipeline.cluster.pool import Crew, Pool, SharedPool, machine, open_pool
+from pipeline.cluster.kind import Crew
+from pipeline.cluster.pool import Pool, SharedPool, machine, open_pool
 from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, Session, TileRecord
 from pipeline.core.machine import Machine

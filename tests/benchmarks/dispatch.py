@@ -20,7 +20,8 @@ from pathlib import Path
 import psutil
 
 from pipeline.cluster.dispatch import Outcome, Work, dispatch
-from pipeline.cluster.pool import Crew, Pool, open_pool
+from pipeline.cluster.kind import Crew
+from pipeline.cluster.pool import Pool, open_pool
 from pipeline.config import ClusterConfig
 from tests.cluster import work
 

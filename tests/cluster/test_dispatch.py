@@ -21,7 +21,8 @@ import pytest
 
 from pipeline.cluster.dispatch import Work, dispatch
 from pipeline.cluster.forwarding import forwarded
-from pipeline.cluster.pool import Crew, Pool, open_pool
+from pipeline.cluster.kind import Crew
+from pipeline.cluster.pool import Pool, open_pool
 from pipeline.config import ClusterConfig
 from pipeline.core.roster import MOST_AHEAD, Outcome
 from pipeline.errors import InferenceError
@@ -228,7 +229,7 @@ def somebody_elses(folder: Path) -> Iterator[tuple[str, subprocess.Popen, subpro
 
 def test_a_scheduler_that_is_gone_for_good_ends_the_run_in_words(run, tmp_path, monkeypatch):
     """Its machine may be switched off; tiles that nobody can give out any more have not failed."""
-    monkeypatch.setattr("pipeline.cluster.pool.CONNECT_SECONDS", 10)
+    monkeypatch.setattr("pipeline.cluster.kind.CONNECT_SECONDS", 10)
     with somebody_elses(tmp_path) as (address, scheduler, _):
         config = ClusterConfig(kind="address", address=address, security="none", workers=1, memory_gb=2)
         with open_pool(config, replace(CREW, workers=1), tmp_path) as pool:
@@ -306,7 +307,7 @@ def test_a_scheduler_that_is_silent_for_good_ends_the_run_in_words(run, tmp_path
     """New connections are taken too, and nothing comes of them."""
     monkeypatch.setattr("pipeline.cluster.scheduler.ANSWER_SECONDS", 1)
     monkeypatch.setattr("pipeline.cluster.scheduler.GONE_SECONDS", 10)
-    monkeypatch.setattr("pipeline.cluster.pool.CONNECT_SECONDS", 5)
+    monkeypatch.setattr("pipeline.cluster.kind.CONNECT_SECONDS", 5)
     with by_a_proxy(tmp_path, run, 60, 0.1) as (proxy, found):
         next(found)
         proxy.fall_silent(for_good=True)

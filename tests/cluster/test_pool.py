@@ -20,7 +20,8 @@ from distributed.security import Security
 
 from pipeline.cluster import pool as pools
 from pipeline.cluster.dispatch import Work, dispatch
-from pipeline.cluster.pool import Crew, machine, open_pool, starting
+from pipeline.cluster.kind import Crew
+from pipeline.cluster.pool import machine, open_pool, starting
 from pipeline.cluster.security import check_security, own_certificates, own_security, security_of, temporary_files
 from pipeline.cluster.settings import ALLOCATOR
 from pipeline.config import ClusterConfig, TlsConfig
@@ -162,14 +163,14 @@ def test_a_scheduler_that_asks_for_certificates_gets_them(tmp_path, certificates
 
 def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch):
     """The address is what people mistype."""
-    monkeypatch.setattr(pools, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr("pipeline.cluster.kind.CONNECT_SECONDS", 1)
     with pytest.raises(InferenceError, match=r"The scheduler at 'tcp://127\.0\.0\.1:9' cannot be reached"):
         machine(ClusterConfig(kind="address", address="tcp://127.0.0.1:9"))
 
 
 def test_a_scheduler_that_says_nothing_is_told(monkeypatch):
     """Something else listens there, or a proxy whose other end is gone; Dask's client would wait for ever."""
-    monkeypatch.setattr(pools, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr("pipeline.cluster.kind.CONNECT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(InferenceError, match=rf"'{address}' cannot be reached \(no answer within 1 s\)"):

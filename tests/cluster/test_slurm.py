@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pipeline.cluster import slurm
-from pipeline.cluster.pool import Crew
+from pipeline.cluster.kind import Crew
 from pipeline.cluster.security import own_certificates, security_of, shared_security, sweep_keys, temporary_files
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, InferenceError

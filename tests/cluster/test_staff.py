@@ -14,7 +14,8 @@ from distributed import Client
 from tornado.platform.asyncio import BaseAsyncIOLoop
 
 from pipeline.cluster.dispatch import Work, dispatch
-from pipeline.cluster.pool import Crew, Pool, SharedPool, open_pool
+from pipeline.cluster.kind import Crew
+from pipeline.cluster.pool import Pool, SharedPool, open_pool
 from pipeline.cluster.scheduler import Attendance
 from pipeline.cluster.staff import Common
 from pipeline.config import ClusterConfig

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.pool import Crew, Pool, open_pool
+from pipeline.cluster.kind import Crew
+from pipeline.cluster.pool import Pool, open_pool
 from pipeline.config import ClusterConfig
 from tests.dataset.dataset_cases import shared_with
 from tests.e2e.commands import Command

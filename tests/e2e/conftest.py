@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.pool import Crew, Pool, open_pool
+from pipeline.cluster.kind import Crew
+from pipeline.cluster.pool import Pool, open_pool
 from pipeline.cluster.worker import let_go
 from pipeline.config import ClusterConfig
 from pipeline.inference import session

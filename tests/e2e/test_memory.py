@@ -5,7 +5,8 @@ from contextlib import contextmanager
 import pytest
 
 from pipeline import stages
-from pipeline.cluster.pool import Crew, open_pool
+from pipeline.cluster.kind import Crew
+from pipeline.cluster.pool import open_pool
 from pipeline.config import ClusterConfig
 from pipeline.core.cost import PROCESS_BYTES
 from pipeline.core.ledger import TileRecord

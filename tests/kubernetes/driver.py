@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from pipeline.cluster import manifest
-from pipeline.cluster.pool import Crew, open_pool
+from pipeline.cluster.kind import Crew
+from pipeline.cluster.pool import open_pool
 from pipeline.config import ClusterConfig
 
 if __name__ == "__main__":

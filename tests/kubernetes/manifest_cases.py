@@ -16,8 +16,8 @@ import jsonschema
 import kubernetes_validate
 from ruamel.yaml import YAML
 
+from pipeline.cluster.kind import Crew
 from pipeline.cluster.manifest import Json, dask_cluster
-from pipeline.cluster.pool import Crew
 from pipeline.config import RunConfig, read_config
 
 ROOT = Path(__file__).resolve().parents[2]

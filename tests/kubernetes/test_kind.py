@@ -18,7 +18,8 @@ from pipeline import stages
 from pipeline.cluster import kubernetes as kind
 from pipeline.cluster import manifest
 from pipeline.cluster.dispatch import Work, dispatch
-from pipeline.cluster.pool import Crew, open_pool
+from pipeline.cluster.kind import Crew
+from pipeline.cluster.pool import open_pool
 from pipeline.config import ClusterConfig
 from pipeline.core.network.unet import Architecture
 from pipeline.errors import ConfigError, InferenceError

@@ -19,8 +19,8 @@ from flows.cli import INTERRUPTED, UNVERIFIED
 from flows.cli import REFUSED as REFUSED_STATUS
 from flows.deployment import job_variables
 from pipeline.cluster import manifest
+from pipeline.cluster.kind import Crew
 from pipeline.cluster.manifest import Owner, cluster_name, dask_cluster, variables
-from pipeline.cluster.pool import Crew
 from pipeline.config import ClusterConfig, KubernetesConfig, RunConfig, validated
 from tests.kubernetes.manifest_cases import (
     CHART,
