@@ -130,7 +130,7 @@ def somebody_elses(*, security: Security | None = None) -> Iterator[str]:
     protocol = "tls" if security else "tcp"
     with LocalCluster(
         n_workers=2, threads_per_worker=1, host="127.0.0.1", protocol=protocol, security=security, memory_limit="2GB",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
     ) as cluster:  # fmt: skip
         yield cluster.scheduler_address
 
