@@ -3,7 +3,6 @@
 import json
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,12 +42,6 @@ def inbox(folder: Path, *, volumes: int = 1, **watch) -> DataSet:
     return make_dataset(folder, volumes=volumes, watch={"quiet_minutes": QUIET / 60, **watch})
 
 
-def upload_slowly(path: Path, seed: int, pause: float) -> None:
-    """As an uploader does: metadata first, then a chunk now and then."""
-    for _ in upload(path, seed):
-        time.sleep(pause)
-
-
 def upload(path: Path, seed: int) -> Iterator[None]:
     """The metadata, then a chunk at a time; pauses wherever it yields."""
     array = zarr.create_array(str(path), shape=SHAPE, chunks=(8, 24, 24), dtype="uint8")
@@ -56,6 +49,21 @@ def upload(path: Path, seed: int) -> Iterator[None]:
     for start in range(0, SHAPE[0], 8):
         yield
         array[start : start + 8] = volume[start : start + 8]
+
+
+def upload_until(ended: threading.Event, path: Path, seed: int) -> None:
+    """One whose last chunk is under way until then: the part of it that is there grows all the time."""
+    for _ in upload(path, seed):
+        pass
+    last = max(path.glob("c/*/*/*"))
+    whole = last.read_bytes()
+    last.rename(part := last.with_suffix(".part"))
+    with part.open("ab") as file:
+        while not ended.wait(0.01):
+            file.write(b"0")
+            file.flush()
+    part.unlink()
+    last.write_bytes(whole)
 
 
 def test_a_volume_is_taken_when_two_looks_saw_the_same_files(tmp_path, pooled):
@@ -189,23 +197,31 @@ def test_a_summary_that_is_written_in_the_middle_of_another_spoils_neither(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_watchers_at_once_on_growing_volumes_do_each_once_and_none_early(tmp_path, started):
     """Two machines' cron jobs, and uploads that go on meanwhile."""
-    dataset = inbox(tmp_path, volumes=0)
+    dataset = inbox(tmp_path, volumes=0, quiet_minutes=5 / 60)
     names = [f"v{number:02}" for number in range(3)]
-    uploads = [
-        threading.Thread(target=upload_slowly, args=(dataset.volume(name), number, 0.5 + 0.3 * (number % 2)))
-        for number, name in enumerate(names)
-    ]
-    for number, upload in enumerate(uploads):
-        threading.Timer(3.0 * number, upload.start).start()
-    deadline = time.monotonic() + 200
-    while len(list(dataset.output.glob("*/current"))) < len(names):
-        assert time.monotonic() < deadline
-        pair = [started("watch", dataset.yaml, "--no-prefect") for _ in range(2)]
-        assert [command.wait() for command in pair] == [0, 0], [command.error for command in pair]
-    for number, name in enumerate(names):
-        uploads[number].join()
+    ends = [threading.Event() for _ in names]
+    pairs = [(end, dataset.volume(name), number) for number, (end, name) in enumerate(zip(ends, names, strict=True))]
+    uploads = [threading.Thread(target=upload_until, args=pair) for pair in pairs]
+    for thread in uploads:
+        thread.start()
+    try:
+        for number in range(12):  # three times while all or some still grow, twice for the last; each takes seconds
+            pair = [started("watch", dataset.yaml, "--no-prefect") for _ in range(2)]
+            assert [command.wait() for command in pair] == [0, 0], [command.error for command in pair]
+            growing = [name for name, end in zip(names, ends, strict=True) if not end.is_set()]
+            assert not [name for name in growing if (dataset.output / name / "current").exists()]
+            if number < len(names):
+                ends[number].set()
+                uploads[number].join()
+            if len(list(dataset.output.glob("*/current"))) == len(names):
+                break
+    finally:
+        for end in ends:
+            end.set()
+    for name in names:
         expected = dataset.expected(name, seed=1)
         assert np.abs(dataset.array(name) - expected).max() <= 1e-5 * np.ptp(expected)  # of all its chunks
         assert len(list((dataset.output / name / "versions").iterdir())) == 1
