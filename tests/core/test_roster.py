@@ -351,3 +351,12 @@ def test_where_there_are_many_workers_a_few_suspects_keep_no_tile_from_being_beg
     found = list(roster.assign(1.0))
     assert sum(attempt.alone for attempt in found) == 3
     assert sorted(attempt.index for attempt in found if not attempt.alone) == [*range(14, 21), 28]
+
+
+def test_whoever_is_given_a_tile_later_has_a_higher_serial():
+    """A worker takes what it has in this order; the tile that it is said to be at would else be another."""
+    roster = Roster(range(6), retries=0)
+    ready(roster, "a", "b")
+    first = list(roster.assign(0.0))
+    roster.land(first[0], 1.0)
+    assert [attempt.serial for attempt in [*first, *roster.assign(1.0)]] == [1, 2, 3, 4, 5]

@@ -42,7 +42,7 @@ def inbox(folder: Path, *, volumes: int = 1, **watch) -> DataSet:
     return make_dataset(folder, volumes=volumes, watch={"quiet_minutes": QUIET / 60, **watch})
 
 
-def upload(path: Path, seed: int) -> Iterator[None]:
+def uploaded(path: Path, seed: int) -> Iterator[None]:
     """The metadata, then a chunk at a time; pauses wherever it yields."""
     array = zarr.create_array(str(path), shape=SHAPE, chunks=(8, 24, 24), dtype="uint8")
     volume = random_volume(SHAPE, seed=seed)
@@ -53,7 +53,7 @@ def upload(path: Path, seed: int) -> Iterator[None]:
 
 def upload_until(ended: threading.Event, path: Path, seed: int) -> None:
     """One whose last chunk is under way until then: the part of it that is there grows all the time."""
-    for _ in upload(path, seed):
+    for _ in uploaded(path, seed):
         pass
     last = max(path.glob("c/*/*/*"))
     whole = last.read_bytes()
@@ -126,7 +126,7 @@ def test_a_volume_that_changes_after_it_was_done_is_told_and_not_taken_for_done(
 def test_a_quiet_time_shorter_than_the_uploads_pauses_takes_it_early(tmp_path, pooled):
     """The negative control of the one below: what was taken early has other values, so it would be seen."""
     dataset = inbox(tmp_path, volumes=0)
-    chunks = upload(dataset.volume("v00"), 0)
+    chunks = uploaded(dataset.volume("v00"), 0)
     next(chunks), next(chunks)  # the metadata and the first chunk are there, and the next one takes long
     assert look(dataset) == {}
     assert look(dataset, after=QUIET) == {"v00": "done"}
@@ -205,17 +205,19 @@ def test_two_watchers_at_once_on_growing_volumes_do_each_once_and_none_early(tmp
     ends = [threading.Event() for _ in names]
     pairs = [(end, dataset.volume(name), number) for number, (end, name) in enumerate(zip(ends, names, strict=True))]
     uploads = [threading.Thread(target=upload_until, args=pair) for pair in pairs]
-    for thread in uploads:
-        thread.start()
+    for upload in uploads:
+        upload.start()
     try:
-        for number in range(12):  # three times while all or some still grow, twice for the last; each takes seconds
+        for number in range(12):  # while all grow, while two do, and twice for the last
             pair = [started("watch", dataset.yaml, "--no-prefect") for _ in range(2)]
             assert [command.wait() for command in pair] == [0, 0], [command.error for command in pair]
             growing = [name for name, end in zip(names, ends, strict=True) if not end.is_set()]
             assert not [name for name in growing if (dataset.output / name / "current").exists()]
-            if number < len(names):
-                ends[number].set()
-                uploads[number].join()
+            for end, upload in [*zip(ends, uploads, strict=True)][
+                : 1 if number == 0 else None
+            ]:  # the first, then the rest
+                end.set()
+                upload.join()
             if len(list(dataset.output.glob("*/current"))) == len(names):
                 break
     finally:
