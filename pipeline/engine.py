@@ -48,8 +48,11 @@ class Source(Protocol):
 class Predictor(Protocol):
     """Owns normalisation, network, activation and quantisation."""
 
+    def reads(self, tile: Tile) -> Iterable[Span]:
+        """Slices of the tile's window in which it takes it, each from where the one before it stops."""
+
     def predict(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, np.ndarray]]:
-        """Predicted parts of the core in z order; `slabs` show the tile's window in the turns of its schedule."""
+        """Predicted parts of the core in z order; `slabs` show the tile's window in the slices that it `reads`."""
 
 
 class Sink(Protocol):
@@ -120,8 +123,9 @@ def infer_tile(
             _add(sink, tile, *part)
 
     with whole.running(), _one_thread("read") as reader, _one_thread("write") as writer:
-        spans = read_spans(tile.schedule.needs.input, source.shape[0], read_slices)
-        slabs = _slabs(tile, _ahead(reader, read, spans, waiting))
+        turns = list(predictor.reads(tile))
+        spans = read_spans(Span(turns[0].start, turns[-1].stop), source.shape[0], read_slices)
+        slabs = _slabs(turns, _ahead(reader, read, spans, waiting))
         _behind(writer, write, predictor.predict(tile, slabs), waiting)
     return TileRecord(
         tile=tile.index,
@@ -186,10 +190,10 @@ def _behind(
 # --- reading ------------------------------------------------------------------------------------------------------------
 
 
-def _slabs(tile: Tile, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The input of each turn, (C, Z, Y, X), cut from blocks of other lengths."""
+def _slabs(spans: Iterable[Span], blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The slices of each span, (C, Z, Y, X), cut from blocks of other lengths."""
     left: list[np.ndarray] = []
-    for span in tile.schedule.inputs():
+    for span in spans:
         while sum(part.shape[1] for part in left) < span.extent:
             left.append(next(blocks))
         yield _taken(left, span.extent)

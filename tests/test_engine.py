@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from pipeline.core.box import Box, Triple
+from pipeline.core.box import Box, Span, Triple
 from pipeline.core.grid import Tile, TileGrid
 from pipeline.core.ledger import Units, parse_lines
+from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
 from pipeline.engine import infer_tile
 from pipeline.errors import InferenceError, StorageError
@@ -44,21 +45,24 @@ class FakeSource:
 
 @dataclass
 class FakePredictor:
-    """Predicts each voxel from itself alone, a turn at a time; keeps the windows that it was shown."""
+    """Predicts each voxel from itself alone, two slices at a time; keeps the windows that it was shown."""
 
     windows: list[np.ndarray] = field(default_factory=list)
 
+    def reads(self, tile: Tile) -> list[Span]:
+        first, last = tile.window.start[0], tile.window.stop[0]
+        return [Span(z, min(z + 2, last)) for z in range(first, last, 2)]
+
     def predict(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, np.ndarray]]:
-        schedule, source, seen = tile.schedule, iter(slabs), []
-        for turn in range(schedule.turns):
-            if schedule.reads(turn).extent:
-                seen.append(next(source))
-                assert seen[-1].shape[1] == schedule.reads(turn).extent
-            span = schedule.core(turn)
-            if span.extent:
-                box = Box((span.start, *tile.core.start[1:]), (span.stop, *tile.core.stop[1:]))
+        seen, done, behind = [], tile.core.start[0], tile.window.stop[0] - tile.core.stop[0]
+        for span, slab in zip(self.reads(tile), slabs, strict=True):
+            assert slab.shape[1] == span.extent
+            seen.append(slab)
+            stop = min(span.stop - behind, tile.core.stop[0])
+            if stop > done:
+                box = Box((done, *tile.core.start[1:]), (stop, *tile.core.stop[1:]))
                 yield box, 2 * np.concatenate(seen, axis=1)[(slice(None), *box.within(tile.window))]
-        assert next(source, None) is None
+                done = stop
         self.windows.append(np.concatenate(seen, axis=1))
 
 
@@ -80,7 +84,7 @@ class FakeSink:
 
 def grid(architecture: Architecture = SAME) -> TileGrid:
     """Twelve tiles over a volume that is odd in two extents."""
-    return TileGrid(architecture.graph, SHAPE, core=(8, 8, 8), halo=(8, 8, 8), slab=2)
+    return Stream.over(architecture.graph, SHAPE, (8, 8, 8), (8, 8, 8), 2).grid
 
 
 def volume(dtype: str = "uint8") -> np.ndarray:
@@ -130,13 +134,13 @@ def test_a_tile_reads_its_window_once_and_no_voxel_beyond_it(read_slices):
 
 def test_reads_are_cut_where_chunks_are():
     """A block that began inside a chunk would have it decoded twice."""
-    tall = TileGrid(SAME.graph, (64, 8, 8), core=(16, 8, 8), halo=(8, 8, 8), slab=2)
+    tall = TileGrid((64, 8, 8), core=(16, 8, 8), stride=(2, 2, 2), margin=(8, 8, 8))
     source = FakeSource(np.zeros((1, 64, 8, 8), np.uint8))
     infer(tall.tile(1), source, read_slices=12)
     assert [(box.start[0], box.stop[0]) for box in source.boxes] == [(8, 12), (12, 24), (24, 36), (36, 40)]
 
 
-TALL = TileGrid(SAME.graph, (64, 8, 8), core=(64, 8, 8), halo=(8, 8, 8), slab=2)
+TALL = TileGrid((64, 8, 8), core=(64, 8, 8), stride=(2, 2, 2), margin=(8, 8, 8))
 """One tile of 32 turns."""
 
 NEVER = 0.2
@@ -299,7 +303,7 @@ def test_a_tile_that_does_not_reach_the_bad_voxel_is_not_failed():
     """Only the tiles that read bad input fail; all others are kept."""
     array = volume("float32")
     array[0, 12, 0, 0] = np.inf
-    small = TileGrid(SAME.graph, SHAPE, core=(2, 2, 2), halo=(8, 8, 8), slab=2)
+    small = TileGrid(SHAPE, core=(2, 2, 2), stride=(2, 2, 2), margin=(8, 8, 8))
     assert infer(small.tile(0), FakeSource(array)).state == "done"
 
 

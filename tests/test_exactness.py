@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.box import Box
-from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import shown, spread
 from pipeline.core.network.receptive import least_halo
+from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
 from pipeline.unet.model import UNet, initialise
 from pipeline.unet.sweep import Arena, Sweep, kernels
@@ -92,15 +92,15 @@ def behind(architecture, front, extent):
 # --- tiles --------------------------------------------------------------------------------------------------------------
 
 
-def stitched(network, volume, grid):
+def stitched(network, volume, stream):
     """What tiles write: each reads its window, streams it through the network, and cores are put together."""
     out = np.full((network.architecture.out_channels, *volume.shape[1:]), np.nan)
     weights = kernels(network, device=torch.device("cpu"), dtype=torch.float64)
     arena = Arena()
-    for tile in grid:
+    for tile in stream.grid:
         window = torch.from_numpy(shown_by(volume, tile.window)).permute(1, 2, 3, 0)
-        sweep = Sweep(weights, tile.schedule, arena)
-        first, schedule = tile.window.start[0], tile.schedule
+        first, schedule = tile.window.start[0], stream.schedule(tile)
+        sweep = Sweep(weights, schedule, arena)
         slabs = (window[a - first : b - first] for a, b in schedule.inputs())
         for (start, stop), logits in sweep.run(slabs):
             box = Box((start, *tile.core.start[1:]), (stop, *tile.core.stop[1:]))
@@ -134,12 +134,13 @@ class Case:
     shape: tuple[int, int, int]
     strides: tuple[int, int, int]
     slab: int = 1
+    halo: tuple[int, int, int] | None = None
 
     @property
-    def grid(self):
+    def stream(self):
         core = tuple(s * n for s, n in zip(self.architecture.stride, self.strides, strict=True))
-        halo = least_halo(self.architecture.graph) if self.architecture.padding == "same" else (0, 0, 0)
-        return TileGrid(self.architecture.graph, self.shape, core, halo, self.slab * self.architecture.stride[0])
+        halo = self.halo or least_halo(self.architecture.graph)
+        return Stream.over(self.architecture.graph, self.shape, core, halo, self.slab * self.architecture.stride[0])
 
 
 def network_of(ndim, depth, padding="same", **known):
@@ -176,7 +177,7 @@ CASES = {
 def test_stitched_tiles_equal_one_pass_over_the_whole_volume(case):
     """The product. Whatever else Halotile does, it does this."""
     network, volume = random_network(case.architecture), noise(case.architecture, case.shape)
-    assert seam(stitched(network, volume, case.grid), reference(network, volume)) < EQUAL
+    assert seam(stitched(network, volume, case.stream), reference(network, volume)) < EQUAL
 
 
 @st.composite
@@ -201,7 +202,7 @@ def test_any_volume_and_any_tile_are_exact(case, seed):
     """No extent, no core and no weights are special."""
     network, volume = random_network(case.architecture, seed), noise(case.architecture, case.shape, seed)
     expected = reference(network, volume)
-    found = stitched(network, volume, case.grid)
+    found = stitched(network, volume, case.stream)
     assert np.abs(found - expected).max() <= EQUAL * max(np.ptp(expected), np.abs(expected).max())
 
 
@@ -214,17 +215,17 @@ def test_the_slab_does_not_show(name, slab):
     """It bounds memory and nothing else: how many slices a turn takes in, whole columns at once too."""
     case = CASES[name]
     network, volume = random_network(case.architecture), noise(case.architecture, case.shape)
-    found = stitched(network, volume, replace(case, slab=slab).grid)
-    assert seam(found, stitched(network, volume, case.grid)) < EQUAL
+    found = stitched(network, volume, replace(case, slab=slab).stream)
+    assert seam(found, stitched(network, volume, case.stream)) < EQUAL
 
 
 def test_more_halo_than_needed_changes_nothing():
     """A given halo may be larger than the least: no more than what is needed is read."""
     case = CASES["2D, depth 2"]
     network, volume = random_network(case.architecture), noise(case.architecture, case.shape)
-    wide = replace(case.grid, halo=(0, 32, 48))
-    assert [tile.window for tile in wide] == [tile.window for tile in case.grid]
-    assert seam(stitched(network, volume, wide), reference(network, volume)) < EQUAL
+    wide = replace(case, halo=(0, 32, 48))
+    assert [tile.window for tile in wide.stream.grid] == [tile.window for tile in case.stream.grid]
+    assert seam(stitched(network, volume, wide.stream), reference(network, volume)) < EQUAL
 
 
 # --- negative controls --------------------------------------------------------------------------------------------------
@@ -244,9 +245,11 @@ def test_a_halo_one_stride_short_leaves_a_seam(case):
     """Reach is needed, to the last stride: the receptive radius is not a rule of thumb."""
     network, volume = random_network(case.architecture), noise(case.architecture, case.shape)
     expected = reference(network, volume)
-    short = tuple(max(h - s, 0) for h, s in zip(case.grid.halo, case.architecture.stride, strict=True))
-    assert seam(stitched(network, volume, case.grid), expected) < EQUAL
-    assert seam(stitched(network, volume, replace(case.grid, halo=short)), expected) > 1e-4
+    short = tuple(
+        max(h - s, 0) for h, s in zip(least_halo(case.architecture.graph), case.architecture.stride, strict=True)
+    )
+    assert seam(stitched(network, volume, case.stream), expected) < EQUAL
+    assert seam(stitched(network, volume, replace(case, halo=short).stream), expected) > 1e-4
 
 
 @pytest.mark.parametrize("by", range(9))
@@ -314,6 +317,6 @@ def test_a_column_cut_between_pairs_is_wrong():
     case = Case(network_of(3, 1, width=4), (48, 12, 12), (8, 6, 6))
     network, volume = random_network(case.architecture), noise(case.architecture, case.shape)
     expected = reference(network, volume)
-    late = stitched(network, volume[:, 1:], replace(case, shape=(47, 12, 12)).grid)
+    late = stitched(network, volume[:, 1:], replace(case, shape=(47, 12, 12)).stream)
     middle = (slice(None), slice(16, 32))
     assert seam(late[middle], expected[:, 1:][middle]) > 1e-2

@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.cluster.pool import machine
 from pipeline.core.cost import multiply_adds, turn_multiply_adds
-from pipeline.core.grid import TileGrid
 from pipeline.core.machine import Machine
 from pipeline.core.network.receptive import least_halo
+from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
 from pipeline.core.tiling import MEMORY_SHARE
 from pipeline.errors import ConfigError, PlanError
@@ -178,7 +178,7 @@ def test_the_expected_time_is_near_the_time_that_it_takes(tmp_path, shape):
     predictor = measure.UNetPredictor(measure.load_checkpoint(plan.model.checkpoint), plan)
     started = time.perf_counter()
     for tile in plan.grid:
-        for _ in predictor.predict(tile, measure.zeros(tile.schedule)):
+        for _ in predictor.predict(tile, predictor.zeros(tile)):
             pass
     seconds = time.perf_counter() - started
     assert seconds / 10 < found.compute_seconds < seconds * 10
@@ -197,8 +197,8 @@ def test_more_workers_take_less_time_and_never_less_than_their_share(tmp_path, m
 
 def test_a_turns_arithmetic_is_the_tiles_over_its_turns():
     """A long column is its steady turn, over and over."""
-    grid = TileGrid(SOLID.graph, (4000, 16, 16), (4000, 16, 16), least_halo(SOLID.graph), 8)
-    schedule = grid.tile(0).schedule
+    stream = Stream.over(SOLID.graph, (4000, 16, 16), (4000, 16, 16), least_halo(SOLID.graph), 8)
+    schedule = stream.schedule(stream.grid.tile(0))
     assert turn_multiply_adds(schedule) * 500 == multiply_adds(schedule)
 
 

@@ -19,6 +19,7 @@ from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import Needs
 from pipeline.core.network.receptive import lost_margin, whole_window
 from pipeline.core.network.schedule import Schedule
+from pipeline.core.network.stream import Stream
 
 PROCESS_BYTES = 900 * 2**20
 """Resident memory of an idle worker that has imported torch, dask and zarr and loaded a small network, generously."""
@@ -51,14 +52,15 @@ def turn_multiply_adds(schedule: Schedule) -> int:
 def one_pass_multiply_adds(graph: Graph, volume: Triple) -> int:
     """Of one forward pass over the whole volume, extended as the promise defines it."""
     core = per_axis(lambda n, m: n - 2 * m, whole_window(graph, volume), lost_margin(graph))
-    return multiply_adds(TileGrid(graph, core, core, (0, 0, 0), core[0]).tile(0).schedule)
+    whole = Stream.over(graph, core, core, (0, 0, 0), core[0])
+    return multiply_adds(whole.schedule(whole.grid.tile(0)))
 
 
-def total_multiply_adds(grid: TileGrid) -> int:
+def total_multiply_adds(stream: Stream) -> int:
     """Multiply-adds of all tiles."""
-    sums = [layer_sums(grid, axis) for axis in range(3)]
+    sums = [layer_sums(stream, axis) for axis in range(3)]
     return sum(
-        each * int(z) * int(y) * int(x) for each, z, y, x in zip(layer_multiply_adds(grid.graph), *sums, strict=True)
+        each * int(z) * int(y) * int(x) for each, z, y, x in zip(layer_multiply_adds(stream.graph), *sums, strict=True)
     )
 
 
@@ -67,11 +69,11 @@ def layer_multiply_adds(graph: Graph) -> list[int]:
     return [node.operation.multiply_adds(graph.in_channels(node), node.channels) for node in graph.layers]
 
 
-def layer_sums(grid: TileGrid, axis: int) -> np.ndarray:
+def layer_sums(stream: Stream, axis: int) -> np.ndarray:
     """By layer, the voxels that it computes along an axis, over all tiles in a row."""
-    layers = grid.graph.layers
+    layers = stream.graph.layers
     total = np.zeros(len(layers), dtype=np.int64)
-    for needs, times in grid.kinds(axis):
+    for needs, times in stream.kinds(axis):
         total += times * np.array([needs.computes(node) for node in layers])
     return total
 
@@ -100,20 +102,20 @@ def total_voxels_decoded(grid: TileGrid, chunks: Triple, slices: int) -> int:
     plane = prod(axis_voxels_decoded(grid, axis, chunks[axis]) for axis in (1, 2))
     return plane * sum(
         times * _decoded(grid, 0, chunks[0], part)
-        for needs, times in grid.kinds(0, lcm(chunks[0], slices))
-        for part in read_spans(needs.input, grid.volume[0], slices)
+        for _, window, times in grid.kinds(0, lcm(chunks[0], slices))
+        for part in read_spans(window, grid.volume[0], slices)
     )
 
 
 def axis_voxels_read(grid: TileGrid, axis: int) -> int:
     """Voxels along an axis that all tiles in a row ask for; what is mirrored is not read."""
-    spans = ((_inside(needs.input, grid.volume[axis]), times) for needs, times in grid.kinds(axis))
+    spans = ((_inside(window, grid.volume[axis]), times) for _, window, times in grid.kinds(axis))
     return sum(times * (stop - first) for (first, stop), times in spans)
 
 
 def axis_voxels_decoded(grid: TileGrid, axis: int, chunk: int) -> int:
     """The same, rounded out to whole chunks."""
-    return sum(times * _decoded(grid, axis, chunk, needs.input) for needs, times in grid.kinds(axis, chunk))
+    return sum(times * _decoded(grid, axis, chunk, window) for _, window, times in grid.kinds(axis, chunk))
 
 
 def _decoded(grid: TileGrid, axis: int, chunk: int, span: Span) -> int:
@@ -125,17 +127,17 @@ def rounded_out(first: int, stop: int, chunk: int, extent: int) -> int:
     return min(round_up(stop, chunk), extent) - first // chunk * chunk
 
 
-def read_slices(grid: TileGrid, chunk: int, value_bytes: int) -> int:
+def read_slices(stream: Stream, chunk: int, value_bytes: int) -> int:
     """Slices that a tile reads at once: whole chunks along z where these are not too many bytes.
 
     Args:
-        grid: The tiles.
+        stream: The network and its tiles.
         chunk: Slices of an input chunk.
         value_bytes: Of a stored input value.
     """
-    slice_bytes = grid.graph.input.channels * widest_plane(grid) * value_bytes
-    most = max(READ_BLOCK_BYTES // slice_bytes, grid.slab)
-    return min(round_up(grid.slab, chunk), most, max(grid.volume[0], 1))
+    slice_bytes = stream.graph.input.channels * widest_plane(stream.grid) * value_bytes
+    most = max(READ_BLOCK_BYTES // slice_bytes, stream.slab)
+    return min(round_up(stream.slab, chunk), most, max(stream.grid.volume[0], 1))
 
 
 def widest_plane(grid: TileGrid) -> int:
@@ -145,7 +147,7 @@ def widest_plane(grid: TileGrid) -> int:
 
 def widest_input(grid: TileGrid, axis: int) -> int:
     """Voxels that the widest window has along an axis."""
-    return max(needs.input.extent for needs, _ in grid.kinds(axis))
+    return max(kind.window.extent for kind in grid.kinds(axis))
 
 
 def read_spans(whole: Span, extent: int, slices: int) -> Iterator[Span]:
@@ -163,15 +165,15 @@ def _inside(span: Span, extent: int) -> tuple[int, int]:
 # --- memory -------------------------------------------------------------------------------------------------------------
 
 
-def sweep_values(grid: TileGrid) -> int:
+def sweep_values(stream: Stream) -> int:
     """An upper bound of the values that the network holds at once, library scratch included.
 
     Buffers and skips are there all the time; while a layer runs, so is what it writes, and a convolution library may
     hold what is read and written once more in a layout of its own.
     """
-    extents = [held_extents(grid, axis) for axis in range(3)]
+    extents = [held_extents(stream, axis) for axis in range(3)]
     held, passing = (z * y * x for z, y, x in zip(*extents, strict=True))
-    channels, written = held_channels(grid.graph)
+    channels, written = held_channels(stream.graph)
     return int((held * channels).sum() + 2 * (passing * written).max())
 
 
@@ -183,43 +185,44 @@ def held_channels(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
     return np.array(buffers + skips), np.array(written)
 
 
-def held_extents(grid: TileGrid, axis: int) -> tuple[np.ndarray, np.ndarray]:
+def held_extents(stream: Stream, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Extents along an axis, of the widest tile: of buffers and skips, and of what each layer writes in a turn."""
-    found = [_held(grid, needs) for needs, _ in grid.kinds(axis)]
+    found = [_held(stream, needs) for needs, _ in stream.kinds(axis)]
     held, written = (np.max(np.array(values), axis=0) for values in zip(*found, strict=True))
     return held, written
 
 
-def _held(grid: TileGrid, needs: Needs) -> tuple[list[int], list[int]]:
-    graph = grid.graph
+def _held(stream: Stream, needs: Needs) -> tuple[list[int], list[int]]:
+    graph = stream.graph
     frames = [needs.frame(node).extent for node in graph.windows]
     wide = [needs.writes[node.name].extent for node in graph.waiting]
     written = [needs.computes(node) for node in graph.layers]
     if needs.axis > 0:
         return frames + wide, written
-    schedule = Schedule(graph, (needs, needs, needs), grid.slab)
+    schedule = Schedule(graph, (needs, needs, needs), stream.slab)
     slices = [schedule.held(node) + schedule.slices(node) for node in graph.windows]
     waiting = [schedule.waiting(node) + schedule.slices(node) for node in graph.waiting]
     held = [*map(min, slices, frames), *map(min, waiting, wide)]
     return held, [min(schedule.slices(node), n) for node, n in zip(graph.layers, written, strict=True)]
 
 
-def tile_bytes(grid: TileGrid, in_bytes: int, out_bytes: int, in_chunk: int, unit_slices: int) -> int:
+def tile_bytes(stream: Stream, in_bytes: int, out_bytes: int, in_chunk: int, unit_slices: int) -> int:
     """Memory around the network: blocks of input read ahead, a slab on its way in and out, write units under way.
 
     Args:
-        grid: The tiles.
+        stream: The network and its tiles.
         in_bytes: Of a stored input value.
         out_bytes: Of an output value.
         in_chunk: Slices of an input chunk.
         unit_slices: Slices of a write unit.
     """
-    plane_in, in_channels, out_channels = widest_plane(grid), grid.graph.input.channels, grid.graph.output.channels
+    grid, in_channels, out_channels = stream.grid, stream.graph.input.channels, stream.graph.output.channels
+    plane_in = widest_plane(grid)
     plane_out = prod(min(c, n) for c, n in zip(grid.core[1:], grid.volume[1:], strict=True))
-    mirrored = max(max(-n.input.start, 0) + max(n.input.stop - grid.volume[0], 0) for n, _ in grid.kinds(0))
-    slices = read_slices(grid, in_chunk, in_bytes) + mirrored
+    mirrored = max(max(-w.start, 0) + max(w.stop - grid.volume[0], 0) for _, w, _ in grid.kinds(0))
+    slices = read_slices(stream, in_chunk, in_bytes) + mirrored
     block = slices * in_channels * plane_in * in_bytes
-    slab = min(grid.slab, grid.volume[0])
+    slab = min(stream.slab, grid.volume[0])
     passing = slab * (plane_in * in_channels * 24 + plane_out * out_channels * 20)
     units = (min(unit_slices, grid.volume[0]) + slab) * plane_out * out_channels * out_bytes
     return 4 * block + passing + 3 * units

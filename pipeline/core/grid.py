@@ -16,7 +16,8 @@ edges   same padding: the volume is mirrored at its far end to a multiple of the
         each layer pads itself, exactly as in the whole pass. Unpadded: what lies outside shows the mirrored volume;
 local   the network looks at nothing else (refused when the model is loaded).
 
-Tiles are never listed: one is computed from its index, so ten and ten billion cost the same.
+Tiles are never listed: one is computed from its index, so ten and ten billion cost the same. All this is geometry: which
+stride and margin a network has, and how it passes over a tile, is known to `pipeline.core.network`.
 """
 
 from __future__ import annotations
@@ -24,14 +25,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import lcm, prod
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from pipeline.core.box import Box, Span, Triple, per_axis, round_up, triple
-from pipeline.core.network.graph import Graph
-from pipeline.core.network.need import Needs, needs
-from pipeline.core.network.receptive import receptive_radius
-from pipeline.core.network.schedule import Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,40 +39,51 @@ class Tile:
     Args:
         index: Linear index in the grid, z slowest.
         core: Voxels that this tile alone owns and writes.
-        schedule: How the network streams over it, slab by slab along z.
+        window: Voxels that it reads, global coordinates; may lie beyond the volume.
     """
 
     index: int
     core: Box
-    schedule: Schedule
-
-    @property
-    def window(self) -> Box:
-        """Voxels that it reads, global coordinates; may lie beyond the volume."""
-        return Box.of_spans(axis.input for axis in self.schedule.axes)
+    window: Box
 
     def __str__(self) -> str:
         return f"tile {self.index} (core {self.core})"
 
 
-@dataclass(frozen=True, slots=True)
-class TileGrid:
-    """Tiles over a volume, for one network.
+class Alike(NamedTuple):
+    """Cores in a row that differ in their place alone.
 
     Args:
-        graph: The network; it gives stride, padding and margins.
-        volume: Extent along z, y, x.
-        core: Extent of a whole tile's core; a multiple of the stride.
-        halo: Context a side; a multiple of the stride, at least the receptive radius, of which no more than needed is
-            read. Unused where unpadded.
-        slab: Slices that the network takes in at once as it streams along z; a multiple of the stride.
+        core: Of the first of them.
+        window: What it reads.
+        times: How many they are.
     """
 
-    graph: Graph
+    core: Span
+    window: Span
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class TileGrid:
+    """Tiles over a volume.
+
+    Args:
+        volume: Extent along z, y, x.
+        core: Extent of a whole tile's core; a multiple of the stride.
+        stride: Where cores begin.
+        margin: Voxels a side that a block on the stride needs around it.
+        padding: Where padding is `same`, windows end where the volume does, extended to a multiple of the stride. Where it
+            is `valid`, they go beyond, and an extent of theirs is `rest` modulo the stride.
+        rest: See there; (0, 0, 0) where padding is `same`.
+    """
+
     volume: Triple
     core: Triple
-    halo: Triple
-    slab: int
+    stride: Triple
+    margin: Triple
+    padding: Literal["same", "valid"] = "same"
+    rest: Triple = (0, 0, 0)
 
     @property
     def counts(self) -> Triple:
@@ -98,8 +107,8 @@ class TileGrid:
         place = triple(np.unravel_index(index, self.counts))
         start = per_axis(lambda p, c: int(p) * c, place, self.core)
         core = Box.of_shape(self.core).moved(start).clipped(Box.of_shape(self.volume))
-        axes = triple(self.needs(axis, *span) for axis, span in enumerate(zip(core.start, core.stop, strict=True)))
-        return Tile(index, core, Schedule(self.graph, axes, self.slab))
+        spans = per_axis(self.window, (0, 1, 2), core.start, core.stop)
+        return Tile(index, core, Box.of_spans(spans))
 
     def widest(self) -> Tile:
         """A tile with the largest window."""
@@ -108,19 +117,17 @@ class TileGrid:
 
     def _widest(self, axis: int) -> int:
         """First voxel of a core with the largest window along an axis."""
-        kinds = (needs for needs, _ in self.kinds(axis))
-        return max(kinds, key=lambda needs: needs.input.extent).core.start
+        return max(self.kinds(axis), key=lambda kind: kind.window.extent).core.start
 
-    def kinds(self, axis: int, period: int = 1) -> Iterator[tuple[Needs, int]]:
-        """Needs of the cores along an axis, and the number of their like: away from the ends all are alike.
+    def kinds(self, axis: int, period: int = 1) -> Iterator[Alike]:
+        """The cores along an axis: away from the ends all are alike.
 
         Args:
             axis: 0, 1, 2 for z, y, x.
             period: Voxels after which a lattice repeats, such as that of chunks, where cores on it differ.
         """
         core, extent, count = self.core[axis], self.volume[axis], self.counts[axis]
-        margin = max(self.halo[axis], receptive_radius(self.graph)[axis]) + self.graph.stride[axis]
-        near = -(-margin // core) + 1
+        near = -(-(self.margin[axis] + self.stride[axis]) // core) + 1
         middle, alike = count - 2 * near, lcm(core, period) // core
         if middle > alike:
             between = ((near + i, -(-(middle - i) // alike)) for i in range(alike))
@@ -128,13 +135,14 @@ class TileGrid:
         else:
             kinds = [(i, 1) for i in range(count)]
         for index, times in kinds:
-            yield self.needs(axis, index * core, min((index + 1) * core, extent)), times
+            span = Span(index * core, min((index + 1) * core, extent))
+            yield Alike(span, self.window(axis, *span), times)
 
-    def needs(self, axis: int, start: int, stop: int) -> Needs:
-        """What a core from `start`, on the stride lattice, to `stop` needs along one axis."""
-        stride, halo = self.graph.stride[axis], self.halo[axis]
-        if not self.graph.is_padded:
-            return needs(self.graph, axis, Span(start, stop), None)
+    def window(self, axis: int, start: int, stop: int) -> Span:
+        """What a core from `start`, on the stride, to `stop` reads along an axis."""
+        stride, margin, rest = self.stride[axis], self.margin[axis], self.rest[axis]
+        first = start - margin
+        if self.padding == "valid":
+            return Span(first, first + round_up(stop + margin - first - rest, stride) + rest)
         whole = Span(0, round_up(self.volume[axis], stride))
-        ends = Span(start - halo, round_up(stop, stride) + halo).clipped(whole)
-        return needs(self.graph, axis, Span(start, stop), ends)
+        return Span(first, round_up(stop, stride) + margin).clipped(whole)

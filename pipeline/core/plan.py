@@ -14,6 +14,7 @@ from pipeline.core.appearance import Appearance
 from pipeline.core.box import Triple
 from pipeline.core.cost import read_slices
 from pipeline.core.grid import TileGrid
+from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.stored import Stored
@@ -138,7 +139,12 @@ class Plan:
 
     @property
     def grid(self) -> TileGrid:
-        return TileGrid(self.model.architecture.graph, self.source.shape, self.core, self.halo, self.slab)
+        return self.stream.grid
+
+    @property
+    def stream(self) -> Stream:
+        """The network over the tiles."""
+        return Stream.over(self.model.architecture.graph, self.source.shape, self.core, self.halo, self.slab)
 
     @property
     def amplification(self) -> float:
@@ -158,7 +164,7 @@ class Plan:
     @property
     def read_slices(self) -> int:
         """Slices that a tile reads at once."""
-        return read_slices(self.grid, self.source.chunks[0], np.dtype(self.source.dtype).itemsize)
+        return read_slices(self.stream, self.source.chunks[0], np.dtype(self.source.dtype).itemsize)
 
     def identity(self) -> dict[str, object]:
         """All that determines the output's bytes, by the names that a user knows; no paths, no workers."""

@@ -235,7 +235,7 @@ def touched(grid: TileGrid, boxes: Iterator[Box]) -> np.ndarray:
 def _windows(grid: TileGrid, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """First and last voxel that the tiles read along an axis."""
     core, extent = grid.core[axis], grid.volume[axis]
-    spans = [grid.needs(axis, start, min(start + core, extent)).input for start in range(0, extent, core)]
+    spans = [grid.window(axis, start, min(start + core, extent)) for start in range(0, extent, core)]
     inside = [shown(_along(axis, span.start, span.stop), _alone(axis, extent))[0] for span in spans]
     return np.array([box.start[axis] for box in inside]), np.array([box.stop[axis] for box in inside])
 

@@ -7,7 +7,7 @@ an axis; the search takes milliseconds and does not grow with the volume.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import isqrt, lcm, log, prod
 
@@ -31,6 +31,7 @@ from pipeline.core.cost import (
 )
 from pipeline.core.grid import TileGrid
 from pipeline.core.network.receptive import least_halo, receptive_radius
+from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
 from pipeline.errors import PlanError
 
@@ -122,18 +123,24 @@ class Tiling:
     """Tiles as chosen.
 
     Args:
-        grid: The tiles.
+        stream: The network and its tiles.
+        halo: Context a side, voxels.
         chunks: Of the output, voxels.
         shards: Of the output, voxels; None for none.
         worker_bytes: Upper bound of a worker's resident memory.
         price: Predicted time with the workers of the request / that of one pass by as many, idle ones included.
     """
 
-    grid: TileGrid
+    stream: Stream
+    halo: Triple
     chunks: Triple
     shards: Triple | None
     worker_bytes: int
     price: float
+
+    @property
+    def grid(self) -> TileGrid:
+        return self.stream.grid
 
 
 @lru_cache(maxsize=32)  # the volumes of a dataset are often of one shape
@@ -148,18 +155,20 @@ def choose_tiling(request: TileRequest) -> Tiling:
         raise PlanError("\n".join(["The tiles asked for cannot be exact:", *(f"  {p}" for p in problems)]))
     halo = _halo(request)
     cores = [request.core] if request.core else _cores(request, halo)
-    grid = _first_that_fits(request, cores, halo)
-    shards = _shards(request, grid.core)
-    price = _Prices(request, halo, [[c] for c in grid.core]).all()[0]
-    return Tiling(grid, _chunks(request, shards or grid.core), shards, worker_bytes(request, grid), float(price))
+    found = _first_that_fits(request, cores, halo)
+    core = found.grid.core
+    shards = _shards(request, core)
+    price = _Prices(request, halo, [[c] for c in core]).all()[0]
+    chunks = _chunks(request, shards or core)
+    return Tiling(found, halo, chunks, shards, worker_bytes(request, found), float(price))
 
 
-def worker_bytes(request: TileRequest, grid: TileGrid) -> int:
+def worker_bytes(request: TileRequest, stream: Stream) -> int:
     """Upper bound of a worker's resident memory, bytes."""
-    shards = _shards(request, grid.core)
-    unit = (shards or _chunks(request, grid.core))[0]
-    around = tile_bytes(grid, request.in_bytes, request.out_bytes, request.in_chunks[0], unit)
-    network = sweep_values(grid) * request.value_bytes if request.device_memory_bytes is None else 0
+    shards = _shards(request, stream.grid.core)
+    unit = (shards or _chunks(request, stream.grid.core))[0]
+    around = tile_bytes(stream, request.in_bytes, request.out_bytes, request.in_chunks[0], unit)
+    network = sweep_values(stream) * request.value_bytes if request.device_memory_bytes is None else 0
     return _standing_bytes(request) + network + around
 
 
@@ -273,19 +282,20 @@ class _Prices:
     def __init__(self, request: TileRequest, halo: Triple, axes: list[list[int]]) -> None:
         self._request, self._axes = request, axes
         stride = request.architecture.stride[0]
-        self._grids = [[self._grid(axis, n, halo, request.slab or stride) for n in axes[axis]] for axis in range(3)]
+        self._slab = request.slab or stride
+        self._streams = [[self._stream(axis, n, halo) for n in axes[axis]] for axis in range(3)]
 
-    def _grid(self, axis: int, extent: int, halo: Triple, slab: int) -> TileGrid:
+    def _stream(self, axis: int, extent: int, halo: Triple) -> Stream:
         core = triple(extent if a == axis else s for a, s in enumerate(self._request.architecture.stride))
-        return TileGrid(self._request.architecture.graph, self._request.volume, core, halo, slab)
+        return Stream.over(self._request.architecture.graph, self._request.volume, core, halo, self._slab)
 
     def core(self, number: int) -> Triple:
         place = np.unravel_index(number, [len(axis) for axis in self._axes])
         return triple(axis[int(i)] for axis, i in zip(self._axes, place, strict=True))
 
-    def _table(self, count: Callable[[TileGrid, int], float | np.ndarray]) -> list[NDArray[np.float64]]:
-        """By axis, `count(grid, axis)` of each candidate."""
-        return [np.array([count(grid, axis) for grid in self._grids[axis]], float) for axis in range(3)]
+    def _table(self, count: Callable[[Stream, int], float | np.ndarray]) -> list[NDArray[np.float64]]:
+        """By axis, `count(stream, axis)` of each candidate."""
+        return [np.array([count(one, axis) for one in self._streams[axis]], float) for axis in range(3)]
 
     def all(self) -> NDArray[np.float64]:
         """Predicted times, one pass by all workers as the unit: arithmetic, some reading, workers that wait at the end."""
@@ -293,8 +303,8 @@ class _Prices:
         one_pass = float(one_pass_multiply_adds(request.architecture.graph, request.volume))
         each = np.array(layer_multiply_adds(request.architecture.graph), float)
         arithmetic: NDArray[np.float64] = np.einsum("zl,yl,xl,l->zyx", *self._table(layer_sums), each).ravel()
-        decoded = _outer(self._table(lambda grid, axis: axis_voxels_decoded(grid, axis, request.in_chunks[axis])))
-        tiles = _outer(self._table(lambda grid, axis: grid.counts[axis]))
+        decoded = _outer(self._table(lambda one, axis: axis_voxels_decoded(one.grid, axis, request.in_chunks[axis])))
+        tiles = _outer(self._table(lambda one, axis: one.grid.counts[axis]))
         untidy = _outer([np.array([1.03 if n % 32 and n > 32 else 1.0 for n in axis]) for axis in self._axes])
         idle = np.ceil(tiles / request.workers) * request.workers / tiles
         size = arithmetic / tiles
@@ -308,7 +318,7 @@ class _Prices:
     def network_bytes(self) -> NDArray[np.float64]:
         """Of what the network holds, with the least slab: `cost.sweep_values` of all combinations."""
         channels, written = held_channels(self._request.architecture.graph)
-        extents = [[held_extents(grid, axis) for grid in self._grids[axis]] for axis in range(3)]
+        extents = [[held_extents(one, axis) for one in self._streams[axis]] for axis in range(3)]
         held, passing = ([np.array([pair[n] for pair in row], float) for row in extents] for n in (0, 1))
         most = np.zeros([len(axis) for axis in self._axes])
         for layer, values in enumerate(written):
@@ -322,10 +332,10 @@ class _Prices:
         request = self._request
         ones = np.ones(len(self._axes[0]))
         read, kept = (
-            _outer([ones, *(np.array([count(grid, axis) for grid in self._grids[axis]]) for axis in (1, 2))])
+            _outer([ones, *(np.array([count(one.grid, axis) for one in self._streams[axis]]) for axis in (1, 2))])
             for count in (widest_input, lambda grid, axis: min(grid.core[axis], grid.volume[axis]))
         )
-        slab = self._grids[0][0].slab
+        slab = self._slab
         slice_bytes = read * request.architecture.in_channels * request.in_bytes
         blocks = np.minimum(round_up(slab, request.in_chunks[0]) * slice_bytes, READ_BLOCK_BYTES)
         here = network if request.device_memory_bytes is None else 0.0
@@ -337,26 +347,25 @@ def _outer(axes: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     return found.ravel()
 
 
-def _first_that_fits(request: TileRequest, cores: list[Triple], halo: Triple) -> TileGrid:
+def _first_that_fits(request: TileRequest, cores: list[Triple], halo: Triple) -> Stream:
     """The first core that fits the memory, with the largest slab that does.
 
     Raises:
         PlanError: None does.
     """
     for core in cores:
-        grid = TileGrid(request.architecture.graph, request.volume, core, halo, request.architecture.stride[0])
         for slab in [request.slab] if request.slab else _slabs(request, core):
-            grid = replace(grid, slab=slab)
-            needed = worker_bytes(request, grid)
-            if needed <= request.usable_bytes and _fits_device(request, grid):
-                return grid
-    raise PlanError(_too_large(request, grid, needed))
+            found = Stream.over(request.architecture.graph, request.volume, core, halo, slab)
+            needed = worker_bytes(request, found)
+            if needed <= request.usable_bytes and _fits_device(request, found):
+                return found
+    raise PlanError(_too_large(request, found, needed))
 
 
-def _fits_device(request: TileRequest, grid: TileGrid) -> bool:
+def _fits_device(request: TileRequest, stream: Stream) -> bool:
     """Whether a GPU holds the network's values; the rest of its memory is for what its libraries need."""
     free = request.device_memory_bytes
-    return free is None or sweep_values(grid) * request.value_bytes <= free * DEVICE_MEMORY_SHARE
+    return free is None or sweep_values(stream) * request.value_bytes <= free * DEVICE_MEMORY_SHARE
 
 
 def _slabs(request: TileRequest, core: Triple) -> list[int]:
@@ -368,14 +377,14 @@ def _slabs(request: TileRequest, core: Triple) -> list[int]:
     return sorted({max(round_up(most >> n, stride), stride) for n in range(8)}, reverse=True)
 
 
-def _too_large(request: TileRequest, grid: TileGrid, needed: int) -> str:
+def _too_large(request: TileRequest, stream: Stream, needed: int) -> str:
     a = request.architecture
     tile = (
-        f"a tile of core {list(grid.core)} and halo {list(grid.halo)} (slab {grid.slab}, {a.ndim}D network of depth "
+        f"a tile of core {list(stream.grid.core)} and halo {list(_halo(request))} (slab {stream.slab}, {a.ndim}D network of depth "
         f"{a.depth}, width {a.width})"
     )
-    if not _fits_device(request, grid) and request.device_memory_bytes is not None:
-        network = sweep_values(grid) * request.value_bytes
+    if not _fits_device(request, stream) and request.device_memory_bytes is not None:
+        network = sweep_values(stream) * request.value_bytes
         return (
             f"A GPU has {_gb(request.device_memory_bytes)} GB free, of which {_gb(_network_room(request))} may be planned, but "
             f"{tile} needs up to {_gb(network)} GB. Take a smaller tiles.core, or a card with more memory."

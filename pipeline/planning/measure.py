@@ -11,14 +11,14 @@ from statistics import median
 
 import numpy as np
 
-from pipeline.core.box import Box
+from pipeline.core.box import Box, Span
 from pipeline.core.cost import multiply_adds, read_spans, rounded_out, turn_multiply_adds
 from pipeline.core.mirror import shown
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.plan import Plan
 from pipeline.storage.volume import open_volume
 from pipeline.unet.checkpoint import load_checkpoint
-from pipeline.unet.predictor import UNetPredictor, zeros
+from pipeline.unet.predictor import UNetPredictor
 
 TURNS = 4
 """Turns that are timed, once all layers take part."""
@@ -66,21 +66,22 @@ def _arithmetic_rate(plan: Plan) -> float:
     """Multiply-adds a second of one worker, over its widest tile; the whole of it where it is short."""
     tile = plan.grid.widest()
     predictor = UNetPredictor(load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding), plan)
-    turns = _turns_at_full_work(tile.schedule)
+    schedule = plan.stream.schedule(tile)
+    turns = _turns_at_full_work(schedule)
     if len(turns) <= TURNS:
-        for _ in predictor.predict(tile, zeros(tile.schedule)):  # so that memory is there
+        for _ in predictor.predict(tile, predictor.zeros(tile)):  # so that memory is there
             pass
         started = time.perf_counter()
-        for _ in predictor.predict(tile, zeros(tile.schedule)):
+        for _ in predictor.predict(tile, predictor.zeros(tile)):
             pass
-        return multiply_adds(tile.schedule) / (time.perf_counter() - started)
+        return multiply_adds(schedule) / (time.perf_counter() - started)
     last = turns[TURNS]
     asked: list[float] = []
-    for _ in predictor.predict(tile, _noting(zeros(tile.schedule), asked)):
+    for _ in predictor.predict(tile, _noting(predictor.zeros(tile), asked)):
         if len(asked) > last:
             break
     seconds = median(b - a for a, b in pairwise(asked[turns[0] : last + 1]))
-    return turn_multiply_adds(tile.schedule) / seconds
+    return turn_multiply_adds(schedule) / seconds
 
 
 def _turns_at_full_work(schedule: Schedule) -> list[int]:
@@ -105,7 +106,7 @@ def _seconds_a_voxel_decoded(plan: Plan) -> float:
     volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
     tile = plan.grid.widest()
     window = tile.window
-    block = next(read_spans(tile.schedule.needs.input, volume.shape[0], plan.read_slices))
+    block = next(read_spans(Span(window.start[0], window.stop[0]), volume.shape[0], plan.read_slices))
     inside, _ = shown(Box((block.start, *window.start[1:]), (block.stop, *window.stop[1:])), volume.shape)
     started = time.perf_counter()
     volume.read(inside)

@@ -107,8 +107,8 @@ def make_plan(
         model=_model(config, checkpoint),
         normalization=normalization,
         core=tiling.grid.core,
-        halo=tiling.grid.halo,
-        slab=tiling.grid.slab,
+        halo=tiling.halo,
+        slab=tiling.stream.slab,
         compute=Compute(device, dtype, threads, reason),
         cost=_cost(config, volume, tiling),
         environment={**environment(), "processor": cpuinfo("model name") or platform.machine()},
@@ -462,15 +462,15 @@ def _model(config: RunConfig, checkpoint: Checkpoint) -> Model:
 
 
 def _cost(config: RunConfig, volume: Volume, tiling: Tiling) -> Cost:
-    grid, stored = tiling.grid, volume.description
-    slices = read_slices(grid, stored.chunks[0], volume.array.dtype.itemsize)
+    grid, stream, stored = tiling.grid, tiling.stream, volume.description
+    slices = read_slices(stream, stored.chunks[0], volume.array.dtype.itemsize)
     return Cost(
-        multiply_adds=total_multiply_adds(grid),
-        one_pass_multiply_adds=one_pass_multiply_adds(grid.graph, grid.volume),
+        multiply_adds=total_multiply_adds(stream),
+        one_pass_multiply_adds=one_pass_multiply_adds(stream.graph, grid.volume),
         voxels_read=total_voxels_read(grid),
         voxels_decoded=total_voxels_decoded(grid, stored.chunks, slices),
         worker_bytes=tiling.worker_bytes,
-        output_bytes=output_bytes(grid.graph.output.channels, grid.volume, config.output.dtype),
+        output_bytes=output_bytes(stream.graph.output.channels, grid.volume, config.output.dtype),
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.core.box import Box
+from pipeline.core.box import Box, Span
 from pipeline.core.grid import Tile
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.normalization import Normalization
@@ -23,6 +24,23 @@ from pipeline.unet.sweep import Arena, Kernel, Sweep, kernels
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@dataclass
+class Resident:
+    """What stays in a process from tile to tile, and from a plan to the next one of the same network.
+
+    Args:
+        kernels: Its weights.
+        lane: The way to the device.
+        arena: Memory of the sweeps, one after another.
+        last: What the last of them computed; None where there was none.
+    """
+
+    kernels: dict[str, Kernel]
+    lane: Lane
+    arena: Arena = field(default_factory=Arena)
+    last: Schedule | None = None
+
+
 class UNetPredictor:
     """The network of a plan, on its device.
 
@@ -30,7 +48,7 @@ class UNetPredictor:
         checkpoint: The weights that the plan names.
         plan: What to do with them.
         device_index: Which GPU, where there are several.
-        earlier: One that is done with; its weights and buffers are taken where they are the same.
+        earlier: One that is done with, whose `resident` is taken where it is of the same network.
 
     Raises:
         ModelError: The weights are not the plan's, or its device is not there.
@@ -50,16 +68,14 @@ class UNetPredictor:
         numbered = plan.compute.device == "cuda" and device_index is not None
         self._device = torch.device(f"cuda:{device_index}" if numbered else plan.compute.device)
         self._dtype = DTYPES[plan.compute.dtype]
-        self._arena = Arena()
-        self._last: Schedule | None = None
-        self._kernels: dict[str, Kernel]
-        self._lane: Lane
+        self._stream = plan.stream
+        self._at: tuple[Tile, Schedule] | None = None
+        self.resident: Resident
         if earlier and earlier.serves(plan):
-            self._kernels, self._lane = earlier._kernels, earlier._lane
-            self._arena, self._last = earlier._arena, earlier._last
+            self.resident = earlier.resident
         else:
-            self._kernels = kernels(checkpoint.build(), device=self._device, dtype=self._dtype)
-            self._lane = lane(self._device)
+            weights = kernels(checkpoint.build(), device=self._device, dtype=self._dtype)
+            self.resident = Resident(weights, lane(self._device))
 
     def serves(self, plan: Plan) -> bool:
         """Whether a plan is of the same network, in the same precision and place."""
@@ -68,12 +84,16 @@ class UNetPredictor:
         ]
         return networks[0] == networks[1]
 
+    def reads(self, tile: Tile) -> Iterator[Span]:
+        """Slices of the tile's window in which it takes it: one slab a turn."""
+        return self._schedule(tile).inputs()
+
     def predict(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Generator[tuple[Box, np.ndarray]]:
         """Predicted parts of the tile's core, in z order.
 
         Args:
             tile: What to predict.
-            slabs: The tile's window in the turns of its schedule, as stored, (C, Z, Y, X).
+            slabs: The tile's window in the slices that it `reads`, as stored, (C, Z, Y, X).
 
         Yields:
             A box of the core, and its values (C, Z, Y, X) in the output's dtype.
@@ -83,12 +103,12 @@ class UNetPredictor:
         """
         torch.set_num_threads(self._plan.compute.threads)  # Dask's nanny sets one; part of the plan, for equal bytes
         try:
-            for box, (values, finite) in self._lane.drain(self._parts(tile, slabs)):
+            for box, (values, finite) in self.resident.lane.drain(self._parts(tile, slabs)):
                 if not finite.all():
                     raise InferenceError(self._overflow(tile, box))
                 yield box, values
         except torch.OutOfMemoryError as error:
-            self._arena, self._last = Arena(), None
+            self.resident.arena, self.resident.last = Arena(), None
             raise InferenceError(
                 f"{tile}: the memory of device '{self._device}' is too small ({first_line(error)}). Something else uses it, "
                 "or the plan was made for a larger one: free it, or plan with a smaller tiles.core."
@@ -96,7 +116,9 @@ class UNetPredictor:
 
     def _parts(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, tuple[Tensor, Tensor]]]:
         sweep = self._sweep(tile)
-        inputs = (normalised(x_CZYX, self._plan.normalization) for x_CZYX in self._lane.feed(slabs))
+        _, y, x = sweep.schedule.window.within(tile.window)
+        needed = self.resident.lane.feed(slab[:, :, y, x] for slab in slabs)
+        inputs = (normalised(x_CZYX, self._plan.normalization) for x_CZYX in needed)
         output = self._plan.output
         for span, logits_ZYXC in sweep.run(inputs):
             box = Box((span.start, *tile.core.start[1:]), (span.stop, *tile.core.stop[1:]))
@@ -117,13 +139,19 @@ class UNetPredictor:
 
     def _sweep(self, tile: Tile) -> Sweep:
         """A sweep over a tile, in the memory of the last one."""
-        sweep = Sweep(self._kernels, tile.schedule, self._arena)
-        self._last = tile.schedule
+        schedule = self._schedule(tile)
+        sweep = Sweep(self.resident.kernels, schedule, self.resident.arena)
+        self.resident.last = schedule
         return sweep
+
+    def _schedule(self, tile: Tile) -> Schedule:
+        if self._at is None or self._at[0] != tile:  # asked for several times a tile
+            self._at = tile, self._stream.schedule(tile)
+        return self._at[1]
 
     def is_used_to(self, tile: Tile) -> bool:
         """Whether the last tile, of this plan or of an earlier one that this took over, had the same shapes."""
-        return self._last == tile.schedule
+        return self.resident.last == self._schedule(tile)
 
     def rehearse(self, tile: Tile) -> None:
         """Run a tile on zeros until all layers take part: a GPU that is too small for it is found before the first tile.
@@ -131,16 +159,15 @@ class UNetPredictor:
         Raises:
             InferenceError: The device's memory is too small.
         """
-        parts = self.predict(tile, zeros(tile.schedule))
+        parts = self.predict(tile, self.zeros(tile))
         for _ in islice(parts, 3):
             pass
         parts.close()
 
-
-def zeros(schedule: Schedule) -> Iterator[np.ndarray]:
-    """An empty window in the turns of a schedule, (C, Z, Y, X)."""
-    plane = [axis.input.extent for axis in schedule.axes[1:]]
-    return (np.zeros((schedule.graph.input.channels, s.extent, *plane), np.uint8) for s in schedule.inputs())
+    def zeros(self, tile: Tile) -> Iterator[np.ndarray]:
+        """An empty window in the slices that it reads, (C, Z, Y, X)."""
+        channels, plane = self._plan.source.channels, tile.window.shape[1:]
+        return (np.zeros((channels, span.extent, *plane), np.uint8) for span in self.reads(tile))
 
 
 def normalised(x_CZYX: Tensor, rule: Normalization) -> Tensor:

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from pipeline.core.box import Box, Triple, per_axis, round_up, triple
-from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import shown, spread
 from pipeline.core.network.receptive import least_halo
+from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
@@ -40,16 +40,17 @@ def predicted(
     architecture, graph, place = checkpoint.architecture, checkpoint.architecture.graph, torch.device(device)
     shape = triple(array.shape[1:])
     core = per_axis(round_up, (shape[0], min(shape[1], COLUMN), min(shape[2], COLUMN)), graph.stride)
-    grid = TileGrid(graph, shape, core, least_halo(graph), round_up(8, graph.stride[0]))
+    tiles = Stream.over(graph, shape, core, least_halo(graph), round_up(8, graph.stride[0]))
     weights, arena = kernels(checkpoint.build(), device=place, dtype=DTYPES[dtype]), Arena()
     found = np.empty((architecture.out_channels, *shape), dtype=np.float32)
-    for tile in grid:
-        inside, indices = shown(tile.window, shape)
+    for tile in tiles.grid:
+        schedule = tiles.schedule(tile)
+        inside, indices = shown(schedule.window, shape)
         window = spread(array[:, *inside.within(Box.of_shape(shape))], indices)
         x_ZYXC = normalised(torch.from_numpy(np.ascontiguousarray(window, dtype=np.float64)).to(place), rule)
-        first = tile.window.start[0]
-        slabs = (x_ZYXC[a - first : b - first] for a, b in tile.schedule.inputs())
-        sweep = Sweep(weights, tile.schedule, arena)
+        first = schedule.window.start[0]
+        slabs = (x_ZYXC[a - first : b - first] for a, b in schedule.inputs())
+        sweep = Sweep(weights, schedule, arena)
         logits_ZYXC = torch.cat([logits.to(torch.float32) for _, logits in sweep.run(slabs)])
         values = activated(logits_ZYXC.permute(3, 0, 1, 2), activation)
         found[:, *tile.core.within(Box.of_shape(shape))] = values.cpu().numpy()

@@ -134,9 +134,9 @@ class Arena:
         return there[0], used
 
     @property
-    def values(self) -> int:
-        """That it holds."""
-        return sum(memory.numel() for memory, _ in self._memory.values())
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it holds, by `buffer of NODE` and `ring of NODE`."""
+        return {key: memory for key, (memory, _) in self._memory.items()}
 
 
 class Sweep:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.core.grid import TileGrid
 from pipeline.core.network.receptive import least_halo
+from pipeline.core.network.stream import Stream
 from pipeline.unet.model import UNet
 from pipeline.unet.sweep import Sweep, kernels
 from tests.benchmarks.contenders import arguments, network
@@ -29,11 +29,8 @@ EQUAL = 1e-12
 def streamed(model: UNet, volume: np.ndarray) -> np.ndarray:
     """The sigmoid of a whole volume, float64; its extents are multiples of the stride."""
     architecture, shape = model.architecture, volume.shape
-    schedule = (
-        TileGrid(architecture.graph, shape, shape, least_halo(architecture.graph), architecture.stride[0])
-        .tile(0)
-        .schedule
-    )
+    whole = Stream.over(architecture.graph, shape, shape, least_halo(architecture.graph), architecture.stride[0])
+    schedule = whole.schedule(whole.grid.tile(0))
     sweep = Sweep(kernels(model, device=torch.device("cpu"), dtype=torch.float64), schedule)
     slabs = (torch.from_numpy(volume[a:b, ..., None]).double() / 255 for a, b in schedule.inputs())
     output = np.empty(shape)

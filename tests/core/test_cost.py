@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.core.box import Box
+from pipeline.core.box import Box, Span
 from pipeline.core.cost import (
     held_channels,
     held_extents,
@@ -29,13 +29,13 @@ from pipeline.core.cost import (
     weights,
     widest_plane,
 )
-from pipeline.core.grid import TileGrid
 from pipeline.core.mirror import shown
 from pipeline.core.network.receptive import least_halo, receptive_radius, whole_window
+from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
 from pipeline.unet.model import UNet
 from pipeline.unet.sweep import Sweep, kernels
-from tests.core.core_cases import architectures, grids, triples
+from tests.core.core_cases import architectures, streams, triples
 from tests.core.unet_layers import architecture_of
 
 CPU = torch.device("cpu")
@@ -87,12 +87,11 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def swept(tile, watch):
-    """A sweep over a tile under a watch, which sees neither its weights nor its input being made."""
-    schedule = tile.schedule
+def swept(schedule, watch):
+    """A sweep under a watch, which sees neither its weights nor its input being made."""
     network = kernels(UNet(architecture_of(schedule.graph)), device=CPU, dtype=torch.float32)
     reads = [schedule.reads(turn) for turn in range(schedule.turns)]
-    plane = (*tile.window.shape[1:], schedule.graph.input.channels)
+    plane = (*schedule.window.shape[1:], schedule.graph.input.channels)
     slabs = [torch.zeros((span.extent, *plane)) for span in reads if span.extent]
     with watch:
         for _ in Sweep(network, schedule).run(slabs):
@@ -100,17 +99,18 @@ def swept(tile, watch):
     return watch
 
 
-def corners(grid):
-    """The first tile, the last, and one in the middle."""
-    return [grid.tile(index) for index in sorted({0, len(grid) // 2, len(grid) - 1})]
+def corners(stream):
+    """The turns over the first tile, the last, and one in the middle."""
+    count = len(stream.grid)
+    return [stream.schedule(stream.grid.tile(index)) for index in sorted({0, count // 2, count - 1})]
 
 
 def few(architecture, volume=(5, 3, 2), core=(2, 1, 1), slab=1):
-    """A small grid, in strides."""
+    """A network over a small grid, in strides."""
     stride = architecture.stride
     volume, core = (tuple(n * s - (n > 1) for n, s in zip(extents, stride, strict=True)) for extents in (volume, core))
     core = tuple(-(-c // s) * s for c, s in zip(core, stride, strict=True))
-    return TileGrid(architecture.graph, volume, core, least_halo(architecture.graph), slab * stride[0])
+    return Stream.over(architecture.graph, volume, core, least_halo(architecture.graph), slab * stride[0])
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------------------------
@@ -120,9 +120,9 @@ def few(architecture, volume=(5, 3, 2), core=(2, 1, 1), slab=1):
 def test_multiply_adds_are_half_of_what_torch_counts(architecture):
     """Every figure of amplification rests on this count: of what a sweep really computes, turn by turn."""
     for slab in (1, 2):
-        for tile in corners(few(architecture, slab=slab)):
-            flops = swept(tile, FlopCounterMode(display=False)).get_total_flops()
-            assert 2 * multiply_adds(tile.schedule) == flops
+        for schedule in corners(few(architecture, slab=slab)):
+            flops = swept(schedule, FlopCounterMode(display=False)).get_total_flops()
+            assert 2 * multiply_adds(schedule) == flops
 
 
 @given(architectures(), triples(1, 40))
@@ -138,26 +138,26 @@ def test_one_pass_is_half_of_what_torch_counts(architecture, volume):
     assert 2 * one_pass_multiply_adds(architecture.graph, volume) == counted.get_total_flops()
 
 
-@given(grids())
-def test_total_multiply_adds_are_the_sum_over_all_tiles(grid):
+@given(streams())
+def test_total_multiply_adds_are_the_sum_over_all_tiles(stream):
     """Counted by kinds of cores along each axis, the total must still be that of each tile in turn."""
-    assert total_multiply_adds(grid) == sum(multiply_adds(tile.schedule) for tile in grid)
+    assert total_multiply_adds(stream) == sum(multiply_adds(stream.schedule(tile)) for tile in stream.grid)
 
 
-@given(grids(), st.integers(1, 4))
-def test_arithmetic_does_not_depend_on_the_slab(grid, slab):
+@given(streams(), st.integers(1, 4))
+def test_arithmetic_does_not_depend_on_the_slab(stream, slab):
     """A sweep computes nothing twice, however its turns are cut."""
-    other = replace(grid, slab=slab * grid.graph.stride[0])
-    assert total_multiply_adds(other) == total_multiply_adds(grid)
+    other = replace(stream, slab=slab * stream.graph.stride[0])
+    assert total_multiply_adds(other) == total_multiply_adds(stream)
 
 
-@given(grids())
-def test_tiles_never_compute_less_than_their_cores(grid):
+@given(streams())
+def test_tiles_never_compute_less_than_their_cores(stream):
     """A total below that of the last layer over the volume would have lost a tile."""
-    point = grid.graph.layers.index(grid.graph.output)
+    point = stream.graph.layers.index(stream.graph.output)
     for axis in range(3):
-        assert layer_sums(grid, axis)[point] == grid.volume[axis]
-    assert total_multiply_adds(grid) >= layer_multiply_adds(grid.graph)[-1] * prod(grid.volume)
+        assert layer_sums(stream, axis)[point] == stream.grid.volume[axis]
+    assert total_multiply_adds(stream) >= layer_multiply_adds(stream.graph)[-1] * prod(stream.grid.volume)
 
 
 @given(architectures(depths=(1, 4)))
@@ -171,8 +171,9 @@ def test_weights_are_those_of_the_network(architecture):
 def amplification(volume, core):
     """Arithmetic of a tile with neighbours on all sides of which it has some / of its core in one pass, depth 3."""
     architecture = Architecture(3, 3, 16)
-    grid = TileGrid(architecture.graph, volume, core, least_halo(architecture.graph), 8)
-    return multiply_adds(grid.tile(len(grid) // 2).schedule) / one_pass_multiply_adds(architecture.graph, core)
+    stream = Stream.over(architecture.graph, volume, core, least_halo(architecture.graph), 8)
+    middle = stream.grid.tile(len(stream.grid) // 2)
+    return multiply_adds(stream.schedule(middle)) / one_pass_multiply_adds(architecture.graph, core)
 
 
 def test_amplification_of_tiles_of_128():
@@ -188,16 +189,18 @@ def test_a_column_costs_little_more_than_one_pass():
 # --- reading ------------------------------------------------------------------------------------------------------------
 
 
-@given(grids())
-def test_total_voxels_read_are_the_sum_over_all_tiles(grid):
+@given(streams())
+def test_total_voxels_read_are_the_sum_over_all_tiles(stream):
     """Unpadded windows reach far beyond small cores: many tiles near an end, not only the first, see it."""
-    assert total_voxels_read(grid) == sum(shown(tile.window, grid.volume)[0].voxels for tile in grid)
+    assert total_voxels_read(stream.grid) == sum(
+        shown(tile.window, stream.grid.volume)[0].voxels for tile in stream.grid
+    )
 
 
-def blocks(grid, tile, slices):
+def blocks(stream, tile, slices):
     """The boxes that a tile reads, one after another."""
     window = tile.window
-    for first, stop in read_spans(tile.schedule.needs.input, grid.volume[0], slices):
+    for first, stop in read_spans(Span(window.start[0], window.stop[0]), stream.grid.volume[0], slices):
         yield Box((first, *window.start[1:]), (stop, *window.stop[1:]))
 
 
@@ -209,55 +212,57 @@ def decoded(box, volume, chunks):
 
 
 @settings(max_examples=25)
-@given(grids(extent=24, tiles=60), triples(1, 30), st.integers(1, 50))
-def test_total_voxels_decoded_are_those_of_all_chunks_touched(grid, chunks, slices):
+@given(streams(extent=24, tiles=60), triples(1, 30), st.integers(1, 50))
+def test_total_voxels_decoded_are_those_of_all_chunks_touched(stream, chunks, slices):
     """Reading is decoding: a voxel of a chunk costs the same, wanted or not, and once more each time it is touched."""
-    read = (shown(box, grid.volume)[0] for tile in grid for box in blocks(grid, tile, slices))
-    assert total_voxels_decoded(grid, chunks, slices) == sum(decoded(box, grid.volume, chunks) for box in read)
+    read = (shown(box, stream.grid.volume)[0] for tile in stream.grid for box in blocks(stream, tile, slices))
+    assert total_voxels_decoded(stream.grid, chunks, slices) == sum(
+        decoded(box, stream.grid.volume, chunks) for box in read
+    )
 
 
-@given(grids(), triples(1, 30))
-def test_chunks_of_a_voxel_are_decoded_as_they_are_read(grid, chunks):
+@given(streams(), triples(1, 30))
+def test_chunks_of_a_voxel_are_decoded_as_they_are_read(stream, chunks):
     """Reading at once all that a tile needs, nothing but a chunk's rest is in excess."""
-    most = grid.volume[0] + 2 * (grid.core[0] + receptive_radius(grid.graph)[0])
-    assert total_voxels_decoded(grid, (1, 1, 1), most) == total_voxels_read(grid)
-    assert total_voxels_decoded(grid, chunks, most) >= total_voxels_read(grid)
+    most = stream.grid.volume[0] + 2 * (stream.grid.core[0] + receptive_radius(stream.graph)[0])
+    assert total_voxels_decoded(stream.grid, (1, 1, 1), most) == total_voxels_read(stream.grid)
+    assert total_voxels_decoded(stream.grid, chunks, most) >= total_voxels_read(stream.grid)
 
 
-@given(grids(), st.integers(1, 50))
-def test_parts_that_are_read_at_once_make_up_the_window(grid, slices):
+@given(streams(), st.integers(1, 50))
+def test_parts_that_are_read_at_once_make_up_the_window(stream, slices):
     """In order, none empty, and cut where chunks are; what is mirrored comes with the part beside it."""
-    for tile in grid:
-        window = tile.schedule.needs.input
-        parts = list(read_spans(window, grid.volume[0], slices))
+    for tile in stream.grid:
+        window = stream.schedule(tile).needs.input
+        parts = list(read_spans(window, stream.grid.volume[0], slices))
         assert [z for part in parts for z in range(*part)] == list(range(*window))
         assert all(part.extent > 0 for part in parts)
-        assert all(part.stop % slices == 0 and 0 < part.stop < grid.volume[0] for part in parts[:-1])
+        assert all(part.stop % slices == 0 and 0 < part.stop < stream.grid.volume[0] for part in parts[:-1])
 
 
-@given(grids(), st.integers(1, 99), st.sampled_from((1, 2, 4, 8)))
-def test_slices_that_are_read_at_once_are_whole_chunks_where_small(grid, chunk, value_bytes):
+@given(streams(), st.integers(1, 99), st.sampled_from((1, 2, 4, 8)))
+def test_slices_that_are_read_at_once_are_whole_chunks_where_small(stream, chunk, value_bytes):
     """Fewer would decode a chunk twice; a sweep takes in a slab at least."""
-    found = read_slices(grid, chunk, value_bytes)
-    assert found == grid.volume[0] or (found % chunk == 0 and found >= grid.slab)
+    found = read_slices(stream, chunk, value_bytes)
+    assert found == stream.grid.volume[0] or (found % chunk == 0 and found >= stream.slab)
 
 
 def test_slices_that_are_read_at_once_fit_into_memory():
     """A chunk may hold a thousand slices, and a plane a gigabyte."""
     architecture = Architecture(3, 2, 1, in_channels=2)
-    grid = TileGrid(architecture.graph, (4096, 4096, 4096), (4096, 4096, 4096), (24, 24, 24), 4)
-    assert widest_plane(grid) == 2**24
-    assert read_slices(grid, 1000, 2) == 4
-    assert read_slices(grid, 1000, 1) == 2**28 // 2**25
-    assert read_slices(replace(grid, slab=64), 1000, 1) == 64
+    stream = Stream.over(architecture.graph, (4096, 4096, 4096), (4096, 4096, 4096), (24, 24, 24), 4)
+    assert widest_plane(stream.grid) == 2**24
+    assert read_slices(stream, 1000, 2) == 4
+    assert read_slices(stream, 1000, 1) == 2**28 // 2**25
+    assert read_slices(replace(stream, slab=64), 1000, 1) == 64
 
 
 # --- memory -------------------------------------------------------------------------------------------------------------
 
 
-def held(grid):
+def held(stream):
     """Values that the sweeps over a grid's tiles hold at once, at most."""
-    return max(swept(tile, ValuesAlive()).most for tile in corners(grid))
+    return max(swept(schedule, ValuesAlive()).most for schedule in corners(stream))
 
 
 @pytest.mark.parametrize("slab", [1, 2, 4])
@@ -270,16 +275,16 @@ def test_sweep_values_bound_what_a_sweep_holds(architecture, slab):
         ((21, 3, 3), (7, 1, 1)),
         ((16, 3, 3), (16, 2, 2)),
     ]:
-        grid = few(architecture, volume, core, min(slab, core[0]))
-        most = held(grid)
-        assert most - FEW_VALUES <= sweep_values(grid) <= 3 * most
+        stream = few(architecture, volume, core, min(slab, core[0]))
+        most = held(stream)
+        assert most - FEW_VALUES <= sweep_values(stream) <= 3 * most
 
 
 @settings(max_examples=10)
-@given(grids(extent=16, tiles=40))
-def test_sweep_values_bound_what_any_sweep_holds(grid):
+@given(streams(extent=16, tiles=40))
+def test_sweep_values_bound_what_any_sweep_holds(stream):
     """The same, wherever the ends lie."""
-    assert held(grid) - FEW_VALUES <= sweep_values(grid)
+    assert held(stream) - FEW_VALUES <= sweep_values(stream)
 
 
 @given(architectures(depths=(1, 4)), st.sampled_from((1, 2, 4)))
@@ -289,7 +294,7 @@ def test_sweep_values_do_not_grow_with_the_core_along_z(architecture, slab):
         architecture = replace(architecture, ndim=3)
     stride = architecture.stride[0]
     tall = [
-        TileGrid(
+        Stream.over(
             architecture.graph,
             (n, 8 * stride, stride),
             (n, 2 * stride, stride),
@@ -298,39 +303,41 @@ def test_sweep_values_do_not_grow_with_the_core_along_z(architecture, slab):
         )
         for n in (50 * stride, 51 * stride, 10**6 * stride)
     ]
-    assert len({sweep_values(grid) for grid in tall}) == 1
-    assert sweep_values(replace(tall[0], core=(stride,) * 3, slab=stride)) < sweep_values(tall[0])
+    assert len({sweep_values(stream) for stream in tall}) == 1
+    low = replace(tall[0], grid=replace(tall[0].grid, core=(stride,) * 3), slab=stride)
+    assert sweep_values(low) < sweep_values(tall[0])
 
 
-@given(grids())
-def test_held_extents_are_those_of_channels(grid):
+@given(streams())
+def test_held_extents_are_those_of_channels(stream):
     """Tables of an axis are multiplied with each other and with the channels: one entry a thing held."""
-    channels, written = held_channels(grid.graph)
+    channels, written = held_channels(stream.graph)
     for axis in range(3):
-        found = held_extents(grid, axis)
+        found = held_extents(stream, axis)
         assert [len(table) for table in found] == [len(channels), len(written)]
         assert all((table > 0).all() for table in found)
 
 
 @settings(max_examples=20)
 @given(
-    grids(extent=24, tiles=60),
+    streams(extent=24, tiles=60),
     st.sampled_from((1, 2, 4)),
     st.sampled_from((1, 4)),
     st.integers(1, 64),
     st.integers(1, 64),
 )
-def test_bytes_of_a_tile_hold_what_is_read_ahead_and_written_behind(grid, in_bytes, out_bytes, chunk, unit):
+def test_bytes_of_a_tile_hold_what_is_read_ahead_and_written_behind(stream, in_bytes, out_bytes, chunk, unit):
     """Beside the network: the block in use and the next one, and a write unit that fills while another is encoded."""
-    slices = read_slices(grid, chunk, in_bytes)
+    slices = read_slices(stream, chunk, in_bytes)
     read = 0
-    for tile in grid:
-        voxels = [box.voxels for box in blocks(grid, tile, slices)]
+    for tile in stream.grid:
+        voxels = [box.voxels for box in blocks(stream, tile, slices)]
         read = max(read, *(sum(pair) for pair in pairwise([0, *voxels])))
-    plane = max(prod(tile.core.shape[1:]) for tile in grid)
-    written = min(unit, grid.volume[0]) * plane * grid.graph.output.channels * out_bytes
+    plane = max(prod(tile.core.shape[1:]) for tile in stream.grid)
+    written = min(unit, stream.grid.volume[0]) * plane * stream.graph.output.channels * out_bytes
     assert (
-        tile_bytes(grid, in_bytes, out_bytes, chunk, unit) >= grid.graph.input.channels * read * in_bytes + 2 * written
+        tile_bytes(stream, in_bytes, out_bytes, chunk, unit)
+        >= stream.graph.input.channels * read * in_bytes + 2 * written
     )
 
 
@@ -342,10 +349,16 @@ def test_bytes_of_a_tile_hold_what_is_read_ahead_and_written_behind(grid, in_byt
 def test_counting_does_not_grow_with_the_volume(architecture):
     """Ten billion tiles are counted like ten: the differences between long volumes are those of one tile more."""
     core = tuple(2 * s for s in architecture.stride)
-    grid = TileGrid(architecture.graph, core, core, least_halo(architecture.graph), core[0])
-    for count in (total_multiply_adds, total_voxels_read, lambda grid: total_voxels_decoded(grid, core, core[0])):
+    stream = Stream.over(architecture.graph, core, core, least_halo(architecture.graph), core[0])
+    counts = (
+        total_multiply_adds,
+        lambda stream: total_voxels_read(stream.grid),
+        lambda stream: total_voxels_decoded(stream.grid, core, core[0]),
+    )
+    for count in counts:
         long = [
-            replace(grid, volume=(n * core[0], 10**5 * core[1], 10 * core[2])) for n in (10**4, 10**4 + 1, 10**4 + 2)
+            replace(stream, grid=replace(stream.grid, volume=(n * core[0], 10**5 * core[1], 10 * core[2])))
+            for n in (10**4, 10**4 + 1, 10**4 + 2)
         ]
         first, second, third = map(count, long)
         assert third - second == second - first > 0
@@ -354,6 +367,8 @@ def test_counting_does_not_grow_with_the_volume(architecture):
 def test_a_small_unpadded_core_reads_its_mirrored_margins_once():
     """One slice row of sixteen voxels a tile: the six tiles nearest to each end are all cut short by it."""
     architecture = Architecture(2, 4, 1, padding="valid")
-    grid = TileGrid(architecture.graph, (1, 1, 1600), (1, 16, 16), (0, 0, 0), 1)
+    stream = Stream.over(architecture.graph, (1, 1, 1600), (1, 16, 16), (0, 0, 0), 1)
     assert receptive_radius(architecture.graph)[2] > 5 * 16
-    assert total_voxels_read(grid) == sum(shown(tile.window, grid.volume)[0].voxels for tile in grid)
+    assert total_voxels_read(stream.grid) == sum(
+        shown(tile.window, stream.grid.volume)[0].voxels for tile in stream.grid
+    )

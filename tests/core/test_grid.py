@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from pipeline.core.box import Box, Span, round_up
 from pipeline.core.grid import TileGrid
 from pipeline.core.network.receptive import receptive_radius, whole_window
+from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
-from tests.core.core_cases import grids
+from tests.core.core_cases import grids, streams
 from tests.core.unet_layers import architecture_of
 
 SAME = Architecture(ndim=3, depth=2, width=1)
+VALID = replace(SAME, padding="valid")
 
 
 def painted(boxes, volume):
@@ -27,13 +29,13 @@ def painted(boxes, volume):
 
 def extended(grid):
     """The volume, and its extension to a multiple of the stride."""
-    pairs = zip(grid.volume, grid.graph.stride, strict=True)
+    pairs = zip(grid.volume, grid.stride, strict=True)
     return Box.of_shape(tuple(round_up(n, s) for n, s in pairs))
 
 
 def axes_of(grid, box):
     """Start, stop and stride along each axis."""
-    return list(zip(box.start, box.stop, grid.graph.stride, strict=True))
+    return list(zip(box.start, box.stop, grid.stride, strict=True))
 
 
 def passes(architecture, axis, extent):
@@ -71,15 +73,30 @@ def test_cores_start_on_the_stride_lattice(grid):
         assert all(b % s == 0 or b == n for (_, b, s), n in zip(axes_of(grid, tile.core), grid.volume, strict=True))
 
 
-@given(grids())
-def test_turns_write_the_whole_core_in_z_order(grid):
+@given(streams())
+def test_turns_write_the_whole_core_in_z_order(stream):
     """The sink writes units as they complete, and reports a defect where slices are missing."""
-    for tile in grid:
-        written = [tile.schedule.core(turn) for turn in range(tile.schedule.turns)]
+    for tile in stream.grid:
+        schedule = stream.schedule(tile)
+        written = [schedule.core(turn) for turn in range(schedule.turns)]
         slices = [z for span in written for z in range(*span)]
         assert slices == list(range(tile.core.start[0], tile.core.stop[0]))
         for axis in (1, 2):
-            assert tile.schedule.axes[axis].core == (tile.core.start[axis], tile.core.stop[axis])
+            assert schedule.axes[axis].core == (tile.core.start[axis], tile.core.stop[axis])
+
+
+@given(streams())
+def test_a_window_is_what_the_network_reads_for_its_core(stream):
+    """Geometry knows stride and margins alone; the walk through the network finds the same voxels, and not one more."""
+    assert all(stream.schedule(tile).window == tile.window for tile in stream.grid)
+
+
+def test_a_window_that_is_a_margin_short_is_refused():
+    """A margin that is not the network's would be a seam, or a buffer that is not filled."""
+    found = Stream.over(VALID.graph, (20, 20, 20), (8, 8, 8), (0, 0, 0), 8)
+    short = replace(found, grid=replace(found.grid, margin=(19, 20, 20)))
+    with pytest.raises(ValueError, match=r"needs the voxels .* for tile 0 .*, whose window is"):
+        short.schedule(short.grid.tile(0))
 
 
 # --- same padding -------------------------------------------------------------------------------------------------------
@@ -91,10 +108,11 @@ def test_windows_lie_in_the_extended_volume(grid):
     assert all(extended(grid).contains(tile.window) for tile in grid)
 
 
-@given(grids("same"))
-def test_a_window_is_the_core_and_the_radius_up_to_the_ends(grid):
+@given(streams("same"))
+def test_a_window_is_the_core_and_the_radius_up_to_the_ends(stream):
     """Reach: a voxel less is a seam. A voxel more is waste, also where a larger halo was asked for."""
-    ends, radius = extended(grid), receptive_radius(grid.graph)
+    grid = stream.grid
+    ends, radius = extended(grid), receptive_radius(stream.graph)
     for tile in grid:
         for axis, (start, stop, stride) in enumerate(axes_of(grid, tile.core)):
             assert tile.window.start[axis] == max(start - radius[axis], ends.start[axis])
@@ -104,37 +122,41 @@ def test_a_window_is_the_core_and_the_radius_up_to_the_ends(grid):
 # --- unpadded -----------------------------------------------------------------------------------------------------------
 
 
-@given(grids("valid"))
-def test_an_unpadded_window_starts_one_margin_before_its_core(grid):
+@given(streams("valid"))
+def test_an_unpadded_window_starts_one_margin_before_its_core(stream):
     """The pass loses its margin on each side; starting elsewhere would shift the answer or its phase."""
-    margin = receptive_radius(grid.graph)
+    grid = stream.grid
+    margin = receptive_radius(stream.graph)
     for tile in grid:
         assert tile.window.start == tuple(a - m for a, m in zip(tile.core.start, margin, strict=True))
 
 
-@given(grids("valid"))
-def test_an_unpadded_window_is_the_least_that_one_pass_can_take(grid):
+@given(streams("valid"))
+def test_an_unpadded_window_is_the_least_that_one_pass_can_take(stream):
     """A legal extent that covers a core of whole strides, and no smaller one does: walked layer by layer."""
+    grid = stream.grid
     for tile in grid:
         for axis, (start, stop, stride) in enumerate(axes_of(grid, tile.core)):
             extent = tile.window.shape[axis]
-            produced = [passes(architecture_of(grid.graph), axis, n) or 0 for n in range(1, extent + 1)]
+            produced = [passes(architecture_of(stream.graph), axis, n) or 0 for n in range(1, extent + 1)]
             assert max(produced[:-1], default=0) < stop - start or stop % stride
             assert produced[-1] >= stop - start or stop % stride
 
 
-@given(grids("valid"))
-def test_unpadded_windows_lie_in_that_of_the_one_pass(grid):
+@given(streams("valid"))
+def test_unpadded_windows_lie_in_that_of_the_one_pass(stream):
     """What a tile sees of the mirrored surroundings, the whole pass sees too."""
-    margin = receptive_radius(grid.graph)
+    grid = stream.grid
+    margin = receptive_radius(stream.graph)
     start = tuple(-m for m in margin)
-    stop = tuple(n - m for n, m in zip(whole_window(grid.graph, grid.volume), margin, strict=True))
+    stop = tuple(n - m for n, m in zip(whole_window(stream.graph, grid.volume), margin, strict=True))
     assert all(Box(start, stop).contains(tile.window) for tile in grid)
 
 
 def test_the_papers_tile_is_the_window_of_a_core_of_384():
     """572 -> 388: the classic tile, of which a core on the lattice keeps 384."""
-    grid = TileGrid(Architecture(2, 4, 64, padding="valid").graph, (1, 768, 768), (1, 384, 384), (0, 0, 0), 1)
+    paper = Architecture(2, 4, 64, padding="valid")
+    grid = Stream.over(paper.graph, (1, 768, 768), (1, 384, 384), (0, 0, 0), 1).grid
     assert grid.tile(3).window == Box((0, 292, 292), (1, 864, 864))
 
 
@@ -162,7 +184,7 @@ def test_a_tile_outside_the_grid_is_an_index_error(grid, index):
 def test_ten_billion_tiles_cost_no_memory():
     """Grids never list their tiles, so that a plan of a whole brain is as cheap as one of a crop."""
     tracemalloc.start()
-    grid = TileGrid(SAME.graph, (16_000_000, 16_000, 1_600), (16, 16, 160), (24, 24, 24), 16)
+    grid = TileGrid((16_000_000, 16_000, 1_600), (16, 16, 160), SAME.stride, (22, 22, 22))
     last = grid.tile(len(grid) - 1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -180,35 +202,35 @@ def test_no_window_is_larger_than_that_of_the_widest_tile(grid):
 
 def test_a_tile_tells_where_it_lies():
     """Failures are reported by this name."""
-    grid = TileGrid(SAME.graph, (20, 20, 20), (8, 8, 8), (24, 24, 24), 8)
+    grid = TileGrid((20, 20, 20), (8, 8, 8), SAME.stride, (22, 22, 22))
     assert str(grid.tile(5)) == "tile 5 (core z 0:8, y 8:16, x 16:20)"
 
 
 # --- kinds --------------------------------------------------------------------------------------------------------------
 
 
-def moved_to_zero(grid, needs, period):
+def moved_to_zero(graph, needs, period):
     """What tells cores apart but for their place: all that each node reads and writes, and where in the period they start."""
-    stride = grid.graph.stride[needs.axis]
-    shares = {node.name: grid.graph.ends(needs.axis, Span(0, stride))[node.name].extent for node in grid.graph.nodes}
+    stride = graph.stride[needs.axis]
+    shares = {node.name: graph.ends(needs.axis, Span(0, stride))[node.name].extent for node in graph.nodes}
     offsets = {name: needs.core.start * share // stride for name, share in shares.items()}
     writes = {name: (span.start - offsets[name], span.stop - offsets[name]) for name, span in needs.writes.items()}
     return needs.core.extent, tuple(sorted(writes.items())), needs.core.start % period
 
 
-@given(grids(padding="same"), st.integers(1, 60), st.integers(1, 24), st.integers(0, 2), st.integers(-7, 0))
-def test_kinds_count_each_core_once_with_its_like(grid, cores, period, axis, short):
+@given(streams(padding="same"), st.integers(1, 60), st.integers(1, 24), st.integers(0, 2), st.integers(-7, 0))
+def test_kinds_count_each_core_once_with_its_like(stream, cores, period, axis, short):
     """Costs of a plan are sums over kinds: one core too few, or one of another kind, would promise what is not so."""
-    volume = list(grid.volume)
-    volume[axis] = max(cores * grid.core[axis] + short, 1)
-    grid = replace(grid, volume=tuple(volume))
-    listed = Counter(
-        moved_to_zero(grid, grid.needs(axis, start, min(start + grid.core[axis], volume[axis])), period)
-        for start in range(0, volume[axis], grid.core[axis])
-    )
+    volume = list(stream.grid.volume)
+    volume[axis] = max(cores * stream.grid.core[axis] + short, 1)
+    grid = replace(stream.grid, volume=tuple(volume))
+    listed = Counter()
+    for start in range(0, volume[axis], grid.core[axis]):
+        core = Span(start, min(start + grid.core[axis], volume[axis]))
+        listed[moved_to_zero(stream.graph, stream.needs(axis, core, grid.window(axis, *core)), period)] += 1
     counted = Counter()
-    for needs, times in grid.kinds(axis, period):
-        counted[moved_to_zero(grid, needs, period)] += times
+    for core, window, times in grid.kinds(axis, period):
+        counted[moved_to_zero(stream.graph, stream.needs(axis, core, window), period)] += times
     assert counted == listed
 
 
@@ -217,7 +239,7 @@ def test_kinds_count_each_core_once_with_its_like(grid, cores, period, axis, sho
 )
 def test_as_few_kinds_as_there_are(cores, period, kinds):
     """A core and its halo at either end, and what differs on the lattice between: ten million tiles are planned as fast as ten."""
-    grid = TileGrid(SAME.graph, (8 * cores, 8, 8), (8, 8, 8), (24, 8, 8), 8)
+    grid = TileGrid((8 * cores, 8, 8), (8, 8, 8), SAME.stride, (22, 8, 8))
     found = list(grid.kinds(0, period))
     assert len(found) == kinds
-    assert sum(times for _, times in found) == cores
+    assert sum(kind.times for kind in found) == cores

@@ -9,7 +9,7 @@ from pipeline.core.network.graph import Graph, MaxPool, TransposedConvolution
 from pipeline.core.network.need import needs
 from pipeline.core.network.receptive import whole_window
 from pipeline.core.network.unet import Architecture, pair_phases
-from tests.core.core_cases import architectures, columns, grids
+from tests.core.core_cases import architectures, columns, streams
 from tests.core.unet_layers import layers, sources, spans_by_layer
 
 MARGINS = [(1, 8, 8), (2, 22, 20), (3, 46, 44), (4, 94, 92)]
@@ -157,32 +157,32 @@ def test_phases_that_are_known():
 # --- what makes a tile whole ------------------------------------------------------------------------------------------------
 
 
-@given(grids())
-def test_what_a_node_reads_is_what_the_nodes_before_it_wrote(grid):
+@given(streams())
+def test_what_a_node_reads_is_what_the_nodes_before_it_wrote(stream):
     """A voxel that nobody computed would be read as it was left by something else."""
-    for tile in grid:
-        for axis in tile.schedule.axes:
-            for node in grid.graph.nodes:
+    for tile in stream.grid:
+        for axis in stream.schedule(tile).axes:
+            for node in stream.graph.nodes:
                 for name in node.inputs:
                     assert axis.writes[name].clipped(axis.reads[node.name]) == axis.reads[node.name]
 
 
-@given(grids())
-def test_what_a_node_writes_is_read_to_its_first_and_last_voxel(grid):
+@given(streams())
+def test_what_a_node_writes_is_read_to_its_first_and_last_voxel(stream):
     """The hull of its readers and no more: what nobody reads is not computed."""
-    for tile in grid:
-        for axis in tile.schedule.axes:
-            for node in grid.graph.nodes[:-1]:
-                read = [axis.reads[reader.name] for reader in grid.graph.readers(node.name)]
+    for tile in stream.grid:
+        for axis in stream.schedule(tile).axes:
+            for node in stream.graph.nodes[:-1]:
+                read = [axis.reads[reader.name] for reader in stream.graph.readers(node.name)]
                 assert axis.writes[node.name] == (min(r.start for r in read), max(r.stop for r in read))
 
 
-@given(grids())
-def test_poolings_read_whole_pairs(grid):
+@given(streams())
+def test_poolings_read_whole_pairs(stream):
     """Half a pair would be pooled with whatever lies in the other half's place."""
-    for tile in grid:
-        for number, axis in enumerate(tile.schedule.axes):
-            for node in grid.graph.nodes:
+    for tile in stream.grid:
+        for number, axis in enumerate(stream.schedule(tile).axes):
+            for node in stream.graph.nodes:
                 if isinstance(node.operation, MaxPool):
                     read, written = axis.reads[node.name], axis.writes[node.name]
                     assert node.operation.ends(number, read) == written
@@ -190,24 +190,24 @@ def test_poolings_read_whole_pairs(grid):
                     assert axis.writes[node.inputs[0]] == read
 
 
-@given(grids("same"))
-def test_needs_never_reach_beyond_the_ends(grid):
+@given(streams("same"))
+def test_needs_never_reach_beyond_the_ends(stream):
     """There the layers pad themselves: a voxel beyond an end would be computed from what does not exist."""
-    for tile in grid:
-        for number, axis in enumerate(tile.schedule.axes):
-            ends = Span(0, round_up(grid.volume[number], grid.graph.stride[number]))
-            for node in grid.graph.nodes:
-                at_level = Span(0, ends.stop // grid.graph.scales[node.name][number])
+    for tile in stream.grid:
+        for number, axis in enumerate(stream.schedule(tile).axes):
+            ends = Span(0, round_up(stream.grid.volume[number], stream.graph.stride[number]))
+            for node in stream.graph.nodes:
+                at_level = Span(0, ends.stop // stream.graph.scales[node.name][number])
                 span = axis.writes[node.name]
                 assert span.clipped(at_level) == span
             assert axis.input.clipped(ends) == axis.input
 
 
 @given(columns())
-def test_up_sampling_computes_whole_pairs_and_keeps_what_is_read(tile):
+def test_up_sampling_computes_whole_pairs_and_keeps_what_is_read(schedule):
     """A transposed convolution makes both voxels of a pair; counted as one it would be cheaper than it is."""
-    axis = tile.schedule.needs
-    for node in tile.schedule.graph.nodes:
+    axis = schedule.needs
+    for node in schedule.graph.nodes:
         kept, computed = axis.writes[node.name].extent, axis.computes(node)
         if isinstance(node.operation, TransposedConvolution) and node.operation.factor[0] == 2:
             assert computed % 2 == 0

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core.network.receptive import receptive_radius
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
@@ -196,9 +197,10 @@ def test_differences_name_both_values():
 
 def test_a_plan_gives_its_grid():
     """Grids are never stored: they follow from a dozen numbers."""
-    grid = PLAN.grid
-    assert (grid.graph, grid.volume) == (ARCHITECTURE.graph, (50, 60, 70))
-    assert (grid.core, grid.halo, grid.slab) == (PLAN.core, PLAN.halo, PLAN.slab)
+    stream, grid = PLAN.stream, PLAN.grid
+    assert (stream.graph, stream.slab) == (ARCHITECTURE.graph, PLAN.slab)
+    assert (grid.volume, grid.core) == ((50, 60, 70), PLAN.core)
+    assert (grid.stride, grid.margin) == (ARCHITECTURE.stride, receptive_radius(ARCHITECTURE.graph))
 
 
 def test_amplification_is_work_done_by_work_needed():

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.core.grid import TileGrid
 from pipeline.core.network.receptive import least_halo, legal_extent, receptive_radius, whole_window
+from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
 from pipeline.unet.model import UNet
 from tests.core.core_cases import architectures, triples
@@ -87,7 +87,7 @@ def test_an_unpadded_block_reaches_exactly_its_window(ndim, depth):
     """The window begins at the margin and ends with the last voxel that the core depends on: not a voxel is spare."""
     architecture = Architecture(ndim, depth, 1, padding="valid")
     stride, margin = 2**depth, receptive_radius(architecture.graph)[1]
-    grid = TileGrid(architecture.graph, (9 * stride,) * 3, (stride,) * 3, (0, 0, 0), stride)
+    grid = Stream.over(architecture.graph, (9 * stride,) * 3, (stride,) * 3, (0, 0, 0), stride).grid
     tile = grid.tile(4 * 81 + 4 * 9 + 4)
     window = tile.window
     assert tile.core.start == (4 * stride,) * 3
@@ -144,7 +144,8 @@ def test_the_whole_window_is_a_tile_that_holds_the_volume(architecture, volume):
     Unpadded it may take some voxels more, so that every map before a pooling is even; nothing kept depends on them.
     """
     cover = tuple(-(-n // s) * s for n, s in zip(volume, architecture.stride, strict=True))
-    window = TileGrid(architecture.graph, volume, cover, least_halo(architecture.graph), cover[0]).tile(0).window.shape
+    stream = Stream.over(architecture.graph, volume, cover, least_halo(architecture.graph), cover[0])
+    window = stream.grid.tile(0).window.shape
     whole = whole_window(architecture.graph, volume)
     assert architecture.padding == "valid" or whole == window
     assert all(0 <= w - n < 2 * s for w, n, s in zip(whole, window, architecture.stride, strict=True))

@@ -6,11 +6,11 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.box import Span
-from pipeline.core.grid import TileGrid
 from pipeline.core.network.graph import Convolution, MaxPool
 from pipeline.core.network.need import needs
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.schedule import Schedule
+from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
 from tests.core.core_cases import columns
 from tests.core.unet_layers import architecture_of, starts_by_layer
@@ -57,9 +57,8 @@ def skips(schedule):
 
 
 @given(columns())
-def test_turns_partition_what_each_layer_computes_in_order(tile):
+def test_turns_partition_what_each_layer_computes_in_order(schedule):
     """Nothing is computed twice, nothing is left out, and buffers are filled from front to back."""
-    schedule = tile.schedule
     for name in names(schedule):
         found = [span for span in spans(schedule, name) if span.extent]
         assert found[0].start == whole(schedule, name).start
@@ -69,9 +68,8 @@ def test_turns_partition_what_each_layer_computes_in_order(tile):
 
 
 @given(columns())
-def test_a_node_reads_only_what_was_written_before(tile):
+def test_a_node_reads_only_what_was_written_before(schedule):
     """Causality: in every turn, nodes in order, of all that a node reads the last slice is there; skips included."""
-    schedule = tile.schedule
     for node in schedule.graph.nodes[1:]:
         for turn in range(schedule.turns):
             span = schedule.writes(node, turn)
@@ -83,9 +81,8 @@ def test_a_node_reads_only_what_was_written_before(tile):
 
 
 @given(columns())
-def test_a_layer_that_is_early_by_a_turn_would_read_too_much(tile):
+def test_a_layer_that_is_early_by_a_turn_would_read_too_much(schedule):
     """The negative control: the last layers cannot keep up with the input, so the order of turns is no accident."""
-    schedule = tile.schedule
     last_conv = windowed(schedule)[-1]
     late = []
     for turn in range(schedule.turns - 1):
@@ -98,9 +95,8 @@ def test_a_layer_that_is_early_by_a_turn_would_read_too_much(tile):
 
 
 @given(columns())
-def test_turns_away_from_the_ends_are_all_alike(tile):
+def test_turns_away_from_the_ends_are_all_alike(schedule):
     """Shapes are fixed there, so that a library's tuned kernels and buffers are used again."""
-    schedule = tile.schedule
     for name in names(schedule):
         extents = [span.extent for span in spans(schedule, name)]
         busy = [turn for turn, extent in enumerate(extents) if extent]
@@ -111,11 +107,10 @@ def test_turns_away_from_the_ends_are_all_alike(tile):
 
 
 @given(columns())
-def test_a_sweep_ends_with_the_core(tile):
+def test_a_sweep_ends_with_the_core(schedule):
     """A turn more would be empty; a turn less would leave the core's last slices out."""
-    schedule = tile.schedule
     assert spans(schedule, "fc")[-1].extent > 0
-    assert spans(schedule, "fc")[-1].stop == tile.core.stop[0]
+    assert spans(schedule, "fc")[-1].stop == schedule.needs.core.stop
 
 
 @pytest.mark.parametrize(("depth", "lag"), [(1, 8), (2, 20), (3, 48), (4, 96)])
@@ -137,8 +132,8 @@ def test_turns_are_the_slices_of_the_input_and_the_lag(padding, depth, lag):
 def test_a_2d_network_writes_the_slices_that_it_takes_in(extent, step):
     """Nothing lags along z: each turn's slices are predicted in that turn."""
     architecture = Architecture(2, 2, 1)
-    grid = TileGrid(architecture.graph, (extent, 8, 8), (extent, 8, 8), least_halo(architecture.graph), step)
-    schedule = grid.tile(0).schedule
+    found = Stream.over(architecture.graph, (extent, 8, 8), (extent, 8, 8), least_halo(architecture.graph), step)
+    schedule = found.schedule(found.grid.tile(0))
     assert schedule.turns == -(-extent // step)
     assert {tuple(spans(schedule, name)) for name in names(schedule)} == {tuple(spans(schedule, "input"))}
 
@@ -146,8 +141,8 @@ def test_a_2d_network_writes_the_slices_that_it_takes_in(extent, step):
 def test_the_picture_of_a_small_sweep():
     """Depth 1, four slabs of eight slices, of a volume: each layer's lag as it is drawn in the documentation."""
     architecture = Architecture(3, 1, 1)
-    grid = TileGrid(architecture.graph, (32, 8, 8), (32, 8, 8), (8, 8, 8), 8)
-    schedule = grid.tile(0).schedule
+    found = Stream.over(architecture.graph, (32, 8, 8), (32, 8, 8), (8, 8, 8), 8)
+    schedule = found.schedule(found.grid.tile(0))
     assert schedule.turns == 5
     assert spans(schedule, "input") == [(0, 8), (8, 16), (16, 24), (24, 32), (32, 32)]
     assert spans(schedule, "encoder1_1") == [(0, 7), (7, 15), (15, 23), (23, 31), (31, 32)]
@@ -171,17 +166,15 @@ def kept(schedule, node):
 
 
 @given(columns())
-def test_convolutions_keep_no_more_than_they_say(tile):
+def test_convolutions_keep_no_more_than_they_say(schedule):
     """Buffers are allocated by this number before the sweep starts; zeros before the volume count."""
-    schedule = tile.schedule
     for node in windowed(schedule):
         assert max(kept(schedule, node), default=0) <= schedule.held(node)
 
 
 @given(columns())
-def test_a_window_of_a_convolution_fits_its_buffer(tile):
+def test_a_window_of_a_convolution_fits_its_buffer(schedule):
     """What it keeps and what a turn brings, and the zeros behind the end."""
-    schedule = tile.schedule
     axis = schedule.needs
     for node in windowed(schedule):
         reach = node.operation.kernel[0] // 2
@@ -207,9 +200,8 @@ def skips_waiting(schedule, skip, reader):
 
 
 @given(columns())
-def test_skips_wait_no_longer_than_they_say(tile):
+def test_skips_wait_no_longer_than_they_say(schedule):
     """Most of a column's memory is skips that wait for the decoder: of those slices that it will read."""
-    schedule = tile.schedule
     assert [skip for skip, _ in skips(schedule)] == list(schedule.graph.waiting)
     for skip, reader in skips(schedule):
         assert max(skips_waiting(schedule, skip, reader)) <= schedule.waiting(skip)
@@ -217,13 +209,13 @@ def test_skips_wait_no_longer_than_they_say(tile):
 
 @settings(max_examples=20)
 @given(columns(), st.integers(1, 4))
-def test_long_sweeps_hold_what_they_say(tile, slabs):
+def test_long_sweeps_hold_what_they_say(schedule, slabs):
     """The bounds are reached, so none of them is a guess: in the middle of a long volume."""
-    graph = tile.schedule.graph
+    graph = schedule.graph
     stride = graph.stride[0]
     core = Span(100 * stride, 140 * stride)
     axis = needs(graph, 0, core, None)
-    schedule = replace(tile.schedule, axes=(axis, axis, axis), step=slabs * stride)
+    schedule = replace(schedule, axes=(axis, axis, axis), step=slabs * stride)
     for node in windowed(schedule):
         assert max(kept(schedule, node)[:-1]) == schedule.held(node)
     for skip, reader in skips(schedule):
@@ -234,12 +226,11 @@ def test_long_sweeps_hold_what_they_say(tile, slabs):
 
 
 @given(columns())
-def test_layers_start_where_the_rule_that_knew_them_by_name_lets_them(tile):
+def test_layers_start_where_the_rule_that_knew_them_by_name_lets_them(schedule):
     """Turn by turn the same slices as before networks were graphs: the same shapes, and so the same bytes."""
-    schedule = tile.schedule
     graph, architecture = schedule.graph, architecture_of(schedule.graph)
     ends = Span(*(graph.ends(0, Span(0, 2**20))["input"])) if graph.is_padded else None
-    core = Span(1024 + tile.core.start[0], 1024 + tile.core.start[0] + 3)
+    core = Span(1024 + schedule.needs.core.start, 1024 + schedule.needs.core.start + 3)
     axis = needs(graph, 0, core, ends)
     schedule = Schedule(graph, (axis,) * 3, schedule.step)
     for name, start in starts_by_layer(architecture, 0, core, ends).items():

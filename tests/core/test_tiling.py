@@ -169,17 +169,17 @@ def test_a_halo_that_is_proposed_is_accepted(halo):
     """The same for halos, whatever was asked for."""
     found, refused = answer(request(halo=halo, core=(64, 64, 64)))
     if refused:
-        good = choose_tiling(request(halo=(24, 24, 24), core=(64, 64, 64))).grid.halo
+        good = choose_tiling(request(halo=(24, 24, 24), core=(64, 64, 64))).halo
         assert f"at least {list(good)}" in refused
         assert any(h < g or h % 4 for h, g in zip(halo, good, strict=True))
     else:
-        assert found.grid.halo == halo
+        assert found.halo == halo
 
 
 def test_a_halo_that_equals_the_radius_is_enough():
     """At depth 1 the radius lies on the lattice: 8 voxels are exact, and asking for ten would be a waste."""
     shallow = Architecture(ndim=3, depth=1, width=4)
-    assert choose_tiling(request(architecture=shallow, halo=(8, 8, 8))).grid.halo == (8, 8, 8)
+    assert choose_tiling(request(architecture=shallow, halo=(8, 8, 8))).halo == (8, 8, 8)
 
 
 # --- what auto chooses --------------------------------------------------------------------------------------------------
@@ -190,14 +190,16 @@ def keeps_every_rule(asked, tiling):
     grid, stride = tiling.grid, asked.architecture.stride
     padded = asked.architecture.padding == "same"
     assert divides(stride, grid.core)
-    assert grid.slab % stride[0] == 0
-    assert stride[0] <= grid.slab <= grid.core[0]
-    assert divides(stride, grid.halo) if padded else grid.halo == (0, 0, 0)
-    assert not padded or all(h >= r for h, r in zip(grid.halo, receptive_radius(asked.architecture.graph), strict=True))
+    assert tiling.stream.slab % stride[0] == 0
+    assert stride[0] <= tiling.stream.slab <= grid.core[0]
+    assert divides(stride, tiling.halo) if padded else tiling.halo == (0, 0, 0)
+    assert not padded or all(
+        h >= r for h, r in zip(tiling.halo, receptive_radius(asked.architecture.graph), strict=True)
+    )
     assert divides(tiling.chunks, tiling.shards or tiling.chunks)
     assert divides(tiling.shards or tiling.chunks, grid.core)
-    assert tiling.worker_bytes == worker_bytes(asked, grid) <= asked.usable_bytes
-    assert (grid.graph, grid.volume) == (asked.architecture.graph, asked.volume)
+    assert tiling.worker_bytes == worker_bytes(asked, tiling.stream) <= asked.usable_bytes
+    assert (tiling.stream.graph, grid.volume) == (asked.architecture.graph, asked.volume)
 
 
 @st.composite
@@ -269,13 +271,13 @@ def test_a_slab_is_made_smaller_until_it_fits():
     asked = {"core": (256, 128, 128), "volume": (1024, 1024, 1024), "architecture": Architecture(3, 2, 32)}
     roomy, tight = (choose_tiling(request(**asked, memory_bytes=int(m * GB))) for m in (64, 2.5))
     assert roomy.grid.core == tight.grid.core == (256, 128, 128)
-    assert tight.grid.slab < roomy.grid.slab
+    assert tight.stream.slab < roomy.stream.slab
     assert tight.worker_bytes <= 0.9 * 2.5 * GB < roomy.worker_bytes
 
 
 def test_a_slab_keeps_a_small_tile_busy():
     """A thin column takes in many slices at once, a wide one few: what a layer does in a turn is worth starting it."""
-    narrow, wide = (choose_tiling(request(volume=(512, n, n), core=(256, n, n))).grid.slab for n in (64, 512))
+    narrow, wide = (choose_tiling(request(volume=(512, n, n), core=(256, n, n))).stream.slab for n in (64, 512))
     assert narrow > wide
     assert narrow <= 64
 
@@ -283,7 +285,7 @@ def test_a_slab_keeps_a_small_tile_busy():
 def test_a_known_slab_is_kept_or_refused():
     """An earlier plan governs: another slab may give other bytes, so it is never changed in silence."""
     known = {"core": (64, 64, 64), "slab": 16}
-    assert choose_tiling(request(**known)).grid.slab == 16
+    assert choose_tiling(request(**known)).stream.slab == 16
     assert "(slab 16, 3D network" in refusal(**known, memory_bytes=GB)
 
 
@@ -295,8 +297,8 @@ def test_a_gpu_limits_the_tile_by_its_own_memory():
     assert planes == sorted(planes)
     assert planes[0] < planes[-1]
     for m, tiling in zip((2, 8, 64), found, strict=True):
-        assert 2 * sweep_values(tiling.grid) <= m * GB * DEVICE_MEMORY_SHARE
-        assert tiling.worker_bytes == worker_bytes(request(**asked, device_memory_bytes=m * GB), tiling.grid)
+        assert 2 * sweep_values(tiling.stream) <= m * GB * DEVICE_MEMORY_SHARE
+        assert tiling.worker_bytes == worker_bytes(request(**asked, device_memory_bytes=m * GB), tiling.stream)
 
 
 def test_what_a_gpu_holds_is_not_asked_of_the_worker():
@@ -313,9 +315,10 @@ def test_what_a_gpu_holds_is_not_asked_of_the_worker():
 
 def amplifications(asked):
     """Voxels asked for, voxels decoded and arithmetic, each by what one pass takes."""
-    grid, voxels = choose_tiling(asked).grid, prod(asked.volume)
-    decoded = total_voxels_decoded(grid, asked.in_chunks, read_slices(grid, asked.in_chunks[0], asked.in_bytes))
-    arithmetic = total_multiply_adds(grid) / one_pass_multiply_adds(asked.architecture.graph, asked.volume)
+    stream, voxels = choose_tiling(asked).stream, prod(asked.volume)
+    grid = stream.grid
+    decoded = total_voxels_decoded(grid, asked.in_chunks, read_slices(stream, asked.in_chunks[0], asked.in_bytes))
+    arithmetic = total_multiply_adds(stream) / one_pass_multiply_adds(asked.architecture.graph, asked.volume)
     return total_voxels_read(grid) / voxels, decoded / voxels, arithmetic
 
 
@@ -380,7 +383,7 @@ def test_a_plan_of_ten_million_tiles_takes_moments():
     started = time.perf_counter()
     tiling = choose_tiling(request(volume=(22_000, 22_000, 22_000), core=(100, 100, 100), workers=64))
     (
-        total_multiply_adds(tiling.grid),
+        total_multiply_adds(tiling.stream),
         total_voxels_read(tiling.grid),
         total_voxels_decoded(tiling.grid, (64, 64, 64), 64),
     )
@@ -405,7 +408,7 @@ def test_a_2d_network_takes_any_core_in_z(depth_of_stack, core_z):
     asked = request(architecture=planar(), volume=(depth_of_stack, 200, 300), core=(core_z, 64, 64))
     tiling = choose_tiling(asked)
     keeps_every_rule(asked, tiling)
-    assert tiling.grid.halo == (0, 96, 96)
+    assert tiling.halo == (0, 96, 96)
     assert tiling.grid.core == (core_z, 64, 64)
 
 

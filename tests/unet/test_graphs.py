@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.core.box import Box, triple
-from pipeline.core.grid import TileGrid
 from pipeline.core.network.graph import (
     Activation,
     Concatenation,
@@ -20,6 +19,7 @@ from pipeline.core.network.graph import (
     TransposedConvolution,
 )
 from pipeline.core.network.receptive import least_halo
+from pipeline.core.network.stream import Stream
 from pipeline.unet.sweep import Arena, Kernel, Sweep
 
 EQUAL = 1e-12
@@ -154,9 +154,11 @@ def stitched(network, kernels, volume, halo, slab):
     shape = volume.shape[1:]
     core = triple(2 * s for s in network.stride)
     out, arena = np.full((network.output.channels, *shape), np.nan), Arena()
-    for tile in TileGrid(network, shape, core, halo, slab * network.stride[0]):
-        window = torch.from_numpy(volume[(slice(None), *tile.window.within(Box.of_shape(shape)))]).permute(1, 2, 3, 0)
-        first, schedule = tile.window.start[0], tile.schedule
+    tiles = Stream.over(network, shape, core, halo, slab * network.stride[0])
+    for tile in tiles.grid:
+        schedule = tiles.schedule(tile)
+        window = torch.from_numpy(volume[:, *schedule.window.within(Box.of_shape(shape))]).permute(1, 2, 3, 0)
+        first = schedule.window.start[0]
         slabs = (window[a - first : b - first] for a, b in schedule.inputs())
         for (start, stop), logits in Sweep(kernels, schedule, arena).run(slabs):
             box = Box((start, *tile.core.start[1:]), (stop, *tile.core.stop[1:]))

@@ -60,16 +60,16 @@ def noise(plan, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (2, *plan.source.shape), dtype=np.uint8)
 
 
-def slabs_of(tile, window):
-    """A window in the turns of its tile's schedule."""
-    first, schedule = tile.window.start[0], tile.schedule
-    return (window[:, a - first : b - first] for a, b in schedule.inputs())
+def slabs_of(plan, tile, window):
+    """A window in the turns of the plan."""
+    first = tile.window.start[0]
+    return (window[:, a - first : b - first] for a, b in plan.stream.schedule(tile).inputs())
 
 
 def predicted(plan, checkpoint, tile=None):
     """Boxes and arrays of one tile, the middle one by default."""
     tile = tile or plan.grid.tile(len(plan.grid) // 2)
-    slabs = slabs_of(tile, window_of(plan, tile, noise(plan)))
+    slabs = slabs_of(plan, tile, window_of(plan, tile, noise(plan)))
     return list(UNetPredictor(checkpoint, plan).predict(tile, slabs))
 
 
@@ -128,7 +128,7 @@ def test_every_stored_type_is_understood(dtype):
     values = noise(plan) % 2
     found, expected = (
         np.concatenate(
-            [part for _, part in UNetPredictor(checkpoint, plan).predict(tile, slabs_of(tile, shows))], axis=1
+            [part for _, part in UNetPredictor(checkpoint, plan).predict(tile, slabs_of(plan, tile, shows))], axis=1
         )
         for shows in (window_of(plan, tile, values.astype(dtype)), window_of(plan, tile, values))
     )
@@ -208,7 +208,7 @@ def test_the_window_as_read_is_left_alone():
     tile = plan.grid.tile(0)
     window = window_of(plan, tile, noise(plan)).astype(np.float32)
     before = window.copy()
-    list(UNetPredictor(checkpoint, plan).predict(tile, slabs_of(tile, window)))
+    list(UNetPredictor(checkpoint, plan).predict(tile, slabs_of(plan, tile, window)))
     np.testing.assert_array_equal(window, before)
 
 
@@ -254,7 +254,7 @@ def test_a_rehearsal_leaves_the_predictor_as_it_was():
     tile = plan.grid.tile(len(plan.grid) // 2)
     predictor = UNetPredictor(checkpoint, plan)
     predictor.rehearse(plan.grid.widest())
-    slabs = slabs_of(tile, window_of(plan, tile, noise(plan)))
+    slabs = slabs_of(plan, tile, window_of(plan, tile, noise(plan)))
     found = np.concatenate([array for _, array in predictor.predict(tile, slabs)], axis=1)
     np.testing.assert_array_equal(found, whole(plan, checkpoint, tile))
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.core.grid import TileGrid
 from pipeline.core.network.receptive import least_halo
+from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
 from pipeline.unet.model import UNet
 from pipeline.unet.sweep import Arena, Sweep, kernels
@@ -21,10 +21,10 @@ SOLID = Architecture(ndim=3, depth=2, width=2, in_channels=2, out_channels=3)
 def column(architecture, length, slab=None, plane=(16, 16)):
     """One tile over a whole column."""
     stride = architecture.stride
-    grid = TileGrid(
+    whole = Stream.over(
         architecture.graph, (length, *plane), (length, *plane), least_halo(architecture.graph), slab or stride[0]
     )
-    return grid.tile(0).schedule
+    return whole.schedule(whole.grid.tile(0))
 
 
 def noise(schedule, dtype=torch.float32):
@@ -43,7 +43,7 @@ def streamed(network, schedule, dtype=torch.float32, arena=None):
 
 def memory(arena):
     """Where the buffers and the rings lie, and their shapes."""
-    return {name: (held.data_ptr(), tuple(held.shape)) for name, (held, _) in arena._memory.items()}
+    return {name: (held.data_ptr(), tuple(held.shape)) for name, held in arena.tensors.items()}
 
 
 # --- kernels ------------------------------------------------------------------------------------------------------------

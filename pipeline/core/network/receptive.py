@@ -17,7 +17,9 @@ def receptive_radius(graph: Graph) -> Triple:
     what each side loses in the pass. A 2D network reaches nothing along z. A single voxel at its worst phase reaches
     further, which no tile ever asks for.
     """
-    return triple(-needs(graph, axis, Span(0, s), None).input.start for axis, s in enumerate(graph.stride))
+    spans = (needs(graph, axis, Span(0, s), None).input for axis, s in enumerate(graph.stride))
+    sides = [(-span.start, span.stop - s) for span, s in zip(spans, graph.stride, strict=True)]
+    return triple(max(side) if graph.is_padded else side[0] for side in sides)
 
 
 def least_halo(graph: Graph) -> Triple:
@@ -30,6 +32,7 @@ def lost_margin(graph: Graph) -> Triple:
     return (0, 0, 0) if graph.is_padded else receptive_radius(graph)
 
 
+@lru_cache(maxsize=256)
 def legal_extent(graph: Graph, axis: int, needed: int) -> int:
     """The least extent along an axis, at least `needed`, that one pass takes without an odd map before a pooling.
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.core.box import Span
+from pipeline.core.box import Box, Span
 from pipeline.core.network.graph import Graph, Node
 from pipeline.core.network.need import Needs
 
@@ -37,6 +37,11 @@ class Schedule:
     graph: Graph
     axes: tuple[Needs, Needs, Needs]
     step: int
+
+    @property
+    def window(self) -> Box:
+        """Voxels of the volume that it takes in, beyond its ends where it is mirrored."""
+        return Box.of_spans(axis.input for axis in self.axes)
 
     @property
     def needs(self) -> Needs:
