@@ -113,3 +113,10 @@ def test_a_version_goes_as_its_days_are_over_and_not_before():
     versions = [published("a", 7), published("b", 7), published("c", 6)]
     assert expired(versions, "c", Keep(0, 6), NOW) == ["a", "b"]
     assert expired(versions, "c", Keep(0, 6.001), NOW) == []
+
+
+def test_a_version_was_left_when_work_on_the_current_one_began_where_nobody_knows_better():
+    """The switch to it was not dated: readers may have been at the old one until then."""
+    versions = [published("a", 5), Version("current", ago(1))]
+    assert expired(versions, "current", Keep(0, 3), NOW) == []
+    assert expired(versions, "current", Keep(0, 0.5), NOW) == ["a"]
