@@ -481,7 +481,7 @@ def status(command: Callable[[], int | None]) -> int:
     except PipelineError as error:
         return _told("failed", error, FAILED)
     except OSError as error:  # of a file that no room knew what to do about
-        from pipeline.durable import file_error  # noqa: PLC0415 - seldom
+        from pipeline.places.durable import file_error  # noqa: PLC0415 - seldom
 
         early = error.errno == errno.ENAMETOOLONG  # of a name that was given, before anything was done with it
         return _told(

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.proxies import settle_proxies
-from pipeline.credentials import redacted
 from pipeline.errors import ConfigError
+from pipeline.places.credentials import redacted
 
 if TYPE_CHECKING:
     from httpx import Response

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.printable import lines, one_line
-from pipeline.credentials import redacted
+from pipeline.places.credentials import redacted
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig

@@ -40,7 +40,7 @@ def settle_proxies(url: str | None, *, needs_more: bool = False) -> None:
         if not why:
             continue
         if name.lower() != "all_proxy" or needs_more or not (url is None or is_loopback(url)):
-            from pipeline.credentials import redacted  # noqa: PLC0415 - every door imports this module
+            from pipeline.places.credentials import redacted  # noqa: PLC0415 - every door imports this module
 
             raise ConfigError(
                 f"The proxy in {name}, '{redacted(os.environ[name])}', cannot be used: {why}. Correct or unset {name}."

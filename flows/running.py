@@ -15,8 +15,8 @@ from flows.printing import print_plan, say
 from flows.proxies import settle_proxies
 from flows.server import EmbeddedServer, configured_api, prefect_api, start_unless_configured
 from pipeline.config import RunConfig
-from pipeline.credentials import redacted
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.places.credentials import redacted
 
 if TYPE_CHECKING:
     from pipeline.dataset.outcome import Outcome

@@ -13,8 +13,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from pipeline.credentials import redacted
 from pipeline.errors import ConfigError
+from pipeline.places.credentials import redacted
 
 EXTRAS_HINT = "Install Halotile again, with deploy/constraints.txt"
 

@@ -24,7 +24,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 from pipeline.config import LogConfig
 from pipeline.core.printable import json_escaped, lines, one_line
-from pipeline.credentials import redacted
+from pipeline.places.credentials import redacted
 
 log = logging.getLogger("pipeline")
 

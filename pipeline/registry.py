@@ -28,9 +28,9 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 
 from pipeline.config import ModelConfig
 from pipeline.core.strict_json import json_text
-from pipeline.durable import make_folder, sync
 from pipeline.errors import ModelError
-from pipeline.locks import wait_for
+from pipeline.places.durable import make_folder, sync
+from pipeline.places.locks import wait_for
 
 FORMAT = 1
 """Of the index."""

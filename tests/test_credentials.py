@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from pipeline.credentials import carried, redacted, shown
+from pipeline.places.credentials import carried, redacted, shown
 
 SECRET = "s3cr3t"
 

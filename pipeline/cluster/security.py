@@ -23,7 +23,7 @@ from distributed.security import Security
 
 from pipeline.config import ClusterConfig, TlsConfig
 from pipeline.errors import ConfigError, StorageError
-from pipeline.locks import taken
+from pipeline.places.locks import taken
 
 WAIT_SECONDS = 120
 """For certificates that another task of the run makes."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.credentials import shown
+from pipeline.places.credentials import shown
 
 
 def violations(cls: type[BaseModel], errors: Sequence[Any]) -> list[str]:

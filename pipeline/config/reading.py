@@ -13,8 +13,8 @@ from pipeline.config.problems import violations
 from pipeline.config.section import Section, expanded
 from pipeline.config.yaml_text import load_yaml
 from pipeline.core.printable import one_line
-from pipeline.credentials import carried, shown
 from pipeline.errors import ConfigError
+from pipeline.places.credentials import carried, shown
 
 AnyConfig = TypeVar("AnyConfig", bound="Section")
 

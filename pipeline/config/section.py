@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.core.locations import is_url, without_file_scheme
-from pipeline.credentials import carried, shown
 from pipeline.errors import ConfigError
+from pipeline.places.credentials import carried, shown
 
 Auto = Literal["auto"]
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]

@@ -27,7 +27,7 @@ from pipeline.core.names import Place, distinct_names
 from pipeline.dataset.rows import Source, rows_of
 from pipeline.dataset.search import NAMED, LeftOut, Volume, searched
 from pipeline.errors import ConfigError, StorageError
-from pipeline.storage.objects import is_remote
+from pipeline.places.objects import is_remote
 
 
 @dataclass(frozen=True, slots=True)

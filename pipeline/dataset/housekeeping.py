@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from pipeline.core.versions import Keep
-from pipeline.credentials import redacted
 from pipeline.errors import BusyError, PipelineError
+from pipeline.places.credentials import redacted
 from pipeline.storage.publication import Publication
 
 log = logging.getLogger("pipeline")

@@ -31,8 +31,8 @@ from pipeline.dataset.outcome import reason_of
 from pipeline.dataset.rows import Source
 from pipeline.dataset.search import LeftOut
 from pipeline.errors import ConfigError, StorageError
+from pipeline.places.listing import children, signature_of
 from pipeline.storage.foreign import foreign_place
-from pipeline.storage.listing import children, signature_of
 from pipeline.storage.volume import open_volume
 
 log = logging.getLogger("pipeline")

@@ -16,9 +16,9 @@ from typing import TextIO
 
 from pipeline.core.arrival import Observation
 from pipeline.core.strict_json import json_text
-from pipeline.durable import make_folder, replace
 from pipeline.errors import StorageError
-from pipeline.locks import taken
+from pipeline.places.durable import make_folder, replace
+from pipeline.places.locks import taken
 
 LOCK_SECONDS = 60.0
 """After which a lock is no longer waited for: it is held for milliseconds."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from pipeline.config import RunConfig
 from pipeline.core.stored import Inventory
-from pipeline.durable import make_folder
 from pipeline.errors import StorageError
+from pipeline.places.durable import make_folder
 from pipeline.stages import count_input
 from pipeline.storage.rundir import RunDirectory
 

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import durable
 from pipeline.core.strict_json import json_text
-from pipeline.credentials import redacted
 from pipeline.errors import PipelineError
+from pipeline.places import durable
+from pipeline.places.credentials import redacted
 
 State = Literal["done", "skipped", "failed", "busy", "waiting"]
 

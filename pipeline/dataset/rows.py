@@ -15,7 +15,7 @@ from pipeline.config import TOLD, Location, Section, Whole, content_of_yaml, vio
 from pipeline.core.locations import is_url
 from pipeline.core.names import why_no_name
 from pipeline.errors import ConfigError
-from pipeline.storage.listing import item_at, small_files
+from pipeline.places.listing import item_at, small_files
 
 Source = str | os.PathLike[str] | Sequence[str | Mapping[str, Any]] | Mapping[str, Any]
 """A location, the path of a YAML or CSV, a list of them and of mappings, or a mapping that has such a list in `volumes`."""

@@ -13,10 +13,10 @@ from pipeline.core.locations import is_url
 from pipeline.core.names import STORES
 from pipeline.dataset.rows import Row
 from pipeline.errors import ConfigError
+from pipeline.places.listing import Item, children
+from pipeline.places.patterns import STORE_FILES, Matches, is_pattern, matching
 from pipeline.storage.foreign import foreign_place
 from pipeline.storage.kinds import HOLDERS, VOLUMES, Sight, looked_at, members
-from pipeline.storage.listing import Item, children
-from pipeline.storage.patterns import STORE_FILES, Matches, is_pattern, matching
 
 NAMED = 8
 """Things that an error names at most."""

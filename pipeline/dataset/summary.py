@@ -12,10 +12,10 @@ from typing import Any
 
 from jinja2 import Environment, select_autoescape
 
-from pipeline import durable
 from pipeline.core.printable import one_line
 from pipeline.core.strict_json import json_text
 from pipeline.dataset.outcome import Outcome, State
+from pipeline.places import durable
 
 FILES = ("summary.json", "summary.csv", "summary.html")
 

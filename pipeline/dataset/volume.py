@@ -13,7 +13,6 @@ from pipeline.config import RunConfig
 from pipeline.core.machine import Machine
 from pipeline.core.plan import Plan
 from pipeline.core.stored import Inventory
-from pipeline.credentials import redacted
 from pipeline.dataset.catalogue import Entry
 from pipeline.dataset.housekeeping import clear, free, tidy
 from pipeline.dataset.origin import Origin, origin_of, write_origin
@@ -21,6 +20,7 @@ from pipeline.dataset.outcome import Outcome, State, read_mark, write_mark
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.version import Settled, published, settled
 from pipeline.errors import BusyError, PipelineError, StorageError
+from pipeline.places.credentials import redacted
 from pipeline.storage.metadata import described_image
 from pipeline.storage.publication import Publication, open_publication
 from pipeline.storage.version_folder import Published

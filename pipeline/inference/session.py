@@ -21,9 +21,9 @@ from pipeline.core.ledger import Progress, Session, TileRecord
 from pipeline.core.machine import Machine
 from pipeline.core.plan import Plan
 from pipeline.core.roster import Outcome
-from pipeline.credentials import redacted
 from pipeline.errors import FileError, InferenceError, PipelineError
 from pipeline.logs import FailedTiles
+from pipeline.places.credentials import redacted
 from pipeline.planning.resolve import memory_bytes_a_worker, workers_that_fit
 from pipeline.storage.rundir import LedgerWriter, RunDirectory
 

@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline import durable
 from pipeline.core.box import Box, per_axis, triple
 from pipeline.core.lesson import lesson
 from pipeline.core.network.unet import Architecture
@@ -21,6 +20,7 @@ from pipeline.core.strict_json import json_text
 from pipeline.evaluation.evaluation import Evaluation, evaluate
 from pipeline.evaluation.rule import Rule
 from pipeline.export.package import export
+from pipeline.places import durable
 from pipeline.registry import Entry, register
 from pipeline.storage.inventory import open_counted
 from pipeline.storage.volume import Volume

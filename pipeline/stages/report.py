@@ -12,8 +12,8 @@ from typing import Any
 
 from pipeline.core.ledger import INFER, Session
 from pipeline.core.plan import Plan
-from pipeline.durable import in_words
 from pipeline.errors import FileError
+from pipeline.places.durable import in_words
 from pipeline.reports.page import page
 from pipeline.reports.pictures import picture, png
 from pipeline.stages.run import Run

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import durable
 from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, TileRecord
 from pipeline.errors import StorageError, VerificationError
+from pipeline.places import durable
 from pipeline.stages.run import Run
 from pipeline.storage.metadata import image_name
 from pipeline.storage.output import Output

@@ -30,10 +30,10 @@ from pipeline.core.stored import (
 )
 from pipeline.core.strict_json import json_text
 from pipeline.errors import StorageError
+from pipeline.places.listing import Look, looks, looks_at, signature
+from pipeline.places.objects import protocol
 from pipeline.storage.counted import counted
 from pipeline.storage.foreign import ForeignArray
-from pipeline.storage.listing import Look, looks, looks_at, signature
-from pipeline.storage.objects import protocol
 from pipeline.storage.volume import Volume, open_volume
 
 Missing = Literal["fail", "fill"]

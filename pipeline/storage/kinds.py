@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.errors import StorageError
+from pipeline.places.listing import Item, children, item_at, small_files
+from pipeline.places.objects import is_remote
 from pipeline.storage.foreign import HDF5_SUFFIXES, TIFF_SUFFIXES, foreign_place
 from pipeline.storage.hdf5 import dataset_names
-from pipeline.storage.listing import Item, children, item_at, small_files
-from pipeline.storage.objects import is_remote
 
 Kind = Literal[
     "image",

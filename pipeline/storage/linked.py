@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.versions import Keep, Version, expired
-from pipeline.durable import sync
 from pipeline.errors import StorageError
+from pipeline.places.durable import sync
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.version_folder import RECORD, VERSIONS, Published, VersionFolder, published_in
 

@@ -14,9 +14,9 @@ import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from pipeline import durable
 from pipeline.core.plan import Plan
 from pipeline.core.strict_json import json_text
+from pipeline.places import durable
 from pipeline.storage.documents import Comparison, compared, merged, parsed, same, told
 from pipeline.storage.ngff import image_attributes
 

@@ -26,15 +26,15 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 from zarr.types import AnyArray
 
-from pipeline import durable
 from pipeline.core.box import Box, Triple, per_axis
 from pipeline.core.ledger import TileRecord, Units
 from pipeline.core.plan import Plan
-from pipeline.durable import PARTS, in_words
 from pipeline.errors import StorageError
+from pipeline.places import durable
+from pipeline.places.durable import PARTS, in_words
+from pipeline.places.stores import local_store
 from pipeline.storage.documents import Comparison
 from pipeline.storage.metadata import ARRAY, DOCUMENT, Metadata, stored, stored_fingerprint
-from pipeline.storage.places import local_store
 from pipeline.storage.rundir import RunDirectory
 
 _EVIDENCE = 8

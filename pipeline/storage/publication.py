@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from pipeline.core.versions import Keep, Version
 from pipeline.errors import StorageError
+from pipeline.places.objects import ATOMIC, ObjectStore, is_remote, protocol, told
 from pipeline.storage.linked import LinkedPublication, read_link
-from pipeline.storage.objects import ATOMIC, ObjectStore, is_remote, protocol, told
 from pipeline.storage.pointed import PointedPublication, read_pointer
 from pipeline.storage.rundir import RunDirectory
 from pipeline.storage.version_folder import Published

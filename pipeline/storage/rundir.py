@@ -31,10 +31,10 @@ from pipeline.core.ledger import INFER, TILED, Progress, Session, TileRecord, pa
 from pipeline.core.plan import Plan
 from pipeline.core.stored import Inventory, Stored
 from pipeline.core.strict_json import json_text
-from pipeline.durable import file_error, in_words, make_folder, replace, sweep, sync
 from pipeline.errors import FileError, StorageError
-from pipeline.locks import is_taken, taken, without_locks
 from pipeline.main_guard import leave_if_run_again
+from pipeline.places.durable import file_error, in_words, make_folder, replace, sweep, sync
+from pipeline.places.locks import is_taken, taken, without_locks
 from pipeline.storage.cancel_request import CancelRequest
 from pipeline.storage.counted import counted
 from pipeline.storage.documents import parsed

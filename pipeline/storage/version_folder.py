@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.core.versions import Keep, Version, expired
-from pipeline.durable import make_folder, replace, sync
 from pipeline.errors import BusyError, StorageError
-from pipeline.locks import taken
+from pipeline.places.durable import make_folder, replace, sync
+from pipeline.places.locks import taken
 from pipeline.storage.metadata import FINGERPRINT_ATTRIBUTE
 from pipeline.storage.rundir import RunDirectory
 

@@ -17,8 +17,8 @@ from pipeline.core.box import Box, per_axis, triple
 from pipeline.core.normalization import Normalization
 from pipeline.core.strict_json import json_text
 from pipeline.core.volume import Description
-from pipeline.durable import make_folder, replace
 from pipeline.errors import ConfigError
+from pipeline.places.durable import make_folder, replace
 from pipeline.planning.statistics import appearance, measured
 from pipeline.storage.inventory import open_counted
 from pipeline.storage.volume import Volume, is_volume_file

@@ -24,8 +24,8 @@ from torch import Tensor
 from pipeline import __version__
 from pipeline.core.lesson import constant_loss, has_learned
 from pipeline.core.strict_json import json_text
-from pipeline.durable import replace
 from pipeline.errors import TrainingError
+from pipeline.places.durable import replace
 from pipeline.training.dataset import Dataset
 from pipeline.training.logbook import Logbook
 from pipeline.training.losses import weighted_cross_entropy

@@ -22,8 +22,8 @@ from scipy import ndimage
 from pipeline.core.box import Box, Triple, per_axis, triple
 from pipeline.core.strict_json import json_text
 from pipeline.core.targets import foreground
-from pipeline.durable import make_folder, replace
 from pipeline.errors import ConfigError
+from pipeline.places.durable import make_folder, replace
 from pipeline.storage.volume import Volume
 from pipeline.training.border import REACH, border_weight
 from pipeline.training.recipe import DataConfig, LossConfig

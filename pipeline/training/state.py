@@ -17,9 +17,9 @@ import torch
 
 from pipeline.config import NormalizeConfig
 from pipeline.core.strict_json import json_text
-from pipeline.durable import make_folder, replace
 from pipeline.errors import ConfigError, StorageError
-from pipeline.locks import taken
+from pipeline.places.durable import make_folder, replace
+from pipeline.places.locks import taken
 from pipeline.training.recipe import TrainConfig
 
 RECIPE = "recipe.json"

@@ -26,8 +26,8 @@ from pipeline.core.appearance import Appearance
 from pipeline.core.network.unet import Architecture, Padding
 from pipeline.core.normalization import Mode, Normalization
 from pipeline.core.strict_json import json_text
-from pipeline.durable import replace
 from pipeline.errors import ModelError
+from pipeline.places.durable import replace
 from pipeline.unet.model import UNet
 
 METADATA_KEY = "halotile"

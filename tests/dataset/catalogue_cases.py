@@ -12,8 +12,8 @@ import zarr
 
 from pipeline.core.volume import Space
 from pipeline.dataset.catalogue import Catalogue
+from pipeline.places.objects import ObjectStore
 from pipeline.storage.ngff import image_attributes
-from pipeline.storage.objects import ObjectStore
 
 VOXELS = np.arange(4 * 6 * 8, dtype="uint8").reshape(4, 6, 8)
 

@@ -10,7 +10,7 @@ import pytest
 import zarr
 from zarr.storage import LocalStore
 
-from pipeline.storage.objects import ObjectStore
+from pipeline.places.objects import ObjectStore
 from pipeline.storage.publication import read_current
 from pipeline.storage.rundir import RunDirectory
 from tests.dataset.dataset_cases import SHAPE, DataSet, make_dataset

@@ -16,7 +16,7 @@ from pipeline.dataset import inbox as inbox_module
 from pipeline.dataset import observations as observations_module
 from pipeline.dataset.inbox import Inbox, since_boot
 from pipeline.errors import ConfigError, StorageError
-from pipeline.storage.objects import ObjectStore
+from pipeline.places.objects import ObjectStore
 from tests.dataset.catalogue_cases import fill, make_hdf5, make_image, make_plate, make_tiff
 from tests.e2e.commands import wait_until
 

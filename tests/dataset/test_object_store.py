@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline.storage.objects import ObjectStore, s3
+from pipeline.places.objects import ObjectStore, s3
 from pipeline.storage.publication import read_current
 from tests.dataset.dataset_cases import DataSet, make_dataset
 from tests.dataset.test_reprocess import go

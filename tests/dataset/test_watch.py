@@ -189,7 +189,7 @@ def test_a_summary_that_is_written_in_the_middle_of_another_spoils_neither(tmp_p
             waiting.pop().write(tmp_path)
         sync(handle)
 
-    monkeypatch.setattr("pipeline.durable.os.fsync", interrupted)
+    monkeypatch.setattr("pipeline.places.durable.os.fsync", interrupted)
     first.write(tmp_path)
     assert not waiting
     assert json.loads((tmp_path / "summary.json").read_text())["catalogue"] == "first"

@@ -15,7 +15,7 @@ from pipeline.core.box import Box
 from pipeline.core.network.unet import Architecture
 from pipeline.core.versions import Keep
 from pipeline.errors import StorageError
-from pipeline.storage.objects import ObjectStore, s3
+from pipeline.places.objects import ObjectStore, s3
 from pipeline.storage.publication import open_publication, read_current
 from pipeline.storage.volume import open_volume
 from tests.e2e.commands import wait_until

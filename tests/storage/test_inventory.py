@@ -16,10 +16,10 @@ import zarr
 from pipeline.core.box import Box
 from pipeline.core.stored import compare
 from pipeline.errors import StorageError
+from pipeline.places.objects import s3
 from pipeline.storage.counted import counted
 from pipeline.storage.decoding import CheckedPipeline
 from pipeline.storage.inventory import from_bytes, open_counted, take_inventory, to_bytes
-from pipeline.storage.objects import s3
 from pipeline.storage.volume import Volume, open_volume
 from tests.pipeline_cases import random_volume, save_array
 

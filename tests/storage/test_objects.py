@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage import objects
-from pipeline.storage.objects import ObjectStore, s3, told
+from pipeline.places import objects
+from pipeline.places.objects import ObjectStore, s3, told
 from pipeline.storage.publication import open_publication, read_current
 from pipeline.storage.volume import open_volume
 
@@ -70,7 +70,7 @@ def test_what_others_change_is_seen_at_once(bucket):
         [
             sys.executable,
             "-c",
-            f"from pipeline.storage.objects import ObjectStore; ObjectStore('{bucket}/x').write('a', b'1')",
+            f"from pipeline.places.objects import ObjectStore; ObjectStore('{bucket}/x').write('a', b'1')",
         ],
         check=True,
     )

@@ -14,12 +14,12 @@ import zarr
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-from pipeline import durable
 from pipeline.core.box import Box
 from pipeline.core.ledger import Units
 from pipeline.core.plan import Plan
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
+from pipeline.places import durable
 from pipeline.storage.output import Output
 from pipeline.storage.sink import UnitSink
 from tests.pipeline_cases import output_plan, random_volume

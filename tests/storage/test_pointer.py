@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.core.versions import Keep
 from pipeline.errors import BusyError, StorageError
-from pipeline.storage.objects import ObjectStore
+from pipeline.places.objects import ObjectStore
 from pipeline.storage.pointed import POINTER
 from pipeline.storage.publication import open_publication, read_current
 from pipeline.storage.rundir import RunDirectory
@@ -311,7 +311,7 @@ def test_a_removal_that_was_killed_at_any_step_leaves_no_run_without_its_image(p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"pipeline.storage.objects.{step}" if "Store" in step else step, dies)
+        patch.setattr(f"pipeline.places.objects.{step}" if "Store" in step else step, dies)
         with pytest.raises(KeyboardInterrupt):
             publication.expire(Keep(0, 0), datetime.now(UTC))
     directory = RunDirectory(publication.image(A)).path

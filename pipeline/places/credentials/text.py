@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pipeline.credentials.names import graded, words_of
-from pipeline.credentials.urls import KNOWN, blotted, carried
+from pipeline.places.credentials.names import graded, words_of
+from pipeline.places.credentials.urls import KNOWN, blotted, carried
 
 BLOT = "***"
 

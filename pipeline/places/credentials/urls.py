@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from pipeline.credentials.names import decoded, graded
+from pipeline.places.credentials.names import decoded, graded
 
 CONTAINERS = frozenset({"abfs", "abfss", "wasb", "wasbs"})
 """Schemes of Azure, whose URLs are `abfs://container@account...`: what stands before the `@` is no user."""

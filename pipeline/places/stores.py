@@ -12,7 +12,7 @@ from pathlib import Path
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from pipeline.storage.objects import ObjectStore, is_remote, is_s3, s3
+from pipeline.places.objects import ObjectStore, is_remote, is_s3, s3
 
 
 def local_store(path: str | Path, *, read_only: bool = False) -> LocalStore:

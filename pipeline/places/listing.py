@@ -17,7 +17,7 @@ import fsspec
 import fsspec.asyn
 
 from pipeline.errors import PipelineError, StorageError
-from pipeline.storage.objects import code_of, is_remote, is_s3, refusal, s3
+from pipeline.places.objects import code_of, is_remote, is_s3, refusal, s3
 
 _STAMPS = (
     "ETag",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from pipeline.core.locations import is_url
-from pipeline.storage.listing import Item, children, item_at
-from pipeline.storage.objects import is_remote
+from pipeline.places.listing import Item, children, item_at
+from pipeline.places.objects import is_remote
 
 STORE_FILES = frozenset({"zarr.json", ".zarray", ".zgroup"})
 """What makes a folder a Zarr store; `**` looks for nothing below one: there may be millions of chunks."""

@@ -21,9 +21,9 @@ import fsspec
 from zarr.core.sync import sync
 
 from pipeline.core.locations import is_url
-from pipeline.credentials import carried, redacted
 from pipeline.errors import StorageError
 from pipeline.installation import how_to_install
+from pipeline.places.credentials import carried, redacted
 
 ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
 """Protocols of stores where an object is replaced in one step: a reader gets the old one or the new one."""

@@ -5,7 +5,7 @@ urls.py     users, passwords, and queries that sign
 text.py     what libraries say: headers, options, JSON, reprs, keys
 """
 
-from pipeline.credentials.text import redacted, shown
-from pipeline.credentials.urls import carried
+from pipeline.places.credentials.text import redacted, shown
+from pipeline.places.credentials.urls import carried
 
 __all__ = ["carried", "redacted", "shown"]
