@@ -293,8 +293,8 @@ def convert(
     missing: Missing = "fail",
 ) -> int:
     """Write a volume as an OME-Zarr, box by box; no voxel changes."""
-    from pipeline.storage.convert import convert as convert_volume  # noqa: PLC0415 - see above
-    from pipeline.storage.volume import open_volume  # noqa: PLC0415 - see above
+    from pipeline.outputs.convert import convert as convert_volume  # noqa: PLC0415 - see above
+    from pipeline.volumes.volume import open_volume  # noqa: PLC0415 - see above
 
     with bar("converting") as tell:
         found = convert_volume(
@@ -392,7 +392,7 @@ def models(registry: Annotated[Path, Parameter(help="A folder of registered mode
 @app.command
 def current(output: Annotated[str, Parameter(help="The output of one volume, DATASET/NAME: a path or a URL.")]) -> int:
     """Print which version of an output is published: where its image is, its fingerprint, and since when."""
-    from pipeline.storage.publication import read_current  # noqa: PLC0415 - see above
+    from pipeline.publishing.publication import read_current  # noqa: PLC0415 - see above
 
     found = read_current(output)
     say(

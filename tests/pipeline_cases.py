@@ -24,7 +24,7 @@ from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Compute, Cost, Model, Output, Plan
 from pipeline.core.volume import Description, Space
-from pipeline.storage.rundir import RunDirectory
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.unet.model import UNet, initialise
 
 

@@ -17,8 +17,8 @@ from pipeline.errors import ModelError
 from pipeline.planning.resolve import make_plan
 from pipeline.reports.inspection import inspect_path
 from pipeline.reports.rows import plan_rows
-from pipeline.storage.volume import Volume
 from pipeline.unet.checkpoint import METADATA_KEY, load_checkpoint, save_checkpoint
+from pipeline.volumes.volume import Volume
 from tests.pipeline_cases import make_run
 
 SMALL = Architecture(ndim=3, depth=1, width=2)

@@ -18,15 +18,15 @@ from pipeline.core.ledger import TileRecord
 from pipeline.core.network.unet import Architecture
 from pipeline.core.volume import Space
 from pipeline.errors import PlanError, VerificationError
+from pipeline.outputs.output import Output
 from pipeline.planning import resolve
-from pipeline.storage.output import Output
 from tests.e2e.commands import ROOT
 from tests.pipeline_cases import make_run, random_volume, stored_objects
 
 WAITS = """
 import signal, sys, threading
 from pipeline.stages import driving
-from pipeline.storage.rundir import RunDirectory
+from pipeline.outputs.rundir import RunDirectory
 
 def terminated(*_):
     raise KeyboardInterrupt

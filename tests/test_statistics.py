@@ -11,7 +11,7 @@ from pipeline.core.normalization import Normalization
 from pipeline.errors import PlanError
 from pipeline.planning import statistics
 from pipeline.planning.statistics import BINS, measured
-from pipeline.storage.volume import Volume, open_volume
+from pipeline.volumes.volume import Volume, open_volume
 
 
 @dataclass(frozen=True)

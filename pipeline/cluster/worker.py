@@ -19,15 +19,15 @@ from pipeline.core.plan import Plan
 from pipeline.engine import infer_tile
 from pipeline.errors import InferenceError, StorageError
 from pipeline.logs import about
-from pipeline.storage.output import Output
-from pipeline.storage.rundir import RunDirectory
-from pipeline.storage.sink import UnitSink
-from pipeline.storage.volume import Volume, open_volume
+from pipeline.outputs.output import Output
+from pipeline.outputs.rundir import RunDirectory
+from pipeline.outputs.sink import UnitSink
 from pipeline.thread_variables import lowered
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
 from pipeline.unet.predictor import UNetPredictor
 from pipeline.unet.probe import self_test
 from pipeline.unet.threads import check_threads, threads
+from pipeline.volumes.volume import Volume, open_volume
 
 ENDS = "HALOTILE_ENDS"
 """Environment variable of a job: when it will be ended, seconds since the epoch."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pipeline.core.versions import Keep
 from pipeline.errors import BusyError, PipelineError
 from pipeline.places.credentials import redacted
-from pipeline.storage.publication import Publication
+from pipeline.publishing.publication import Publication
 
 log = logging.getLogger("pipeline")
 

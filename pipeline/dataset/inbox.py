@@ -32,8 +32,8 @@ from pipeline.dataset.rows import Source
 from pipeline.dataset.search import LeftOut
 from pipeline.errors import ConfigError, StorageError
 from pipeline.places.listing import children, signature_of
-from pipeline.storage.foreign import foreign_place
-from pipeline.storage.volume import open_volume
+from pipeline.volumes.foreign import foreign_place
+from pipeline.volumes.volume import open_volume
 
 log = logging.getLogger("pipeline")
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pipeline.config import RunConfig
 from pipeline.core.stored import Inventory
 from pipeline.errors import StorageError
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.places.durable import make_folder
 from pipeline.stages import count_input
-from pipeline.storage.rundir import RunDirectory
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from pipeline.dataset.threads import Threads
 from pipeline.dataset.volume import Team, VolumeOfSet, noted, segment, standing
 from pipeline.inference.session import crew_size
 from pipeline.planning.resolve import make_plan
-from pipeline.storage.volume import open_volume
+from pipeline.volumes.volume import open_volume
 
 log = logging.getLogger("pipeline")
 

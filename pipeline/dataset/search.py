@@ -15,8 +15,8 @@ from pipeline.dataset.rows import Row
 from pipeline.errors import ConfigError
 from pipeline.places.listing import Item, children
 from pipeline.places.patterns import STORE_FILES, Matches, is_pattern, matching
-from pipeline.storage.foreign import foreign_place
-from pipeline.storage.kinds import HOLDERS, VOLUMES, Sight, looked_at, members
+from pipeline.volumes.contents import HOLDERS, VOLUMES, Sight, looked_at, members
+from pipeline.volumes.foreign import foreign_place
 
 NAMED = 8
 """Things that an error names at most."""

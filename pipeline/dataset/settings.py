@@ -33,7 +33,7 @@ from pipeline.core.versions import Keep
 from pipeline.dataset.rows import Source, VolumeRow
 
 if TYPE_CHECKING:
-    from pipeline.storage.rundir import RunDirectory
+    from pipeline.outputs.rundir import RunDirectory
 
 
 class InputRule(Section):
@@ -131,7 +131,7 @@ class DatasetConfig(Whole):
     @property
     def directory(self) -> RunDirectory:
         """Where locks, logs and observations of the whole set are."""
-        from pipeline.storage.rundir import RunDirectory  # noqa: PLC0415 - what is wrong with a YAML is told before heavy imports
+        from pipeline.outputs.rundir import RunDirectory  # noqa: PLC0415 - what is wrong with a YAML is told before heavy imports
 
         return RunDirectory(self.home)
 

@@ -21,8 +21,8 @@ from pipeline.core.volume import Space
 from pipeline.dataset.origin import Origin, read_origin
 from pipeline.errors import ConfigError, ModelError, PlanError
 from pipeline.planning.resolve import make_plan
-from pipeline.storage.publication import Publication
-from pipeline.storage.version_folder import Published
+from pipeline.publishing.publication import Publication
+from pipeline.publishing.version_folder import Published
 
 log = logging.getLogger("pipeline")
 

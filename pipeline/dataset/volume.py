@@ -20,10 +20,10 @@ from pipeline.dataset.outcome import Outcome, State, read_mark, write_mark
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.version import Settled, published, settled
 from pipeline.errors import BusyError, PipelineError, StorageError
+from pipeline.outputs.metadata import described_image
 from pipeline.places.credentials import redacted
-from pipeline.storage.metadata import described_image
-from pipeline.storage.publication import Publication, open_publication
-from pipeline.storage.version_folder import Published
+from pipeline.publishing.publication import Publication, open_publication
+from pipeline.publishing.version_folder import Published
 
 log = logging.getLogger("pipeline")
 

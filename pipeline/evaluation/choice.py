@@ -7,7 +7,7 @@ from typing import Literal
 from pipeline.core.box import Box
 from pipeline.core.volume import Space
 from pipeline.evaluation.rule import Rule
-from pipeline.storage.volume import Volume
+from pipeline.volumes.volume import Volume
 
 SLAB_VOXELS = 2**24
 

@@ -15,8 +15,8 @@ from pipeline.evaluation.pixels import PixelCounts, PixelScores, Reading
 from pipeline.evaluation.rule import Rule
 from pipeline.evaluation.segments import SliceSegments, VolumeSegments
 from pipeline.evaluation.truth import Truth
-from pipeline.storage.inventory import Missing, open_counted
-from pipeline.storage.volume import Volume
+from pipeline.volumes.inventory import Missing, open_counted
+from pipeline.volumes.volume import Volume
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 

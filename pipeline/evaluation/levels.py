@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.core.box import Box
 from pipeline.errors import ConfigError
-from pipeline.storage.volume import Volume
+from pipeline.volumes.volume import Volume
 
 FLOAT_SCALE = 4000
 """Levels of a floating-point prediction. Not 4096: 0.1, 0.25, 0.975 and their like are to be edges of levels, so that

@@ -10,7 +10,7 @@ from pipeline.core.box import Box
 from pipeline.core.targets import foreground, membranes
 from pipeline.errors import ConfigError
 from pipeline.evaluation.rule import Rule
-from pipeline.storage.volume import Volume
+from pipeline.volumes.volume import Volume
 
 
 @dataclass(frozen=True)

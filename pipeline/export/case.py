@@ -16,8 +16,8 @@ from pipeline.core.volume import Description, Space
 from pipeline.errors import ModelError
 from pipeline.export.extents import Extents
 from pipeline.planning.statistics import measured
-from pipeline.storage.volume import Volume
 from pipeline.unet.checkpoint import Checkpoint
+from pipeline.volumes.volume import Volume
 
 TEST_EXTENT = {2: 256, 3: 64}
 """Voxels along an axis of a test tensor, about, by the network's spatial axes; never fewer than the least legal ones."""

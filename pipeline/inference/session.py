@@ -23,9 +23,9 @@ from pipeline.core.plan import Plan
 from pipeline.core.roster import Outcome
 from pipeline.errors import FileError, InferenceError, PipelineError
 from pipeline.logs import FailedTiles
+from pipeline.outputs.rundir import LedgerWriter, RunDirectory
 from pipeline.places.credentials import redacted
 from pipeline.planning.resolve import memory_bytes_a_worker, workers_that_fit
-from pipeline.storage.rundir import LedgerWriter, RunDirectory
 
 log = logging.getLogger("pipeline")
 

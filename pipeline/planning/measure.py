@@ -16,9 +16,9 @@ from pipeline.core.cost import multiply_adds, read_spans, rounded_out, turn_mult
 from pipeline.core.mirror import shown
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.plan import Plan
-from pipeline.storage.volume import open_volume
 from pipeline.unet.checkpoint import load_checkpoint
 from pipeline.unet.predictor import UNetPredictor
+from pipeline.volumes.volume import open_volume
 
 TURNS = 4
 """Turns that are timed, once all layers take part."""

@@ -31,8 +31,6 @@ from pipeline.core.stored import Inventory
 from pipeline.core.tiling import MEMORY_SHARE, TileRequest, Tiling, choose_tiling
 from pipeline.errors import ConfigError, ModelError, PlanError, StorageError
 from pipeline.planning.statistics import appearance, measured
-from pipeline.storage.counted import counted
-from pipeline.storage.volume import Volume, open_volume
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
 from pipeline.unet.device import (
     computes_bfloat16,
@@ -45,6 +43,8 @@ from pipeline.unet.device import (
     visible_cards,
 )
 from pipeline.unet.probe import predicted, region
+from pipeline.volumes.counted import counted
+from pipeline.volumes.volume import Volume, open_volume
 
 THREAD_EFFICIENCY = 0.96
 """What a doubling of a worker's compute threads leaves of each: a little is lost where a layer is done by one alone."""

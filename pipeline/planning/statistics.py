@@ -12,7 +12,7 @@ from pipeline.core.appearance import Appearance, appearance_of, sample_boxes
 from pipeline.core.box import Box, widened
 from pipeline.core.normalization import Normalization, spanning
 from pipeline.errors import PlanError, StorageError
-from pipeline.storage.volume import Volume
+from pipeline.volumes.volume import Volume
 
 log = logging.getLogger("pipeline")
 

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.core.box import Box
-from pipeline.storage.output import Output
-from pipeline.storage.volume import Volume
+from pipeline.outputs.output import Output
+from pipeline.volumes.volume import Volume
 
 PICTURE_EXTENT = 1024
 """Voxels an axis of a picture at most."""

@@ -14,8 +14,8 @@ from pipeline.config import ClusterConfig, ComputeConfig
 from pipeline.core.ledger import Progress
 from pipeline.errors import StorageError
 from pipeline.inference.session import crew_for
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.stages.run import Run
-from pipeline.storage.rundir import RunDirectory
 
 HEED_SECONDS = 0.5
 """Between two looks whether somebody asks this run to end."""

@@ -11,10 +11,10 @@ from pipeline.cluster.security import sweep_keys
 from pipeline.core.ledger import Progress, Session
 from pipeline.errors import StorageError
 from pipeline.inference.session import Advance, infer_missing
+from pipeline.outputs.output import Output
 from pipeline.stages.plan import refuse_foreign_output
 from pipeline.stages.run import Run
 from pipeline.stages.source import confirm
-from pipeline.storage.output import Output
 
 log = logging.getLogger("pipeline")
 

@@ -22,8 +22,6 @@ from pipeline.evaluation.rule import Rule
 from pipeline.export.package import export
 from pipeline.places import durable
 from pipeline.registry import Entry, register
-from pipeline.storage.inventory import open_counted
-from pipeline.storage.volume import Volume
 from pipeline.training.dataset import gather
 from pipeline.training.machine import resolved
 from pipeline.training.recipe import TrainConfig
@@ -33,6 +31,8 @@ from pipeline.training.trainer import Advance, train
 from pipeline.training.validation import prediction
 from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
 from pipeline.unet.device import resolved_device
+from pipeline.volumes.inventory import open_counted
+from pipeline.volumes.volume import Volume
 
 __all__ = ["Advance", "evaluate_held_back", "export_package", "register_checkpoint", "resolved", "shortcoming", "train"]
 

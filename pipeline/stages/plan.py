@@ -15,12 +15,12 @@ from pipeline.core.plan import Plan
 from pipeline.core.stored import Inventory
 from pipeline.errors import FileError, PlanError, StorageError
 from pipeline.main_guard import leave_if_run_again
+from pipeline.outputs.output import Output, is_occupied
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.planning.measure import Expectation, expectation
 from pipeline.planning.resolve import check_room, make_plan, workers_that_fit
 from pipeline.stages.run import Run
 from pipeline.stages.source import InputChanged, Settled, count_input, mark, open_input, settle
-from pipeline.storage.output import Output, is_occupied
-from pipeline.storage.rundir import RunDirectory
 
 log = logging.getLogger("pipeline")
 

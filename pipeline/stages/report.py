@@ -13,14 +13,14 @@ from typing import Any
 from pipeline.core.ledger import INFER, Session
 from pipeline.core.plan import Plan
 from pipeline.errors import FileError
+from pipeline.outputs.output import Output
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.places.durable import in_words
 from pipeline.reports.page import page
 from pipeline.reports.pictures import picture, png
 from pipeline.stages.run import Run
 from pipeline.stages.source import open_source
-from pipeline.storage.output import Output
-from pipeline.storage.rundir import RunDirectory
-from pipeline.storage.volume import Volume
+from pipeline.volumes.volume import Volume
 
 log = logging.getLogger("pipeline")
 

@@ -12,8 +12,8 @@ from pipeline.core.ledger import Progress
 from pipeline.core.plan import Plan
 from pipeline.errors import PlanError
 from pipeline.logs import logged
-from pipeline.storage.output import Output
-from pipeline.storage.rundir import RunDirectory
+from pipeline.outputs.output import Output
+from pipeline.outputs.rundir import RunDirectory
 
 
 @dataclass(frozen=True, eq=False)

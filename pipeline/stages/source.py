@@ -18,10 +18,10 @@ from pipeline.core.ledger import TileRecord
 from pipeline.core.plan import Plan
 from pipeline.core.stored import Change, Inventory, Stored, compare
 from pipeline.errors import InferenceError, StorageError
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.stages.run import Run
-from pipeline.storage.inventory import Missing, take_inventory
-from pipeline.storage.rundir import RunDirectory
-from pipeline.storage.volume import Volume, open_volume
+from pipeline.volumes.inventory import Missing, take_inventory
+from pipeline.volumes.volume import Volume, open_volume
 
 log = logging.getLogger("pipeline")
 

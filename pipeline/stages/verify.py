@@ -18,11 +18,11 @@ import numpy as np
 from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, TileRecord
 from pipeline.errors import StorageError, VerificationError
+from pipeline.outputs.metadata import image_name
+from pipeline.outputs.output import Output
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.places import durable
 from pipeline.stages.run import Run
-from pipeline.storage.metadata import image_name
-from pipeline.storage.output import Output
-from pipeline.storage.rundir import RunDirectory
 
 log = logging.getLogger("pipeline")
 

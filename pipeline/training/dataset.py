@@ -20,13 +20,13 @@ from pipeline.core.volume import Description
 from pipeline.errors import ConfigError
 from pipeline.places.durable import make_folder, replace
 from pipeline.planning.statistics import appearance, measured
-from pipeline.storage.inventory import open_counted
-from pipeline.storage.volume import Volume, is_volume_file
 from pipeline.training.deformation import least_spacing
 from pipeline.training.preparation import prepare, target_rule
 from pipeline.training.range import default_rule, refuse_narrow, tell_lost_bits
 from pipeline.training.recipe import PairConfig, TrainConfig
 from pipeline.training.samples import Region, Samples
+from pipeline.volumes.inventory import open_counted
+from pipeline.volumes.volume import Volume, is_volume_file
 
 log = logging.getLogger("pipeline.training")
 

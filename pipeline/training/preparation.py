@@ -24,9 +24,9 @@ from pipeline.core.strict_json import json_text
 from pipeline.core.targets import foreground
 from pipeline.errors import ConfigError
 from pipeline.places.durable import make_folder, replace
-from pipeline.storage.volume import Volume
 from pipeline.training.border import REACH, border_weight
 from pipeline.training.recipe import DataConfig, LossConfig
+from pipeline.volumes.volume import Volume
 
 IGNORED = 255
 """Target of voxels that count for nothing."""

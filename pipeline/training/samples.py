@@ -16,10 +16,10 @@ from threadpoolctl import threadpool_limits
 from pipeline.core.box import Box, Triple, per_axis, triple
 from pipeline.core.mirror import shown, spread
 from pipeline.core.normalization import Normalization
-from pipeline.storage.volume import Volume
 from pipeline.training.deformation import between, nearest, random_places
 from pipeline.training.preparation import IGNORED, Prepared
 from pipeline.training.recipe import AugmentConfig
+from pipeline.volumes.volume import Volume
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline import stages
 from pipeline.config import RunConfig, validated
 from pipeline.core.ledger import TileRecord
-from pipeline.storage.rundir import RunDirectory
+from pipeline.outputs.rundir import RunDirectory
 from tests.e2e.commands import ROOT, Command
 from tests.pipeline_cases import random_volume, save_array
 

@@ -13,7 +13,7 @@ import zarr
 from pipeline.core.volume import Space
 from pipeline.dataset.catalogue import Catalogue
 from pipeline.places.objects import ObjectStore
-from pipeline.storage.ngff import image_attributes
+from pipeline.volumes.ome import image_attributes
 
 VOXELS = np.arange(4 * 6 * 8, dtype="uint8").reshape(4, 6, 8)
 

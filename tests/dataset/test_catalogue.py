@@ -9,7 +9,7 @@ import pytest
 from pipeline.dataset.catalogue import Entry, read_catalogue
 from pipeline.errors import ConfigError, StorageError
 from pipeline.places import listing
-from pipeline.storage.volume import open_volume
+from pipeline.volumes.volume import open_volume
 from tests.dataset.catalogue_cases import (
     by_name,
     fill,

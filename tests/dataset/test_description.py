@@ -10,9 +10,9 @@ import pytest
 import zarr
 from zarr.storage import LocalStore
 
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.places.objects import ObjectStore
-from pipeline.storage.publication import read_current
-from pipeline.storage.rundir import RunDirectory
+from pipeline.publishing.publication import read_current
 from tests.dataset.dataset_cases import SHAPE, DataSet, make_dataset
 from tests.dataset.test_reprocess import go
 from tests.pipeline_cases import random_volume

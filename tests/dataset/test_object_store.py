@@ -10,7 +10,7 @@ import pytest
 import zarr
 
 from pipeline.places.objects import ObjectStore, s3
-from pipeline.storage.publication import read_current
+from pipeline.publishing.publication import read_current
 from tests.dataset.dataset_cases import DataSet, make_dataset
 from tests.dataset.test_reprocess import go
 
@@ -136,7 +136,7 @@ def test_a_go_that_was_killed_right_after_the_switch_leaves_no_image_here(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.storage.pointed.PointedPublication.free", dies)
+        patch.setattr("pipeline.publishing.by_pointer.PointedPublication.free", dies)
         with pytest.raises(KeyboardInterrupt):
             go(in_memory)
     (image,) = (tmp_path / "staging").rglob("*.ome.zarr")

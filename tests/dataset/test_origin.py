@@ -11,7 +11,7 @@ import pytest
 from pipeline.dataset import volume as volume_module
 from pipeline.dataset.estimate import estimate
 from pipeline.dataset.round import volumes_of
-from pipeline.storage.rundir import RunDirectory
+from pipeline.outputs.rundir import RunDirectory
 from tests.dataset.dataset_cases import DataSet, make_dataset
 from tests.dataset.test_object_store import dataset as stored_dataset  # noqa: F401 - a fixture
 from tests.dataset.test_reprocess import go
@@ -127,7 +127,7 @@ def test_a_path_that_is_mended_in_the_catalogue_is_another_try(tmp_path, pooled)
 
 def test_of_volumes_of_too_many_files_a_sample_is_compared(tmp_path, pooled, monkeypatch):
     """A listing of a hundred million chunks takes hours; what came anew is noticed by a thousand of them."""
-    monkeypatch.setattr("pipeline.storage.inventory.MOST_OBJECTS", 23)  # 6 x 2 x 2 chunks
+    monkeypatch.setattr("pipeline.volumes.inventory.MOST_OBJECTS", 23)  # 6 x 2 x 2 chunks
     dataset = half_done(tmp_path)
     again(dataset, seed=3)
     assert go(dataset) == {"v00": "done"}

@@ -17,8 +17,8 @@ from pipeline.dataset.estimate import estimate
 from pipeline.dataset.outcome import read_mark
 from pipeline.dataset.round import volumes_of
 from pipeline.errors import ConfigError, DatasetError, ModelError, StorageError
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.planning import resolve
-from pipeline.storage.rundir import RunDirectory
 from tests.dataset.dataset_cases import ARCHITECTURE, DataSet, make_dataset
 from tests.pipeline_cases import fill_up, mounted, random_network, save_array, sessions
 
@@ -153,7 +153,7 @@ def test_a_first_switch_that_failed_does_not_tie_a_volume_to_files_that_were_tou
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.storage.linked.LinkedPublication._switch", refuse)
+        patch.setattr("pipeline.publishing.by_link.LinkedPublication._switch", refuse)
         assert go(dataset) == {"v00": "failed"}
     dataset.add_again("v00", seed=0)
     assert go(dataset) == {"v00": "done"}

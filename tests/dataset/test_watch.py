@@ -15,7 +15,7 @@ from pipeline.dataset.outcome import Outcome, read_mark, write_mark
 from pipeline.dataset.round import Round, volumes_of
 from pipeline.dataset.summary import FILES, Summary
 from pipeline.errors import DatasetError
-from pipeline.storage.rundir import RunDirectory
+from pipeline.outputs.rundir import RunDirectory
 from tests.dataset.dataset_cases import SHAPE, DataSet, make_dataset
 from tests.e2e.commands import wait_until
 from tests.pipeline_cases import done_entries, random_volume

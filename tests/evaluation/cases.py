@@ -7,7 +7,7 @@ from skimage.measure import label
 from skimage.metrics import adapted_rand_error, contingency_table, variation_of_information
 from skimage.segmentation import watershed
 
-from pipeline.storage.volume import open_volume
+from pipeline.volumes.volume import open_volume
 
 
 def stored(folder, name, array, chunks=(4, 64, 64)):

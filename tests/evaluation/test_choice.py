@@ -5,7 +5,7 @@ import zarr
 from pipeline.core.volume import Space
 from pipeline.evaluation.choice import chosen
 from pipeline.evaluation.evaluation import compare
-from pipeline.storage.volume import Volume, open_volume
+from pipeline.volumes.volume import Volume, open_volume
 
 
 def stored(folder, array, name, scale=None):

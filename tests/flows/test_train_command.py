@@ -7,9 +7,9 @@ import pytest
 import zarr
 
 from flows.cli import app, status
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.reports.page import page as page_of
 from pipeline.stages.report import summary
-from pipeline.storage.rundir import RunDirectory
 from tests.training.training_cases import cells, image_of, recipe
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from distributed import Worker
 
-from pipeline.storage.output import Output
+from pipeline.outputs.output import Output
 
 STEP = 0.1
 

@@ -16,8 +16,8 @@ from pipeline.core.network.unet import Architecture
 from pipeline.core.versions import Keep
 from pipeline.errors import StorageError
 from pipeline.places.objects import ObjectStore, s3
-from pipeline.storage.publication import open_publication, read_current
-from pipeline.storage.volume import open_volume
+from pipeline.publishing.publication import open_publication, read_current
+from pipeline.volumes.volume import open_volume
 from tests.e2e.commands import wait_until
 from tests.pipeline_cases import make_run, stored_objects
 from tests.storage.publishing_cases import (

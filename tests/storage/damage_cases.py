@@ -23,7 +23,7 @@ from zarr.codecs import numcodecs as n3
 
 from pipeline.core.box import Box
 from pipeline.errors import StorageError
-from pipeline.storage.volume import open_volume
+from pipeline.volumes.volume import open_volume
 
 SHAPE = (16, 16, 16)
 BLOSC_HEADER = [0, 1, 2, 3, 4, 8, 12, 16, 20]

@@ -18,10 +18,10 @@ from typing import Any
 
 from pipeline.core.ledger import TileRecord
 from pipeline.core.versions import Keep
-from pipeline.storage.linked import LinkedPublication
-from pipeline.storage.output import checksum
-from pipeline.storage.publication import Publication, open_publication
-from pipeline.storage.rundir import RunDirectory
+from pipeline.outputs.output import checksum
+from pipeline.outputs.rundir import RunDirectory
+from pipeline.publishing.by_link import LinkedPublication
+from pipeline.publishing.publication import Publication, open_publication
 
 OBJECTS = 12
 """Of a small version's array."""

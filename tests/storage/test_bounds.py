@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage.bounds import LONGEST
-from pipeline.storage.volume import open_volume
+from pipeline.volumes.bounds import LONGEST
+from pipeline.volumes.volume import open_volume
 
 VERSION_2 = {
     "zarr_format": 2,

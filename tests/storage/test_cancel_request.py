@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from pipeline.storage.cancel_request import MOST_BYTES, CancelRequest
+from pipeline.outputs.cancel_request import MOST_BYTES, CancelRequest
 
 TOKEN = "12-node-ab"
 

@@ -18,9 +18,9 @@ from zarr.storage import LocalStore
 from pipeline.core.box import Box
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
-from pipeline.storage import convert as module
-from pipeline.storage.convert import convert
-from pipeline.storage.volume import Volume, open_volume
+from pipeline.outputs import convert as module
+from pipeline.outputs.convert import convert
+from pipeline.volumes.volume import Volume, open_volume
 from tests.pipeline_cases import mounted, random_volume, save_array
 
 SHAPE = (9, 33, 47)
@@ -226,7 +226,7 @@ def test_what_a_killed_conversion_left_is_removed(source, tmp_path):
     clean, target = tmp_path / "clean.zarr", tmp_path / "out.zarr"
     convert(source, str(clean))
     killed = (
-        "import os, sys; from pipeline.storage.convert import convert;"
+        "import os, sys; from pipeline.outputs.convert import convert;"
         "convert(sys.argv[1], sys.argv[2], chunks=(2, 8, 8), on_advance=lambda *now: os.kill(os.getpid(), 9))"
     )
     python = [os.sys.executable, "-c", killed, source, str(target)]

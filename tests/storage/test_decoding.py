@@ -20,7 +20,7 @@ import zarr
 
 from pipeline.core.box import Box
 from pipeline.errors import StorageError
-from pipeline.storage.volume import open_volume, store_levels
+from pipeline.volumes.volume import open_volume, store_levels
 
 SHAPE = (16, 16, 16)
 

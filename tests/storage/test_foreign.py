@@ -17,10 +17,10 @@ from pipeline.core.box import Box
 from pipeline.core.lengths import NANOMETERS
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
-from pipeline.storage import tiff
-from pipeline.storage.inventory import take_inventory
-from pipeline.storage.ngff import image_attributes
-from pipeline.storage.volume import Volume, is_volume_file, open_volume, store_levels
+from pipeline.volumes import tiff
+from pipeline.volumes.inventory import take_inventory
+from pipeline.volumes.ome import image_attributes
+from pipeline.volumes.volume import Volume, is_volume_file, open_volume, store_levels
 from tests.pipeline_cases import random_volume
 
 BOX = Box((1, 5, 3), (4, 29, 40))

@@ -17,10 +17,10 @@ from pipeline.core.box import Box
 from pipeline.core.stored import compare
 from pipeline.errors import StorageError
 from pipeline.places.objects import s3
-from pipeline.storage.counted import counted
-from pipeline.storage.decoding import CheckedPipeline
-from pipeline.storage.inventory import from_bytes, open_counted, take_inventory, to_bytes
-from pipeline.storage.volume import Volume, open_volume
+from pipeline.volumes.counted import counted
+from pipeline.volumes.decoding import CheckedPipeline
+from pipeline.volumes.inventory import from_bytes, open_counted, take_inventory, to_bytes
+from pipeline.volumes.volume import Volume, open_volume
 from tests.pipeline_cases import random_volume, save_array
 
 SHAPE = (20, 24, 28)
@@ -200,7 +200,7 @@ def test_a_damaged_inventory_is_none(path):
 @pytest.fixture
 def few(monkeypatch) -> None:
     """Stores of more than ten objects are not listed, and eight are looked at."""
-    monkeypatch.setattr("pipeline.storage.inventory.MOST_OBJECTS", 10)
+    monkeypatch.setattr("pipeline.volumes.inventory.MOST_OBJECTS", 10)
     monkeypatch.setattr("pipeline.core.stored.SAMPLE", 8)
 
 
@@ -279,7 +279,7 @@ def test_a_bucket_that_nobody_may_list_is_sampled(stored, monkeypatch):
         raise StorageError("the store refuses it") from PermissionError("AccessDenied")
 
     whole_count = take_inventory(open_volume(stored))
-    monkeypatch.setattr("pipeline.storage.inventory.looks", refused)
+    monkeypatch.setattr("pipeline.volumes.inventory.looks", refused)
     sampled = take_inventory(open_volume(stored))
     assert str(sampled.stored) == "36 of 36 sampled"
     assert not compare(sampled, take_inventory(open_volume(stored)))

@@ -13,8 +13,8 @@ from pipeline.core.box import Box
 from pipeline.core.ledger import TileRecord
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
-from pipeline.storage.output import Output
-from pipeline.storage.rundir import RunDirectory
+from pipeline.outputs.output import Output
+from pipeline.outputs.rundir import RunDirectory
 from tests.pipeline_cases import output_plan
 
 

@@ -14,8 +14,8 @@ import pytest
 from pipeline.errors import StorageError
 from pipeline.places import objects
 from pipeline.places.objects import ObjectStore, s3, told
-from pipeline.storage.publication import open_publication, read_current
-from pipeline.storage.volume import open_volume
+from pipeline.publishing.publication import open_publication, read_current
+from pipeline.volumes.volume import open_volume
 
 
 @pytest.fixture(params=["s3", "memory"])

@@ -19,9 +19,9 @@ from pipeline.core.ledger import Units
 from pipeline.core.plan import Plan
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
+from pipeline.outputs.output import Output
+from pipeline.outputs.sink import UnitSink
 from pipeline.places import durable
-from pipeline.storage.output import Output
-from pipeline.storage.sink import UnitSink
 from tests.pipeline_cases import output_plan, random_volume
 
 LAYOUTS = {

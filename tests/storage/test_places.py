@@ -14,9 +14,9 @@ from zarr.storage import LocalStore
 
 from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.errors import StorageError
-from pipeline.storage.convert import convert
-from pipeline.storage.output import Output, stored_fingerprint
-from pipeline.storage.volume import open_volume, store_levels
+from pipeline.outputs.convert import convert
+from pipeline.outputs.output import Output, stored_fingerprint
+from pipeline.volumes.volume import open_volume, store_levels
 from tests.pipeline_cases import output_plan, random_volume
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"

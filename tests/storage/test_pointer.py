@@ -10,10 +10,10 @@ import pytest
 
 from pipeline.core.versions import Keep
 from pipeline.errors import BusyError, StorageError
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.places.objects import ObjectStore
-from pipeline.storage.pointed import POINTER
-from pipeline.storage.publication import open_publication, read_current
-from pipeline.storage.rundir import RunDirectory
+from pipeline.publishing.by_pointer import POINTER
+from pipeline.publishing.publication import open_publication, read_current
 from tests.storage.publishing_cases import NAME, OBJECTS, files_of, fingerprint, make_version, told
 
 A, B, C = (fingerprint(n) for n in (1, 2, 3))
@@ -259,7 +259,7 @@ def test_a_version_that_was_shown_again_counts_from_then(publication, store, mon
             def now(cls, tz=None):
                 return begun + number * day
 
-        monkeypatch.setattr("pipeline.storage.pointed.datetime", Clock)
+        monkeypatch.setattr("pipeline.publishing.by_pointer.datetime", Clock)
         if not publication.is_kept(version):
             make_version(publication, version)
         publication.publish(version, {})

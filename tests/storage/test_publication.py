@@ -17,9 +17,9 @@ from pipeline import stages
 from pipeline.core.network.unet import Architecture
 from pipeline.core.versions import Keep
 from pipeline.errors import BusyError, StorageError
-from pipeline.storage.publication import open_publication, read_current
-from pipeline.storage.rundir import RunDirectory
-from pipeline.storage.version_folder import VersionFolder
+from pipeline.outputs.rundir import RunDirectory
+from pipeline.publishing.publication import open_publication, read_current
+from pipeline.publishing.version_folder import VersionFolder
 from tests.pipeline_cases import fill_up, make_run, mounted
 from tests.storage.publishing_cases import (
     NAME,
@@ -346,7 +346,7 @@ def test_a_second_writer_is_refused_at_once_and_may_tell_busy_from_broken(public
 def test_the_lock_ends_with_its_process(output):
     """A publisher that was killed must not keep the next one off."""
     script = (
-        "import sys, time; from pipeline.storage.publication import open_publication\n"
+        "import sys, time; from pipeline.publishing.publication import open_publication\n"
         f"with open_publication({str(output)!r}, {NAME!r}).exclusive(): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:

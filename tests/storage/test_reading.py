@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline.storage.publication import open_publication
-from pipeline.storage.rundir import RunDirectory
+from pipeline.outputs.rundir import RunDirectory
+from pipeline.publishing.publication import open_publication
 from tests.conftest import ROOT
 from tests.storage.publishing_cases import NAME, fingerprint
 

@@ -20,14 +20,14 @@ import pytest
 
 from pipeline.core.ledger import Session, TileRecord
 from pipeline.errors import FileError, InferenceError, PipelineError, StorageError
-from pipeline.storage import rundir
-from pipeline.storage.output import Output
-from pipeline.storage.rundir import STAGE_BYTES, LedgerWriter, RunDirectory, lock_byte
+from pipeline.outputs import rundir
+from pipeline.outputs.output import Output
+from pipeline.outputs.rundir import STAGE_BYTES, LedgerWriter, RunDirectory, lock_byte
 from tests.pipeline_cases import fill_up, mounted, output_plan, stored_objects
 
 HOLD = """
 import sys, time
-from pipeline.storage.rundir import RunDirectory
+from pipeline.outputs.rundir import RunDirectory
 directory = RunDirectory(sys.argv[1])
 {enter}
 print("held", flush=True)
@@ -35,7 +35,7 @@ time.sleep(float(sys.argv[2]))
 """
 DRIVER = HOLD.format(enter="context = directory.driver(); token = context.__enter__()")
 WORKER = HOLD.format(enter="context = directory.tile(int(sys.argv[4]), sys.argv[3]); context.__enter__()")
-PYRAMID = "from pipeline.storage import rundir\nrundir.TILED = ('infer', 'pyramid')\n" + WORKER.replace(
+PYRAMID = "from pipeline.outputs import rundir\nrundir.TILED = ('infer', 'pyramid')\n" + WORKER.replace(
     "sys.argv[3])", "sys.argv[3], stage='pyramid')"
 )
 
@@ -109,7 +109,7 @@ def test_a_killed_driver_leaves_no_lock(directory, processes):
 
 LOOK = """
 import sys
-from pipeline.storage.rundir import RunDirectory
+from pipeline.outputs.rundir import RunDirectory
 directory = RunDirectory(sys.argv[1])
 print("held", flush=True)
 while True:
@@ -299,10 +299,10 @@ def test_a_token_ends_with_its_driver_that_is_killed(directory, processes):
 WAKE_LATE = """
 import functools, sys
 import numpy as np
-from pipeline.storage import rundir
-from pipeline.storage.output import Output
-from pipeline.storage.rundir import RunDirectory
-from pipeline.storage.sink import UnitSink
+from pipeline.outputs import rundir
+from pipeline.outputs.output import Output
+from pipeline.outputs.rundir import RunDirectory
+from pipeline.outputs.sink import UnitSink
 from tests.pipeline_cases import output_plan
 url, token = sys.argv[1:3]
 directory, output = RunDirectory(url), Output(output_plan(url))

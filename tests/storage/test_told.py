@@ -19,8 +19,8 @@ from pipeline.core.lengths import NANOMETERS, unit_of
 from pipeline.core.volume import KNOWN_AXES, Space
 from pipeline.errors import StorageError
 from pipeline.reports.inspection import inspect_path
-from pipeline.storage.ngff import image_attributes
-from pipeline.storage.volume import Volume, open_volume
+from pipeline.volumes.ome import image_attributes
+from pipeline.volumes.volume import Volume, open_volume
 from tests.pipeline_cases import random_volume
 
 NAN, INF = float("nan"), float("inf")

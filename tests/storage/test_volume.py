@@ -14,7 +14,7 @@ from pipeline.core.box import Box
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
 from pipeline.places.objects import s3
-from pipeline.storage.volume import Volume, is_volume_file, open_volume, store_levels
+from pipeline.volumes.volume import Volume, is_volume_file, open_volume, store_levels
 from tests.pipeline_cases import random_volume, save_array
 
 

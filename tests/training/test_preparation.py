@@ -8,11 +8,11 @@ from scipy import ndimage
 from pipeline.core.box import Box
 from pipeline.core.targets import membranes
 from pipeline.errors import ConfigError
-from pipeline.storage.volume import open_volume
 from pipeline.training import preparation
 from pipeline.training.border import border_weight
 from pipeline.training.preparation import TargetRule, prepare, target_rule
 from pipeline.training.recipe import DataConfig, LossConfig
+from pipeline.volumes.volume import open_volume
 from tests.training.training_cases import cells
 
 EVEN = (1.0, 1.0, 1.0)

@@ -33,13 +33,13 @@ from pipeline.core.stored import Inventory, Stored
 from pipeline.core.strict_json import json_text
 from pipeline.errors import FileError, StorageError
 from pipeline.main_guard import leave_if_run_again
+from pipeline.outputs.cancel_request import CancelRequest
+from pipeline.outputs.documents import parsed
 from pipeline.places.durable import file_error, in_words, make_folder, replace, sweep, sync
 from pipeline.places.locks import is_taken, taken, without_locks
-from pipeline.storage.cancel_request import CancelRequest
-from pipeline.storage.counted import counted
-from pipeline.storage.documents import parsed
-from pipeline.storage.inventory import from_bytes, to_bytes
-from pipeline.storage.volume import Volume
+from pipeline.volumes.counted import counted
+from pipeline.volumes.inventory import from_bytes, to_bytes
+from pipeline.volumes.volume import Volume
 
 log = logging.getLogger("pipeline")
 

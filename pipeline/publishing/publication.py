@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 from pipeline.core.versions import Keep, Version
 from pipeline.errors import StorageError
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.places.objects import ATOMIC, ObjectStore, is_remote, protocol, told
-from pipeline.storage.linked import LinkedPublication, read_link
-from pipeline.storage.pointed import PointedPublication, read_pointer
-from pipeline.storage.rundir import RunDirectory
-from pipeline.storage.version_folder import Published
+from pipeline.publishing.by_link import LinkedPublication, read_link
+from pipeline.publishing.by_pointer import PointedPublication, read_pointer
+from pipeline.publishing.version_folder import Published
 
 
 class Publication(Protocol):

@@ -24,16 +24,16 @@ from pipeline.core.stored import Inventory, compare
 from pipeline.core.tiling import LARGEST_CHUNK_EXTENT, LARGEST_PLANE_CHUNK_EXTENT, LARGEST_SHARD
 from pipeline.core.volume import Description, Space
 from pipeline.errors import StorageError
+from pipeline.outputs.metadata import ARRAY, image_name
+from pipeline.outputs.output import RecordingStore, by_stored_axis, create_array, in_stored_axes, synced
 from pipeline.places.durable import sync
 from pipeline.places.locks import taken
 from pipeline.places.stores import local_store
-from pipeline.storage.counted import counted
-from pipeline.storage.foreign import foreign_place
-from pipeline.storage.inventory import Missing, take_inventory
-from pipeline.storage.metadata import ARRAY, image_name
-from pipeline.storage.ngff import image_attributes
-from pipeline.storage.output import RecordingStore, by_stored_axis, create_array, in_stored_axes, synced
-from pipeline.storage.volume import Volume, open_volume
+from pipeline.volumes.counted import counted
+from pipeline.volumes.foreign import foreign_place
+from pipeline.volumes.inventory import Missing, take_inventory
+from pipeline.volumes.ome import image_attributes
+from pipeline.volumes.volume import Volume, open_volume
 
 BOX_BYTES = 2**27
 """About how much is read at once, one write unit at least; with what is encoded, some three times as much is held."""

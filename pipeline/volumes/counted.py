@@ -14,8 +14,8 @@ from zarr.storage import StorePath, WrapperStore
 
 from pipeline.core.stored import Inventory, place_of
 from pipeline.errors import StorageError
-from pipeline.storage.foreign import ForeignArray
-from pipeline.storage.volume import Volume
+from pipeline.volumes.foreign import ForeignArray
+from pipeline.volumes.volume import Volume
 
 
 def counted(volume: Volume, inventory: Inventory) -> Volume:

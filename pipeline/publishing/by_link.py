@@ -16,9 +16,9 @@ from typing import Any
 
 from pipeline.core.versions import Keep, Version, expired
 from pipeline.errors import StorageError
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.places.durable import sync
-from pipeline.storage.rundir import RunDirectory
-from pipeline.storage.version_folder import RECORD, VERSIONS, Published, VersionFolder, published_in
+from pipeline.publishing.version_folder import RECORD, VERSIONS, Published, VersionFolder, published_in
 
 LINK = "current"
 

@@ -30,12 +30,12 @@ from pipeline.core.box import Box, Triple, per_axis
 from pipeline.core.ledger import TileRecord, Units
 from pipeline.core.plan import Plan
 from pipeline.errors import StorageError
+from pipeline.outputs.documents import Comparison
+from pipeline.outputs.metadata import ARRAY, DOCUMENT, Metadata, stored, stored_fingerprint
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.places import durable
 from pipeline.places.durable import PARTS, in_words
 from pipeline.places.stores import local_store
-from pipeline.storage.documents import Comparison
-from pipeline.storage.metadata import ARRAY, DOCUMENT, Metadata, stored, stored_fingerprint
-from pipeline.storage.rundir import RunDirectory
 
 _EVIDENCE = 8
 """Objects of which one must be as the ledger says, to know a store whose metadata do not name their plan any more."""

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from pipeline.errors import StorageError
 from pipeline.places.listing import Item, children, item_at, small_files
 from pipeline.places.objects import is_remote
-from pipeline.storage.foreign import HDF5_SUFFIXES, TIFF_SUFFIXES, foreign_place
-from pipeline.storage.hdf5 import dataset_names
+from pipeline.volumes.foreign import HDF5_SUFFIXES, TIFF_SUFFIXES, foreign_place
+from pipeline.volumes.hdf5 import dataset_names
 
 Kind = Literal[
     "image",

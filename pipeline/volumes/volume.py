@@ -27,11 +27,11 @@ from pipeline.core.volume import Description, Space
 from pipeline.errors import PipelineError, StorageError
 from pipeline.places.objects import ObjectStore, is_remote, refusal, told
 from pipeline.places.stores import input_store
-from pipeline.storage.bounds import check_extents
-from pipeline.storage.decoding import checked
-from pipeline.storage.foreign import ForeignArray, foreign_levels, foreign_place, open_foreign
-from pipeline.storage.ngff import Multiscale, first_of, read_multiscales
-from pipeline.storage.parents import Level, level_of
+from pipeline.volumes.bounds import check_extents
+from pipeline.volumes.decoding import checked
+from pipeline.volumes.foreign import ForeignArray, foreign_levels, foreign_place, open_foreign
+from pipeline.volumes.ome import Multiscale, first_of, read_multiscales
+from pipeline.volumes.parents import Level, level_of
 
 XARRAY = "_ARRAY_DIMENSIONS"
 """Attribute in which xarray keeps the names of an array's axes."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import StorageError
-from pipeline.storage.told import NAMED, imported
+from pipeline.volumes.file_metadata import NAMED, imported
 
 DEEPEST = 8
 """Virtual datasets of virtual datasets, at most."""

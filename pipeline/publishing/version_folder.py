@@ -27,10 +27,10 @@ from typing import Any, TextIO
 
 from pipeline.core.versions import Keep, Version, expired
 from pipeline.errors import BusyError, StorageError
+from pipeline.outputs.metadata import FINGERPRINT_ATTRIBUTE
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.places.durable import make_folder, replace, sync
 from pipeline.places.locks import taken
-from pipeline.storage.metadata import FINGERPRINT_ATTRIBUTE
-from pipeline.storage.rundir import RunDirectory
 
 FORMAT = 1
 """Of `published.json` and of `current.json`, which are the same document."""

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.errors import StorageError
 from pipeline.places.listing import small_files
 from pipeline.places.objects import is_remote
-from pipeline.storage.ngff import Multiscale, first_of, read_multiscales
+from pipeline.volumes.ome import Multiscale, first_of, read_multiscales
 
 STEPS = 3
 """Groups above an array that are asked: the path of a level is one or two names in all that we know."""

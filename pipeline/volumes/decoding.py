@@ -27,7 +27,7 @@ from zarr.registry import get_numcodec
 from zarr.types import AnyArray
 
 from pipeline.errors import StorageError
-from pipeline.storage.frames import (
+from pipeline.volumes.frames import (
     BloscRule,
     ChunkError,
     Size,

@@ -21,9 +21,9 @@ from pipeline.core.axes import Reading, nothing_told, refuse_colours_last
 from pipeline.core.locations import is_url
 from pipeline.core.volume import KNOWN_AXES, Space
 from pipeline.errors import PipelineError, StorageError
-from pipeline.storage.hdf5 import open_hdf5
-from pipeline.storage.tiff import open_series, open_tiff
-from pipeline.storage.told import Found, Place, first_line
+from pipeline.volumes.file_metadata import Found, Place, first_line
+from pipeline.volumes.hdf5 import open_hdf5
+from pipeline.volumes.tiff import open_series, open_tiff
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
 

@@ -19,7 +19,7 @@ from pipeline.core.axes import Told
 from pipeline.core.lengths import unit_of
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
-from pipeline.storage.transforms import Diagonal, NotPlacedError, diagonal_of, is_size
+from pipeline.volumes.transforms import Diagonal, NotPlacedError, diagonal_of, is_size
 
 
 @dataclass(frozen=True, slots=True)

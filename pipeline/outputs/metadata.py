@@ -16,9 +16,9 @@ from zarr.storage import MemoryStore
 
 from pipeline.core.plan import Plan
 from pipeline.core.strict_json import json_text
+from pipeline.outputs.documents import Comparison, compared, merged, parsed, same, told
 from pipeline.places import durable
-from pipeline.storage.documents import Comparison, compared, merged, parsed, same, told
-from pipeline.storage.ngff import image_attributes
+from pipeline.volumes.ome import image_attributes
 
 ARRAY = "0"
 DOCUMENT = "zarr.json"

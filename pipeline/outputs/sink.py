@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.core.box import Box
 from pipeline.core.ledger import Units
 from pipeline.errors import StorageError
-from pipeline.storage.output import Output
+from pipeline.outputs.output import Output
 
 
 class UnitSink:

@@ -19,8 +19,8 @@ import zarr
 
 from pipeline.core.lengths import unit_of
 from pipeline.errors import StorageError
-from pipeline.storage.told import NAMED, Found, Place, imported, numbers_of, shown, strange_units
-from pipeline.storage.transforms import is_size
+from pipeline.volumes.file_metadata import NAMED, Found, Place, imported, numbers_of, shown, strange_units
+from pipeline.volumes.transforms import is_size
 
 PAGE_BYTES = 2**24
 """Pages in strips are decoded whole up to this size, strip by strip above: strips are often a few rows, and each costs a call."""

@@ -32,9 +32,9 @@ from pipeline.core.strict_json import json_text
 from pipeline.errors import StorageError
 from pipeline.places.listing import Look, looks, looks_at, signature
 from pipeline.places.objects import protocol
-from pipeline.storage.counted import counted
-from pipeline.storage.foreign import ForeignArray
-from pipeline.storage.volume import Volume, open_volume
+from pipeline.volumes.counted import counted
+from pipeline.volumes.foreign import ForeignArray
+from pipeline.volumes.volume import Volume, open_volume
 
 Missing = Literal["fail", "fill"]
 

@@ -27,11 +27,11 @@ from typing import Any, TypeVar
 from pipeline.core.ledger import TileRecord
 from pipeline.core.versions import Keep, Version, expired
 from pipeline.errors import StorageError
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.places.durable import PARTS, make_folder, sync
 from pipeline.places.durable import replace as durable
 from pipeline.places.objects import ObjectStore, told
-from pipeline.storage.rundir import RunDirectory
-from pipeline.storage.version_folder import (
+from pipeline.publishing.version_folder import (
     GONE,
     RECORD,
     VERSIONS,

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.core.axes import letter_of
 from pipeline.core.lengths import unit_of
 from pipeline.errors import StorageError
-from pipeline.storage.told import (
+from pipeline.volumes.file_metadata import (
     NAMED,
     Found,
     Place,
@@ -28,7 +28,7 @@ from pipeline.storage.told import (
     shown,
     strange_units,
 )
-from pipeline.storage.virtual import Elsewhere, located
+from pipeline.volumes.virtual import Elsewhere, located
 
 CACHE_BYTES = 2**26
 """Of decoded chunks, kept for the next box that touches them: patches overlap."""

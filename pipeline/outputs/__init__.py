@@ -1,0 +1,1 @@
+"""What is written: an output in whole write units, and the run directory beside it."""

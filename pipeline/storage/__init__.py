@@ -1,1 +1,0 @@
-"""Stores and run directories. The only room that imports zarr."""
