@@ -3,7 +3,7 @@
 Compute threads are part of a plan, because they change low bits. OpenMP, MKL and their kin read the environment when they are
 loaded: `OMP_THREAD_LIMIT` takes threads away, `OMP_PROC_BIND=true` pins the first thread of every worker to the same core. So
 whoever starts a worker takes these variables out of its environment (`forget`), and sets those that undo what its machine may
-say besides (`NEUTRAL`); the worker looks at what it got (`pipeline.unet.threads`).
+say besides (`NEUTRAL`); the worker looks at what it got (`pipeline.networks.threads`).
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Compute, Cost, Model, Output, Plan
 from pipeline.core.volume import Description, Space
+from pipeline.networks.model import UNet, initialise
 from pipeline.outputs.rundir import RunDirectory
-from pipeline.unet.model import UNet, initialise
 
 
 def random_network(architecture: Architecture, seed: int = 0) -> UNet:

@@ -19,8 +19,8 @@ from pipeline.core.mirror import shown, spread
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
-from pipeline.unet.model import UNet, initialise
-from pipeline.unet.sweep import Arena, Sweep, kernels
+from pipeline.networks.model import UNet, initialise
+from pipeline.networks.sweep import Arena, Sweep, kernels
 
 EQUAL = 1e-12
 """Of the output's range: float64 round-off of sums in another order."""

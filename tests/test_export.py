@@ -19,8 +19,8 @@ from pipeline.core.normalization import Normalization
 from pipeline.errors import ModelError
 from pipeline.export.package import export
 from pipeline.export.source import architecture_source
-from pipeline.unet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from pipeline.unet.model import UNet, initialise
+from pipeline.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from pipeline.networks.model import UNet, initialise
 
 core = pytest.importorskip("bioimageio.core", reason="the extra 'export' is not installed")
 digest_spec = pytest.importorskip("bioimageio.core.digest_spec")

@@ -14,10 +14,10 @@ from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization, spanning
 from pipeline.core.plan import Plan
 from pipeline.errors import ModelError
+from pipeline.networks.checkpoint import METADATA_KEY, load_checkpoint, save_checkpoint
 from pipeline.planning.resolve import make_plan
 from pipeline.reports.inspection import inspect_path
 from pipeline.reports.rows import plan_rows
-from pipeline.unet.checkpoint import METADATA_KEY, load_checkpoint, save_checkpoint
 from pipeline.volumes.volume import Volume
 from tests.pipeline_cases import make_run
 

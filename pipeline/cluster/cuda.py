@@ -7,7 +7,7 @@ from dataclasses import replace
 from pipeline.cluster import local
 from pipeline.config import ClusterConfig
 from pipeline.core.machine import Machine
-from pipeline.unet.device import check_device, visible_cards
+from pipeline.networks.device import check_device, visible_cards
 
 opened = local.opened
 

@@ -24,8 +24,8 @@ from pipeline.cluster.settings import CORES, SETTINGS, check_place, scheduler_op
 from pipeline.config import ClusterConfig
 from pipeline.core.machine import Machine
 from pipeline.main_guard import unguarded_script
+from pipeline.networks.device import visible_cards
 from pipeline.thread_variables import meddles
-from pipeline.unet.device import visible_cards
 
 _one_start = threading.Lock()
 """Two clusters that start at once, in two threads, trip over each other's imports."""

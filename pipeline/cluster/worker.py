@@ -19,14 +19,14 @@ from pipeline.core.plan import Plan
 from pipeline.engine import infer_tile
 from pipeline.errors import InferenceError, StorageError
 from pipeline.logs import about
+from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
+from pipeline.networks.predictor import UNetPredictor
+from pipeline.networks.probe import self_test
+from pipeline.networks.threads import check_threads, threads
 from pipeline.outputs.output import Output
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.outputs.sink import UnitSink
 from pipeline.thread_variables import lowered
-from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
-from pipeline.unet.predictor import UNetPredictor
-from pipeline.unet.probe import self_test
-from pipeline.unet.threads import check_threads, threads
 from pipeline.volumes.volume import Volume, open_volume
 
 ENDS = "HALOTILE_ENDS"

@@ -18,9 +18,9 @@ from pipeline.dataset.summary import FILES, Summary
 from pipeline.dataset.volume import VolumeOfSet
 from pipeline.errors import ConfigError, StorageError
 from pipeline.logs import logged
+from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.places.objects import ObjectStore, told
 from pipeline.registry import with_model
-from pipeline.unet.checkpoint import load_checkpoint
 
 log = logging.getLogger("pipeline")
 

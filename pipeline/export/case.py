@@ -15,8 +15,8 @@ from pipeline.core.normalization import Normalization
 from pipeline.core.volume import Description, Space
 from pipeline.errors import ModelError
 from pipeline.export.extents import Extents
+from pipeline.networks.checkpoint import Checkpoint
 from pipeline.planning.statistics import measured
-from pipeline.unet.checkpoint import Checkpoint
 from pipeline.volumes.volume import Volume
 
 TEST_EXTENT = {2: 256, 3: 64}

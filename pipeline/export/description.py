@@ -16,7 +16,7 @@ from pipeline.core.network.unet import Architecture
 from pipeline.export.case import Case
 from pipeline.export.extents import Extents
 from pipeline.export.source import CALLABLE
-from pipeline.unet.checkpoint import Checkpoint
+from pipeline.networks.checkpoint import Checkpoint
 
 EPSILON = 1e-12
 """Added to deviations and ranges, as the format asks; Halotile adds nothing."""

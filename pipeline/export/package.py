@@ -24,7 +24,7 @@ from pipeline.export.description import Told, description
 from pipeline.export.readme import readme
 from pipeline.export.source import architecture_source, save_trace
 from pipeline.installation import how_to_install
-from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
+from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
 
 
 def export(

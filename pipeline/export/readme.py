@@ -11,7 +11,7 @@ from pipeline.core.strict_json import without_nan
 from pipeline.export.case import Case
 from pipeline.export.description import Told, channels_of
 from pipeline.export.extents import Extents
-from pipeline.unet.checkpoint import Checkpoint
+from pipeline.networks.checkpoint import Checkpoint
 
 
 def readme(checkpoint: Checkpoint, case: Case, told: Told) -> str:

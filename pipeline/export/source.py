@@ -15,8 +15,8 @@ import torch
 
 from pipeline import __version__
 from pipeline.export.extents import Extents
-from pipeline.unet.checkpoint import Checkpoint
-from pipeline.unet.model import UNet
+from pipeline.networks.checkpoint import Checkpoint
+from pipeline.networks.model import UNet
 
 CALLABLE = "unet"
 """What the packaged source calls the function that builds the network."""

@@ -16,8 +16,8 @@ from pipeline.core.cost import multiply_adds, read_spans, rounded_out, turn_mult
 from pipeline.core.mirror import shown
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.plan import Plan
-from pipeline.unet.checkpoint import load_checkpoint
-from pipeline.unet.predictor import UNetPredictor
+from pipeline.networks.checkpoint import load_checkpoint
+from pipeline.networks.predictor import UNetPredictor
 from pipeline.volumes.volume import open_volume
 
 TURNS = 4

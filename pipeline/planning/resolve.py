@@ -30,9 +30,8 @@ from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
 from pipeline.core.stored import Inventory
 from pipeline.core.tiling import MEMORY_SHARE, TileRequest, Tiling, choose_tiling
 from pipeline.errors import ConfigError, ModelError, PlanError, StorageError
-from pipeline.planning.statistics import appearance, measured
-from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
-from pipeline.unet.device import (
+from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
+from pipeline.networks.device import (
     computes_bfloat16,
     cpuinfo,
     cudnn_warnings,
@@ -42,7 +41,8 @@ from pipeline.unet.device import (
     resolved_device,
     visible_cards,
 )
-from pipeline.unet.probe import predicted, region
+from pipeline.networks.probe import predicted, region
+from pipeline.planning.statistics import appearance, measured
 from pipeline.volumes.counted import counted
 from pipeline.volumes.volume import Volume, open_volume
 

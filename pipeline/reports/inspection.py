@@ -14,7 +14,7 @@ from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.core.network.receptive import least_halo, receptive_radius
 from pipeline.core.volume import Description
 from pipeline.errors import StorageError
-from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
+from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
 from pipeline.volumes.volume import is_volume_file, open_volume, store_levels
 
 Rows = list[tuple[str, str]]

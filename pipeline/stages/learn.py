@@ -20,6 +20,8 @@ from pipeline.core.strict_json import json_text
 from pipeline.evaluation.evaluation import Evaluation, evaluate
 from pipeline.evaluation.rule import Rule
 from pipeline.export.package import export
+from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
+from pipeline.networks.device import resolved_device
 from pipeline.places import durable
 from pipeline.registry import Entry, register
 from pipeline.training.dataset import gather
@@ -29,8 +31,6 @@ from pipeline.training.samples import Region
 from pipeline.training.state import as_begun
 from pipeline.training.trainer import Advance, train
 from pipeline.training.validation import prediction
-from pipeline.unet.checkpoint import Checkpoint, load_checkpoint
-from pipeline.unet.device import resolved_device
 from pipeline.volumes.inventory import open_counted
 from pipeline.volumes.volume import Volume
 

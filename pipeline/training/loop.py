@@ -25,6 +25,8 @@ from pipeline import __version__
 from pipeline.core.lesson import constant_loss, has_learned
 from pipeline.core.strict_json import json_text
 from pipeline.errors import TrainingError
+from pipeline.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from pipeline.networks.model import UNet, initialise
 from pipeline.places.durable import replace
 from pipeline.training.dataset import Dataset
 from pipeline.training.logbook import Logbook
@@ -35,8 +37,6 @@ from pipeline.training.recipe import TrainConfig
 from pipeline.training.samples import Sample, read_ahead
 from pipeline.training.state import load_state
 from pipeline.training.validation import DIVERGED, score, validated_on
-from pipeline.unet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from pipeline.unet.model import UNet, initialise
 
 log = logging.getLogger("pipeline.training")
 

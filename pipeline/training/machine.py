@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.networks.device import computes_bfloat16, device_count, resolved_device
 from pipeline.training.recipe import TrainConfig
-from pipeline.unet.device import computes_bfloat16, device_count, resolved_device
 
 
 @dataclass(frozen=True)

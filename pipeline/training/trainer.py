@@ -23,6 +23,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pipeline.config import NormalizeConfig
 from pipeline.core.normalization import Normalization
 from pipeline.errors import PipelineError
+from pipeline.networks.device import make_deterministic
 from pipeline.training.dataset import gather
 from pipeline.training.loop import Advance, Loop, Told
 from pipeline.training.machine import Machine, resolved
@@ -35,7 +36,6 @@ from pipeline.training.state import (
     keep_recipe,
     refuse_other_recipe,
 )
-from pipeline.unet.device import make_deterministic
 
 __all__ = ["Advance", "Told", "train"]
 

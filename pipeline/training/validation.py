@@ -9,10 +9,10 @@ import numpy as np
 from pipeline.core.lesson import constant_loss
 from pipeline.errors import TrainingError
 from pipeline.evaluation.pixels import PixelCounts
+from pipeline.networks.checkpoint import Checkpoint
+from pipeline.networks.probe import predicted
 from pipeline.training.preparation import IGNORED
 from pipeline.training.samples import Region
-from pipeline.unet.checkpoint import Checkpoint
-from pipeline.unet.probe import predicted
 
 BINS = 4096
 

@@ -31,8 +31,8 @@ from pipeline.core.cost import one_pass_multiply_adds
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.unet import Architecture
 from pipeline.engine import peak_bytes
-from pipeline.unet.checkpoint import load_checkpoint
-from pipeline.unet.model import UNet
+from pipeline.networks.checkpoint import load_checkpoint
+from pipeline.networks.model import UNet
 from tests.pipeline_cases import random_network, random_volume, save_array
 
 ROOT = Path(__file__).resolve().parents[2]

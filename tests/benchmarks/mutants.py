@@ -35,7 +35,7 @@ TESTS = {
         "tests/core/test_receptive.py",
     ),
     "pipeline/engine.py": ("tests/test_engine.py",),
-    "pipeline/unet/sweep.py": ("tests/unet/test_sweep.py",),
+    "pipeline/networks/sweep.py": ("tests/unet/test_sweep.py",),
 }
 """Those of a file that is not `pipeline/core/NAME.py`, whose tests are `tests/core/test_NAME.py`."""
 
@@ -159,7 +159,7 @@ def is_noticed(tree: Path, tests: list[str]) -> bool:
 
 def files() -> list[str]:
     """Those that are pure, with tests of their own."""
-    found = [*(ROOT / "pipeline/core").rglob("*.py"), ROOT / "pipeline/engine.py", ROOT / "pipeline/unet/sweep.py"]
+    found = [*(ROOT / "pipeline/core").rglob("*.py"), ROOT / "pipeline/engine.py", ROOT / "pipeline/networks/sweep.py"]
     return [path for each in sorted(found) if tests_of(path := str(each.relative_to(ROOT)))]
 
 

@@ -18,8 +18,8 @@ import torch
 
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.stream import Stream
-from pipeline.unet.model import UNet
-from pipeline.unet.sweep import Sweep, kernels
+from pipeline.networks.model import UNet
+from pipeline.networks.sweep import Sweep, kernels
 from tests.benchmarks.contenders import arguments, network
 
 CORNER = 96

@@ -17,9 +17,9 @@ import zarr
 
 from pipeline.config import read_config
 from pipeline.errors import ConfigError
+from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.training.recipe import BoxConfig, TrainConfig
 from pipeline.training.trainer import train
-from pipeline.unet.checkpoint import load_checkpoint
 from pipeline.volumes.volume import open_volume
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.core.network.unet import Architecture
-from pipeline.unet.model import UNet, initialise
+from pipeline.networks.model import UNet, initialise
 
 
 def _seconds(work: Callable[[], object], repeats: int = 5) -> float:

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from pipeline.config import read_config
+from pipeline.networks.model import UNet, initialise
 from pipeline.training.dataset import gather
 from pipeline.training.losses import weighted_cross_entropy
 from pipeline.training.machine import resolved
 from pipeline.training.optimisation import make_optimiser
 from pipeline.training.recipe import TrainConfig
 from pipeline.training.trainer import Advance, train
-from pipeline.unet.model import UNet, initialise
 
 ROUNDS, STEPS = 3, 40
 

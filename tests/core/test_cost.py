@@ -33,8 +33,8 @@ from pipeline.core.mirror import shown
 from pipeline.core.network.receptive import least_halo, receptive_radius, whole_window
 from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
-from pipeline.unet.model import UNet
-from pipeline.unet.sweep import Sweep, kernels
+from pipeline.networks.model import UNet
+from pipeline.networks.sweep import Sweep, kernels
 from tests.core.core_cases import architectures, streams, triples
 from tests.core.unet_layers import architecture_of
 

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.core.network.receptive import least_halo, legal_extent, receptive_radius, whole_window
 from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
-from pipeline.unet.model import UNet
+from pipeline.networks.model import UNet
 from tests.core.core_cases import architectures, triples
 
 KINDS = [(2, 1), (2, 2), (2, 3), (2, 4), (3, 1), (3, 2)]

@@ -14,9 +14,9 @@ import zarr
 from ruamel.yaml import YAML
 
 from pipeline.config import read_config
+from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.registry import versions
 from pipeline.training.recipe import TrainConfig
-from pipeline.unet.checkpoint import load_checkpoint
 from tests.e2e.commands import Command
 from tests.training.training_cases import cells, image_of, recipe
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from pipeline.config import read_config
+from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.training.recipe import TrainConfig
-from pipeline.unet.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo"

@@ -10,10 +10,10 @@ import torch
 import zarr
 
 from pipeline.errors import ConfigError
+from pipeline.networks.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.range import default_rule
 from pipeline.training.state import FORCED
 from pipeline.training.trainer import train
-from pipeline.unet.checkpoint import load_checkpoint, save_checkpoint
 from tests.training.training_cases import cells, image_of, recipe
 
 

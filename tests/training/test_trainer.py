@@ -16,10 +16,10 @@ from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.errors import ConfigError, StorageError, TrainingError
+from pipeline.networks.checkpoint import load_checkpoint
+from pipeline.networks.probe import predicted
 from pipeline.training.state import alone
 from pipeline.training.trainer import Advance, train
-from pipeline.unet.checkpoint import load_checkpoint
-from pipeline.unet.probe import predicted
 from tests.training.training_cases import cells, recipe
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.errors import ModelError
-from pipeline.unet.checkpoint import METADATA_KEY, Checkpoint, load_checkpoint, save_checkpoint
-from pipeline.unet.model import UNet
+from pipeline.networks.checkpoint import METADATA_KEY, Checkpoint, load_checkpoint, save_checkpoint
+from pipeline.networks.model import UNet
 from tests.unet.notes_unet import NotesUNet, logits_by_names, randomise
 
 SMALL = Architecture(ndim=2, depth=2, width=2, in_channels=3, out_channels=2)

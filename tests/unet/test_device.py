@@ -10,12 +10,12 @@ from pipeline.core.box import Box
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.errors import ModelError
-from pipeline.unet import device, probe
-from pipeline.unet.checkpoint import Checkpoint
-from pipeline.unet.device import computes_bfloat16, cudnn_warnings
-from pipeline.unet.lane import CudaLane, HostLane, ahead, lane, native
-from pipeline.unet.model import UNet
-from pipeline.unet.probe import predicted, region, self_test
+from pipeline.networks import device, probe
+from pipeline.networks.checkpoint import Checkpoint
+from pipeline.networks.device import computes_bfloat16, cudnn_warnings
+from pipeline.networks.lane import CudaLane, HostLane, ahead, lane, native
+from pipeline.networks.model import UNet
+from pipeline.networks.probe import predicted, region, self_test
 from tests.unet.notes_unet import randomise
 from tests.unet.test_predictor import checkpoint_of, plan_of
 

@@ -7,8 +7,8 @@ import torch
 from pipeline.core.network.unet import Architecture
 from pipeline.core.plan import Compute
 from pipeline.errors import InferenceError
-from pipeline.unet.predictor import UNetPredictor
-from pipeline.unet.probe import self_test
+from pipeline.networks.predictor import UNetPredictor
+from pipeline.networks.probe import self_test
 from tests.unet.test_predictor import checkpoint_of, plan_of, whole
 
 pytestmark = [

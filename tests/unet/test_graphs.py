@@ -20,7 +20,7 @@ from pipeline.core.network.graph import (
 )
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.stream import Stream
-from pipeline.unet.sweep import Arena, Kernel, Sweep
+from pipeline.networks.sweep import Arena, Kernel, Sweep
 
 EQUAL = 1e-12
 """Of the output's range: float64 round-off of sums in another order."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.network.receptive import legal_extent, receptive_radius
 from pipeline.core.network.unet import Architecture
-from pipeline.unet.model import UNet, initialise
+from pipeline.networks.model import UNet, initialise
 from tests.core.core_cases import architectures
 from tests.unet.notes_unet import NotesUNet, logits_by_names, randomise
 

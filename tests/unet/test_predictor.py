@@ -11,10 +11,10 @@ from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Compute, Cost, Model, Output, Plan
 from pipeline.core.volume import Description, Space
 from pipeline.errors import InferenceError, ModelError
-from pipeline.unet.checkpoint import Checkpoint
-from pipeline.unet.device import environment, resolved_device
-from pipeline.unet.model import UNet
-from pipeline.unet.predictor import UNetPredictor
+from pipeline.networks.checkpoint import Checkpoint
+from pipeline.networks.device import environment, resolved_device
+from pipeline.networks.model import UNet
+from pipeline.networks.predictor import UNetPredictor
 from tests.unet.notes_unet import logits_by_names, randomise
 
 SOLID = Architecture(ndim=3, depth=1, width=2, in_channels=2, out_channels=3)
@@ -242,7 +242,7 @@ def test_a_device_without_the_memory_fails_the_tile_with_advice(monkeypatch):
     def exhausted(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
-    monkeypatch.setattr("pipeline.unet.sweep.Sweep.run", exhausted)
+    monkeypatch.setattr("pipeline.networks.sweep.Sweep.run", exhausted)
     with pytest.raises(InferenceError, match=r"tile 0 .*too small \(CUDA out of memory.* 2 GiB\).*smaller tiles.core"):
         predicted(plan, checkpoint, plan.grid.tile(0))
 

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
-from pipeline.unet.model import UNet
-from pipeline.unet.sweep import Arena, Sweep, kernels
+from pipeline.networks.model import UNet
+from pipeline.networks.sweep import Arena, Sweep, kernels
 from tests.unet.notes_unet import randomise
 
 CPU = torch.device("cpu")

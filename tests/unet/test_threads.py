@@ -9,8 +9,8 @@ import torch
 from pipeline.cluster import slurm
 from pipeline.cluster.settings import worker_environment
 from pipeline.errors import InferenceError
+from pipeline.networks.threads import Threads, check_threads, threads
 from pipeline.thread_variables import forget, lowered
-from pipeline.unet.threads import Threads, check_threads, threads
 
 SOUND = {"set": 2, "limit": 2**31 - 1, "dynamic": False, "bound": False, "cores": 4}
 MEDDLERS = {

@@ -6,7 +6,7 @@
 An operation is an index map along each axis: what it reads to write a span, how far it can write when so much of its
 input is there, and where its output ends if its input ends somewhere. Halo, stride, legal extents, turns of a sweep,
 buffers and prices are folds over the graph that ask only these. So a new operation is a class here, and a step in
-`pipeline.unet.sweep`; no fold knows a node by its name, which says no more than whose weights it has.
+`pipeline.networks.sweep`; no fold knows a node by its name, which says no more than whose weights it has.
 
 Coordinates are the volume's, at each node's own level, so that no tile has a phase of its own.
 """

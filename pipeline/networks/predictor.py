@@ -16,10 +16,10 @@ from pipeline.core.network.schedule import Schedule
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
 from pipeline.errors import InferenceError, ModelError
-from pipeline.unet.checkpoint import Checkpoint, first_line
-from pipeline.unet.device import check_device, make_deterministic
-from pipeline.unet.lane import Lane, lane
-from pipeline.unet.sweep import Arena, Kernel, Sweep, kernels
+from pipeline.networks.checkpoint import Checkpoint, first_line
+from pipeline.networks.device import check_device, make_deterministic
+from pipeline.networks.lane import Lane, lane
+from pipeline.networks.sweep import Arena, Kernel, Sweep, kernels
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -13,9 +13,9 @@ from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
 from pipeline.errors import ModelError
-from pipeline.unet.checkpoint import Checkpoint
-from pipeline.unet.predictor import DTYPES, activated, normalised
-from pipeline.unet.sweep import Arena, Sweep, kernels
+from pipeline.networks.checkpoint import Checkpoint
+from pipeline.networks.predictor import DTYPES, activated, normalised
+from pipeline.networks.sweep import Arena, Sweep, kernels
 
 SELF_TEST_LIMITS = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 """Largest difference between a device and float32 on the processor, of the logits' range: far above round-off, far

@@ -27,8 +27,8 @@ from pipeline.core.network.unet import Architecture, Padding
 from pipeline.core.normalization import Mode, Normalization
 from pipeline.core.strict_json import json_text
 from pipeline.errors import ModelError
+from pipeline.networks.model import UNet
 from pipeline.places.durable import replace
-from pipeline.unet.model import UNet
 
 METADATA_KEY = "halotile"
 

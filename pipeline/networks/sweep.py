@@ -35,7 +35,7 @@ from pipeline.core.network.graph import (
     TransposedConvolution,
 )
 from pipeline.core.network.schedule import Schedule
-from pipeline.unet.model import UNet
+from pipeline.networks.model import UNet
 
 _Index = tuple[slice, ...]
 

@@ -1,0 +1,1 @@
+"""torch: networks, what files hold of them, and how they run."""
