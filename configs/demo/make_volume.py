@@ -13,7 +13,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from pipeline.core.volume import Space
-from pipeline.storage.ngff import image_attributes
+from pipeline.volumes.ome import image_attributes
 
 SLICES = slice(127, 175)
 """z of the source; slices 0 to 123 trained and validated the demo's network."""
