@@ -192,13 +192,12 @@ NAMES = re.compile(r"\b(encoder|decoder|unpool|pool|concatenation)(\d|$)|\bfc\b"
 
 THEIR_OWN = {
     "core/network/unet.py",
-    "unet/model.py",
-    "unet/checkpoint.py",
+    "networks/model.py",
+    "networks/checkpoint.py",
     "training/",
     "export/",
     "cluster/",
     "config/",
-    "storage/",
 }
 """Where the names are at home: the builder, the module and its checkpoints; and rooms that mean another pool."""
 
@@ -223,7 +222,7 @@ def test_nobody_knows_a_layer_by_its_name():
         "core/cost.py",
         "core/grid.py",
         "core/network/schedule.py",
-        "unet/sweep.py",
+        "networks/sweep.py",
         "planning/measure.py",
         "engine.py",
     } <= set(looked_at)
