@@ -6,7 +6,7 @@ needs no proxy to speak to its own machine.
 
 import os
 
-from flows.proxies import spare_loopback
+from flows.server.proxies import spare_loopback
 from pipeline.thread_variables import forget
 
 forget(os.environ)

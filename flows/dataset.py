@@ -23,10 +23,10 @@ from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Failed
 
-from flows.api_log import keep_tiles_from_prefect
 from flows.interruption import cancelled_when_asked
-from flows.orphans import end_orphans
 from flows.progress import ProgressArtifact, tell_dashboard
+from flows.server.api_log import keep_tiles_from_prefect
+from flows.server.orphans import end_orphans
 from pipeline.core.printable import one_line
 from pipeline.dataset.outcome import Outcome
 from pipeline.dataset.reprocess import reprocess

@@ -35,9 +35,9 @@ from prefect.workers.process import ProcessWorker
 from pydantic import ValidationError
 
 from flows.dataset import reprocess_dataset, watch_inbox
-from flows.health import check_api
 from flows.inference import infer_volume
-from flows.server import configured_api
+from flows.server.embedded import configured_api
+from flows.server.health import check_api
 from flows.training import train_network
 from pipeline.config import RunConfig, Whole, as_parameters, read_content
 from pipeline.dataset.settings import DatasetConfig

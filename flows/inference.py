@@ -17,9 +17,9 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import PrefectException
 from prefect.tasks import Task
 
-from flows.api_log import keep_tiles_from_prefect
 from flows.interruption import cancelled_when_asked, finished
 from flows.progress import following, tell_dashboard
+from flows.server.api_log import keep_tiles_from_prefect
 from pipeline import stages
 from pipeline.config import RunConfig
 from pipeline.errors import PipelineError

@@ -10,10 +10,10 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from flows.health import check_api
 from flows.printing import print_plan, say
-from flows.proxies import settle_proxies
-from flows.server import EmbeddedServer, configured_api, prefect_api, start_unless_configured
+from flows.server.embedded import EmbeddedServer, configured_api, prefect_api, start_unless_configured
+from flows.server.health import check_api
+from flows.server.proxies import settle_proxies
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.places.credentials import redacted

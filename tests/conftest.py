@@ -41,7 +41,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def migrated_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A PREFECT_HOME whose database is migrated and empty, one for all processes of the suite: migrating takes ten seconds."""
-    from flows.server import EmbeddedServer  # noqa: PLC0415 - few tests need one
+    from flows.server.embedded import EmbeddedServer  # noqa: PLC0415 - few tests need one
 
     own = tmp_path_factory.getbasetemp()
     common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own

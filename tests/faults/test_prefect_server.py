@@ -13,7 +13,7 @@ pytestmark = pytest.mark.fault
 
 
 def end_server(command: Command) -> None:
-    """As the kernel does that is out of memory: what `flows.supervisor` serves, and nothing else."""
+    """As the kernel does that is out of memory: what `flows.server.supervisor` serves, and nothing else."""
     servers = [process for process in command.family() if process.cmdline()[-1:] == ["serve"]]
     assert servers
     for process in servers:

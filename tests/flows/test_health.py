@@ -19,7 +19,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows.health import check_api
+from flows.server.health import check_api
 from pipeline.errors import ConfigError
 
 NO_FLOW = (404, "application/json", json.dumps({"detail": "Flow not found"}))

@@ -16,7 +16,7 @@ from tests.pipeline_cases import Run, make_run, save_array
 
 SEEN = """
     import json, sys
-    from flows.server import prefect_api, start_unless_configured
+    from flows.server.embedded import prefect_api, start_unless_configured
 
     server = start_unless_configured()
     from pathlib import Path

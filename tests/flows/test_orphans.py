@@ -7,8 +7,8 @@ import sys
 from prefect import get_client
 from prefect.states import Crashed
 
-from flows.orphans import end_orphans
-from flows.server import EmbeddedServer, prefect_api
+from flows.server.embedded import EmbeddedServer, prefect_api
+from flows.server.orphans import end_orphans
 from tests.e2e.commands import ROOT
 
 KILLED = """

@@ -11,8 +11,8 @@ from httpx import ConnectError
 from prefect.logging.handlers import APILogHandler
 
 from flows import progress
-from flows.api_log import keep_tiles_from_prefect
 from flows.progress import ProgressArtifact
+from flows.server.api_log import keep_tiles_from_prefect
 
 
 @pytest.fixture

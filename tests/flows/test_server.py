@@ -23,7 +23,7 @@ from prefect import get_client
 from prefect.context import refresh_global_settings_context
 from prefect.settings import get_current_settings
 
-from flows.server import EmbeddedServer, prefect_api, start_unless_configured
+from flows.server.embedded import EmbeddedServer, prefect_api, start_unless_configured
 from pipeline.errors import PipelineError
 from tests import strangers
 
@@ -31,7 +31,7 @@ GONE_SECONDS = 10.0
 
 REPORTING = """
     import json, os
-    from flows.server import prefect_api, start_unless_configured
+    from flows.server.embedded import prefect_api, start_unless_configured
 
     server = start_unless_configured()
     from prefect import flow, get_client, task
@@ -59,7 +59,7 @@ REPORTING = """
 
 HOLDING = """
     import os, subprocess, sys, time
-    from flows.server import EmbeddedServer
+    from flows.server.embedded import EmbeddedServer
 
     server = EmbeddedServer()
     server.wait_healthy()
@@ -160,7 +160,9 @@ def test_a_killed_driver_leaves_no_server(home: Path) -> None:
 
 def test_a_driver_killed_during_start_up_leaves_no_server(home: Path) -> None:
     """Nobody may be waiting for a message at that time."""
-    with drive("import time; from flows.server import EmbeddedServer; EmbeddedServer(); time.sleep(60)") as driver:
+    with drive(
+        "import time; from flows.server.embedded import EmbeddedServer; EmbeddedServer(); time.sleep(60)"
+    ) as driver:
         while len(processes := of_server(driver.pid)) < 2:
             time.sleep(0.05)
         driver.kill()
@@ -255,7 +257,7 @@ def test_each_file_that_prefect_reads_can_name_the_api(home: Path, name: str, te
     """The short way round `import prefect` must not miss what Prefect itself would find."""
     (home / name).write_text(text)
     try:
-        with drive("from flows.server import configured_api; print(configured_api())") as driver:
+        with drive("from flows.server.embedded import configured_api; print(configured_api())") as driver:
             told, _ = driver.communicate(timeout=60)
     finally:
         (home / name).unlink()
@@ -266,7 +268,7 @@ def test_nothing_slow_is_imported_before_the_server_starts(home: Path) -> None:
     """The point of starting early."""
     script = """
         import sys
-        from flows.server import configured_api
+        from flows.server.embedded import configured_api
         print(configured_api(), "prefect" in sys.modules, "pydantic" in sys.modules)
     """
     with drive(script) as driver:

@@ -8,9 +8,9 @@ import dask.config
 import pytest
 from prefect.settings.models.root import Settings
 
-from flows import proxies
 from flows.cli import status
-from flows.proxies import settle_proxies, spare_loopback
+from flows.server import proxies
+from flows.server.proxies import settle_proxies, spare_loopback
 from flows.surroundings import explained
 from pipeline.errors import ConfigError
 

@@ -16,7 +16,7 @@ from tests.training.training_cases import recipe
 SEEN = """
     import json, sys
     from pathlib import Path
-    from flows.server import prefect_api, start_unless_configured
+    from flows.server.embedded import prefect_api, start_unless_configured
 
     def main():
         server = start_unless_configured()

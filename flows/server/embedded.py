@@ -1,7 +1,7 @@
 """The Prefect API that a driver's flow runs report to: the configured one, else an embedded server.
 
 Users start no server. The embedded one keeps Prefect's usual database, so `prefect server start` shows the history
-later; `flows.supervisor` sees to it that it ends with this process. To have it start while other things happen:
+later; `flows.server.supervisor` sees to it that it ends with this process. To have it start while other things happen:
 
     server = start_unless_configured(log_path)  # returns at once
     from flows.inference import infer           # 3 s; the server needs 4 s, and 12 s the first time ever

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.proxies import settle_proxies
+from flows.server.proxies import settle_proxies
 from pipeline.errors import ConfigError
 from pipeline.places.credentials import redacted
 

@@ -1,7 +1,7 @@
 """Keep the embedded Prefect server alive for as long as its driver, and no longer.
 
     driver  <== socket pair ==>  supervisor  <== socket pair ==>  server
-    flows/server.py              supervise()                      serve()
+    embedded.py                  supervise()                      serve()
 
 The child's end of each pair is its standard input. Nobody else holds an end, so end-of-file says that the partner is
 gone, however it went: the kernel closes a killed process's files too. So nothing here looks up a process by its number.
