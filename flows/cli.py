@@ -96,7 +96,7 @@ def run(
     """Segment a volume: plan, infer, verify, report. Run it again to resume."""
     found = _read(config, set_)
 
-    from flows.running import run_volume  # noqa: PLC0415 - see above
+    from flows.commands.running import run_volume  # noqa: PLC0415 - see above
 
     print_end(found, run_volume(found, prefect=prefect, input_changed=input_changed))
     return DONE
@@ -116,8 +116,8 @@ def reprocess(
     set_: Overrides = None,
 ) -> int:
     """Segment and publish all volumes of a dataset that are not done yet. Run it again for what is left."""
+    from flows.commands.running import run_dataset  # noqa: PLC0415 - see above
     from flows.printing import print_outcome, print_summary  # noqa: PLC0415 - see above
-    from flows.running import run_dataset  # noqa: PLC0415 - see above
 
     found = _read_dataset(config, set_)
     if dry_run:
@@ -139,8 +139,8 @@ def watch(
     set_: Overrides = None,
 ) -> int:
     """Look at an inbox once: segment and publish what is new and complete. For cron, or `halotile deploy --watch`."""
+    from flows.commands.running import run_watch  # noqa: PLC0415 - see above
     from flows.printing import print_outcome, print_summary  # noqa: PLC0415 - see above
-    from flows.running import run_watch  # noqa: PLC0415 - see above
 
     found = _read_dataset(config, set_)
     print_summary(found, run_watch(found, prefect=prefect, on_outcome=print_outcome))
@@ -504,7 +504,7 @@ def status(command: Callable[[], int | None]) -> int:
 
 
 def _surroundings(error: Exception) -> int:
-    from flows.surroundings import explained  # noqa: PLC0415 - seldom needed
+    from flows.commands.surroundings import explained  # noqa: PLC0415 - seldom needed
 
     found = explained(error)
     if found is None:

@@ -30,7 +30,8 @@ from typing import Any
 import torch
 
 import flows.progress
-from flows import cli, running
+from flows import cli
+from flows.commands import running
 from pipeline import stages
 from pipeline.cluster import worker
 from pipeline.core.roster import Outcome

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from flows import running
+from flows.commands import running
 from pipeline.errors import InferenceError
 
 

@@ -9,9 +9,9 @@ import pytest
 from prefect.settings.models.root import Settings
 
 from flows.cli import status
+from flows.commands.surroundings import explained
 from flows.server import proxies
 from flows.server.proxies import settle_proxies, spare_loopback
-from flows.surroundings import explained
 from pipeline.errors import ConfigError
 
 
