@@ -50,7 +50,7 @@ def main() -> None:
         keep_warnings_warnings()
         keep_width_sane()
         gc.set_threshold(*SELDOM)
-        from flows.cli import run_command  # noqa: PLC0415 - ours, as is known by now
+        from flows.commands.app import run_command  # noqa: PLC0415 - ours, as is known by now
 
         code = run_command()
     sys.exit(heard(code, streams))

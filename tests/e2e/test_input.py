@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import zarr
 
-from flows import cli
+from flows.commands.app import app
+from flows.commands.status import status
 from pipeline import stages
 from pipeline.core.network.unet import Architecture
 from pipeline.errors import InferenceError, StorageError
@@ -25,7 +26,7 @@ TILES = 32
 def command(*arguments: object) -> int:
     """`halotile ARGUMENTS` in this process."""
     called = [str(argument) for argument in arguments]
-    return cli.status(lambda: cli.app(called, exit_on_error=False, print_error=True, result_action="return_value"))
+    return status(lambda: app(called, exit_on_error=False, print_error=True, result_action="return_value"))
 
 
 def run_of(folder: Path, volume: np.ndarray | None = None, **sections) -> Run:

@@ -14,7 +14,8 @@ import pytest
 import torch
 import zarr
 
-from flows import cli
+from flows.commands.app import app
+from flows.commands.status import status as status_of
 from pipeline.core.network.unet import Architecture
 from tests.e2e.commands import ROOT
 from tests.pipeline_cases import Run, make_run, mounted, random_network, random_volume, save_array
@@ -31,7 +32,7 @@ def run(tmp_path) -> Run:
 def command(*arguments: object) -> int:
     """`halotile ARGUMENTS` in this process: a refusal comes before Prefect and Dask."""
     called = [str(argument) for argument in arguments]
-    return cli.status(lambda: cli.app(called, exit_on_error=False, print_error=True, result_action="return_value"))
+    return status_of(lambda: app(called, exit_on_error=False, print_error=True, result_action="return_value"))
 
 
 def assert_refused(run: Run, status: int, error: str, fact: str) -> None:
@@ -449,9 +450,9 @@ def test_a_usage_error_ends_the_command_with_status_two(halotile):
 def test_help_imports_neither_torch_nor_prefect_nor_dask():
     """Help that takes five seconds is not asked for."""
     script = (
-        "import sys\nfrom flows import cli\n"
+        "import sys\nfrom flows.commands.app import app\n"
         "for arguments in (['--help'], ['run', '--help'], ['--version']):\n"
-        "    cli.app(arguments, exit_on_error=False, result_action='return_value')\n"
+        "    app(arguments, exit_on_error=False, result_action='return_value')\n"
         "print(sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)\n"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -13,7 +13,8 @@ import yaozarrs
 import zarr
 from PIL import Image
 
-from flows import cli
+from flows.commands.app import app
+from flows.commands.status import status as status_of
 from pipeline import stages
 from pipeline.core.ledger import TileRecord
 from pipeline.core.network.unet import Architecture
@@ -43,7 +44,7 @@ def small(folder: Path, **sections) -> Run:
 def command(*arguments: object) -> int:
     """`halotile ARGUMENTS` in this process; for what ends before Prefect is needed."""
     called = [str(argument) for argument in arguments]
-    return cli.status(lambda: cli.app(called, exit_on_error=False, print_error=True, result_action="return_value"))
+    return status_of(lambda: app(called, exit_on_error=False, print_error=True, result_action="return_value"))
 
 
 def snapshot(run: Run) -> dict[str, bytes]:

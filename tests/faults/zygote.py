@@ -30,8 +30,9 @@ from typing import Any
 import torch
 
 import flows.progress
-from flows import cli
 from flows.commands import running
+from flows.commands.app import _terminated, app
+from flows.commands.status import status as status_of
 from pipeline import stages
 from pipeline.cluster import worker
 from pipeline.core.roster import Outcome
@@ -182,10 +183,10 @@ def child(job: dict[str, Any], faults: Faults) -> int:
     if job["arguments"][0] == "reprocess":
         alone_with_datasets()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, cli._terminated)
+    signal.signal(signal.SIGTERM, _terminated)
     install(faults)
     called = [*job["arguments"], *(["--no-prefect"] if job["arguments"][0] in ("run", "reprocess") else [])]
-    return cli.status(lambda: cli.app(called, exit_on_error=False, print_error=True, result_action="return_value"))
+    return status_of(lambda: app(called, exit_on_error=False, print_error=True, result_action="return_value"))
 
 
 def forked(job: dict[str, Any]) -> dict[str, Any]:
@@ -219,6 +220,7 @@ def forked(job: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Answer jobs until there are no more."""
     assert stages, running
+    app.resolved_commands()  # or each child imports its command's module anew
     assert flows.progress
     if "dataset" in sys.argv:
         running.prepare_prefect()

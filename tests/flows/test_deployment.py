@@ -8,7 +8,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import deployment
-from flows.cli import REFUSED, app, status
+from flows.commands.app import app
+from flows.commands.status import REFUSED, status
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from tests.e2e.commands import ROOT

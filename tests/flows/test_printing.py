@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from flows.cli import _told_in_full, app, status
+from flows.commands.app import _told_in_full, app
+from flows.commands.status import status
 from flows.printing import print_outcome, print_rows, say
 from flows.progress import _Follower
 from pipeline.dataset.outcome import Outcome

@@ -8,7 +8,7 @@ import dask.config
 import pytest
 from prefect.settings.models.root import Settings
 
-from flows.cli import status
+from flows.commands.status import status
 from flows.commands.surroundings import explained
 from flows.server import proxies
 from flows.server.proxies import settle_proxies, spare_loopback

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import zarr
 
-from flows.cli import app, status
+from flows.commands.app import app
+from flows.commands.status import status
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.reports.page import page as page_of
 from pipeline.stages.report import summary

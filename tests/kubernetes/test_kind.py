@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import REFUSED, status
+from flows.commands.status import REFUSED, status
 from pipeline import stages
 from pipeline.cluster import kubernetes as kind
 from pipeline.cluster import manifest

@@ -15,8 +15,8 @@ from prefect_kubernetes.settings import KubernetesObserverSettings
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from ruamel.yaml import YAML
 
-from flows.cli import INTERRUPTED, UNVERIFIED
-from flows.cli import REFUSED as REFUSED_STATUS
+from flows.commands.status import INTERRUPTED, UNVERIFIED
+from flows.commands.status import REFUSED as REFUSED_STATUS
 from flows.deployment import job_variables
 from pipeline.cluster import manifest
 from pipeline.cluster.kind import Crew

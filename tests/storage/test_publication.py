@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from flows import cli
+from flows.commands.app import app
+from flows.commands.status import DONE, REFUSED, status
 from pipeline import stages
 from pipeline.core.network.unet import Architecture
 from pipeline.core.versions import Keep
@@ -258,12 +259,12 @@ def test_the_command_tells_what_is_current(publication, output, capsys):
     """For people, and for scripts that need the image; nothing published is a refusal, with its status."""
 
     def current():
-        return cli.status(lambda: cli.app(["current", str(output)], exit_on_error=False, result_action="return_value"))
+        return status(lambda: app(["current", str(output)], exit_on_error=False, result_action="return_value"))
 
-    assert current() == cli.REFUSED
+    assert current() == REFUSED
     assert "Nothing is published at" in capsys.readouterr().err
     published(publication, A)
-    assert current() == cli.DONE
+    assert current() == DONE
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert rows["image"] == str(publication.image(A))
     assert rows["fingerprint"] == A

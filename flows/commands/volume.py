@@ -1,0 +1,53 @@
+"""Commands of one volume or file as it lies: inspect, convert."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from flows.commands.arguments import Missing
+from flows.commands.status import DONE
+from flows.printing import bar, print_rows, say
+
+
+def inspect(path: Annotated[str, Parameter(help="A Zarr store, or a checkpoint.")]) -> int:
+    """Print what a store or a checkpoint is: shape, chunks, axes; stride, receptive radius, parameters, arithmetic."""
+    from pipeline.reports.inspection import inspect_path  # noqa: PLC0415 - slow; `--help` needs none of it
+
+    print_rows(inspect_path(path))
+    return DONE
+
+
+def convert(
+    source: Annotated[str, Parameter(help="A volume: HDF5 (FILE.h5/dataset), TIFF, Zarr or OME-Zarr.")],
+    target: Annotated[str, Parameter(help="The OME-Zarr to write; must not be there.")],
+    *,
+    axes: Annotated[str, Parameter(help="Axes as stored: yx, cyx, zyx or czyx.")] = "auto",
+    chunks: Annotated[tuple[int, int, int] | None, Parameter(help="z y x", negative=())] = None,
+    shards: Annotated[tuple[int, int, int] | None, Parameter(help="z y x", negative=())] = None,
+    voxel_size_nm: Annotated[
+        tuple[float, float, float] | None, Parameter(help="z y x; the source's by default.", negative=())
+    ] = None,
+    missing: Missing = "fail",
+) -> int:
+    """Write a volume as an OME-Zarr, box by box; no voxel changes."""
+    from pipeline.outputs.convert import convert as convert_volume  # noqa: PLC0415 - slow; `--help` needs none of it
+    from pipeline.volumes.volume import open_volume  # noqa: PLC0415 - slow; `--help` needs none of it
+
+    with bar("converting") as tell:
+        found = convert_volume(
+            source,
+            target,
+            on_advance=tell,
+            axes=axes,
+            chunks=chunks,
+            shards=shards,
+            voxel_size_nm=voxel_size_nm,
+            missing=missing,
+        )
+    say(f"{target}: axes {found.axes}, shape (z, y, x) {found.shape}, {found.channels} channel(s), {found.dtype}")
+    say(f"voxel size: {found.space}")
+    for warning in open_volume(source, axes=axes).warnings:
+        say(f"warning: {warning}")
+    return DONE
