@@ -1,85 +1,24 @@
-"""The main job as a Prefect flow: one task a stage, never one a tile. Tiles are Dask's, inside the infer task."""
+"""The main job as a Prefect flow: one task a stage (`flows.tasks`), never one a tile. Tiles are Dask's, inside the infer task.
+
+Deployments name the flow by this module: `flows.inference.infer_volume` stands on servers, and in copies of deploy/prefect.yaml.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
-from httpx import HTTPError
-from prefect import flow, runtime, task
-from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE, CachePolicy
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.exceptions import PrefectException
-from prefect.tasks import Task
+from prefect import flow, runtime
 
 from flows.interruption import cancelled_when_asked, finished
-from flows.progress import following, tell_dashboard
 from flows.server.api_log import keep_tiles_from_prefect
+from flows.tasks import TASKS, plan_stage
 from pipeline import stages
 from pipeline.config import RunConfig
-from pipeline.errors import PipelineError
 from pipeline.registry import with_model
-
-log = logging.getLogger("pipeline")
-
-
-def _unexpected(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Retry what nobody foresaw. An error raised on purpose has been tried as often as it is worth."""
-    return not isinstance(state.result(raise_on_failure=False), PipelineError)
-
-
-class _Stage(TypedDict):
-    cache_policy: CachePolicy
-    persist_result: bool
-    retry_condition_fn: Callable[[Task[..., Any], TaskRun, State[Any]], bool]
-    retry_delay_seconds: int
-
-
-_STAGE: _Stage = {
-    "cache_policy": NO_CACHE,
-    "persist_result": False,
-    "retry_condition_fn": _unexpected,
-    "retry_delay_seconds": 5,
-}
-
-_cancelled_when_asked = cancelled_when_asked("finished tiles are kept")
-
-
-@task(name="plan", task_run_name="plan", retries=1, **_STAGE)
-@_cancelled_when_asked
-def plan_stage(config: RunConfig, input_changed: Literal["redo", "keep"] | None = None) -> str:
-    """Load the plan and confirm that it is this configuration's; makes it where there is none."""
-    return stages.plan(stages.Run(config), input_changed=input_changed).fingerprint
-
-
-def _show(content: dict[str, Any]) -> None:
-    """The figures of a report, as an artifact of the flow run."""
-    try:
-        create_markdown_artifact(_markdown(content), key="halotile-report", description=content["output"])
-    except (HTTPError, PrefectException, OSError) as error:  # costs the figures on the page, not the run
-        log.warning("the report is not on Prefect's page, but in the run's folder: %s: %s", type(error).__name__, error)
-
-
-_HOST = stages.Host(following=following, on_dashboard=tell_dashboard, on_report=_show)
-
-
-def _task_of(stage: stages.Stage) -> Task[[stages.Run], stages.Account | State]:
-    """The task that does a stage."""
-
-    def work(run: stages.Run) -> stages.Account:
-        return stage.work(run, _HOST)
-
-    work.__name__ = work.__qualname__ = f"{stage.name}_stage"  # Prefect tells tasks apart by it
-    return task(name=stage.name, task_run_name=stage.name, retries=1, **_STAGE)(_cancelled_when_asked(work))
-
-
-TASKS = tuple(map(_task_of, stages.SEQUENCE))
-"""What follows the plan, a task a stage."""
 
 _reports: ContextVar[list[dict[str, Any]] | None] = ContextVar("flows.inference.reports", default=None)
 
@@ -100,7 +39,7 @@ def _run_name() -> str:
 
 
 @flow(name="halotile-inference", flow_run_name=_run_name, persist_result=False)
-@_cancelled_when_asked
+@cancelled_when_asked("finished tiles are kept")
 def infer_volume(config: RunConfig, input_changed: Literal["redo", "keep"] | None = None) -> dict[str, Any]:
     """Segment one volume: plan -> infer -> verify -> report. Running it again resumes.
 
@@ -121,15 +60,3 @@ def infer_volume(config: RunConfig, input_changed: Literal["redo", "keep"] | Non
     if (reports := _reports.get()) is not None:
         reports.append(content)
     return content
-
-
-def _markdown(content: dict[str, Any]) -> str:
-    infer = content["stages"]["infer"]
-    rows = {
-        "output": content["output"],
-        "tiles": f"{content['tiles']['done']} of {content['tiles']['total']}",
-        "infer": f"{infer['seconds']} s in {infer['sessions']} session(s)",
-        "arithmetic": f"{content['amplification']} x one pass",
-        "fingerprint": content["fingerprint"],
-    }
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])

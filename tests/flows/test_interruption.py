@@ -10,8 +10,9 @@ import sys
 import pytest
 from prefect.exceptions import CancelledRun, TerminationSignal
 
-from flows.inference import TASKS, infer_volume
+from flows.inference import infer_volume
 from flows.interruption import cancelled_when_asked, finished
+from flows.tasks import TASKS
 from pipeline import stages
 from pipeline.config import RunConfig
 from pipeline.errors import InferenceError
