@@ -20,11 +20,11 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from pipeline.core.box import Box, Span, Triple, per_axis, triple
-from pipeline.core.cost import read_spans
-from pipeline.core.grid import Tile
+from pipeline.core.geometry.box import Box, Span, Triple, per_axis, triple
+from pipeline.core.geometry.mirror import shown, spread
 from pipeline.core.ledger import TileRecord, Units
-from pipeline.core.mirror import shown, spread
+from pipeline.core.tiles.cost import read_spans
+from pipeline.core.tiles.grid import Tile
 from pipeline.errors import FileError, InferenceError, StorageError
 
 BEHIND = 2
@@ -102,7 +102,7 @@ def infer_tile(
         sink: Output of this tile.
         nonfinite: What to do with input that is not finite: `fail`, or `zero` to put 0 in its place.
         fingerprint: Of the plan; goes into the record.
-        read_slices: Slices that are read at once; see `core.cost.read_slices`.
+        read_slices: Slices that are read at once; see `core.tiles.cost.read_slices`.
         now: What seconds are told by.
 
     Returns:

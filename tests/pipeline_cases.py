@@ -18,7 +18,7 @@ import zarr
 
 from pipeline import stages
 from pipeline.config import RunConfig, validated
-from pipeline.core.box import Triple
+from pipeline.core.geometry.box import Triple
 from pipeline.core.ledger import Session, TileRecord
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from pipeline.core.box import Box, Span, Triple
-from pipeline.core.grid import Tile, TileGrid
+from pipeline.core.geometry.box import Box, Span, Triple
 from pipeline.core.ledger import Units, parse_lines
 from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
+from pipeline.core.tiles.grid import Tile, TileGrid
 from pipeline.engine import infer_tile
 from pipeline.errors import InferenceError, StorageError
 

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.box import Box
-from pipeline.core.mirror import shown, spread
+from pipeline.core.geometry.box import Box
+from pipeline.core.geometry.mirror import shown, spread
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from pipeline.cluster.pool import machine
-from pipeline.core.cost import multiply_adds, turn_multiply_adds
 from pipeline.core.machine import Machine
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
-from pipeline.core.tiling import MEMORY_SHARE
+from pipeline.core.tiles.cost import multiply_adds, turn_multiply_adds
+from pipeline.core.tiles.tiling import MEMORY_SHARE
 from pipeline.errors import ConfigError, PlanError
 from pipeline.planning import measure, resolve
 from pipeline.planning.measure import expectation

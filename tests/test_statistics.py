@@ -6,7 +6,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.core.normalization import Normalization
 from pipeline.errors import PlanError
 from pipeline.planning import statistics

@@ -15,7 +15,7 @@ from pipeline.core.strict_json import json_text
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.core.box import Box
+    from pipeline.core.geometry.box import Box
 
 
 def train(
@@ -114,7 +114,7 @@ def evaluate(
 
 
 def _box(text: str | None) -> Box | None:
-    from pipeline.core.box import Box  # noqa: PLC0415 - slow; `--help` needs none of it
+    from pipeline.core.geometry.box import Box  # noqa: PLC0415 - slow; `--help` needs none of it
 
     if text is None:
         return None

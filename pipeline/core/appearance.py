@@ -9,7 +9,7 @@ from typing import NotRequired, TypedDict
 
 import numpy as np
 
-from pipeline.core.box import Box, Triple, triple
+from pipeline.core.geometry.box import Box, Triple, triple
 from pipeline.core.normalization import Normalization
 
 PERCENTS = (1, 25, 50, 75, 99)

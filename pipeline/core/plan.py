@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.appearance import Appearance
-from pipeline.core.box import Triple
-from pipeline.core.cost import read_slices
-from pipeline.core.grid import TileGrid
+from pipeline.core.geometry.box import Triple
 from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.stored import Stored
 from pipeline.core.strict_json import json_text
+from pipeline.core.tiles.cost import read_slices
+from pipeline.core.tiles.grid import TileGrid
 from pipeline.core.volume import Description
 
 ALGORITHM_VERSION = 2

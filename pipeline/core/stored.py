@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core.box import Box, Triple, triple
-from pipeline.core.grid import TileGrid
-from pipeline.core.mirror import shown
+from pipeline.core.geometry.box import Box, Triple, triple
+from pipeline.core.geometry.mirror import shown
+from pipeline.core.tiles.grid import TileGrid
 
 MOST_OBJECTS = 1_000_000
 """Of a volume, to list them: some minutes on a parallel file system, and a thousand requests of a store."""

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
-from pipeline.core.box import Triple
-from pipeline.core.lengths import NANOMETERS, unit_of
+from pipeline.core.geometry.box import Triple
+from pipeline.core.geometry.lengths import NANOMETERS, unit_of
 
 KNOWN_AXES = ("yx", "cyx", "zyx", "czyx")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.core.volume import Space
 from pipeline.evaluation.rule import Rule
 from pipeline.volumes.volume import Volume

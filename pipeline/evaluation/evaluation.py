@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.core.box import Box, Triple
+from pipeline.core.geometry.box import Box, Triple
 from pipeline.errors import ConfigError
 from pipeline.evaluation.choice import chosen
 from pipeline.evaluation.contingency import Agreement

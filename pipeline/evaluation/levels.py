@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.errors import ConfigError
 from pipeline.volumes.volume import Volume
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.core.box import Triple
+from pipeline.core.geometry.box import Triple
 from pipeline.core.network.receptive import least_halo, legal_extent, lost_margin, receptive_radius
 from pipeline.core.network.unet import Architecture
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.core.box import Box, Span
-from pipeline.core.grid import Tile
+from pipeline.core.geometry.box import Box, Span
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
+from pipeline.core.tiles.grid import Tile
 from pipeline.errors import InferenceError, ModelError
 from pipeline.networks.checkpoint import Checkpoint, first_line
 from pipeline.networks.device import check_device, make_deterministic

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.core.box import Box, Triple, per_axis, round_up, triple
-from pipeline.core.mirror import shown, spread
+from pipeline.core.geometry.box import Box, Triple, per_axis, round_up, triple
+from pipeline.core.geometry.mirror import shown, spread
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from pipeline.core.box import Span, round_up
+from pipeline.core.geometry.box import Span, round_up
 from pipeline.core.network.graph import (
     Activation,
     Concatenation,

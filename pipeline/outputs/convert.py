@@ -18,10 +18,10 @@ from typing import TextIO
 import numpy as np
 import zarr
 
-from pipeline.core.box import Box, Triple, per_axis, round_up, widened
+from pipeline.core.geometry.box import Box, Triple, per_axis, round_up, widened
 from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.core.stored import Inventory, compare
-from pipeline.core.tiling import LARGEST_CHUNK_EXTENT, LARGEST_PLANE_CHUNK_EXTENT, LARGEST_SHARD
+from pipeline.core.tiles.tiling import LARGEST_CHUNK_EXTENT, LARGEST_PLANE_CHUNK_EXTENT, LARGEST_SHARD
 from pipeline.core.volume import Description, Space
 from pipeline.errors import StorageError
 from pipeline.outputs.metadata import ARRAY, image_name

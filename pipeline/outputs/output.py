@@ -26,7 +26,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 from zarr.types import AnyArray
 
-from pipeline.core.box import Box, Triple, per_axis
+from pipeline.core.geometry.box import Box, Triple, per_axis
 from pipeline.core.ledger import TileRecord, Units
 from pipeline.core.plan import Plan
 from pipeline.errors import StorageError

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.core.ledger import Units
 from pipeline.errors import StorageError
 from pipeline.outputs.output import Output

@@ -11,11 +11,11 @@ from statistics import median
 
 import numpy as np
 
-from pipeline.core.box import Box, Span
-from pipeline.core.cost import multiply_adds, read_spans, rounded_out, turn_multiply_adds
-from pipeline.core.mirror import shown
+from pipeline.core.geometry.box import Box, Span
+from pipeline.core.geometry.mirror import shown
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.plan import Plan
+from pipeline.core.tiles.cost import multiply_adds, read_spans, rounded_out, turn_multiply_adds
 from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.networks.predictor import UNetPredictor
 from pipeline.volumes.volume import open_volume

@@ -14,21 +14,21 @@ import numpy as np
 
 from pipeline.config import RunConfig
 from pipeline.core.appearance import Appearance
-from pipeline.core.box import Box
-from pipeline.core.cost import (
+from pipeline.core.familiarity import strange_values, strange_voxels
+from pipeline.core.geometry.box import Box
+from pipeline.core.lesson import lesson
+from pipeline.core.machine import Machine
+from pipeline.core.normalization import Normalization
+from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
+from pipeline.core.stored import Inventory
+from pipeline.core.tiles.cost import (
     one_pass_multiply_adds,
     read_slices,
     total_multiply_adds,
     total_voxels_decoded,
     total_voxels_read,
 )
-from pipeline.core.familiarity import strange_values, strange_voxels
-from pipeline.core.lesson import lesson
-from pipeline.core.machine import Machine
-from pipeline.core.normalization import Normalization
-from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
-from pipeline.core.stored import Inventory
-from pipeline.core.tiling import MEMORY_SHARE, TileRequest, Tiling, choose_tiling
+from pipeline.core.tiles.tiling import MEMORY_SHARE, TileRequest, Tiling, choose_tiling
 from pipeline.errors import ConfigError, ModelError, PlanError, StorageError
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
 from pipeline.networks.device import (

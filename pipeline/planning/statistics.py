@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.core.appearance import Appearance, appearance_of, sample_boxes
-from pipeline.core.box import Box, widened
+from pipeline.core.geometry.box import Box, widened
 from pipeline.core.normalization import Normalization, spanning
 from pipeline.errors import PlanError, StorageError
 from pipeline.volumes.volume import Volume

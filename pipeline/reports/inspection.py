@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.appearance import Appearance, ranges
-from pipeline.core.box import Triple
-from pipeline.core.cost import one_pass_multiply_adds
+from pipeline.core.geometry.box import Triple
 from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.core.network.receptive import least_halo, receptive_radius
+from pipeline.core.tiles.cost import one_pass_multiply_adds
 from pipeline.core.volume import Description
 from pipeline.errors import StorageError
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint

@@ -7,7 +7,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.outputs.output import Output
 from pipeline.volumes.volume import Volume
 

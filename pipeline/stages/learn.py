@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.core.box import Box, per_axis, triple
+from pipeline.core.geometry.box import Box, per_axis, triple
 from pipeline.core.lesson import lesson
 from pipeline.core.network.unet import Architecture
 from pipeline.core.strict_json import json_text

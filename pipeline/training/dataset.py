@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.appearance import Appearance, sample_boxes
-from pipeline.core.box import Box, per_axis, triple
+from pipeline.core.geometry.box import Box, per_axis, triple
 from pipeline.core.normalization import Normalization
 from pipeline.core.strict_json import json_text
 from pipeline.core.volume import Description

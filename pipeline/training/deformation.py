@@ -13,7 +13,7 @@ import torch
 from scipy.interpolate import make_interp_spline
 from torch.nn.functional import grid_sample
 
-from pipeline.core.box import Triple
+from pipeline.core.geometry.box import Triple
 from pipeline.training.recipe import AugmentConfig
 
 PAPER_SIGMA = 10.0

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import ndimage
 
-from pipeline.core.box import Box, Triple, per_axis, triple
+from pipeline.core.geometry.box import Box, Triple, per_axis, triple
 from pipeline.core.strict_json import json_text
 from pipeline.core.targets import foreground
 from pipeline.errors import ConfigError

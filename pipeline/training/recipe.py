@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config import Auto, Location, NormalizeConfig, Positive, Section, Voxels, Whole
-from pipeline.core.box import Box, Triple, per_axis
+from pipeline.core.geometry.box import Box, Triple, per_axis
 from pipeline.core.network.receptive import lost_margin, whole_window
 from pipeline.core.network.unet import Architecture
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from pipeline.core.box import Box, Triple, per_axis, triple
-from pipeline.core.mirror import shown, spread
+from pipeline.core.geometry.box import Box, Triple, per_axis, triple
+from pipeline.core.geometry.mirror import shown, spread
 from pipeline.core.normalization import Normalization
 from pipeline.training.deformation import between, nearest, random_places
 from pipeline.training.preparation import IGNORED, Prepared

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core.axes import Reading, nothing_told, refuse_colours_last
+from pipeline.core.geometry.axes import Reading, nothing_told, refuse_colours_last
 from pipeline.core.locations import is_url
 from pipeline.core.volume import KNOWN_AXES, Space
 from pipeline.errors import PipelineError, StorageError

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core.axes import letter_of
-from pipeline.core.lengths import unit_of
+from pipeline.core.geometry.axes import letter_of
+from pipeline.core.geometry.lengths import unit_of
 from pipeline.errors import StorageError
 from pipeline.volumes.file_metadata import (
     NAMED,

@@ -15,8 +15,8 @@ from typing import Any
 
 from yaozarrs import v05
 
-from pipeline.core.axes import Told
-from pipeline.core.lengths import unit_of
+from pipeline.core.geometry.axes import Told
+from pipeline.core.geometry.lengths import unit_of
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
 from pipeline.volumes.transforms import Diagonal, NotPlacedError, diagonal_of, is_size

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 import zarr
 
-from pipeline.core.lengths import unit_of
+from pipeline.core.geometry.lengths import unit_of
 from pipeline.errors import StorageError
 from pipeline.volumes.file_metadata import NAMED, Found, Place, imported, numbers_of, shown, strange_units
 from pipeline.volumes.transforms import is_size

@@ -20,8 +20,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.types import AnyArray
 
-from pipeline.core.axes import Told, nothing_told, read_as
-from pipeline.core.box import Box, Triple, per_axis
+from pipeline.core.geometry.axes import Told, nothing_told, read_as
+from pipeline.core.geometry.box import Box, Triple, per_axis
 from pipeline.core.locations import without_file_scheme
 from pipeline.core.volume import Description, Space
 from pipeline.errors import PipelineError, StorageError

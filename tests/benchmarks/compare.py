@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core.cost import one_pass_multiply_adds
 from pipeline.core.network.receptive import least_halo
+from pipeline.core.tiles.cost import one_pass_multiply_adds
 from pipeline.networks.device import cpuinfo
 from tests.benchmarks import growth, reads
 from tests.benchmarks.contenders import ARCHITECTURE, BOUNDS, CONTENDERS, CORE, ROOT, Contender, measured, prepare

@@ -27,9 +27,9 @@ import zarr
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pipeline.core.cost import one_pass_multiply_adds
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.unet import Architecture
+from pipeline.core.tiles.cost import one_pass_multiply_adds
 from pipeline.engine import peak_bytes
 from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.networks.model import UNet

@@ -18,7 +18,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, ZstdCodec
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.core.network.receptive import least_halo
 from tests.benchmarks.contenders import ARCHITECTURE, CHUNK, CORE
 from tests.pipeline_cases import save_array

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from pipeline.core.box import Triple, round_up
-from pipeline.core.grid import TileGrid
+from pipeline.core.geometry.box import Triple, round_up
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture, Padding
+from pipeline.core.tiles.grid import TileGrid
 
 
 @st.composite

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.appearance import BOX_VOXELS, PERCENTS, Appearance, appearance_of, sample_boxes
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.core.normalization import Normalization
 
 EXTENTS = st.tuples(*[st.integers(1, 700)] * 3)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.box import Box, per_axis, round_up, triple
+from pipeline.core.geometry.box import Box, per_axis, round_up, triple
 from tests.core.core_cases import triples
 
 

@@ -11,8 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.core.box import Box, Span
-from pipeline.core.cost import (
+from pipeline.core.geometry.box import Box, Span
+from pipeline.core.geometry.mirror import shown
+from pipeline.core.network.receptive import least_halo, receptive_radius, whole_window
+from pipeline.core.network.stream import Stream
+from pipeline.core.network.unet import Architecture
+from pipeline.core.tiles.cost import (
     held_channels,
     held_extents,
     layer_multiply_adds,
@@ -29,10 +33,6 @@ from pipeline.core.cost import (
     weights,
     widest_plane,
 )
-from pipeline.core.mirror import shown
-from pipeline.core.network.receptive import least_halo, receptive_radius, whole_window
-from pipeline.core.network.stream import Stream
-from pipeline.core.network.unet import Architecture
 from pipeline.networks.model import UNet
 from pipeline.networks.sweep import Sweep, kernels
 from tests.core.core_cases import architectures, streams, triples

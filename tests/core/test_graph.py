@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 import pipeline
-from pipeline.core.box import Span
+from pipeline.core.geometry.box import Span
 from pipeline.core.network.graph import (
     Activation,
     Concatenation,
@@ -219,8 +219,8 @@ def test_nobody_knows_a_layer_by_its_name():
     sources = {str(p.relative_to(root)): p.read_text() for p in root.rglob("*.py")}
     looked_at = {name: text for name, text in sources.items() if not name.startswith(tuple(THEIR_OWN))}
     assert {
-        "core/cost.py",
-        "core/grid.py",
+        "core/tiles/cost.py",
+        "core/tiles/grid.py",
         "core/network/schedule.py",
         "networks/sweep.py",
         "planning/measure.py",

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.box import Box, Span, round_up
-from pipeline.core.grid import TileGrid
+from pipeline.core.geometry.box import Box, Span, round_up
 from pipeline.core.network.receptive import receptive_radius, whole_window
 from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
+from pipeline.core.tiles.grid import TileGrid
 from tests.core.core_cases import grids, streams
 from tests.core.unet_layers import architecture_of
 

@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.box import Box
-from pipeline.core.mirror import mirrored_ends, mirrored_index, shown, spread
+from pipeline.core.geometry.box import Box
+from pipeline.core.geometry.mirror import mirrored_ends, mirrored_index, shown, spread
 from tests.core.core_cases import triples
 
 

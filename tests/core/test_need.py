@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pipeline.core.box import Span, round_up
+from pipeline.core.geometry.box import Span, round_up
 from pipeline.core.network.graph import Graph, MaxPool, TransposedConvolution
 from pipeline.core.network.need import needs
 from pipeline.core.network.receptive import whole_window

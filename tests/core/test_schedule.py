@@ -5,7 +5,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.box import Span
+from pipeline.core.geometry.box import Span
 from pipeline.core.network.graph import Convolution, MaxPool
 from pipeline.core.network.need import needs
 from pipeline.core.network.receptive import least_halo

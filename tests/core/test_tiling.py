@@ -8,7 +8,9 @@ import pytest
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.cost import (
+from pipeline.core.network.receptive import receptive_radius
+from pipeline.core.network.unet import Architecture
+from pipeline.core.tiles.cost import (
     one_pass_multiply_adds,
     read_slices,
     sweep_values,
@@ -16,9 +18,7 @@ from pipeline.core.cost import (
     total_voxels_decoded,
     total_voxels_read,
 )
-from pipeline.core.network.receptive import receptive_radius
-from pipeline.core.network.unet import Architecture
-from pipeline.core.tiling import DEVICE_MEMORY_SHARE, TileRequest, _candidates, choose_tiling, worker_bytes
+from pipeline.core.tiles.tiling import DEVICE_MEMORY_SHARE, TileRequest, _candidates, choose_tiling, worker_bytes
 from pipeline.errors import PlanError
 from tests.core.core_cases import architectures, triples
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import log2
 from typing import Literal
 
-from pipeline.core.box import Span
+from pipeline.core.geometry.box import Span
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.unet import Architecture, pair_phases
 

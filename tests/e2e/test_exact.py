@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from pipeline import stages
-from pipeline.core.cost import PROCESS_BYTES
 from pipeline.core.network.unet import Architecture
-from pipeline.core.tiling import MEMORY_SHARE
+from pipeline.core.tiles.cost import PROCESS_BYTES
+from pipeline.core.tiles.tiling import MEMORY_SHARE
 from tests.pipeline_cases import Run, make_run, one_pass
 
 EXACT = 1e-5

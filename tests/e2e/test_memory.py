@@ -8,9 +8,9 @@ from pipeline import stages
 from pipeline.cluster.kind import Crew
 from pipeline.cluster.pool import open_pool
 from pipeline.config import ClusterConfig
-from pipeline.core.cost import PROCESS_BYTES
 from pipeline.core.ledger import TileRecord
 from pipeline.core.network.unet import Architecture
+from pipeline.core.tiles.cost import PROCESS_BYTES
 from pipeline.inference import session
 from tests.e2e import held_memory
 from tests.pipeline_cases import make_run

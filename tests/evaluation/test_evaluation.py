@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.core.targets import membranes
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluation

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.errors import ConfigError
 from pipeline.evaluation.evaluation import THRESHOLDS
 from pipeline.evaluation.levels import FLOAT_SCALE, Levels

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.core.targets import foreground, membranes
 from pipeline.errors import ConfigError
 from pipeline.evaluation.rule import Rule

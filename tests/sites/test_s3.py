@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline import stages
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.core.network.unet import Architecture
 from pipeline.core.versions import Keep
 from pipeline.errors import StorageError

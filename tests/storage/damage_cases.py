@@ -21,7 +21,7 @@ from numcodecs import lzma as xz
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
 from zarr.codecs import numcodecs as n3
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.errors import StorageError
 from pipeline.volumes.volume import open_volume
 

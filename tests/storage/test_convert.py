@@ -15,7 +15,7 @@ import zarr
 from ome_zarr_models.v05.image import Image
 from zarr.storage import LocalStore
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
 from pipeline.outputs import convert as module

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.errors import StorageError
 from pipeline.volumes.volume import open_volume, store_levels
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from pipeline.core.box import Box
-from pipeline.core.lengths import NANOMETERS
+from pipeline.core.geometry.box import Box
+from pipeline.core.geometry.lengths import NANOMETERS
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
 from pipeline.volumes import tiff

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.core.stored import compare
 from pipeline.errors import StorageError
 from pipeline.places.objects import s3

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.core.ledger import TileRecord
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError

@@ -14,7 +14,7 @@ import zarr
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.core.ledger import Units
 from pipeline.core.plan import Plan
 from pipeline.core.volume import Space

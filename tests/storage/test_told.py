@@ -14,8 +14,8 @@ import tifffile
 import zarr
 from zarr.storage import LocalStore
 
-from pipeline.core.axes import Told, letter_of, read_as
-from pipeline.core.lengths import NANOMETERS, unit_of
+from pipeline.core.geometry.axes import Told, letter_of, read_as
+from pipeline.core.geometry.lengths import NANOMETERS, unit_of
 from pipeline.core.volume import KNOWN_AXES, Space
 from pipeline.errors import StorageError
 from pipeline.reports.inspection import inspect_path

@@ -10,7 +10,7 @@ import pytest
 import zarr
 from PIL import Image
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
 from pipeline.places.objects import s3

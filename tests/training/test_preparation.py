@@ -5,7 +5,7 @@ import pytest
 import zarr
 from scipy import ndimage
 
-from pipeline.core.box import Box
+from pipeline.core.geometry.box import Box
 from pipeline.core.targets import membranes
 from pipeline.errors import ConfigError
 from pipeline.training import preparation

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.core.box import Box, triple
+from pipeline.core.geometry.box import Box, triple
 from pipeline.core.network.graph import (
     Activation,
     Concatenation,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.core.mirror import shown, spread
+from pipeline.core.geometry.mirror import shown, spread
 from pipeline.core.network.receptive import least_halo, legal_extent, receptive_radius
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization

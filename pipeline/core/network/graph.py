@@ -20,7 +20,7 @@ from functools import cached_property
 from math import lcm, prod
 from typing import Literal, NamedTuple
 
-from pipeline.core.box import Span, Triple, per_axis, triple
+from pipeline.core.geometry.box import Span, Triple, per_axis, triple
 
 
 class Lattice(NamedTuple):

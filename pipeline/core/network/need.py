@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.core.box import Span
+from pipeline.core.geometry.box import Span
 from pipeline.core.network.graph import Graph, Node
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from pipeline.core.box import Span, Triple, per_axis, round_up, triple
+from pipeline.core.geometry.box import Span, Triple, per_axis, round_up, triple
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import needs
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.core.box import Box, Span
+from pipeline.core.geometry.box import Box, Span
 from pipeline.core.network.graph import Graph, Node
 from pipeline.core.network.need import Needs
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.core.box import Span, Triple, per_axis, round_up, triple
-from pipeline.core.grid import Tile, TileGrid
+from pipeline.core.geometry.box import Span, Triple, per_axis, round_up, triple
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import Needs, needs
 from pipeline.core.network.receptive import legal_extent, receptive_radius
 from pipeline.core.network.schedule import Schedule
+from pipeline.core.tiles.grid import Tile, TileGrid
 
 
 @dataclass(frozen=True, slots=True)

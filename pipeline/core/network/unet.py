@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Literal
 
-from pipeline.core.box import Triple, triple
+from pipeline.core.geometry.box import Triple, triple
 from pipeline.core.network.graph import (
     Activation,
     Concatenation,

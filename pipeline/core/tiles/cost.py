@@ -12,14 +12,14 @@ from math import lcm, prod
 
 import numpy as np
 
-from pipeline.core.box import Span, Triple, per_axis, round_up
-from pipeline.core.grid import TileGrid
-from pipeline.core.mirror import mirrored_ends
+from pipeline.core.geometry.box import Span, Triple, per_axis, round_up
+from pipeline.core.geometry.mirror import mirrored_ends
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import Needs
 from pipeline.core.network.receptive import lost_margin, whole_window
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.network.stream import Stream
+from pipeline.core.tiles.grid import TileGrid
 
 PROCESS_BYTES = 900 * 2**20
 """Resident memory of an idle worker that has imported torch, dask and zarr and loaded a small network, generously."""

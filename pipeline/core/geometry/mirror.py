@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.core.box import Box, Triple, per_axis
+from pipeline.core.geometry.box import Box, Triple, per_axis
 
 
 def mirrored_index(start: int, stop: int, extent: int) -> np.ndarray:

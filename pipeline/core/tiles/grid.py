@@ -29,7 +29,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.core.box import Box, Span, Triple, per_axis, round_up, triple
+from pipeline.core.geometry.box import Box, Span, Triple, per_axis, round_up, triple
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,11 @@ from math import isqrt, lcm, log, prod
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.box import Triple, per_axis, round_up, triple
-from pipeline.core.cost import (
+from pipeline.core.geometry.box import Triple, per_axis, round_up, triple
+from pipeline.core.network.receptive import least_halo, receptive_radius
+from pipeline.core.network.stream import Stream
+from pipeline.core.network.unet import Architecture
+from pipeline.core.tiles.cost import (
     PROCESS_BYTES,
     READ_BLOCK_BYTES,
     axis_voxels_decoded,
@@ -29,10 +32,7 @@ from pipeline.core.cost import (
     weights,
     widest_input,
 )
-from pipeline.core.grid import TileGrid
-from pipeline.core.network.receptive import least_halo, receptive_radius
-from pipeline.core.network.stream import Stream
-from pipeline.core.network.unet import Architecture
+from pipeline.core.tiles.grid import TileGrid
 from pipeline.errors import PlanError
 
 LARGEST_SHARD = (128, 256, 256)

@@ -1,0 +1,1 @@
+"""Boxes, axes, lengths, and what lies beyond a volume's ends."""

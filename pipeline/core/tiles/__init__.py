@@ -1,0 +1,1 @@
+"""How a volume is cut into tiles, and what they cost."""
