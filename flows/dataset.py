@@ -33,7 +33,7 @@ from pipeline.dataset.reprocess import reprocess
 from pipeline.dataset.round import Round, logged_round, volumes_of
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.summary import Summary, failures
-from pipeline.dataset.volume import Team, VolumeOfSet, segment
+from pipeline.dataset.volume import DatasetWorkers, Member, segment
 from pipeline.dataset.watch import watch
 from pipeline.errors import DatasetError
 
@@ -49,8 +49,8 @@ _cancelled_when_asked = cancelled_when_asked("finished volumes are kept")
 class _InHand:
     """A volume on its way through its sub-flow, and what came of it."""
 
-    volume: VolumeOfSet
-    team: Team
+    volume: Member
+    team: DatasetWorkers
     outcome: list[Outcome] = field(default_factory=list)
 
 
@@ -86,7 +86,7 @@ def _segment_volume(name: str, url: str) -> Any:  # noqa: ARG001 - what Prefect'
     return Failed(message=outcome.reason[:1000]) if outcome.state == "failed" else outcome.state
 
 
-def _as_sub_flow(volume: VolumeOfSet, team: Team) -> Outcome:
+def _as_sub_flow(volume: Member, team: DatasetWorkers) -> Outcome:
     here = _InHand(volume, team)
     _in_hand.set(here)  # this thread's context is its own
     try:

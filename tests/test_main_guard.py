@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[1]
 
 SCRIPT = """
 from pathlib import Path
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pool import open_pool
 from pipeline.config import ClusterConfig
 {guard}
-with open_pool(ClusterConfig(), Crew(2, 1, 2 * 10**9), Path({folder!r})):
+with open_pool(ClusterConfig(), WorkerSpec(2, 1, 2 * 10**9), Path({folder!r})):
     print("workers")
 """
 

@@ -1,4 +1,4 @@
-"""What `auto` becomes: dtype, crew and memory, and the measured expectation; refusals are in tests/e2e/test_refusals.py."""
+"""What `auto` becomes: dtype, spec and memory, and the measured expectation; refusals are in tests/e2e/test_refusals.py."""
 
 import time
 from dataclasses import replace
@@ -16,7 +16,7 @@ from pipeline.core.tiles.tiling import MEMORY_SHARE
 from pipeline.errors import ConfigError, PlanError
 from pipeline.planning import measure, resolve
 from pipeline.planning.measure import expectation
-from pipeline.planning.resolve import crews, make_plan, workers_that_fit
+from pipeline.planning.resolve import make_plan, worker_choices, workers_that_fit
 from tests.pipeline_cases import Run, make_run
 
 SOLID = Architecture(3, 1, 4)
@@ -108,7 +108,7 @@ def test_a_governing_plan_keeps_its_dtype(tmp_path, bfloat16):
     assert again.fingerprint == first.fingerprint
 
 
-# --- crews --------------------------------------------------------------------------------------------------------------
+# --- workers ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,13 @@ def test_a_governing_plan_keeps_its_dtype(tmp_path, bfloat16):
 def test_crews_use_the_whole_machine(tmp_path, workers, threads, expected):
     """Compute threads in all are the machine's cores, however they are shared, unless the user says otherwise."""
     run = run_of(tmp_path, compute={"threads": threads}, cluster={"workers": workers})
-    assert crews(run.config, MACHINE, "cpu") == expected
+    assert worker_choices(run.config, MACHINE, "cpu") == expected
 
 
 def test_one_process_a_gpu(tmp_path, monkeypatch):
     """Two processes on one card take each other's memory."""
     monkeypatch.setattr(resolve, "device_count", lambda _: 4)
-    assert crews(run_of(tmp_path).config, MACHINE, "cuda") == [(4, 2)]
+    assert worker_choices(run_of(tmp_path).config, MACHINE, "cuda") == [(4, 2)]
 
 
 def test_workers_and_threads_are_chosen_together(tmp_path):
@@ -156,7 +156,7 @@ def test_a_plan_for_few_workers_runs_with_as_many_as_the_memory_holds(tmp_path):
 
 
 def test_no_crew_fits_a_machine_without_memory(tmp_path):
-    """The refusal speaks of the crew with the most memory a worker."""
+    """The refusal speaks of the spec with the most memory a worker."""
     with pytest.raises(PlanError, match=r"A worker has 0\.5 GB"):
         make_plan(run_of(tmp_path).config, replace(MACHINE, memory_bytes=5 * 10**8))
 

@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 def run_volume(
     config: RunConfig, *, prefect: bool, input_changed: Literal["redo", "keep"] | None = None
 ) -> dict[str, Any]:
-    """Plan, infer, verify, report; gives the report's content, and under `computed` the tiles of this sitting.
+    """Plan, infer, verify, report; gives the report's content, and under `computed` the tiles of this session.
 
     Args:
         config: The run.

@@ -15,7 +15,7 @@ from distributed import Worker
 from distributed.system import MEMORY_LIMIT
 
 from pipeline.cluster import worker
-from pipeline.cluster.kind import Crew, Opened, connected
+from pipeline.cluster.kind import Opened, WorkerSpec, connected
 from pipeline.cluster.security import security_of
 from pipeline.config import ClusterConfig
 from pipeline.core.machine import Machine
@@ -45,7 +45,7 @@ def machine(config: ClusterConfig) -> Machine:
 
 
 @contextmanager
-def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:  # noqa: ARG001 - of any kind
+def opened(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Opened]:  # noqa: ARG001 - of any kind
     """The scheduler that is there. At the end its workers let go of the network; they are not ended."""
     found = _somebody_elses(config)
     try:

@@ -29,7 +29,7 @@ from distributed.core import rpc
 from distributed.security import Security
 
 from pipeline.cluster.jobqueue import SLURMRunner, WorldTooSmallException
-from pipeline.cluster.kind import Crew, Opened, connected
+from pipeline.cluster.kind import Opened, WorkerSpec, connected
 from pipeline.cluster.pages import SchedulerWithoutPages, WorkerWithoutPages
 from pipeline.cluster.security import kept_keys, own_security, security_in, security_of, temporary_files
 from pipeline.cluster.settings import SETTINGS, scheduler_options, worker_environment
@@ -116,11 +116,11 @@ def joined(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) 
 
 
 @contextmanager
-def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
+def opened(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Opened]:
     """The allocation's scheduler; its tasks end with `joined`, or with this where nobody joined before."""
     with ExitStack() as stack:
         if folder not in _joined:
-            stack.enter_context(joined(config, crew.threads, folder))
+            stack.enter_context(joined(config, spec.threads, folder))
         runner = _joined[folder]
         yield Opened(str(runner.scheduler_address), runner.security)
 

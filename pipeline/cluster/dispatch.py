@@ -1,6 +1,6 @@
 """How tiles reach workers: by index only, each worker's few in a line of its own, whatever happens to the workers.
 
-`core.roster` decides on tiles and `core.foreman` on workers; this is the shell around the two. It tells them who is there and what
+`core.assignments` decides on tiles and `core.foreman` on workers; this is the shell around the two. It tells them who is there and what
 ended, and carries out what they say. Neither this process nor the scheduler grows with the volume: a future is forgotten as its outcome is read.
 """
 
@@ -25,8 +25,8 @@ from distributed.comm import CommClosedError
 
 from pipeline.cluster.pool import Pool
 from pipeline.cluster.scheduler import answered, loop_of, scheduler_gone
+from pipeline.core.assignments import Assignments, Attempt, Outcome
 from pipeline.core.foreman import Event, Foreman, Landed, Prepared, Spared
-from pipeline.core.roster import Attempt, Outcome, Roster
 from pipeline.errors import InferenceError
 
 log = logging.getLogger("pipeline")
@@ -67,7 +67,7 @@ def dispatch(
     """Run `work` for all indices; outcomes come as they complete.
 
     Workers may come and go at any time. One that vanishes costs the tile that it was at, which is tried again elsewhere, by
-    itself; see `core.roster`. One whose time runs out gets no tile that it could not finish, and is let go.
+    itself; see `core.assignments`. One whose time runs out gets no tile that it could not finish, and is let go.
 
     Args:
         pool: Workers.
@@ -82,7 +82,7 @@ def dispatch(
         KeyboardInterrupt: It was cancelled.
         InferenceError: There is no worker, and none comes; or none can load the network; or the scheduler is gone.
     """
-    shell = _Shell(pool, work, Roster(indices, retries), on_ready, now)
+    shell = _Dispatcher(pool, work, Assignments(indices, retries), on_ready, now)
     try:
         for outcomes in shell.run():
             if is_cancelled():
@@ -94,31 +94,31 @@ def dispatch(
         shell.drop_all()
 
 
-class _Shell:
+class _Dispatcher:
     def __init__(
-        self, pool: Pool, work: Work, roster: Roster, on_ready: Callable[[], None], now: Callable[[], float]
+        self, pool: Pool, work: Work, assignments: Assignments, on_ready: Callable[[], None], now: Callable[[], float]
     ) -> None:
-        self._pool, self._work, self._roster, self._on_ready, self._now = pool, work, roster, on_ready, now
+        self._pool, self._work, self._assignments, self._on_ready, self._now = pool, work, assignments, on_ready, now
         self._client = pool.client
         self._foreman = Foreman(
-            roster, workers=pool.workers, wait_seconds=pool.wait_seconds, clock=time.monotonic(), warn=_warn
+            assignments, workers=pool.workers, wait_seconds=pool.wait_seconds, clock=time.monotonic(), warn=_warn
         )
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._futures: dict[int | str, Future[Any]] = {}  # of attempts by serial, of preparations by worker
         self._joined = itertools.count()
         self._looked = -math.inf
-        pool.staff.listen(lambda: self._events.put(Spared()))
+        pool.sharing.listen(lambda: self._events.put(Spared()))
 
     def run(self) -> Iterator[list[Outcome]]:
         """What became of tiles, at least once a second."""
-        while not self._roster.finished:
+        while not self._assignments.finished:
             if time.monotonic() - self._looked >= LOOK_SECONDS:
                 self._looked = time.monotonic()
                 yield self._look()
-            for attempt in self._roster.assign(self._now()) if self._connected else ():
+            for attempt in self._assignments.assign(self._now()) if self._connected else ():
                 self._give(attempt)
-            for worker in self._pool.staff.spare(self._roster.idle()):
-                self._roster.leave(worker)
+            for worker in self._pool.sharing.spare(self._assignments.idle()):
+                self._assignments.leave(worker)
             for event in self._ended(max(LOOK_SECONDS - (time.monotonic() - self._looked), 0.001)):
                 yield self._take(event)
 
@@ -156,8 +156,8 @@ class _Shell:
 
     def _look(self) -> list[Outcome]:
         """Who is there; what is new, gone or spent."""
-        staff, foreman = self._pool.staff, self._foreman
-        present = staff.present(self._roster.useful)
+        sharing, foreman = self._pool.sharing, self._foreman
+        present = sharing.present(self._assignments.useful)
         outcomes: list[Outcome] = []
         if self._connected:  # what a worker would be given now would be lost with it, were it gone
             foreman.count_breaks()
@@ -169,7 +169,7 @@ class _Shell:
             if spent := foreman.spent(self._now()):
                 self._let_go(spent)
         told = self._pool.tend()
-        foreman.be_patient(time.monotonic(), wanting=staff.wanting(), told=told)
+        foreman.be_patient(time.monotonic(), wanting=sharing.wanting(), told=told)
         return outcomes
 
     def _let_go(self, workers: list[str]) -> None:
@@ -191,7 +191,7 @@ class _Shell:
 
     def _forget_all(self, worker: str) -> None:
         self._forget(worker)
-        for serial in self._roster.line(worker):
+        for serial in self._assignments.line(worker):
             self._forget(serial)
 
     # --- what goes out ----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ CONNECT_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
+class WorkerSpec:
     """What workers shall be.
 
     Args:
@@ -58,7 +58,7 @@ class Kind(Protocol):
     def machine(self, config: ClusterConfig) -> Machine:
         """What all workers have together."""
 
-    def opened(self, config: ClusterConfig, crew: Crew, folder: Path) -> AbstractContextManager[Opened]:
+    def opened(self, config: ClusterConfig, spec: WorkerSpec, folder: Path) -> AbstractContextManager[Opened]:
         """Have workers until the context ends; `folder` is for what must lie where all of them see it."""
 
 

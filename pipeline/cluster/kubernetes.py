@@ -34,7 +34,7 @@ from kr8s.asyncio.objects import Deployment, Pod, Secret, Service
 
 from pipeline.cluster import pods
 from pipeline.cluster.apiserver import SILENT, explained, unreachable
-from pipeline.cluster.kind import Crew, Opened
+from pipeline.cluster.kind import Opened, WorkerSpec
 from pipeline.cluster.manifest import (
     HTTP_PORT,
     PORT,
@@ -86,7 +86,7 @@ def machine(config: ClusterConfig) -> Machine:
 
 
 @contextmanager
-def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
+def opened(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Opened]:
     """Pods, running or on their way; all are deleted at the end.
 
     Raises:
@@ -97,12 +97,12 @@ def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
     name = cluster_name(folder.parent.name.removesuffix(".run"), uuid.uuid4().hex[:8])
     security, keys = _security(config)
     manifest = dask_cluster(
-        asked, crew, name, encrypted=security is not None, owner=_owner(os.environ, asked.namespace)
+        asked, spec, name, encrypted=security is not None, owner=_owner(os.environ, asked.namespace)
     )
     with dask.config.set(SETTINGS), _Pods(manifest, security, keys, config.wait_seconds) as cluster:
         cluster.begin()
         log.info("DaskCluster %s in namespace %s", name, asked.namespace)
-        yield Opened(cluster, security, tend=_Watch(cluster, crew.workers).tend)
+        yield Opened(cluster, security, tend=_Watch(cluster, spec.workers).tend)
 
 
 def _asked(config: ClusterConfig) -> tuple[KubernetesConfig, int, int]:

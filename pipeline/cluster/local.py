@@ -16,7 +16,7 @@ from distributed import Nanny
 from distributed.deploy.spec import SpecCluster
 from distributed.system import MEMORY_LIMIT
 
-from pipeline.cluster.kind import Crew, Opened
+from pipeline.cluster.kind import Opened, WorkerSpec
 from pipeline.cluster.pages import SchedulerWithoutPages, WorkerWithoutPages
 from pipeline.cluster.process import Settled
 from pipeline.cluster.security import own_security
@@ -47,20 +47,20 @@ def _job_memory_bytes(cores: int) -> int:
 
 
 @contextmanager
-def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:  # noqa: ARG001 - of any kind
+def opened(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Opened]:  # noqa: ARG001 - of any kind
     """Worker processes that end when this process does; each is replaced by its nanny when it dies."""
-    cards = visible_cards()[: crew.workers] if crew.device == "cuda" else ()
-    with _environment({**worker_environment(crew.threads), CORES: str(CPU_COUNT)}), dask.config.set(SETTINGS):
+    cards = visible_cards()[: spec.workers] if spec.device == "cuda" else ()
+    with _environment({**worker_environment(spec.threads), CORES: str(CPU_COUNT)}), dask.config.set(SETTINGS):
         with _one_start:
             try:
-                cluster = _cluster(config, crew, cards)
+                cluster = _cluster(config, spec, cards)
             except RuntimeError as error:
                 raise unguarded_script() or error from None
         with cluster:
             yield Opened(cluster)
 
 
-def _cluster(config: ClusterConfig, crew: Crew, cards: Sequence[str]) -> SpecCluster:
+def _cluster(config: ClusterConfig, spec: WorkerSpec, cards: Sequence[str]) -> SpecCluster:
     """Scheduler and workers, which have started. `LocalCluster` would serve pages of both."""
     security = own_security(config)
     place = {"interface": config.interface} if config.interface else {"host": config.host}
@@ -73,14 +73,14 @@ def _cluster(config: ClusterConfig, crew: Crew, cards: Sequence[str]) -> SpecClu
             "cards": cards,
             "plugins": (Settled(),),
             "nthreads": 1,
-            "memory_limit": crew.memory_bytes,
+            "memory_limit": spec.memory_bytes,
             "silence_logs": logging.CRITICAL,
         },
     }
     check_place(config)
     return SpecCluster(
         scheduler={"cls": SchedulerWithoutPages, "options": {**common, **scheduler_options(config)}},
-        workers=dict.fromkeys(range(crew.workers), worker),
+        workers=dict.fromkeys(range(spec.workers), worker),
         worker=worker,
         security=security,
         silence_logs=logging.CRITICAL,

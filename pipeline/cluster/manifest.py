@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pages import WORKER_CLASS
 from pipeline.cluster.settings import SETTINGS, worker_environment
 from pipeline.config import ClaimConfig, KubernetesConfig, TolerationConfig
@@ -63,13 +63,13 @@ class Owner:
 
 
 def dask_cluster(
-    asked: KubernetesConfig, crew: Crew, name: str, *, encrypted: bool, owner: Owner | None = None
+    asked: KubernetesConfig, spec: WorkerSpec, name: str, *, encrypted: bool, owner: Owner | None = None
 ) -> Json:
     """All of a run's pods, as Dask's operator takes them.
 
     Args:
         asked: What they are.
-        crew: How many workers, how large.
+        spec: How many workers, how large.
         name: Of the cluster.
         encrypted: Whether certificates lie in the Secret `keys_name(name)`.
         owner: The driver's pod, where it is one.
@@ -90,10 +90,10 @@ def dask_cluster(
                 "service": _service(name),
             },
             "worker": {
-                "replicas": crew.workers,
+                "replicas": spec.workers,
                 "metadata": _metadata(asked, "worker"),
                 "spec": _pod(
-                    asked, name, _worker(asked, crew, name, encrypted=encrypted), encrypted=encrypted, places=True
+                    asked, name, _worker(asked, spec, name, encrypted=encrypted), encrypted=encrypted, places=True
                 ),
             },
         },
@@ -192,19 +192,19 @@ def _scheduler(asked: KubernetesConfig, *, encrypted: bool) -> Json:
     }
 
 
-def _worker(asked: KubernetesConfig, crew: Crew, name: str, *, encrypted: bool) -> Json:
-    memory = -(-int(crew.memory_bytes * MEMORY_FACTOR + MEMORY_BYTES) // 2**20)
+def _worker(asked: KubernetesConfig, spec: WorkerSpec, name: str, *, encrypted: bool) -> Json:
+    memory = -(-int(spec.memory_bytes * MEMORY_FACTOR + MEMORY_BYTES) // 2**20)
     resources = {"cpu": str(asked.cores), "memory": f"{memory}Mi"}
     found = _container(
         asked, "worker", resources | ({asked.gpu_resource: "1"} if asked.gpus else {}), encrypted=encrypted
     )
     found["volumeMounts"] += [_mount(number, volume) for number, volume in enumerate(asked.volumes)]
-    fixed = {"HOME": "/tmp", **variables(POD_SETTINGS), **worker_environment(crew.threads)}
+    fixed = {"HOME": "/tmp", **variables(POD_SETTINGS), **worker_environment(spec.threads)}
     return found | {
         "command": [
             *("dask", "worker", scheduler_url(name, asked.namespace, encrypted=encrypted)),
             *("--name", "$(POD_NAME)", "--host", "$(POD_IP)"),
-            *("--nthreads", "1", "--memory-limit", str(crew.memory_bytes)),
+            *("--nthreads", "1", "--memory-limit", str(spec.memory_bytes)),
             *("--death-timeout", str(DEATH_SECONDS), "--local-directory", "/tmp", "--no-dashboard"),
             *("--worker-class", WORKER_CLASS),
             *_tls(encrypted=encrypted),

@@ -18,9 +18,9 @@ from typing import Literal
 from distributed import Client
 
 from pipeline.cluster.dashboard import check_dashboard
-from pipeline.cluster.kind import Crew, Kind, Opened, connected
+from pipeline.cluster.kind import Kind, Opened, WorkerSpec, connected
 from pipeline.cluster.security import check_security
-from pipeline.cluster.staff import Common, Everyone, Staff
+from pipeline.cluster.sharing import AllWorkers, SharedWorkers, WorkerSharing
 from pipeline.config import ClusterConfig
 from pipeline.core.machine import Machine
 from pipeline.main_guard import leave_if_run_again
@@ -46,7 +46,7 @@ class Pool:
         start_seconds: What their start took, as far as anyone waited for it.
         wait_seconds: How long a run may be without any.
         tend: Replaces what is lost; called often. Says what is under way.
-        staff: Those that may be given tiles.
+        sharing: Those that may be given tiles.
     """
 
     client: Client
@@ -54,7 +54,7 @@ class Pool:
     start_seconds: float
     wait_seconds: float
     tend: Callable[[], str]
-    staff: Staff
+    sharing: WorkerSharing
 
 
 def machine(config: ClusterConfig) -> Machine:
@@ -69,44 +69,44 @@ def machine(config: ClusterConfig) -> Machine:
 
 
 @contextmanager
-def open_pool(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Pool]:
+def open_pool(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Pool]:
     """Workers until the context ends; those of `starting` are taken, where they are the same.
 
     They may still be on their way: `dispatch` gives work to each as it joins.
 
     Args:
         config: Which kind, where.
-        crew: How many, how large.
+        spec: How many, how large.
         folder: For logs and keys of jobs, where all workers see it.
 
     Raises:
         ConfigError, InferenceError: They cannot be had.
     """
     leave_if_run_again()
-    begun = _starting.pop((config, crew), None)
+    begun = _starting.pop((config, spec), None)
     with ExitStack() as stack:
         if begun is None:
-            opened, seconds = _opened(stack, _kind(config), config, crew, folder)
+            opened, seconds = _opened(stack, _kind(config), config, spec, folder)
         else:
             stack.callback(begun.stack.close)
             opened, seconds = begun.opened.result()
         began = time.perf_counter()
         client = stack.enter_context(connected(opened))  # in this thread: it is its context's own
         seconds += time.perf_counter() - began
-        yield Pool(client, crew.workers, seconds, config.wait_seconds, opened.tend, Everyone(client))
+        yield Pool(client, spec.workers, seconds, config.wait_seconds, opened.tend, AllWorkers(client))
 
 
 class SharedPool:
-    """One pool for several runs at once, each in a thread of its own; see `cluster.staff` for who has which worker."""
+    """One pool for several runs at once, each in a thread of its own; see `cluster.sharing` for who has which worker."""
 
     def __init__(self, pool: Pool) -> None:
-        self._pool, self._common, self._tending = pool, Common(pool.client), threading.Lock()
+        self._pool, self._common, self._tending = pool, SharedWorkers(pool.client), threading.Lock()
 
     @contextmanager
     def lent(self, workers: int) -> Iterator[Pool]:
         """A run's part of the pool, up to so many workers."""
-        with self._common.share() as staff:
-            yield replace(self._pool, workers=workers, start_seconds=0.0, tend=self._tend, staff=staff)
+        with self._common.share() as sharing:
+            yield replace(self._pool, workers=workers, start_seconds=0.0, tend=self._tend, sharing=sharing)
 
     def _tend(self) -> str:
         with self._tending:
@@ -114,16 +114,16 @@ class SharedPool:
 
 
 @contextmanager
-def starting(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[None]:
+def starting(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[None]:
     """Begin to start a pool, while this process does other things; the next `open_pool` of the same kind takes it."""
     kind = _kind(config)  # imported in this thread
     stack = ExitStack()
     with ThreadPoolExecutor(1, thread_name_prefix="pool") as thread:
-        _starting[config, crew] = _Begun(stack, thread.submit(_opened, stack, kind, config, crew, folder))
+        _starting[config, spec] = _Begun(stack, thread.submit(_opened, stack, kind, config, spec, folder))
         try:
             yield
         finally:
-            untaken = _starting.pop((config, crew), None)
+            untaken = _starting.pop((config, spec), None)
     if untaken:
         stack.close()
 
@@ -145,14 +145,16 @@ class _Begun:
     opened: Future[tuple[Opened, float]]
 
 
-_starting: dict[tuple[ClusterConfig, Crew], _Begun] = {}
+_starting: dict[tuple[ClusterConfig, WorkerSpec], _Begun] = {}
 
 
 def _kind(config: ClusterConfig) -> Kind:
     return importlib.import_module(KINDS[config.kind])
 
 
-def _opened(stack: ExitStack, kind: Kind, config: ClusterConfig, crew: Crew, folder: Path) -> tuple[Opened, float]:
+def _opened(
+    stack: ExitStack, kind: Kind, config: ClusterConfig, spec: WorkerSpec, folder: Path
+) -> tuple[Opened, float]:
     """Workers that end with `stack`, and the seconds that their start took."""
     began = time.perf_counter()
-    return stack.enter_context(kind.opened(config, crew, folder)), time.perf_counter() - began
+    return stack.enter_context(kind.opened(config, spec, folder)), time.perf_counter() - began

@@ -23,7 +23,7 @@ from dask.config import serialize
 from distributed.security import Security
 
 from pipeline.cluster.jobqueue import SLURMCluster, SLURMJob
-from pipeline.cluster.kind import Crew, Opened
+from pipeline.cluster.kind import Opened, WorkerSpec
 from pipeline.cluster.pages import WORKER_CLASS, SchedulerWithoutPages
 from pipeline.cluster.security import shared_security
 from pipeline.cluster.settings import SETTINGS, check_place, scheduler_options, worker_environment
@@ -65,7 +65,7 @@ def machine(config: ClusterConfig) -> Machine:
 
 
 @contextmanager
-def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
+def opened(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Opened]:
     """Jobs, in the queue or running; all are cancelled at the end.
 
     Raises:
@@ -76,10 +76,10 @@ def opened(config: ClusterConfig, crew: Crew, folder: Path) -> Iterator[Opened]:
     with (
         dask.config.set(SETTINGS),
         shared_security(config, folder) as security,
-        SLURMCluster(**_options(config, crew, folder, security)) as cluster,
+        SLURMCluster(**_options(config, spec, folder, security)) as cluster,
     ):
         _try_out(cluster)
-        jobs = _Jobs(cluster, crew.workers, logs=Path(_asked(config)[0].log_directory or folder))
+        jobs = _Jobs(cluster, spec.workers, logs=Path(_asked(config)[0].log_directory or folder))
         jobs.submit()
         try:
             yield Opened(cluster, tend=jobs.tend)
@@ -106,7 +106,7 @@ class _QuotedJob(SLURMJob):
         super().__init__(*arguments, worker_extra_args=[*map(shlex.quote, words)], **options)
 
 
-def _options(config: ClusterConfig, crew: Crew, folder: Path, security: Security | None) -> dict[str, Any]:
+def _options(config: ClusterConfig, spec: WorkerSpec, folder: Path, security: Security | None) -> dict[str, Any]:
     """As SLURMCluster names them.
 
     Raises:
@@ -128,15 +128,15 @@ def _options(config: ClusterConfig, crew: Crew, folder: Path, security: Security
         "job_name": shlex.quote(name),
         "cores": 1,  # threads of Dask's, not of the network
         "processes": 1,
-        "memory": crew.memory_bytes,
+        "memory": spec.memory_bytes,
         "job_cpu": asked.cores,
-        "job_mem": f"{int((crew.memory_bytes * MEMORY_FACTOR + MEMORY_BYTES) / 2**20)}M",
+        "job_mem": f"{int((spec.memory_bytes * MEMORY_FACTOR + MEMORY_BYTES) / 2**20)}M",
         "walltime": asked.walltime,
         "queue": asked.partition and shlex.quote(asked.partition),
         "account": asked.account and shlex.quote(asked.account),
         "job_directives_skip": [f"#SBATCH -{letter} {logs}/" for letter in LOGS],  # dask-jobqueue's, without quotes
         "job_extra_directives": _directives(asked, f"{logs}/{name}"),
-        "job_script_prologue": _prologue(asked, crew),
+        "job_script_prologue": _prologue(asked, spec),
         "worker_extra_args": ["--lifetime", f"{lifetime}s", "--no-dashboard", "--worker-class", WORKER_CLASS],
         "python": asked.python or shlex.quote(sys.executable),
         "death_timeout": DEATH_SECONDS,
@@ -169,9 +169,9 @@ _FORGET = (
 """What a site's modules say of threads: `pipeline.thread_variables.meddles`, in the job's shell."""
 
 
-def _prologue(asked: SlurmConfig, crew: Crew) -> list[str]:
+def _prologue(asked: SlurmConfig, spec: WorkerSpec) -> list[str]:
     """Lines of a job before its worker starts."""
-    variables = worker_environment(crew.threads) | {"DASK_INTERNAL_INHERIT_CONFIG": serialize(SETTINGS)}
+    variables = worker_environment(spec.threads) | {"DASK_INTERNAL_INHERIT_CONFIG": serialize(SETTINGS)}
     return [
         *(f"module load {shlex.quote(name)}" for name in asked.modules),
         *asked.prologue,

@@ -54,7 +54,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class _Bench:
+class _OpenJob:
     """What a worker holds open for a job."""
 
     plan: Plan
@@ -75,16 +75,16 @@ def prepare(job: Job) -> float | None:
         When this process will be ended, seconds since the epoch; None where it will not.
     """
     with _opening:  # one model a process, also where a worker has several threads
-        bench = _bench(job)
-        widest = bench.plan.grid.widest()
-        if bench.predictor.is_used_to(widest):
+        opened = _open_job(job)
+        widest = opened.plan.grid.widest()
+        if opened.predictor.is_used_to(widest):
             pass  # by an earlier run of this network
-        elif bench.plan.compute.device == "cuda":
-            self_test(bench.checkpoint, bench.plan)
-            bench.predictor.rehearse(widest)
+        elif opened.plan.compute.device == "cuda":
+            self_test(opened.checkpoint, opened.plan)
+            opened.predictor.rehearse(widest)
         else:
-            bench.predictor.warm_up(widest)
-        _look_at_threads(job, bench.plan)
+            opened.predictor.warm_up(widest)
+        _look_at_threads(job, opened.plan)
     return float(os.environ[ENDS]) if ENDS in os.environ else None
 
 
@@ -107,27 +107,27 @@ def _look_at_threads(job: Job, plan: Plan) -> None:
 def infer(job: Job, index: int) -> TileRecord:
     """Predict and write one tile of a job; see `engine.infer_tile`. Nobody else has the tile meanwhile, on any machine."""
     with _opening:
-        bench = _bench(job)
+        opened = _open_job(job)
     said = _about(job, tile=index)
     try:
-        return _inferred(bench, index, job.token, said)
+        return _inferred(opened, index, job.token, said)
     except Exception as error:
         said.debug("failed: %s", error)  # it may be tried again; the driver tells the last attempt
         raise
 
 
-def _inferred(bench: _Bench, index: int, token: str, said: LoggerAdapter[Logger]) -> TileRecord:
-    tile = bench.plan.grid.tile(index)
-    with _computing, bench.directory.tile(index, token):
+def _inferred(opened: _OpenJob, index: int, token: str, said: LoggerAdapter[Logger]) -> TileRecord:
+    tile = opened.plan.grid.tile(index)
+    with _computing, opened.directory.tile(index, token):
         said.debug("begins")
         record = infer_tile(
             tile,
-            source=bench.source,
-            predictor=bench.predictor,
-            sink=UnitSink(bench.output, tile.core, functools.partial(bench.directory.refuse_late, token)),
-            nonfinite=bench.plan.nonfinite,
-            fingerprint=bench.plan.fingerprint,
-            read_slices=bench.plan.read_slices,
+            source=opened.source,
+            predictor=opened.predictor,
+            sink=UnitSink(opened.output, tile.core, functools.partial(opened.directory.refuse_late, token)),
+            nonfinite=opened.plan.nonfinite,
+            fingerprint=opened.plan.fingerprint,
+            read_slices=opened.plan.read_slices,
         )
     said.debug("done in %.3f s, %s", record.seconds, _shares(record))
     return replace(record, worker=str(get_worker().name))
@@ -142,26 +142,26 @@ def _about(job: Job, **fields: int) -> LoggerAdapter[Logger]:
     return about(run=Path(job.output).name, stage="infer", worker=str(get_worker().name), **fields)
 
 
-_benches: dict[Job, _Bench] = {}
+_open_jobs: dict[Job, _OpenJob] = {}
 """What the worker's present job needs; one entry at most."""
 
 
-def _bench(job: Job) -> _Bench:
-    if job not in _benches:
+def _open_job(job: Job) -> _OpenJob:
+    if job not in _open_jobs:
         directory = RunDirectory(job.output)
         plan = _planned(directory, job)
-        earlier = next((bench.predictor for bench in _benches.values() if bench.predictor.serves(plan)), None)
+        earlier = next((opened.predictor for opened in _open_jobs.values() if opened.predictor.serves(plan)), None)
         let_go()  # first: the networks and the buffers of two jobs need not fit
-        _benches[job] = _opened(directory, job, plan, earlier)
-        device = _benches[job].plan.compute.device
+        _open_jobs[job] = _opened(directory, job, plan, earlier)
+        device = _open_jobs[job].plan.compute.device
         level = logging.DEBUG if earlier else logging.INFO  # hundreds of small runs have the same workers
         _about(job).log(level, "ready: a worker on %s, device %s", socket.gethostname(), device)
-    return _benches[job]
+    return _open_jobs[job]
 
 
 def let_go() -> None:
     """Forget what was opened for a job: a network, its buffers, the card's memory."""
-    _benches.clear()
+    _open_jobs.clear()
 
 
 def _planned(directory: RunDirectory, job: Job) -> Plan:
@@ -173,11 +173,11 @@ def _planned(directory: RunDirectory, job: Job) -> Plan:
     return plan
 
 
-def _opened(directory: RunDirectory, job: Job, plan: Plan, earlier: UNetPredictor | None) -> _Bench:
+def _opened(directory: RunDirectory, job: Job, plan: Plan, earlier: UNetPredictor | None) -> _OpenJob:
     checkpoint = load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding)
     directory.meet_driver(job.token)
     volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
-    return _Bench(
+    return _OpenJob(
         plan=plan,
         checkpoint=checkpoint,
         source=directory.counted(plan, volume),

@@ -26,7 +26,7 @@ TIMES = 4.0
 """How many times wider or narrower than in training values may be before they are strange."""
 
 OVERLAP = 0.1
-"""Share of the shorter of two ranges that lies in the other; less, and they are apart."""
+"""Lease of the shorter of two ranges that lies in the other; less, and they are apart."""
 
 WHOLE_NUMBERS = 2**24
 """Up to here float32, which networks compute in, holds every whole number."""

@@ -1,11 +1,11 @@
 """What becomes of workers: who is fit, who is let go, how long a run is patient. Events in, words and outcomes out.
 
-    join --prepare--> ready ----> tiles, by the roster ----> spent: let go
+    join --prepare--> ready ----> tiles, as assigned -------> spent: let go
              |                        |
              +--> unfit: set aside    +--> gone: its tile is suspect
 
-The roster says who computes which tile. This says what a run makes of workers that cannot load the network, that vanish, whose
-time runs out, and of a connection that breaks again and again; and when it ends because of them. Like the roster it knows no
+The assignments say who computes which tile. This says what a run makes of workers that cannot load the network, that vanish, whose
+time runs out, and of a connection that breaks again and again; and when it ends because of them. Like them it knows no
 cluster and no clock, so every order of faults can be played.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.core.roster import Attempt, Outcome, Roster
+from pipeline.core.assignments import Assignments, Attempt, Outcome
 from pipeline.errors import InferenceError
 
 UNFIT_LIMIT = 3
@@ -82,7 +82,7 @@ class Foreman:
     """The workers of a run.
 
     Args:
-        roster: Its tiles.
+        assignments: Its tiles.
         workers: How many are wanted.
         wait_seconds: How long the run may be without any.
         clock: Now, by a clock that never goes back.
@@ -91,14 +91,14 @@ class Foreman:
 
     def __init__(
         self,
-        roster: Roster,
+        assignments: Assignments,
         *,
         workers: int,
         wait_seconds: float,
         clock: float,
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._roster, self._workers, self._wait_seconds, self._warn = roster, workers, wait_seconds, warn
+        self._assignments, self._workers, self._wait_seconds, self._warn = assignments, workers, wait_seconds, warn
         self._unfit: dict[str, BaseException] = {}
         self._preparing: set[str] = set()
         self._leaving: set[str] = set()
@@ -121,10 +121,10 @@ class Foreman:
             return self.lose(event.attempt.worker)
         if event.cause == "broken":
             self._broken = True
-            self._roster.take_back(event.attempt, now)
+            self._assignments.take_back(event.attempt, now)
             return []
         self._breaks = 0
-        return self._roster.land(event.attempt, now, event.result, event.error)
+        return self._assignments.land(event.attempt, now, event.result, event.error)
 
     def prepare(self, event: Prepared) -> None:
         """A worker has loaded the network, or has not.
@@ -137,16 +137,16 @@ class Foreman:
         self._preparing.discard(event.worker)
         if event.cause == "broken":
             self._broken = True
-            self._roster.leave(event.worker)  # it is met anew
+            self._assignments.leave(event.worker)  # it is met anew
         elif event.cause == "vanished":
-            self._roster.leave(event.worker)
+            self._assignments.leave(event.worker)
             self._set_aside(event.worker, VanishedError())
         elif event.error is not None:
             self._set_aside(event.worker, event.error)
         else:
             self.ever_ready = True
             self._failed_loads = 0
-            self._roster.ready(event.worker, math.inf if event.until is None else event.until)
+            self._assignments.ready(event.worker, math.inf if event.until is None else event.until)
 
     def _set_aside(self, worker: str, error: BaseException) -> None:
         """A worker that cannot load the network gets no tile; nor is it let go, lest the next one gets its broken machine.
@@ -157,7 +157,7 @@ class Foreman:
         self._unfit[worker] = error
         self._failed_loads += 1
         limit = UNFIT_LIMIT if isinstance(error, VanishedError) else min(self._workers, UNFIT_LIMIT)
-        if not self._roster.fit and self._failed_loads >= limit:
+        if not self._assignments.fit and self._failed_loads >= limit:
             raise _of_loading(error)
         self._warn(f"worker {worker} cannot load the network and gets no tile: {_of_loading(error)}")
 
@@ -165,7 +165,7 @@ class Foreman:
 
     def gone(self, present: set[str]) -> set[str]:
         """Workers that were there at the last look, and are not now."""
-        return self._roster.workers - present
+        return self._assignments.workers - present
 
     def lose(self, worker: str) -> list[Outcome]:
         """It vanished, with all that it was given.
@@ -176,15 +176,15 @@ class Foreman:
         if worker in self._preparing:
             self.prepare(Prepared(worker, cause="vanished"))
             return []
-        if worker in self._roster.workers and worker not in self._leaving:
+        if worker in self._assignments.workers and worker not in self._leaving:
             self._warn(f"worker {worker} is gone; the tile that it was at is tried again by itself")
-        return self._roster.leave(worker)
+        return self._assignments.leave(worker)
 
     def meet(self, present: set[str]) -> set[str]:
         """Take up workers that are new, or back under their old address; gives them: they are to load the network."""
-        new = present - self._roster.workers
+        new = present - self._assignments.workers
         for worker in new:
-            self._roster.join(worker)
+            self._assignments.join(worker)
         self._preparing |= new
         self._leaving -= new
         self._unfit = {worker: error for worker, error in self._unfit.items() if worker not in new}
@@ -192,7 +192,7 @@ class Foreman:
 
     def spent(self, now: float) -> list[str]:
         """Workers to be let go: they have no time for another tile."""
-        return [worker for worker in self._roster.spent(now) if worker not in self._leaving]
+        return [worker for worker in self._assignments.spent(now) if worker not in self._leaving]
 
     def let_go(self, workers: list[str]) -> None:
         """They were told to end: nobody wonders when they are gone."""
@@ -225,7 +225,7 @@ class Foreman:
         Raises:
             InferenceError: There was no worker for too long; or what those that are there said of the network.
         """
-        if self._roster.workers - set(self._unfit) or not (self._unfit or wanting):
+        if self._assignments.workers - set(self._unfit) or not (self._unfit or wanting):
             self._last_seen = clock  # or they are at the tiles of others
         waited = clock - self._last_seen
         if waited > self._wait_seconds:

@@ -82,7 +82,7 @@ class TileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One sitting of the driver at a stage of tiles.
+    """One session of the driver at a stage of tiles.
 
     Args:
         fingerprint: Of the plan.
@@ -139,7 +139,7 @@ class Progress:
         )
 
     def add(self, record: TileRecord | Session) -> None:
-        """Take a record in; a sitting, and a tile of another plan or stage, are passed over."""
+        """Take a record in; a session, and a tile of another plan or stage, are passed over."""
         if self.owns(record):
             self._codes[record.tile] = _CODES[record.state]
 

@@ -9,16 +9,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pool import machine
 from pipeline.core.machine import Machine
 from pipeline.core.plan import Plan
 from pipeline.core.stored import Stored
 from pipeline.dataset.outcome import Outcome, reason_of
-from pipeline.dataset.reprocess import crew_of, shared_machine, typical
+from pipeline.dataset.reprocess import dataset_workers, shared_machine, typical
 from pipeline.dataset.settings import DatasetConfig, PriceConfig
 from pipeline.dataset.threads import Threads
-from pipeline.dataset.volume import VolumeOfSet, standing
+from pipeline.dataset.volume import Member, standing
 from pipeline.errors import ModelError
 from pipeline.planning.measure import Expectation, expectation
 from pipeline.planning.resolve import make_plan
@@ -138,7 +138,7 @@ class Estimate:
 
 
 def estimate(
-    config: DatasetConfig, volumes: Sequence[VolumeOfSet], on_advance: Callable[[int, int], None] = lambda *_: None
+    config: DatasetConfig, volumes: Sequence[Member], on_advance: Callable[[int, int], None] = lambda *_: None
 ) -> Estimate:
     """Plan every volume that is to do, roughly, and measure the largest on this machine.
 
@@ -154,11 +154,11 @@ def estimate(
     found = _looked(volumes, offered, on_advance)
     left = [volume for volume, seen in found if not isinstance(seen, Outcome)]
     like = typical(left, offered) if left else None
-    crew = crew_of(like, len(left), offered) if like else Crew(1, 1, offered.memory_bytes)
-    plans, refused, stored = _planned(left, shared_machine(offered, crew), like.plan if like else None)
+    spec = dataset_workers(like, len(left), offered) if like else WorkerSpec(1, 1, offered.memory_bytes)
+    plans, refused, stored = _planned(left, shared_machine(offered, spec), like.plan if like else None)
     refused |= {volume.name: seen.reason for volume, seen in found if seen and seen.state == "failed"}
     done = sum(seen is not None and seen.state != "failed" for _, seen in found)
-    return Estimate(len(volumes), done, plans, refused, stored, crew.workers, _measured(plans), config.price)
+    return Estimate(len(volumes), done, plans, refused, stored, spec.workers, _measured(plans), config.price)
 
 
 def _measured(plans: Sequence[Plan]) -> Expectation | None:
@@ -176,10 +176,10 @@ def _measured(plans: Sequence[Plan]) -> Expectation | None:
 
 
 def _looked(
-    volumes: Sequence[VolumeOfSet], offered: Machine, on_advance: Callable[[int, int], None]
-) -> list[tuple[VolumeOfSet, Outcome | None]]:
+    volumes: Sequence[Member], offered: Machine, on_advance: Callable[[int, int], None]
+) -> list[tuple[Member, Outcome | None]]:
     with Threads(LOOKERS, "look") as threads:
-        looks: list[tuple[VolumeOfSet, Future[Outcome | None]]] = [
+        looks: list[tuple[Member, Future[Outcome | None]]] = [
             (volume, threads.submit(_done, volume, offered)) for volume in volumes
         ]
         found = []
@@ -189,7 +189,7 @@ def _looked(
     return found
 
 
-def _done(volume: VolumeOfSet, offered: Machine) -> Outcome | None:
+def _done(volume: Member, offered: Machine) -> Outcome | None:
     try:
         return standing(volume, offered)
     except Exception as error:  # whatever it is: the volume is planned in full, and refused there by name
@@ -198,7 +198,7 @@ def _done(volume: VolumeOfSet, offered: Machine) -> Outcome | None:
 
 
 def _planned(
-    volumes: Sequence[VolumeOfSet], offered: Machine, like: Plan | None
+    volumes: Sequence[Member], offered: Machine, like: Plan | None
 ) -> tuple[list[Plan], dict[str, str], dict[str, Stored]]:
     plans, refused, stored = [], {}, {}
     for volume in volumes:

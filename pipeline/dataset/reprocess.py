@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.cluster.dashboard import dashboard_link
 from pipeline.cluster.forwarding import forwarded
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pool import SharedPool, machine, open_pool
 from pipeline.config import RunConfig
 from pipeline.core.machine import Machine
@@ -22,8 +22,8 @@ from pipeline.core.plan import Plan
 from pipeline.dataset.outcome import Outcome, reason_of
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.threads import Threads
-from pipeline.dataset.volume import Team, VolumeOfSet, noted, segment, standing
-from pipeline.inference.session import crew_size
+from pipeline.dataset.volume import DatasetWorkers, Member, noted, segment, standing
+from pipeline.inference.session import worker_spec
 from pipeline.planning.resolve import make_plan
 from pipeline.volumes.volume import open_volume
 
@@ -35,11 +35,11 @@ LOOKERS = 4
 MOST_AT_ONCE = 64
 """Volumes in hand, where the configuration leaves that open."""
 
-Segment = Callable[[VolumeOfSet, Team], Outcome]
+Segment = Callable[[Member, DatasetWorkers], Outcome]
 
 
 def reprocess(
-    volumes: Sequence[VolumeOfSet],
+    volumes: Sequence[Member],
     on_outcome: Callable[[Outcome], None],
     *,
     segment_one: Segment = segment,
@@ -72,11 +72,11 @@ def reprocess(
                 on_outcome(ended.result())
 
 
-def _left(volumes: Sequence[VolumeOfSet], offered: Machine, on_outcome: Callable[[Outcome], None]) -> list[VolumeOfSet]:
+def _left(volumes: Sequence[Member], offered: Machine, on_outcome: Callable[[Outcome], None]) -> list[Member]:
     """Those that are not done, in order; the others are told."""
     left = []
     with Threads(LOOKERS, "look") as threads:
-        looks: list[tuple[VolumeOfSet, Future[Outcome | None]]] = [
+        looks: list[tuple[Member, Future[Outcome | None]]] = [
             (volume, threads.submit(_looked, volume, offered)) for volume in volumes
         ]
         for volume, look in looks:
@@ -87,7 +87,7 @@ def _left(volumes: Sequence[VolumeOfSet], offered: Machine, on_outcome: Callable
     return left
 
 
-def _looked(volume: VolumeOfSet, offered: Machine) -> Outcome | None:
+def _looked(volume: Member, offered: Machine) -> Outcome | None:
     try:
         outcome = standing(volume, offered)
         return outcome and noted(volume, outcome)
@@ -101,24 +101,24 @@ def _looked(volume: VolumeOfSet, offered: Machine) -> Outcome | None:
 
 @contextmanager
 def _team(
-    config: DatasetConfig, left: Sequence[VolumeOfSet], offered: Machine, on_dashboard: Callable[[str], None]
-) -> Iterator[Team]:
+    config: DatasetConfig, left: Sequence[Member], offered: Machine, on_dashboard: Callable[[str], None]
+) -> Iterator[DatasetWorkers]:
     """Workers for all that is left; what they log goes to the logs of the runs that it is about."""
     like = typical(left, offered)
     if like is None:  # not one can be planned: each says why, and needs no worker for that
-        yield Team(offered, None, None)
+        yield DatasetWorkers(offered, None, None)
         return
-    crew = crew_of(like, len(left), offered)
-    with open_pool(config.cluster, crew, config.directory.jobs_path) as pool, forwarded(pool.client, config.log.level):
+    spec = dataset_workers(like, len(left), offered)
+    with open_pool(config.cluster, spec, config.directory.jobs_path) as pool, forwarded(pool.client, config.log.level):
         if link := dashboard_link(pool.client, config.cluster):
             log.info("Dask's dashboard: %s", link)
             on_dashboard(link)
-        yield Team(shared_machine(offered, crew), SharedPool(pool), like.plan)
+        yield DatasetWorkers(shared_machine(offered, spec), SharedPool(pool), like.plan)
 
 
-def shared_machine(offered: Machine, crew: Crew) -> Machine:
+def shared_machine(offered: Machine, spec: WorkerSpec) -> Machine:
     """What a volume's planner may count on: that there are so many workers, and as many volumes at once."""
-    return replace(offered, workers=crew.workers, runs=crew.workers)
+    return replace(offered, workers=spec.workers, runs=spec.workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Typical:
     plan: Plan
 
 
-def typical(volumes: Sequence[VolumeOfSet], offered: Machine) -> Typical | None:
+def typical(volumes: Sequence[Member], offered: Machine) -> Typical | None:
     """The one of these; None where none can be planned."""
     runs = replace(offered, runs=len(volumes))
     for _, config in sorted(_sized(volumes), key=lambda found: -found[0]):
@@ -140,7 +140,7 @@ def typical(volumes: Sequence[VolumeOfSet], offered: Machine) -> Typical | None:
     return None
 
 
-def _sized(volumes: Sequence[VolumeOfSet]) -> Iterator[tuple[int, RunConfig]]:
+def _sized(volumes: Sequence[Member]) -> Iterator[tuple[int, RunConfig]]:
     """Voxels of those that can be opened, and their runs."""
     for volume in volumes:
         try:
@@ -152,6 +152,6 @@ def _sized(volumes: Sequence[VolumeOfSet]) -> Iterator[tuple[int, RunConfig]]:
             yield found.description.voxels, config
 
 
-def crew_of(like: Typical, volumes: int, offered: Machine) -> Crew:
+def dataset_workers(like: Typical, volumes: int, offered: Machine) -> WorkerSpec:
     """Workers for so many volumes: as for a run of as many tiles as there may be at most."""
-    return crew_size(like.config, offered, like.plan, len(like.plan.grid) * volumes)
+    return worker_spec(like.config, offered, like.plan, len(like.plan.grid) * volumes)

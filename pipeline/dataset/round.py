@@ -15,7 +15,7 @@ from pipeline.dataset.outcome import Outcome, read_mark
 from pipeline.dataset.search import LeftOut
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.summary import FILES, Summary
-from pipeline.dataset.volume import VolumeOfSet
+from pipeline.dataset.volume import Member
 from pipeline.errors import ConfigError, StorageError
 from pipeline.logs import logged
 from pipeline.networks.checkpoint import load_checkpoint
@@ -41,7 +41,7 @@ class Round:
     def __init__(
         self,
         config: DatasetConfig,
-        volumes: Sequence[VolumeOfSet],
+        volumes: Sequence[Member],
         known: Sequence[Outcome] = (),
         left_out: Sequence[LeftOut] = (),
     ) -> None:
@@ -130,7 +130,7 @@ def logged_round(config: DatasetConfig, *, alone: bool, stage: str) -> Iterator[
             yield
 
 
-def volumes_of(config: DatasetConfig, *, moved: bool = False) -> tuple[list[VolumeOfSet], tuple[LeftOut, ...]]:
+def volumes_of(config: DatasetConfig, *, moved: bool = False) -> tuple[list[Member], tuple[LeftOut, ...]]:
     """All volumes of the catalogue, and what was found that is none.
 
     Args:
@@ -143,7 +143,7 @@ def volumes_of(config: DatasetConfig, *, moved: bool = False) -> tuple[list[Volu
     found = with_one_model(config)
     catalogue = read_catalogue(config.source, without=places(config))
     _check_names(catalogue)
-    return [VolumeOfSet(found, entry, moved=moved) for entry in catalogue], catalogue.left_out
+    return [Member(found, entry, moved=moved) for entry in catalogue], catalogue.left_out
 
 
 def places(config: DatasetConfig) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from pipeline.dataset.rows import Row
 from pipeline.errors import ConfigError
 from pipeline.places.listing import Item, children
 from pipeline.places.patterns import STORE_FILES, Matches, is_pattern, matching
-from pipeline.volumes.contents import HOLDERS, VOLUMES, Sight, looked_at, members
+from pipeline.volumes.contents import HOLDERS, VOLUMES, Content, classify, members
 from pipeline.volumes.foreign import foreign_place
 
 NAMED = 8
@@ -81,18 +81,18 @@ def searched(rows: Sequence[Row]) -> list[Part]:
     """
     patterns = {i: matching(row.said.url) for i, row in enumerate(rows) if is_pattern(row.said.url)}
     named = [i for i in range(len(rows)) if i not in patterns]
-    sights = dict(zip(named, looked_at([rows[i].said.url for i in named]), strict=True))
-    folders = {i: children(sight.url) or [] for i, sight in sights.items() if sight.kind in ("folder", "group")}
+    contents = dict(zip(named, classify([rows[i].said.url for i in named]), strict=True))
+    folders = {i: children(content.url) or [] for i, content in contents.items() if content.kind in ("folder", "group")}
     listed = {i: _visible(items) for i, items in folders.items()} | {i: found.items for i, found in patterns.items()}
-    inside = iter(looked_at([item for items in listed.values() for item in items]))
+    inside = iter(classify([item for items in listed.values() for item in items]))
     found = {i: list(islice(inside, len(items))) for i, items in listed.items()}
-    held = _held([*sights.values(), *(sight for one in found.values() for sight in one)])
+    held = _held([*contents.values(), *(content for one in found.values() for content in one)])
     parts = []
     for i, row in enumerate(rows):
         if i in found:
             parts.append(_of_many(row, found[i], held, patterns.get(i)))
         else:
-            parts.append(_of_one(row, sights[i], held))
+            parts.append(_of_one(row, contents[i], held))
     return parts
 
 
@@ -105,36 +105,36 @@ def _visible(items: Iterable[Item]) -> list[Item]:
     ]
 
 
-def _held(sights: Sequence[Sight]) -> dict[str, list[str]]:
+def _held(contents: Sequence[Content]) -> dict[str, list[str]]:
     """What lies in each that holds volumes."""
-    holders = list({sight.url: sight for sight in sights if sight.kind in HOLDERS}.values())
-    return dict(zip((sight.url for sight in holders), members(holders), strict=True))
+    holders = list({content.url: content for content in contents if content.kind in HOLDERS}.values())
+    return dict(zip((content.url for content in holders), members(holders), strict=True))
 
 
 # --- a location that was named ------------------------------------------------------------------------------------------
 
 
-def _of_one(row: Row, sight: Sight, held: Mapping[str, list[str]]) -> Part:
-    url = sight.url
+def _of_one(row: Row, content: Content, held: Mapping[str, list[str]]) -> Part:
+    url = content.url
     inside = held.get(url, [])
-    if sight.kind == "hdf5":
+    if content.kind == "hdf5":
         if row.alone and len(inside) != 1:
             return Part(problem=f"'{url}' is an HDF5 file, and {_datasets(url, inside)}", may_come=False)
         inside = inside if len(inside) == 1 else [url]
-    elif sight.kind in HOLDERS and not inside:
-        return Part(problem=f"'{url}' is {NO_VOLUME[sight.kind]}. Check the location, or copy it again.")
-    elif row.alone and sight.kind == "nothing":
+    elif content.kind in HOLDERS and not inside:
+        return Part(problem=f"'{url}' is {NO_VOLUME[content.kind]}. Check the location, or copy it again.")
+    elif row.alone and content.kind == "nothing":
         return Part(
             problem=f"There is nothing at '{url}'. Check the location; for a store, its endpoint too.",
             may_come=is_url(url),  # a prefix without objects is not there
         )
-    elif row.alone and sight.kind == "file":
-        return Part(problem=f"'{url}' is no volume, and no catalogue (.yaml, .csv): {sight.why}.", may_come=False)
-    return Part(_volumes(row, sight, inside or [url], alone=row.alone and sight.kind == "plate"))
+    elif row.alone and content.kind == "file":
+        return Part(problem=f"'{url}' is no volume, and no catalogue (.yaml, .csv): {content.why}.", may_come=False)
+    return Part(_volumes(row, content, inside or [url], alone=row.alone and content.kind == "plate"))
 
 
-def _volumes(row: Row, sight: Sight, urls: Sequence[str], *, alone: bool = False) -> tuple[Volume, ...]:
-    store = sight.url if sight.kind in ("plate", "collection") else _store(sight.url)
+def _volumes(row: Row, content: Content, urls: Sequence[str], *, alone: bool = False) -> tuple[Volume, ...]:
+    store = content.url if content.kind in ("plate", "collection") else _store(content.url)
     return tuple(Volume(row, url, store, alone) for url in urls)
 
 
@@ -152,17 +152,17 @@ def _store(url: str) -> str:
 # --- what a folder or a pattern found -----------------------------------------------------------------------------------
 
 
-def _of_many(row: Row, sights: Sequence[Sight], held: Mapping[str, list[str]], pattern: Matches | None) -> Part:
+def _of_many(row: Row, contents: Sequence[Content], held: Mapping[str, list[str]], pattern: Matches | None) -> Part:
     volumes: list[Volume] = []
     left_out: list[LeftOut] = []
-    for sight in sights:
-        inside = held.get(sight.url, [sight.url] if sight.kind in VOLUMES else [])
-        if sight.kind == "folder" and "**" in row.said.url:
+    for content in contents:
+        inside = held.get(content.url, [content.url] if content.kind in VOLUMES else [])
+        if content.kind == "folder" and "**" in row.said.url:
             continue  # it was looked into
-        if not inside or (sight.kind == "hdf5" and len(inside) > 1):
-            left_out.append(LeftOut(sight.url, _why_not(sight, inside)))
+        if not inside or (content.kind == "hdf5" and len(inside) > 1):
+            left_out.append(LeftOut(content.url, _why_not(content, inside)))
         else:
-            volumes += _volumes(row, sight, inside)
+            volumes += _volumes(row, content, inside)
     if row.said.name is not None:
         raise ConfigError(
             f"{row.place}: name is '{row.said.name}', but '{row.said.url}' is not one volume; {len(volumes)} were found. Leave the "
@@ -172,10 +172,10 @@ def _of_many(row: Row, sights: Sequence[Sight], held: Mapping[str, list[str]], p
     return Part(tuple(volumes), tuple(left_out), problem)
 
 
-def _why_not(sight: Sight, inside: Sequence[str]) -> str:
-    if sight.kind == "hdf5":
-        return _datasets(sight.url, inside)
-    return sight.why or NO_VOLUME.get(sight.kind, "gone meanwhile")
+def _why_not(content: Content, inside: Sequence[str]) -> str:
+    if content.kind == "hdf5":
+        return _datasets(content.url, inside)
+    return content.why or NO_VOLUME.get(content.kind, "gone meanwhile")
 
 
 def _datasets(url: str, datasets: Sequence[str]) -> str:

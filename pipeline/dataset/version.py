@@ -31,7 +31,7 @@ ANY_MEMORY = 2**60
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class ChosenVersion:
     """A version, and the run that makes it.
 
     Args:
@@ -54,7 +54,7 @@ def settled(
     like: Plan | None,
     origin: Origin | None,
     inventory: Inventory | None = None,
-) -> Settled:
+) -> ChosenVersion:
     """The version that a configuration asks for. One that was begun from other files is begun anew.
 
     Args:
@@ -82,19 +82,19 @@ def settled(
         )
         publication.discard(made.fingerprint)
     begun = stages.Run(run(str(publication.image(made.fingerprint))))
-    return Settled(begun, begun.placed(made), is_current=False)
+    return ChosenVersion(begun, begun.placed(made), is_current=False)
 
 
 def published(
     run: Callable[[str], RunConfig], publication: Publication, machine: Machine, current: Published
-) -> Settled | None:
+) -> ChosenVersion | None:
     """The current version, where it is the one that a configuration asks for."""
     return _agreeing(run, publication, machine, current.fingerprint, is_current=True, is_made=True)
 
 
 def _begun(
     run: Callable[[str], RunConfig], publication: Publication, machine: Machine, origin: Origin | None
-) -> Settled | None:
+) -> ChosenVersion | None:
     for version in _newest_first(publication):
         if _is_of_others(publication, version.fingerprint, origin):
             continue
@@ -117,7 +117,7 @@ def _agreeing(
     *,
     is_current: bool,
     is_made: bool,
-) -> Settled | None:
+) -> ChosenVersion | None:
     """A version that is there, where what is asked for now would be it. One that is made needs neither device nor memory here."""
     publication.recall(fingerprint)
     found = stages.Run(run(str(publication.image(fingerprint))))
@@ -137,7 +137,7 @@ def _agreeing(
         return None
     if under.fingerprint != fingerprint:
         return None
-    return Settled(found, stages.described(earlier, under), is_current, earlier.source.space)
+    return ChosenVersion(found, stages.described(earlier, under), is_current, earlier.source.space)
 
 
 def _is_of_others(publication: Publication, fingerprint: str, origin: Origin | None) -> bool:

@@ -18,7 +18,7 @@ from pipeline.dataset.housekeeping import clear, free, tidy
 from pipeline.dataset.origin import Origin, origin_of, write_origin
 from pipeline.dataset.outcome import Outcome, State, read_mark, write_mark
 from pipeline.dataset.settings import DatasetConfig
-from pipeline.dataset.version import Settled, published, settled
+from pipeline.dataset.version import ChosenVersion, published, settled
 from pipeline.errors import BusyError, PipelineError, StorageError
 from pipeline.outputs.metadata import described_image
 from pipeline.places.credentials import redacted
@@ -29,7 +29,7 @@ log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
+class DatasetWorkers:
     """Who computes for the volumes of a set.
 
     Args:
@@ -44,7 +44,7 @@ class Team:
 
 
 @dataclass(frozen=True)
-class VolumeOfSet:
+class Member:
     """A volume, and its place in the output.
 
     Args:
@@ -96,7 +96,7 @@ class VolumeOfSet:
         return Outcome(self.name, self.entry.url, state, reason, signature=self.signature)
 
 
-def standing(volume: VolumeOfSet, machine: Machine) -> Outcome | None:
+def standing(volume: Member, machine: Machine) -> Outcome | None:
     """Its outcome, where readers see what is asked for already; costs a look at metadata, mostly.
 
     `skipped`; or `failed`, where its files are known to have changed since.
@@ -114,7 +114,7 @@ def standing(volume: VolumeOfSet, machine: Machine) -> Outcome | None:
     return None if found is None else _described(publication, found, _stood(volume, found, source, before))
 
 
-def noted(volume: VolumeOfSet, outcome: Outcome) -> Outcome:
+def noted(volume: Member, outcome: Outcome) -> Outcome:
     """The same, with the mark in its folder brought up to it, and rid of what is left there.
 
     Raises:
@@ -140,7 +140,7 @@ def _source(current: Published, before: Outcome | None) -> Origin:
     return Origin(str(current.about.get("input", "")), str(current.about.get("files", "")))
 
 
-def _refuse_another(volume: VolumeOfSet, source: Origin) -> None:
+def _refuse_another(volume: Member, source: Origin) -> None:
     """Refuse to take what was made from another place for this volume's: a fingerprint knows of neither places nor voxels.
 
     Raises:
@@ -154,7 +154,7 @@ def _refuse_another(volume: VolumeOfSet, source: Origin) -> None:
         )
 
 
-def _stood(volume: VolumeOfSet, found: Settled, source: Origin, before: Outcome | None) -> Outcome:
+def _stood(volume: Member, found: ChosenVersion, source: Origin, before: Outcome | None) -> Outcome:
     """Of what readers see already. The files are listed only where something says that they may have changed."""
     suspect = volume.signature or volume.moved or (before and before.state == "failed")
     origin = volume.origin() if suspect else replace(source, url=volume.entry.url)
@@ -170,7 +170,7 @@ def _stood(volume: VolumeOfSet, found: Settled, source: Origin, before: Outcome 
     return _told(volume.outcome("skipped", reason), volume, found, origin)
 
 
-def _described(publication: Publication, found: Settled, outcome: Outcome) -> Outcome:
+def _described(publication: Publication, found: ChosenVersion, outcome: Outcome) -> Outcome:
     """The same, where what describes the input has changed with the version's metadata brought up to it; no voxel is read."""
     space = found.plan.source.space
     if outcome.state != "skipped" or found.was in (None, space):
@@ -199,7 +199,7 @@ def _described(publication: Publication, found: Settled, outcome: Outcome) -> Ou
     )
 
 
-def segment(volume: VolumeOfSet, team: Team) -> Outcome:
+def segment(volume: Member, team: DatasetWorkers) -> Outcome:
     """Make the version that is asked for, verify it, and only then show it to readers. Never raises what is the volume's own.
 
     Args:
@@ -226,7 +226,7 @@ def segment(volume: VolumeOfSet, team: Team) -> Outcome:
         return volume.outcome("failed", f"Its folder '{volume.folder}' cannot be written ({error}).")
 
 
-def _attempted(volume: VolumeOfSet, publication: Publication, team: Team, before: Outcome | None) -> Outcome:
+def _attempted(volume: Member, publication: Publication, team: DatasetWorkers, before: Outcome | None) -> Outcome:
     try:
         return _made(volume, publication, team, before)
     except PipelineError as error:
@@ -250,7 +250,7 @@ def _seen(publication: Publication) -> str:
     return current.fingerprint if current else ""
 
 
-def _made(volume: VolumeOfSet, publication: Publication, team: Team, before: Outcome | None) -> Outcome:
+def _made(volume: Member, publication: Publication, team: DatasetWorkers, before: Outcome | None) -> Outcome:
     current = publication.current()
     source = _source(current, before) if current else Origin("")
     _refuse_another(volume, source)
@@ -271,7 +271,7 @@ def _made(volume: VolumeOfSet, publication: Publication, team: Team, before: Out
     return replace(_told(volume.outcome("done"), volume, found, origin), tiles=computed)
 
 
-def _refuse_changing(volume: VolumeOfSet, origin: Origin) -> None:
+def _refuse_changing(volume: Member, origin: Origin) -> None:
     """Refuse to show what was computed while its files were written: some tiles are of the old ones.
 
     Raises:
@@ -284,20 +284,20 @@ def _refuse_changing(volume: VolumeOfSet, origin: Origin) -> None:
         )
 
 
-def _computed(found: Settled, team: Team, inventory: Inventory | None, *, moved: bool) -> int:
+def _computed(found: ChosenVersion, team: DatasetWorkers, inventory: Inventory | None, *, moved: bool) -> int:
     """The stages; gives the tiles that were computed now."""
     stages.adopt(found.run, found.plan, inventory, input_changed="keep" if moved else None)
     return stages.follow(found.run, stages.Host(shared=team.pool)).computed
 
 
-def _publish(volume: VolumeOfSet, publication: Publication, plan: Plan, origin: Origin) -> None:
+def _publish(volume: Member, publication: Publication, plan: Plan, origin: Origin) -> None:
     about = {"input": origin.url, "files": origin.files, "model": _model(plan), "voxels": plan.source.voxels}
     publication.publish(plan.fingerprint, about)
     log.info("published %s", plan.fingerprint[:12])
     clear(publication, plan.fingerprint, volume.config.keep.rule)
 
 
-def _told(outcome: Outcome, volume: VolumeOfSet, found: Settled, origin: Origin) -> Outcome:
+def _told(outcome: Outcome, volume: Member, found: ChosenVersion, origin: Origin) -> Outcome:
     """With what its version is, and was made from."""
     plan = found.plan
     place = Path(found.run.config.output.url).relative_to(volume.folder)
@@ -318,7 +318,7 @@ def _model(plan: Plan) -> str:
     return f"{plan.model.title}, weights {plan.model.sha256[:12]}"
 
 
-def _marked(volume: VolumeOfSet, outcome: Outcome, before: Outcome | None) -> Outcome:
+def _marked(volume: Member, outcome: Outcome, before: Outcome | None) -> Outcome:
     """The outcome as it is left beside the versions, where that can be written."""
     if before and not outcome.signature:  # what watchers saw holds
         outcome = replace(outcome, signature=before.signature)

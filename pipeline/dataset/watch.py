@@ -17,7 +17,7 @@ from pipeline.dataset.reprocess import reprocess
 from pipeline.dataset.round import Round, is_summary, places, with_one_model
 from pipeline.dataset.search import LeftOut
 from pipeline.dataset.settings import DatasetConfig
-from pipeline.dataset.volume import VolumeOfSet
+from pipeline.dataset.volume import Member
 
 log = logging.getLogger("pipeline")
 
@@ -77,12 +77,12 @@ def watch(
     return round_
 
 
-def _volume(config: DatasetConfig, arrival: Arrival) -> VolumeOfSet:
-    volume = VolumeOfSet(config, arrival.entry, arrival.signature)
+def _volume(config: DatasetConfig, arrival: Arrival) -> Member:
+    volume = Member(config, arrival.entry, arrival.signature)
     return replace(volume, mark=read_mark(volume.folder))
 
 
-def _is_due(volume: VolumeOfSet) -> bool:
+def _is_due(volume: Member) -> bool:
     """Whether a complete volume was never tried, or failed less often than it may, or has changed since."""
     mark = volume.mark
     if mark is None or mark.signature != volume.signature:  # what a reprocess did has none yet

@@ -14,13 +14,13 @@ from pipeline.cluster import worker
 from pipeline.cluster.dashboard import dashboard_link
 from pipeline.cluster.dispatch import Work, dispatch
 from pipeline.cluster.forwarding import forwarded
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pool import Pool, SharedPool, machine, open_pool
 from pipeline.config import RunConfig
+from pipeline.core.assignments import Outcome
 from pipeline.core.ledger import Progress, Session, TileRecord
 from pipeline.core.machine import Machine
 from pipeline.core.plan import Plan
-from pipeline.core.roster import Outcome
 from pipeline.errors import FileError, InferenceError, PipelineError
 from pipeline.logs import FailedTiles
 from pipeline.outputs.rundir import LedgerWriter, RunDirectory
@@ -55,17 +55,17 @@ class Advance:
     seconds: float
 
 
-def crew_for(config: RunConfig, plan: Plan, progress: Progress) -> Crew:
+def workers_for(config: RunConfig, plan: Plan, progress: Progress) -> WorkerSpec:
     """Workers for what is to do."""
-    return crew_size(config, machine(config.cluster), plan, progress.total - progress.count("done"))
+    return worker_spec(config, machine(config.cluster), plan, progress.total - progress.count("done"))
 
 
-def crew_size(config: RunConfig, offered: Machine, plan: Plan, tiles: int = 2**62) -> Crew:
+def worker_spec(config: RunConfig, offered: Machine, plan: Plan, tiles: int = 2**62) -> WorkerSpec:
     """Workers for so many tiles of a plan."""
     wanted = min(workers_that_fit(config, offered, plan), tiles)
     number = wanted if config.cluster.kind in ("local", "cuda", "slurm", "kubernetes") else offered.workers or wanted
     memory_bytes = memory_bytes_a_worker(config, offered, offered.workers or number)
-    return Crew(number, plan.compute.threads, memory_bytes, plan.compute.device)
+    return WorkerSpec(number, plan.compute.threads, memory_bytes, plan.compute.device)
 
 
 def infer_missing(
@@ -78,7 +78,7 @@ def infer_missing(
     on_dashboard: Callable[[str], None],
     shared: SharedPool | None = None,
 ) -> Session:
-    """Compute the tiles that the ledger does not call done, and record each; gives the sitting.
+    """Compute the tiles that the ledger does not call done, and record each; gives the session.
 
     Args:
         config: The run.
@@ -96,27 +96,27 @@ def infer_missing(
     job = worker.Job(config.output.url, plan.fingerprint, token)
     work = Work(functools.partial(worker.prepare, job), functools.partial(worker.infer, job), run=token)
     to_do = progress.total - progress.count("done")
-    hired = shared.lent(to_do) if shared else _own(config, crew_for(config, plan, progress), directory, on_dashboard)
+    hired = shared.lent(to_do) if shared else _own(config, workers_for(config, plan, progress), directory, on_dashboard)
     with hired as pool, directory.ledger() as ledger:
         log.info("%d tiles to do, %d workers wanted", to_do, pool.workers)
-        sitting = _Sitting(plan, progress, pool, on_advance)
+        current = _InferSession(plan, progress, pool, on_advance)
         outcomes = dispatch(
             pool,
             work,
             progress.to_do(),
             retries=config.cluster.retries,
-            on_ready=sitting.begin,
+            on_ready=current.begin,
             is_cancelled=functools.partial(directory.is_cancelled, token),
         )
         try:
-            failures = sitting.record_all(outcomes, ledger)
-        except BaseException:  # a sitting that was interrupted counts as well
+            failures = current.record_all(outcomes, ledger)
+        except BaseException:  # a session that was interrupted counts as well
             with suppress(FileError):  # what ended it is told, not what cannot be written for it
-                ledger.append(sitting.session())
+                ledger.append(current.session())
             raise
         finally:
             outcomes.close()
-        session = sitting.session()
+        session = current.session()
         ledger.append(session)
     if failures:
         raise InferenceError(_told(failures, progress))
@@ -125,17 +125,19 @@ def infer_missing(
 
 
 @contextmanager
-def _own(config: RunConfig, crew: Crew, directory: RunDirectory, on_dashboard: Callable[[str], None]) -> Iterator[Pool]:
+def _own(
+    config: RunConfig, spec: WorkerSpec, directory: RunDirectory, on_dashboard: Callable[[str], None]
+) -> Iterator[Pool]:
     """Workers of this run alone; what they log is handled here."""
-    with open_pool(config.cluster, crew, directory.jobs_path) as pool, forwarded(pool.client, config.log.level):
+    with open_pool(config.cluster, spec, directory.jobs_path) as pool, forwarded(pool.client, config.log.level):
         if link := dashboard_link(pool.client, config.cluster):
             log.info("Dask's dashboard: %s", link)
             on_dashboard(link)
         yield pool
 
 
-class _Sitting:
-    """One sitting of the driver: its clock, and what came of it."""
+class _InferSession:
+    """One session of the driver: its clock, and what came of it."""
 
     def __init__(self, plan: Plan, progress: Progress, pool: Pool, on_advance: Callable[[Advance], None]) -> None:
         self._plan, self._progress, self._pool, self._on_advance = plan, progress, pool, on_advance

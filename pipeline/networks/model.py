@@ -27,7 +27,7 @@ class UNet(nn.Module):
 
     Args:
         architecture: What to build. Weights start at torch's defaults; see `initialise`.
-        dropout: Share of values that training sets to 0 at the end of the contracting path: what the lowest skip and
+        dropout: Lease of values that training sets to 0 at the end of the contracting path: what the lowest skip and
             the bottom pass on. It leaves no tensor, and does nothing in evaluation.
     """
 

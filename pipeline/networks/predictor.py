@@ -18,8 +18,8 @@ from pipeline.core.tiles.grid import Tile
 from pipeline.errors import InferenceError, ModelError
 from pipeline.networks.checkpoint import Checkpoint, first_line
 from pipeline.networks.device import check_device, make_deterministic
-from pipeline.networks.lane import Lane, lane
 from pipeline.networks.sweep import Arena, Kernel, Sweep, kernels
+from pipeline.networks.transfer import Transfer, transfer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -30,13 +30,13 @@ class Resident:
 
     Args:
         kernels: Its weights.
-        lane: The way to the device.
+        transfer: The way to the device.
         arena: Memory of the sweeps, one after another.
         last: What the last of them computed; None where there was none.
     """
 
     kernels: dict[str, Kernel]
-    lane: Lane
+    transfer: Transfer
     arena: Arena = field(default_factory=Arena)
     last: Schedule | None = None
 
@@ -75,7 +75,7 @@ class UNetPredictor:
             self.resident = earlier.resident
         else:
             weights = kernels(checkpoint.build(), device=self._device, dtype=self._dtype)
-            self.resident = Resident(weights, lane(self._device))
+            self.resident = Resident(weights, transfer(self._device))
 
     def serves(self, plan: Plan) -> bool:
         """Whether a plan is of the same network, in the same precision and place."""
@@ -103,7 +103,7 @@ class UNetPredictor:
         """
         torch.set_num_threads(self._plan.compute.threads)  # Dask's nanny sets one; part of the plan, for equal bytes
         try:
-            for box, (values, finite) in self.resident.lane.drain(self._parts(tile, slabs)):
+            for box, (values, finite) in self.resident.transfer.drain(self._parts(tile, slabs)):
                 if not finite.all():
                     raise InferenceError(self._overflow(tile, box))
                 yield box, values
@@ -117,7 +117,7 @@ class UNetPredictor:
     def _parts(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, tuple[Tensor, Tensor]]]:
         sweep = self._sweep(tile)
         _, y, x = sweep.schedule.window.within(tile.window)
-        needed = self.resident.lane.feed(slab[:, :, y, x] for slab in slabs)
+        needed = self.resident.transfer.feed(slab[:, :, y, x] for slab in slabs)
         inputs = (normalised(x_CZYX, self._plan.normalization) for x_CZYX in needed)
         output = self._plan.output
         for span, logits_ZYXC in sweep.run(inputs):

@@ -99,7 +99,9 @@ def make_plan(
     sample = None if rough else _sample(volume, checkpoint, normalization, config, known, governs=governs)
     dtype, reason = _dtype(config, volume, checkpoint, normalization, device, alike)
     request = _tile_request(config, volume, checkpoint, machine, device, dtype, pinned)
-    tiling, threads = _best_crew(request, crews(config, machine, device, alike), config, machine, governed=governs)
+    tiling, threads = _best_workers(
+        request, worker_choices(config, machine, device, alike), config, machine, governed=governs
+    )
     return Plan(
         source=volume.description,
         nonfinite=config.input.nonfinite,
@@ -202,7 +204,7 @@ def _tile_request(
     dtype: str,
     pinned: Plan | None,
 ) -> TileRequest:
-    """What tiles are chosen for, but for the crew that will compute them."""
+    """What tiles are chosen for, but for the workers that will compute them."""
     tiles = _asked_tiles(config)
     if pinned and (pinned.model.architecture, pinned.source.shape) == (checkpoint.architecture, volume.shape):
         tiles = _pinned_tiles(tiles, pinned)
@@ -231,7 +233,9 @@ def _value_bytes(checkpoint: Checkpoint, device: str, dtype: str) -> int:
     return 2 if dtype != "float32" and (device == "cuda" or computes_bfloat16(device)) else 4
 
 
-def crews(config: RunConfig, machine: Machine, device: str, pinned: Plan | None = None) -> list[tuple[int, int]]:
+def worker_choices(
+    config: RunConfig, machine: Machine, device: str, pinned: Plan | None = None
+) -> list[tuple[int, int]]:
     """Numbers of workers, and compute threads of each, that may share this machine."""
     asked, threads = config.cluster.workers, config.compute.threads
     if threads == "auto" and pinned:
@@ -249,13 +253,13 @@ def crews(config: RunConfig, machine: Machine, device: str, pinned: Plan | None 
     return [(n, max(machine.cores // n, 1) if threads == "auto" else threads) for n in counts]
 
 
-def _best_crew(
+def _best_workers(
     request: TileRequest, options: list[tuple[int, int]], config: RunConfig, machine: Machine, *, governed: bool
 ) -> tuple[Tiling, int]:
     """Tiles, and threads a worker, of the least predicted time. Few wide workers need less halo, many idle less.
 
     Raises:
-        PlanError: No crew's tiles are possible; told of the one that has the most memory a worker.
+        PlanError: No choice of workers has possible tiles; said of the one with the most memory a worker.
     """
     found: list[tuple[float, Tiling, int]] = []
     refusal: PlanError | None = None
@@ -276,7 +280,7 @@ def _best_crew(
 
 def workers_that_fit(config: RunConfig, machine: Machine, plan: Plan) -> int:
     """Processes that a run of a plan may start: those asked for, or fewer where the memory does not hold as many."""
-    asked = crews(config, machine, plan.compute.device, plan)[0][0]
+    asked = worker_choices(config, machine, plan.compute.device, plan)[0][0]
     if config.cluster.memory_gb != "auto":
         return asked
     return max(min(asked, int(machine.memory_bytes * MEMORY_SHARE // plan.cost.worker_bytes)), 1)

@@ -13,7 +13,7 @@ from pipeline.cluster.pool import allocation_joined, starting
 from pipeline.config import ClusterConfig, ComputeConfig
 from pipeline.core.ledger import Progress
 from pipeline.errors import StorageError
-from pipeline.inference.session import crew_for
+from pipeline.inference.session import workers_for
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.stages.run import Run
 
@@ -99,5 +99,5 @@ def workers_starting(run: Run) -> Iterator[None]:
     if progress.count("done") == progress.total:
         yield
         return
-    with starting(run.config.cluster, crew_for(run.config, run.plan, progress), run.directory.jobs_path):
+    with starting(run.config.cluster, workers_for(run.config, run.plan, progress), run.directory.jobs_path):
         yield

@@ -17,7 +17,7 @@ class Logbook:
 
     Args:
         folder: Where they go.
-        step: Steps done; what an earlier sitting logged beyond them is not shown.
+        step: Steps done; what an earlier session logged beyond them is not shown.
     """
 
     def __init__(self, folder: Path, step: int) -> None:

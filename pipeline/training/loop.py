@@ -56,12 +56,12 @@ class Advance:
 
     Args:
         phase: `preparing` labels (voxels), or `training` (steps).
-        done: Of `total`, those of earlier sittings included.
+        done: Of `total`, those of earlier sessions included.
         total: Of the whole run.
         loss: Mean since the last time; of training.
         metrics: The last validation's; empty before.
-        samples_per_second: In this sitting; of training.
-        seconds_left: At this sitting's pace; None while it is not known.
+        samples_per_second: In this session; of training.
+        seconds_left: At this session's pace; None while it is not known.
     """
 
     phase: str
@@ -120,13 +120,13 @@ class Loop:
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         if state["machine"] != self.machine.to_dict():
             log.warning(
-                "the run was begun on %s and goes on with %s: its weights will not be those of one sitting, bit for bit",
+                "the run was begun on %s and goes on with %s: its weights will not be those of one session, bit for bit",
                 state["machine"],
                 self.machine.to_dict(),
             )
 
     def save(self) -> None:
-        """Keep all that the next sitting needs; one process alone writes.
+        """Keep all that the next session needs; one process alone writes.
 
         Raises:
             TrainingError: The weights are not finite; what was kept before stays.

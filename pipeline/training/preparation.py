@@ -168,7 +168,7 @@ def prepare(
     *,
     trusted: bool = False,
 ) -> Prepared:
-    """Make the targets and weights of a box, or take those that an earlier sitting finished.
+    """Make the targets and weights of a box, or take those that an earlier session finished.
 
     Args:
         labels: One channel of integers.

@@ -12,7 +12,7 @@ from pipeline.core.network.receptive import lost_margin, whole_window
 from pipeline.core.network.unet import Architecture
 
 Corner = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
-Share = Annotated[float, Field(ge=0, lt=1)]
+Lease = Annotated[float, Field(ge=0, lt=1)]
 AtLeastZero = Annotated[float, Field(ge=0)]
 MoreThanZero = Annotated[float, Field(gt=0)]
 
@@ -93,7 +93,7 @@ class NetworkConfig(Section):
     padding: Literal["same", "valid"] = "same"
     bias: bool = True
     norm: Literal["batch", "none"] = "batch"
-    dropout: Share = 0.0
+    dropout: Lease = 0.0
 
     @property
     def architecture(self) -> Architecture:
@@ -109,10 +109,10 @@ class AugmentConfig(Section):
 
     flip: bool = True
     rotate: bool = True
-    zoom: Share = 0.0
+    zoom: Lease = 0.0
     elastic_sigma: Auto | AtLeastZero = "auto"
     elastic_points: Annotated[int, Field(ge=2)] = 3
-    contrast: Share = 0.2
+    contrast: Lease = 0.2
     brightness: AtLeastZero = 0.1
     noise: AtLeastZero = 0.03
 
@@ -130,12 +130,12 @@ class OptimiserConfig(Section):
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: MoreThanZero = 0.001
-    momentum: Share = 0.99
+    momentum: Lease = 0.99
     weight_decay: AtLeastZero = 0.0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    rise: Share = 0.0
+    rise: Lease = 0.0
     clip: AtLeastZero = 0.0
-    average: Share = 0.0
+    average: Lease = 0.0
 
 
 class EveryConfig(Section):

@@ -106,7 +106,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """What the last sitting left; None where there was none.
+    """What the last session left; None where there was none.
 
     Raises:
         StorageError: It is damaged.

@@ -49,7 +49,7 @@ PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 
 
 def train(config: TrainConfig, on_advance: Told = lambda _: None, *, any_range: bool = False) -> Path:
-    """Train a network by a recipe, or go on where an earlier sitting stopped.
+    """Train a network by a recipe, or go on where an earlier session stopped.
 
     Writes `checkpoint.safetensors` (of the best validation where there is one, else of the last step), `metrics.json`,
     `recipe.json` and TensorBoard's `logs/` into the output folder. Deterministic from the seed, on one kind of processor

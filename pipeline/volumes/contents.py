@@ -43,7 +43,7 @@ HOLDERS = frozenset({"plate", "well", "collection", "hdf5"})
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class Content:
     """What lies at a location.
 
     Args:
@@ -59,7 +59,7 @@ class Sight:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def looked_at(items: Sequence[Item | str]) -> list[Sight]:
+def classify(items: Sequence[Item | str]) -> list[Content]:
     """What each is. Files are told by their names; of folders at most four documents are read, those of all at once.
 
     Args:
@@ -77,7 +77,7 @@ def looked_at(items: Sequence[Item | str]) -> list[Sight]:
     return [found.get(url) or _without_metadata(url, url in known) for url in urls]
 
 
-def members(sights: Sequence[Sight]) -> list[list[str]]:
+def members(contents: Sequence[Content]) -> list[list[str]]:
     """The volumes in each plate, well, collection or HDF5 file, in the order it tells them. They need not be there.
 
     A well that is not there, or tells no images, is in its place.
@@ -85,31 +85,31 @@ def members(sights: Sequence[Sight]) -> list[list[str]]:
     Raises:
         StorageError: A file or a store cannot be read.
     """
-    wells = {sight.url: _paths(sight, "plate", "wells") for sight in sights if sight.kind == "plate"}
-    there = {sight.url: sight for sight in looked_at([well for plate in wells.values() for well in plate])}
+    wells = {content.url: _paths(content, "plate", "wells") for content in contents if content.kind == "plate"}
+    there = {content.url: content for content in classify([well for plate in wells.values() for well in plate])}
     return [
-        [image for well in wells[sight.url] for image in _images(there[well])]
-        if sight.kind == "plate"
-        else _inside(sight)
-        for sight in sights
+        [image for well in wells[content.url] for image in _images(there[well])]
+        if content.kind == "plate"
+        else _inside(content)
+        for content in contents
     ]
 
 
-def _inside(sight: Sight) -> list[str]:
-    if sight.kind == "hdf5":
-        return [f"{sight.url}/{name}" for name in dataset_names(sight.url)]
-    if sight.kind == "well":
-        return _images(sight)
-    return _series(sight)
+def _inside(content: Content) -> list[str]:
+    if content.kind == "hdf5":
+        return [f"{content.url}/{name}" for name in dataset_names(content.url)]
+    if content.kind == "well":
+        return _images(content)
+    return _series(content)
 
 
-def _images(well: Sight) -> list[str]:
+def _images(well: Content) -> list[str]:
     return _paths(well, "well", "images") if well.kind == "well" else [well.url]
 
 
-def _series(collection: Sight) -> list[str]:
+def _series(collection: Content) -> list[str]:
     """What the group `OME` lists, else the numbered groups."""
-    (listed,) = looked_at([f"{collection.url}/OME"])
+    (listed,) = classify([f"{collection.url}/OME"])
     series = listed.attributes.get("series")
     if isinstance(series, list) and series and all(map(_is_path, series)):
         return [f"{collection.url}/{path}" for path in series]
@@ -120,36 +120,36 @@ def _series(collection: Sight) -> list[str]:
 # --- documents ----------------------------------------------------------------------------------------------------------
 
 
-def _version_3(urls: Sequence[str]) -> dict[str, Sight]:
+def _version_3(urls: Sequence[str]) -> dict[str, Content]:
     found = {}
     for url, document in _documents(urls, "zarr.json"):
         found[url] = _whole(url, document, _node(url, document if isinstance(document, dict) else {}))
     return found
 
 
-def _node(url: str, document: Mapping[str, Any]) -> Sight:
+def _node(url: str, document: Mapping[str, Any]) -> Content:
     kind = document.get("node_type")
     if kind == "group":
         return _group(url, document.get("attributes"))
-    return Sight(url, "array") if kind == "array" else Sight(url, "damaged", "zarr.json names no node_type")
+    return Content(url, "array") if kind == "array" else Content(url, "damaged", "zarr.json names no node_type")
 
 
-def _version_2(urls: Sequence[str]) -> dict[str, Sight]:
+def _version_2(urls: Sequence[str]) -> dict[str, Content]:
     """Groups that their attributes make an image, a plate, or the like; then the others."""
-    found: dict[str, Sight] = {}
-    plain: dict[str, Sight] = {}
+    found: dict[str, Content] = {}
+    plain: dict[str, Content] = {}
     for url, document in _documents(urls, ".zattrs"):
-        sight = _whole(url, document, _group(url, document))
-        (plain if sight.kind == "group" else found)[url] = sight
+        content = _whole(url, document, _group(url, document))
+        (plain if content.kind == "group" else found)[url] = content
     for url, document in _documents([url for url in urls if url not in found], ".zgroup"):
-        found[url] = _whole(url, document, plain.get(url, Sight(url, "group")))
+        found[url] = _whole(url, document, plain.get(url, Content(url, "group")))
     for url, document in _documents([url for url in urls if url not in found], ".zarray"):
-        found[url] = _whole(url, document, Sight(url, "array"))
+        found[url] = _whole(url, document, Content(url, "array"))
     return found
 
 
-def _whole(url: str, document: dict[str, Any] | str, sight: Sight) -> Sight:
-    return Sight(url, "damaged", document) if isinstance(document, str) else sight
+def _whole(url: str, document: dict[str, Any] | str, content: Content) -> Content:
+    return Content(url, "damaged", document) if isinstance(document, str) else content
 
 
 def _documents(urls: Sequence[str], name: str) -> Iterable[tuple[str, dict[str, Any] | str]]:
@@ -168,33 +168,33 @@ def _documents(urls: Sequence[str], name: str) -> Iterable[tuple[str, dict[str, 
             yield url, document if isinstance(document, dict) else f"{name} holds no keys"
 
 
-def _group(url: str, attributes: Any) -> Sight:
+def _group(url: str, attributes: Any) -> Content:
     """A group by its attributes. What is an image is one, whatever else it says; a plate before a collection, as specified."""
     told = attributes if isinstance(attributes, dict) else {}
     ome = told.get("ome", told)
     ome = ome if isinstance(ome, dict) else {}
     if ome.get("multiscales"):
-        return Sight(url, "image", attributes=ome)
+        return Content(url, "image", attributes=ome)
     if "plate" in ome:
         return _holder(url, "plate", "wells", ome)
     if "well" in ome:
         return _holder(url, "well", "images", ome)
-    return Sight(url, "collection" if "bioformats2raw.layout" in ome else "group", attributes=ome)
+    return Content(url, "collection" if "bioformats2raw.layout" in ome else "group", attributes=ome)
 
 
-def _holder(url: str, kind: Literal["plate", "well"], entries: str, ome: Mapping[str, Any]) -> Sight:
-    sight = Sight(url, kind, attributes=ome)
+def _holder(url: str, kind: Literal["plate", "well"], entries: str, ome: Mapping[str, Any]) -> Content:
+    content = Content(url, kind, attributes=ome)
     try:
         paths = [entry["path"] for entry in ome[kind][entries]]
     except (KeyError, TypeError):
-        return Sight(url, "damaged", f"its {kind} metadata has no {entries} with paths")
+        return Content(url, "damaged", f"its {kind} metadata has no {entries} with paths")
     if not all(map(_is_path, paths)):
-        return Sight(url, "damaged", f"its {kind} metadata has a path that leads nowhere in it")
-    return sight
+        return Content(url, "damaged", f"its {kind} metadata has a path that leads nowhere in it")
+    return content
 
 
-def _paths(sight: Sight, kind: str, entries: str) -> list[str]:
-    return [f"{sight.url}/{entry['path'].strip('/')}" for entry in sight.attributes[kind][entries]]
+def _paths(content: Content, kind: str, entries: str) -> list[str]:
+    return [f"{content.url}/{entry['path'].strip('/')}" for entry in content.attributes[kind][entries]]
 
 
 def _is_path(path: Any) -> bool:
@@ -205,24 +205,24 @@ def _is_path(path: Any) -> bool:
 # --- the rest -----------------------------------------------------------------------------------------------------------
 
 
-def _by_name(url: str) -> Sight:
+def _by_name(url: str) -> Content:
     if _is_circular(url):
-        return Sight(url, "file", "a symbolic link that leads round in a circle")
+        return Content(url, "file", "a symbolic link that leads round in a circle")
     place = foreign_place(url)
     low = url.lower()
     if place is None:
         if low.endswith((*TIFF_SUFFIXES, *HDF5_SUFFIXES)):
-            return Sight(
+            return Content(
                 url, "file", "HDF5 and TIFF are read from paths alone: convert it to OME-Zarr (halotile convert)"
             )
         if low.endswith(".zarr"):
-            return Sight(url, "damaged", "it is a file, or a link that leads nowhere")
-        return Sight(url, "file", "no file that a run reads")
+            return Content(url, "damaged", "it is a file, or a link that leads nowhere")
+        return Content(url, "file", "no file that a run reads")
     if not place.path.is_file():
-        return Sight(url, "damaged" if place.path.is_symlink() else "nothing", "it is a link that leads nowhere")
+        return Content(url, "damaged" if place.path.is_symlink() else "nothing", "it is a link that leads nowhere")
     if place.kind == "TIFF":
-        return Sight(url, "tiff")
-    return Sight(url, "dataset") if place.inner else _hdf5(url)
+        return Content(url, "tiff")
+    return Content(url, "dataset") if place.inner else _hdf5(url)
 
 
 def _is_circular(url: str) -> bool:
@@ -234,22 +234,22 @@ def _is_circular(url: str) -> bool:
     return False
 
 
-def _hdf5(url: str) -> Sight:
+def _hdf5(url: str) -> Content:
     """An HDF5 file: the one kind that has to be opened."""
     try:
         dataset_names(url)
     except StorageError as error:
-        return Sight(url, "damaged", str(error))
-    return Sight(url, "hdf5")
+        return Content(url, "damaged", str(error))
+    return Content(url, "hdf5")
 
 
-def _without_metadata(url: str, known: bool) -> Sight:
+def _without_metadata(url: str, known: bool) -> Content:
     """A folder, a file or nothing. A folder that is named as a store is a store that lost its metadata, or has not got it yet."""
     item = Item(url, True) if known else item_at(url)
     if item is None:
-        return Sight(url, "nothing")
+        return Content(url, "nothing")
     if not item.folder:
         return _by_name(url)
     if url.lower().endswith(".zarr"):
-        return Sight(url, "damaged", "it has no Zarr metadata: incomplete, or damaged")
-    return Sight(url, "folder")
+        return Content(url, "damaged", "it has no Zarr metadata: incomplete, or damaged")
+    return Content(url, "folder")

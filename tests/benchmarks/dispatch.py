@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.cluster.dispatch import Outcome, Work, dispatch
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pool import Pool, open_pool
 from pipeline.config import ClusterConfig
 from tests.cluster import work
@@ -33,13 +33,13 @@ TURNS = 5
 
 def main(tiles: int) -> None:
     """Print one line for each tenth of the way, and how the rate by TLS compares with that without."""
-    crew = Crew(WORKERS, threads=1, memory_bytes=2 * 10**9)
+    spec = WorkerSpec(WORKERS, threads=1, memory_bytes=2 * 10**9)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         pools, starts = {}, {}
         for security in ("none", "auto"):
             began = time.perf_counter()
-            pools[security] = stack.enter_context(open_pool(ClusterConfig(security=security), crew, folder))
+            pools[security] = stack.enter_context(open_pool(ClusterConfig(security=security), spec, folder))
             pools[security].client.wait_for_workers(WORKERS)
             starts[security] = time.perf_counter() - began
         _growth(pools["auto"], tiles)

@@ -1,7 +1,7 @@
 """Which changes of one operator do a file's own tests not notice?
 
     python -m tests.benchmarks.mutants                              # a sample of 100, over all files below
-    python -m tests.benchmarks.mutants --sample 40 --seed 7 pipeline/core/tiles/grid.py pipeline/core/roster.py
+    python -m tests.benchmarks.mutants --sample 40 --seed 7 pipeline/core/tiles/grid.py pipeline/core/assignments.py
 
 A mutant is the file with one operator replaced by its neighbour: `<` by `<=`, `+` by `-`, `and` by `or`, `min` by `max`. Its tests run
 in a copy of the tree, up to the first failure; they notice it where they fail, or do not end. What survives is told with its line:

@@ -21,10 +21,10 @@ import pytest
 
 from pipeline.cluster.dispatch import Work, dispatch
 from pipeline.cluster.forwarding import forwarded
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pool import Pool, open_pool
 from pipeline.config import ClusterConfig
-from pipeline.core.roster import MOST_AHEAD, Outcome
+from pipeline.core.assignments import MOST_AHEAD, Outcome
 from pipeline.errors import InferenceError
 from tests.cluster import work
 from tests.cluster.silence import Proxy, proxied
@@ -32,7 +32,7 @@ from tests.e2e.commands import ROOT, wait_until
 
 WORKERS = 2
 WINDOW = WORKERS * MOST_AHEAD
-CREW = Crew(WORKERS, threads=1, memory_bytes=2 * 10**9)
+CREW = WorkerSpec(WORKERS, threads=1, memory_bytes=2 * 10**9)
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +382,7 @@ def test_workers_get_their_threads_and_end_with_their_pool(monkeypatch, tmp_path
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     monkeypatch.setenv("OMP_PLACES", "{0}")
     monkeypatch.setenv("GOMP_CPU_AFFINITY", "0")
-    with open_pool(ClusterConfig(), Crew(1, threads=3, memory_bytes=2 * 10**9), tmp_path) as pool:
+    with open_pool(ClusterConfig(), WorkerSpec(1, threads=3, memory_bytes=2 * 10**9), tmp_path) as pool:
         (pid,) = pool.client.run(os.getpid).values()
         (threads,) = pool.client.run(os.environ.get, "OMP_NUM_THREADS").values()
         for name in ("OMP_PLACES", "GOMP_CPU_AFFINITY"):

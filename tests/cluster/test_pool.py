@@ -20,7 +20,7 @@ from distributed.security import Security
 
 from pipeline.cluster import pool as pools
 from pipeline.cluster.dispatch import Work, dispatch
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pool import machine, open_pool, starting
 from pipeline.cluster.security import check_security, own_certificates, own_security, security_of, temporary_files
 from pipeline.cluster.settings import ALLOCATOR
@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError, InferenceError, ModelError, StorageErro
 from tests.cluster import work
 
 LOCAL = ClusterConfig()
-ONE = Crew(workers=1, threads=1, memory_bytes=10**9)
+ONE = WorkerSpec(workers=1, threads=1, memory_bytes=10**9)
 
 
 def workers_of_this_process() -> set[int]:
@@ -86,7 +86,7 @@ def wait_for_end(numbers: set[int]) -> None:
 def test_each_worker_sees_one_card_and_no_other_also_after_it_died(tmp_path, monkeypatch):
     """Two processes that share a card halve its memory, and the planner counted on all of it."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-5,7")
-    with open_pool(ClusterConfig(kind="cuda"), Crew(2, 1, 10**9, "cuda"), tmp_path) as pool:
+    with open_pool(ClusterConfig(kind="cuda"), WorkerSpec(2, 1, 10**9, "cuda"), tmp_path) as pool:
         pool.client.wait_for_workers(2, timeout=60)
 
         def seen() -> list[str]:
@@ -142,7 +142,7 @@ def test_a_scheduler_that_runs_is_taken_and_left_running(tmp_path):
         found = machine(config)
         assert (found.workers, found.memory_bytes, found.device) == (2, 4 * 10**9, "cpu")
         for _ in range(2):
-            with open_pool(config, Crew(2, 1, 10**9), tmp_path) as pool:
+            with open_pool(config, WorkerSpec(2, 1, 10**9), tmp_path) as pool:
                 tried = Work(work.ready, work.nothing, "run")
                 assert sorted(o.result for o in dispatch(pool, tried, range(20), retries=0)) == list(range(20))
         assert machine(config).workers == 2
@@ -153,7 +153,7 @@ def test_a_scheduler_that_asks_for_certificates_gets_them(tmp_path, certificates
     with somebody_elses(security=security_of(certificates)) as address:
         assert address.startswith("tls://")
         config = ClusterConfig(kind="address", address=address, security=certificates)
-        with open_pool(config, Crew(2, 1, 10**9), tmp_path) as pool:
+        with open_pool(config, WorkerSpec(2, 1, 10**9), tmp_path) as pool:
             tried = Work(work.ready, work.nothing, "run")
             assert [o.result for o in dispatch(pool, tried, range(1), retries=0)] == [0]
         others = config.model_copy(update={"security": "none"})

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pipeline.cluster import slurm
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.security import own_certificates, security_of, shared_security, sweep_keys, temporary_files
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, InferenceError
@@ -30,7 +30,7 @@ def script(folder, **asked):
     """The script of a job."""
     found = ClusterConfig(kind="slurm", workers=2, memory_gb=10, slurm={**ASKED, **asked})
     with slurm.SLURMCluster(
-        **slurm._options(found, Crew(2, 8, 10**10, "cuda"), folder / "o.zarr.run" / "jobs", None)
+        **slurm._options(found, WorkerSpec(2, 8, 10**10, "cuda"), folder / "o.zarr.run" / "jobs", None)
     ) as cluster:
         return cluster.job_script()
 
@@ -84,7 +84,7 @@ def test_keys_of_a_run_reach_its_jobs_by_files_of_its_own(tmp_path):
     folder = tmp_path / "o.zarr.run" / "jobs"
     found = ClusterConfig(kind="slurm", workers=1, memory_gb=10, slurm=ASKED)
     with shared_security(found, folder) as security:
-        with slurm.SLURMCluster(**slurm._options(found, Crew(1, 8, 10**10, "cuda"), folder, security)) as cluster:
+        with slurm.SLURMCluster(**slurm._options(found, WorkerSpec(1, 8, 10**10, "cuda"), folder, security)) as cluster:
             text = cluster.job_script()
             assert cluster.scheduler_address.startswith("tls://")
         keys = list(folder.glob("tls-*/*"))
@@ -148,7 +148,7 @@ def test_paths_with_any_signs_are_single_words_of_the_script(tmp_path, name):
     asked = {**ASKED, "python": None, "account": "e m", "log_directory": str(tmp_path / "lo gs")}
     found = ClusterConfig(kind="slurm", workers=1, memory_gb=10, slurm=asked, security=files)
     with slurm.SLURMCluster(
-        **slurm._options(found, Crew(1, 8, 10**10, "cuda"), folder, security_of(found.security))
+        **slurm._options(found, WorkerSpec(1, 8, 10**10, "cuda"), folder, security_of(found.security))
     ) as c:
         text = c.job_script()
     command = text[text.index(sys.executable) :]
@@ -168,14 +168,14 @@ def test_paths_with_any_signs_are_single_words_of_the_script(tmp_path, name):
 
 def test_a_folder_whose_name_would_be_a_line_of_the_script_is_refused(tmp_path):
     """A line break in a folder's name would begin another directive, or a command."""
-    crew = Crew(1, 8, 10**10, "cuda")
+    spec = WorkerSpec(1, 8, 10**10, "cuda")
     odd, even = (tmp_path / name / "jobs" for name in ("o\n#SBATCH --wrap=x.zarr.run", "o.zarr.run"))
     for folder, logs in ((odd, None), (odd, tmp_path), (even, odd)):
         asked = ClusterConfig(
             kind="slurm", workers=1, memory_gb=10, slurm={**ASKED, "log_directory": logs and str(logs)}
         )
         with pytest.raises(ConfigError, match=r"cannot have their logs and keys in .*Give the folder another name"):
-            slurm._options(asked, crew, folder, None)
+            slurm._options(asked, spec, folder, None)
 
 
 def test_a_percent_sign_in_the_logs_folder_is_none_of_slurms(tmp_path):

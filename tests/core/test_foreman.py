@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core.assignments import Assignments, Attempt, Outcome
 from pipeline.core.foreman import BREAKS_LIMIT, SAY_SECONDS, UNFIT_LIMIT, Foreman, Landed, Prepared
-from pipeline.core.roster import Attempt, Outcome, Roster
 from pipeline.errors import InferenceError
 
 WAIT = 600.0
@@ -24,8 +24,8 @@ class Play:
 
     def __init__(self, tiles: int = 10, workers: int = 2, retries: int = 2) -> None:
         self.said: list[str] = []
-        self.roster = Roster(range(tiles), retries)
-        self.foreman = Foreman(self.roster, workers=workers, wait_seconds=WAIT, clock=0.0, warn=self.said.append)
+        self.assignments = Assignments(range(tiles), retries)
+        self.foreman = Foreman(self.assignments, workers=workers, wait_seconds=WAIT, clock=0.0, warn=self.said.append)
 
     def look(self, *present: str, clock: float = 0.0, wanting: bool | None = None) -> list[Outcome]:
         """One look while there is a connection."""
@@ -54,11 +54,11 @@ def test_a_worker_is_given_tiles_once_it_has_loaded_the_network():
     """Its first tile would else take as long as that, and fail with its error."""
     play = Play()
     assert play.foreman.meet({"a", "b"}) == {"a", "b"}
-    assert list(play.roster.assign(0.0)) == []
+    assert list(play.assignments.assign(0.0)) == []
     assert not play.foreman.ever_ready
     play.ready("a")
     assert play.foreman.ever_ready
-    assert {attempt.worker for attempt in play.roster.assign(0.0)} == {"a"}
+    assert {attempt.worker for attempt in play.assignments.assign(0.0)} == {"a"}
     assert play.foreman.meet({"a", "b"}) == set()  # it knows both
 
 
@@ -81,7 +81,7 @@ def test_workers_that_die_while_they_load_are_three_also_where_one_is_wanted():
     for number in range(UNFIT_LIMIT - 1):
         play.look(f"w{number}")
         play.foreman.lose(f"w{number}")
-        assert play.roster.workers == set()
+        assert play.assignments.workers == set()
     play.look("last")
     with pytest.raises(InferenceError, match="died while they loaded"):
         play.foreman.prepare(Prepared("last", cause="vanished"))
@@ -96,7 +96,7 @@ def test_while_one_is_fit_the_others_may_all_be_broken():
     for worker in "cdef":
         play.foreman.prepare(Prepared(worker, **of_its_own(OSError("no card"))))
     assert len(play.said) == 5
-    assert {attempt.worker for attempt in play.roster.assign(0.0)} == {"b"}
+    assert {attempt.worker for attempt in play.assignments.assign(0.0)} == {"b"}
     play.look(*"acdefg")  # b is gone
     with pytest.raises(OSError, match="no card"):
         play.foreman.prepare(Prepared("g", **of_its_own(OSError("no card"))))
@@ -110,7 +110,7 @@ def test_a_worker_that_comes_back_under_its_address_is_tried_anew():
     play.look("b")
     assert play.foreman.meet({"a", "b"}) == {"a"}
     play.ready("a")
-    assert {attempt.worker for attempt in play.roster.assign(0.0)} == {"a"}
+    assert {attempt.worker for attempt in play.assignments.assign(0.0)} == {"a"}
 
 
 def test_news_of_a_preparation_that_was_given_up_counts_for_nothing():
@@ -133,7 +133,7 @@ def spent_worker() -> Play:
     play = Play(tiles=3)
     play.look("a")
     play.foreman.prepare(Prepared("a", until=100.0))
-    for attempt in list(play.roster.assign(0.0)):
+    for attempt in list(play.assignments.assign(0.0)):
         play.foreman.land(Landed(attempt, "done"), 95.0)
     return play
 
@@ -168,9 +168,9 @@ def test_one_that_was_let_go_and_comes_back_may_be_let_go_again():
     play.look()
     play.look("a")
     play.foreman.prepare(Prepared("a", until=200.0))
-    for attempt in list(play.roster.assign(100.0)):
+    for attempt in list(play.assignments.assign(100.0)):
         play.foreman.land(Landed(attempt, "done"), 195.0)
-    assert play.roster.finished
+    assert play.assignments.finished
     assert play.foreman.spent(195.0) == ["a"]
 
 
@@ -231,17 +231,17 @@ def test_a_connection_that_breaks_again_and_again_ends_the_run_unless_tiles_are_
     play.look("a")
     play.ready("a")
     for _ in range(BREAKS_LIMIT - 1):
-        for attempt in list(play.roster.assign(0.0)):
+        for attempt in list(play.assignments.assign(0.0)):
             assert play.foreman.land(Landed(attempt, cause="broken"), 0.0) == []
         play.look("a")
-    attempt, *others = play.roster.assign(0.0)
+    attempt, *others = play.assignments.assign(0.0)
     assert play.foreman.land(Landed(attempt, "done"), 0.0) == [Outcome(attempt.index, 1, "done")]
     for _ in range(BREAKS_LIMIT - 1):
-        for attempt in [*others, *play.roster.assign(0.0)]:
+        for attempt in [*others, *play.assignments.assign(0.0)]:
             play.foreman.land(Landed(attempt, cause="broken"), 0.0)
         others = []
         play.look("a")
-    for attempt in list(play.roster.assign(0.0)):
+    for attempt in list(play.assignments.assign(0.0)):
         play.foreman.land(Landed(attempt, cause="broken"), 0.0)
     with pytest.raises(InferenceError, match=f"broke {BREAKS_LIMIT} times"):
         play.look("a")
@@ -253,7 +253,7 @@ def test_a_preparation_that_a_break_took_is_no_worker_that_cannot_load():
     for _ in range(BREAKS_LIMIT - 1):
         play.look("a")
         play.foreman.prepare(Prepared("a", cause="broken"))
-        assert play.roster.workers == set()
+        assert play.assignments.workers == set()
     assert play.said == []
     play.look("a")
     play.foreman.prepare(Prepared("a", cause="broken"))
@@ -305,9 +305,11 @@ def played(play: Play, events: list[tuple[str, str | int]]) -> tuple[list[Outcom
                 landed.append(attempt)
                 outcomes += play.foreman.land(Landed(attempt, **told, cause=cause), 0.0)
         outcomes += play.look(*there, wanting=False)
-        flying += play.roster.assign(0.0)
-        assert {attempt.worker for attempt in play.roster.assign(0.0)} == set()  # one that is told twice runs twice
-        flying = [attempt for attempt in flying if attempt.serial in play.roster.line(attempt.worker)]
+        flying += play.assignments.assign(0.0)
+        assert {
+            attempt.worker for attempt in play.assignments.assign(0.0)
+        } == set()  # one that is told twice runs twice
+        flying = [attempt for attempt in flying if attempt.serial in play.assignments.line(attempt.worker)]
         assert {attempt.worker for attempt in flying} <= there
     return outcomes, there
 
@@ -322,14 +324,14 @@ def test_in_whatever_order_things_go_wrong_no_tile_is_lost_or_told_twice(events,
             there.add(f"late{number}")
             outcomes += play.look(*there, wanting=False)
             play.ready(*there)
-            for attempt in list(play.roster.assign(0.0)):
+            for attempt in list(play.assignments.assign(0.0)):
                 outcomes += play.foreman.land(Landed(attempt, attempt.index), 0.0)
             for worker in list(there):  # what was flying is lost with whoever had it
-                if play.roster.line(worker):
+                if play.assignments.line(worker):
                     there.discard(worker)
     except (InferenceError, OSError):
         return
-    assert play.roster.finished
+    assert play.assignments.finished
     assert sorted(outcome.index for outcome in outcomes) == list(range(tiles))
 
 
@@ -341,4 +343,4 @@ def test_a_worker_that_cannot_load_the_network_has_no_tile(events):
         played(play, [("join", "z"), ("ready", "z"), *events, ("gone", "a"), ("join", "a"), ("cannot", "a")])
     except (InferenceError, OSError):
         return
-    assert play.roster.line("a") == []
+    assert play.assignments.line("a") == []

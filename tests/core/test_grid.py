@@ -229,7 +229,7 @@ def test_kinds_count_each_core_once_with_its_like(stream, cores, period, axis, s
         core = Span(start, min(start + grid.core[axis], volume[axis]))
         listed[moved_to_zero(stream.graph, stream.needs(axis, core, grid.window(axis, *core)), period)] += 1
     counted = Counter()
-    for core, window, times in grid.kinds(axis, period):
+    for core, window, times in grid.distinct_cores(axis, period):
         counted[moved_to_zero(stream.graph, stream.needs(axis, core, window), period)] += times
     assert counted == listed
 
@@ -240,6 +240,6 @@ def test_kinds_count_each_core_once_with_its_like(stream, cores, period, axis, s
 def test_as_few_kinds_as_there_are(cores, period, kinds):
     """A core and its halo at either end, and what differs on the lattice between: ten million tiles are planned as fast as ten."""
     grid = TileGrid((8 * cores, 8, 8), (8, 8, 8), SAME.stride, (22, 8, 8))
-    found = list(grid.kinds(0, period))
+    found = list(grid.distinct_cores(0, period))
     assert len(found) == kinds
     assert sum(kind.times for kind in found) == cores

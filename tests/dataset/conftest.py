@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pool import Pool, open_pool
 from pipeline.config import ClusterConfig
 from tests.dataset.dataset_cases import shared_with
@@ -19,7 +19,7 @@ from tests.storage.conftest import bucket, s3_environment, s3_server  # noqa: F4
 @pytest.fixture(scope="session")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """Two real workers, started once: a start costs more than a small volume does."""
-    with open_pool(ClusterConfig(), Crew(2, 1, 2 * 10**9), tmp_path_factory.mktemp("jobs")) as pool:
+    with open_pool(ClusterConfig(), WorkerSpec(2, 1, 2 * 10**9), tmp_path_factory.mktemp("jobs")) as pool:
         yield pool
 
 

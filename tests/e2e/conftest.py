@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pool import Pool, open_pool
 from pipeline.cluster.worker import let_go
 from pipeline.config import ClusterConfig
@@ -20,7 +20,7 @@ from tests.e2e.commands import Command
 @pytest.fixture(scope="session")
 def workers(tmp_path_factory) -> Iterator[Pool]:
     """Two real workers, started once: a start costs more than a small volume does."""
-    with open_pool(ClusterConfig(), Crew(2, 1, 4 * 10**9), tmp_path_factory.mktemp("jobs")) as pool:
+    with open_pool(ClusterConfig(), WorkerSpec(2, 1, 4 * 10**9), tmp_path_factory.mktemp("jobs")) as pool:
         yield pool
 
 

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from pipeline import stages
+from pipeline.core.assignments import TILES_AHEAD
 from pipeline.core.ledger import TileRecord
 from pipeline.core.network.unet import Architecture
-from pipeline.core.roster import TILES_AHEAD
 from pipeline.errors import StorageError
 from tests.e2e.commands import Command, alive, wait_until
 from tests.pipeline_cases import Run, done_entries, make_run, sessions, stored_objects

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 from pipeline import stages
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pool import open_pool
 from pipeline.config import ClusterConfig
 from pipeline.core.ledger import TileRecord
@@ -44,7 +44,7 @@ def test_projected_bytes_bound_the_measured_peak(tmp_path, monkeypatch, architec
     thin = (*shape[:-3], 8, 8, 8)
     tiny = make_run(tmp_path / "tiny", architecture=architecture, shape=thin, dtype=dtype, **keys)
     large = make_run(tmp_path / "large", architecture=architecture, shape=shape, dtype=dtype, tiles=tiles, **keys)
-    with open_pool(ClusterConfig(), Crew(1, 2, 8 * 10**9), tmp_path) as pool:
+    with open_pool(ClusterConfig(), WorkerSpec(1, 2, 8 * 10**9), tmp_path) as pool:
 
         @contextmanager
         def shared(*_, **__):

@@ -35,7 +35,7 @@ from flows.commands.app import _terminated, app
 from flows.commands.status import status as status_of
 from pipeline import stages
 from pipeline.cluster import worker
-from pipeline.core.roster import Outcome
+from pipeline.core.assignments import Outcome
 from pipeline.inference import session
 
 EXT4_IOC_SHUTDOWN, WITHOUT_LOG = 0x8004587D, 2

@@ -16,7 +16,7 @@ import jsonschema
 import kubernetes_validate
 from ruamel.yaml import YAML
 
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.manifest import Json, dask_cluster
 from pipeline.config import RunConfig, read_config
 
@@ -115,8 +115,8 @@ def example() -> Json:
     """The DaskCluster of configs/kubernetes.yaml."""
     config = read_config(RunConfig, ROOT / "configs/kubernetes.yaml")
     cluster = config.cluster
-    crew = Crew(cluster.workers, config.compute.threads, int(cluster.memory_gb * 1e9), "cuda")
-    return dask_cluster(cluster.kubernetes, crew, "halotile-membranes-ome-zarr-1a2b3c4d", encrypted=True)
+    spec = WorkerSpec(cluster.workers, config.compute.threads, int(cluster.memory_gb * 1e9), "cuda")
+    return dask_cluster(cluster.kubernetes, spec, "halotile-membranes-ome-zarr-1a2b3c4d", encrypted=True)
 
 
 def written(found: Json) -> str:

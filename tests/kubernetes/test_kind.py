@@ -18,7 +18,7 @@ from pipeline import stages
 from pipeline.cluster import kubernetes as kind
 from pipeline.cluster import manifest
 from pipeline.cluster.dispatch import Work, dispatch
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pool import open_pool
 from pipeline.config import ClusterConfig
 from pipeline.core.network.unet import Architecture
@@ -40,9 +40,9 @@ def asked(workers: int = 2, image: str = IMAGE, **keys) -> ClusterConfig:
     )
 
 
-def crew(workers: int = 2) -> Crew:
+def wanted(workers: int = 2) -> WorkerSpec:
     """Workers."""
-    return Crew(workers, threads=1, memory_bytes=10**9)
+    return WorkerSpec(workers, threads=1, memory_bytes=10**9)
 
 
 def until(true, seconds: float = 60) -> None:
@@ -58,7 +58,7 @@ def refusal(folder: Path, config: ClusterConfig | None = None) -> str:
     config = config or asked(1)
     with (
         pytest.raises((ConfigError, InferenceError)) as told,
-        open_pool(config, crew(1), folder / "o.zarr.run" / "jobs"),
+        open_pool(config, wanted(1), folder / "o.zarr.run" / "jobs"),
     ):
         pass
     return str(told.value)
@@ -70,7 +70,7 @@ def refusal(folder: Path, config: ClusterConfig | None = None) -> str:
 @pytest.mark.parametrize("security", ["auto", "none"])
 def test_tiles_are_computed_by_pods_that_end_with_the_run(operator, tmp_path, security):
     """The whole way: the operator makes Deployments of our manifest, their pods find one another, the driver finds them."""
-    with open_pool(asked(security=security), crew(), tmp_path / "o.zarr.run" / "jobs") as pool:
+    with open_pool(asked(security=security), wanted(), tmp_path / "o.zarr.run" / "jobs") as pool:
         scheme = "tls" if security == "auto" else "tcp"
         assert pool.client.scheduler.address.startswith(f"{scheme}://127.0.0.1:")  # forwarded: this driver is outside
         assert sorted(o.result for o in dispatch(pool, TRIED, range(20), retries=0)) == list(range(20))
@@ -81,7 +81,7 @@ def test_tiles_are_computed_by_pods_that_end_with_the_run(operator, tmp_path, se
     assert (
         resource["spec"]
         == manifest.dask_cluster(
-            asked().kubernetes, crew(), resource["metadata"]["name"], encrypted=security == "auto"
+            asked().kubernetes, wanted(), resource["metadata"]["name"], encrypted=security == "auto"
         )["spec"]
     )  # as it was printed, nothing of it dropped or changed on the way
 
@@ -89,7 +89,7 @@ def test_tiles_are_computed_by_pods_that_end_with_the_run(operator, tmp_path, se
 def test_a_scheduler_that_does_not_listen_yet_is_waited_for(operator, tmp_path, monkeypatch):
     """Its pod is ready once it answers over HTTP, a moment before it listens for drivers; one that never does is named."""
     operator.api.broken_forwards = 3
-    with open_pool(asked(1), crew(1), tmp_path / "o.zarr.run" / "jobs") as pool:
+    with open_pool(asked(1), wanted(1), tmp_path / "o.zarr.run" / "jobs") as pool:
         assert [o.result for o in dispatch(pool, TRIED, range(1), retries=0)] == [0]
     assert operator.api.broken_forwards == 0
     monkeypatch.setattr(kind, "ANSWER_SECONDS", 1)
@@ -116,7 +116,7 @@ def test_a_run_on_pods_has_the_same_bytes_as_a_run_here(operator, tmp_path):
 def test_a_pod_that_is_lost_is_replaced_and_its_tile_computed(operator, tmp_path):
     """A spot node that goes takes its pods; the Deployment makes others, and the run goes on."""
     slow = Work(work.ready, functools.partial(work.doze, 0.2), "run")
-    with open_pool(asked(), crew(), tmp_path / "o.zarr.run" / "jobs") as pool:
+    with open_pool(asked(), wanted(), tmp_path / "o.zarr.run" / "jobs") as pool:
         pool.client.wait_for_workers(2, timeout=60)
         outcomes = dispatch(pool, slow, range(40), retries=2)
         done = [next(outcomes).result]
@@ -139,7 +139,7 @@ def test_a_scheduler_whose_container_is_started_anew_costs_no_tile(operator, tmp
         monkeypatch.setattr(kind, "scheduler_url", lambda name, *_, **__: f"tls://{_address(operator, name)}:8786")
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     slow = Work(work.ready, functools.partial(work.doze, 0.2), "run")
-    with open_pool(asked(), crew(), tmp_path / "o.zarr.run" / "jobs") as pool:
+    with open_pool(asked(), wanted(), tmp_path / "o.zarr.run" / "jobs") as pool:
         outcomes = dispatch(pool, slow, range(20), retries=2)
         done = [next(outcomes)]
         (scheduler,) = [pod["metadata"]["name"] for pod in operator.api.all("pods", component="scheduler")]
@@ -162,7 +162,7 @@ def test_a_driver_in_a_pod_goes_to_the_scheduler_by_its_service_and_owns_the_clu
         monkeypatch.setenv(f"HALOTILE_POD_{name}", value)
     operator.api.put("pods", {"metadata": {"name": "driver-1", "namespace": "other", "uid": "17"}, "spec": None})
     operator.nodes.foreign.add("driver-1")
-    with open_pool(asked(1), crew(1), tmp_path / "o.zarr.run" / "jobs") as pool:
+    with open_pool(asked(1), wanted(1), tmp_path / "o.zarr.run" / "jobs") as pool:
         assert [o.result for o in dispatch(pool, TRIED, range(1), retries=0)] == [0]
         (resource,) = operator.api.all("daskclusters")
         assert resource["metadata"]["ownerReferences"] == [
@@ -184,7 +184,7 @@ def _address(kubernetes, name: str) -> str:
 
 def test_the_pods_of_a_run_that_fails_are_deleted_too(operator, tmp_path):
     """Cards that are held by a failed run are the dearest of all."""
-    with pytest.raises(ZeroDivisionError), open_pool(asked(1), crew(1), tmp_path / "o.zarr.run" / "jobs"):
+    with pytest.raises(ZeroDivisionError), open_pool(asked(1), wanted(1), tmp_path / "o.zarr.run" / "jobs"):
         raise ZeroDivisionError
     assert operator.api.all("daskclusters") == []
     until(lambda: not operator.nodes.pods)
@@ -215,7 +215,7 @@ def test_the_operator_deletes_the_pods_of_a_driver_that_was_killed(operator, tmp
 
 def test_a_cluster_that_cannot_be_deleted_is_told_and_fails_no_run(operator, tmp_path, caplog):
     """The tiles are done and written; the operator will see to the rest."""
-    with open_pool(asked(1), crew(1), tmp_path / "o.zarr.run" / "jobs"):
+    with open_pool(asked(1), wanted(1), tmp_path / "o.zarr.run" / "jobs"):
         operator.api.forbidden.add(("delete", "daskclusters"))
     assert "could not be deleted" in caplog.text
     assert "kubectl -n halotile delete daskcluster halotile-o-zarr-" in caplog.text
@@ -338,7 +338,7 @@ def test_starts_of_workers_from_before_there_was_a_scheduler_count_for_nothing()
 @pytest.mark.slow
 def test_workers_that_do_not_come_are_told_with_the_reason(operator, tmp_path):
     """What `dispatch` repeats every few minutes, and at last as the run's error."""
-    with open_pool(asked(2), crew(2), tmp_path / "o.zarr.run" / "jobs") as pool:
+    with open_pool(asked(2), wanted(2), tmp_path / "o.zarr.run" / "jobs") as pool:
         pool.client.wait_for_workers(2, timeout=60)
         operator.nodes.full = True
         for pod in operator.api.all("pods", component="worker"):

@@ -19,7 +19,7 @@ from flows.commands.status import INTERRUPTED, UNVERIFIED
 from flows.commands.status import REFUSED as REFUSED_STATUS
 from flows.deployment import job_variables
 from pipeline.cluster import manifest
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.manifest import Owner, cluster_name, dask_cluster, variables
 from pipeline.config import ClusterConfig, KubernetesConfig, RunConfig, validated
 from tests.kubernetes.manifest_cases import (
@@ -38,7 +38,7 @@ from tests.kubernetes.manifest_cases import (
 ALL = dict(manifests())
 REFUSED = (jsonschema.ValidationError, kubernetes_validate.ValidationError)
 SMALL = KubernetesConfig(image="i", cores=2)
-CREW = Crew(3, 2, 4 * 10**9)
+CREW = WorkerSpec(3, 2, 4 * 10**9)
 
 
 def made(

@@ -22,23 +22,23 @@ def computing(command: Command, run: Run, tiles: int) -> None:
 
 
 def test_lost_jobs_are_replaced_while_the_run_goes_on(slurm, calm, started, tmp_path):
-    """A drained node, an operator's scancel, the out-of-memory killer: the run keeps its crew, and no byte differs."""
+    """A drained node, an operator's scancel, the out-of-memory killer: the run keeps its spec, and no byte differs."""
     hog = tmp_path / "hog"
     run = slurm_run(tmp_path, hog=hog, slow=3)
     command = started("run", run.yaml)
     computing(command, run, tiles=3)
-    crew = slurm.jobs(state="RUNNING")
-    assert len(crew) == 2
+    spec = slurm.jobs(state="RUNNING")
+    assert len(spec) == 2
 
-    cancelled = min(crew)
+    cancelled = min(spec)
     slurm.call("scancel", cancelled)
     wait_until(lambda: len(slurm.jobs(state="RUNNING") - {cancelled}) == 2)
     computing(command, run, tiles=done(run) + 1)
 
-    crew = slurm.jobs(state="RUNNING")
+    spec = slurm.jobs(state="RUNNING")
     hog.touch()
     wait_until(lambda: not hog.exists())
-    wait_until(lambda: len(slurm.jobs(state="RUNNING") - crew) == 1)
+    wait_until(lambda: len(slurm.jobs(state="RUNNING") - spec) == 1)
     computing(command, run, tiles=done(run) + 1)
 
     assert command.wait() == 0, command.error
@@ -151,9 +151,9 @@ def test_batch_jobs_write_the_same_bytes_and_go_on_after_their_walltime(slurm, m
 
     slowly = f"--export=ALL,{PRELOAD.removeprefix('export ')},SITE_SLOW=2"
     node_job = slurm.submit(*BATCH, f"--output={node.folder}/log", slowly, "deploy/slurm/node.sbatch", node.yaml)
-    crew = ("--ntasks=4", "--nodes=2", "--cpus-per-task=1", "--mem-per-cpu=2800M", slowly)
+    spec = ("--ntasks=4", "--nodes=2", "--cpus-per-task=1", "--mem-per-cpu=2800M", slowly)
     allocation_job = slurm.submit(
-        *crew, f"--output={allocation.folder}/log", "deploy/slurm/allocation.sbatch", allocation.yaml
+        *spec, f"--output={allocation.folder}/log", "deploy/slurm/allocation.sbatch", allocation.yaml
     )
     array = slurm.submit(*BATCH, "--array=1-3", f"--output={tmp_path}/log-%a", "deploy/slurm/array.sbatch", catalogue)
     for run, job in (node, node_job), (allocation, allocation_job):
@@ -187,8 +187,8 @@ def test_a_batch_job_that_is_cancelled_stays_so(slurm, tmp_path):
 def test_an_allocation_whose_driver_is_killed_ends(slurm, tmp_path):
     """Nobody pays until the walltime for a scheduler and workers that nobody drives."""
     run = made(tmp_path / "run", {"kind": "slurm-allocation", "memory_gb": 2})
-    crew = ("--ntasks=3", "--nodes=1", "--cpus-per-task=1", "--mem-per-cpu=2800M")
-    job = slurm.submit(*crew, f"--output={tmp_path}/log", "deploy/slurm/allocation.sbatch", run.yaml)
+    spec = ("--ntasks=3", "--nodes=1", "--cpus-per-task=1", "--mem-per-cpu=2800M")
+    job = slurm.submit(*spec, f"--output={tmp_path}/log", "deploy/slurm/allocation.sbatch", run.yaml)
     wait_until(lambda: done(run) >= 1)
     pid = int((run.directory.path / "driver.lock").read_text().partition("-")[0])
     psutil.Process(pid).kill()
@@ -214,18 +214,18 @@ def finished(slurm: Slurm, statuses: dict[str, int], *logs: Path) -> None:
 
 
 def test_a_dataset_is_done_in_an_allocation_and_by_jobs(slurm, machines, tmp_path):
-    """Many volumes, one crew: the tasks of one srun, and then, for a new model, a job a worker submitted from here."""
+    """Many volumes, one spec: the tasks of one srun, and then, for a new model, a job a worker submitted from here."""
     allocation = {"kind": "slurm-allocation", "memory_gb": 2, "host": machines.here}
     dataset = make_dataset(tmp_path, volumes=4, cluster=allocation)
     dataset = dataset.having(cluster={"workers": "auto"})
-    crew = (
+    spec = (
         "--ntasks=4",
         "--nodes=2",
         "--cpus-per-task=1",
         "--mem-per-cpu=2800M",
         "--export=ALL,HALOTILE_COMMAND=reprocess",
     )
-    job = slurm.submit(*crew, f"--output={tmp_path}/log", "deploy/slurm/allocation.sbatch", dataset.yaml)
+    job = slurm.submit(*spec, f"--output={tmp_path}/log", "deploy/slurm/allocation.sbatch", dataset.yaml)
     finished(slurm, {job: 0}, tmp_path / "log")
     assert set(dataset.states().values()) == {"done"}
 

@@ -1,4 +1,4 @@
-"""Devices, without one: what is told, refused and chosen, and the order in which a GPU's lane does things."""
+"""Devices, without one: what is told, refused and chosen, and the order in which a GPU's transfer does things."""
 
 from contextlib import contextmanager
 
@@ -13,9 +13,9 @@ from pipeline.errors import ModelError
 from pipeline.networks import device, probe
 from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.device import computes_bfloat16, cudnn_warnings
-from pipeline.networks.lane import CudaLane, HostLane, ahead, lane, native
 from pipeline.networks.model import UNet
 from pipeline.networks.probe import predicted, region, self_test
+from pipeline.networks.transfer import CudaLane, HostLane, ahead, native, transfer
 from tests.unet.notes_unet import randomise
 from tests.unet.test_predictor import checkpoint_of, plan_of
 
@@ -103,7 +103,7 @@ def test_the_region_lies_in_the_middle_of_any_volume(volume):
 
 
 def test_ahead_begins_items_early_keeps_their_order_and_never_more():
-    """A lane that ran away would hold a column on the card."""
+    """A transfer that ran away would hold a column on the card."""
     begun = []
     for item, made in enumerate(ahead(range(6), lambda n: begun.append(n) or n, 2)):
         assert made == item
@@ -202,7 +202,7 @@ def test_a_gpus_results_come_back_in_order_after_their_copies(fake_cuda):
 
 def test_the_processors_lane_goes_nowhere():
     """Host and device are one."""
-    assert isinstance(lane(torch.device("cpu")), HostLane)
+    assert isinstance(transfer(torch.device("cpu")), HostLane)
     array = np.arange(8, dtype=np.uint8).reshape(1, 2, 2, 2)
     ((box, (back,)),) = HostLane().drain([(Box((0, 0, 0), (2, 2, 2)), (next(HostLane().feed([array])),))])
     assert np.shares_memory(back, array)

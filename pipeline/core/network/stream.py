@@ -64,6 +64,6 @@ class Stream:
         ends = Span(window.start // stride * stride, round_up(window.stop, stride))
         return needs(self.graph, axis, core, ends if self.graph.is_padded else None)
 
-    def kinds(self, axis: int) -> Iterator[tuple[Needs, int]]:
+    def distinct_needs(self, axis: int) -> Iterator[tuple[Needs, int]]:
         """Needs of the cores along an axis, and the number of their like."""
-        return ((self.needs(axis, core, window), times) for core, window, times in self.grid.kinds(axis))
+        return ((self.needs(axis, core, window), times) for core, window, times in self.grid.distinct_cores(axis))

@@ -73,7 +73,7 @@ def layer_sums(stream: Stream, axis: int) -> np.ndarray:
     """By layer, the voxels that it computes along an axis, over all tiles in a row."""
     layers = stream.graph.layers
     total = np.zeros(len(layers), dtype=np.int64)
-    for needs, times in stream.kinds(axis):
+    for needs, times in stream.distinct_needs(axis):
         total += times * np.array([needs.computes(node) for node in layers])
     return total
 
@@ -102,20 +102,20 @@ def total_voxels_decoded(grid: TileGrid, chunks: Triple, slices: int) -> int:
     plane = prod(axis_voxels_decoded(grid, axis, chunks[axis]) for axis in (1, 2))
     return plane * sum(
         times * _decoded(grid, 0, chunks[0], part)
-        for _, window, times in grid.kinds(0, lcm(chunks[0], slices))
+        for _, window, times in grid.distinct_cores(0, lcm(chunks[0], slices))
         for part in read_spans(window, grid.volume[0], slices)
     )
 
 
 def axis_voxels_read(grid: TileGrid, axis: int) -> int:
     """Voxels along an axis that all tiles in a row ask for; what is mirrored is not read."""
-    spans = ((_inside(window, grid.volume[axis]), times) for _, window, times in grid.kinds(axis))
+    spans = ((_inside(window, grid.volume[axis]), times) for _, window, times in grid.distinct_cores(axis))
     return sum(times * (stop - first) for (first, stop), times in spans)
 
 
 def axis_voxels_decoded(grid: TileGrid, axis: int, chunk: int) -> int:
     """The same, rounded out to whole chunks."""
-    return sum(times * _decoded(grid, axis, chunk, window) for _, window, times in grid.kinds(axis, chunk))
+    return sum(times * _decoded(grid, axis, chunk, window) for _, window, times in grid.distinct_cores(axis, chunk))
 
 
 def _decoded(grid: TileGrid, axis: int, chunk: int, span: Span) -> int:
@@ -147,7 +147,7 @@ def widest_plane(grid: TileGrid) -> int:
 
 def widest_input(grid: TileGrid, axis: int) -> int:
     """Voxels that the widest window has along an axis."""
-    return max(kind.window.extent for kind in grid.kinds(axis))
+    return max(kind.window.extent for kind in grid.distinct_cores(axis))
 
 
 def read_spans(whole: Span, extent: int, slices: int) -> Iterator[Span]:
@@ -187,7 +187,7 @@ def held_channels(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
 
 def held_extents(stream: Stream, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Extents along an axis, of the widest tile: of buffers and skips, and of what each layer writes in a turn."""
-    found = [_held(stream, needs) for needs, _ in stream.kinds(axis)]
+    found = [_held(stream, needs) for needs, _ in stream.distinct_needs(axis)]
     held, written = (np.max(np.array(values), axis=0) for values in zip(*found, strict=True))
     return held, written
 
@@ -219,7 +219,7 @@ def tile_bytes(stream: Stream, in_bytes: int, out_bytes: int, in_chunk: int, uni
     grid, in_channels, out_channels = stream.grid, stream.graph.input.channels, stream.graph.output.channels
     plane_in = widest_plane(grid)
     plane_out = prod(min(c, n) for c, n in zip(grid.core[1:], grid.volume[1:], strict=True))
-    mirrored = max(max(-w.start, 0) + max(w.stop - grid.volume[0], 0) for _, w, _ in grid.kinds(0))
+    mirrored = max(max(-w.start, 0) + max(w.stop - grid.volume[0], 0) for _, w, _ in grid.distinct_cores(0))
     slices = read_slices(stream, in_chunk, in_bytes) + mirrored
     block = slices * in_channels * plane_in * in_bytes
     slab = min(stream.slab, grid.volume[0])

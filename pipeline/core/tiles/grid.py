@@ -117,9 +117,9 @@ class TileGrid:
 
     def _widest(self, axis: int) -> int:
         """First voxel of a core with the largest window along an axis."""
-        return max(self.kinds(axis), key=lambda kind: kind.window.extent).core.start
+        return max(self.distinct_cores(axis), key=lambda kind: kind.window.extent).core.start
 
-    def kinds(self, axis: int, period: int = 1) -> Iterator[Alike]:
+    def distinct_cores(self, axis: int, period: int = 1) -> Iterator[Alike]:
         """The cores along an axis: away from the ends all are alike.
 
         Args:

@@ -78,8 +78,8 @@ class Outcome:
 
 
 @dataclass(slots=True)
-class _Hand:
-    """A worker, as the roster sees it."""
+class _WorkerState:
+    """A worker, as its assignments see it."""
 
     fit: bool = False
     until: float = math.inf
@@ -88,7 +88,7 @@ class _Hand:
     done: int = 0
 
 
-class Roster:
+class Assignments:
     """Tiles still to do, and who has which.
 
     Args:
@@ -99,7 +99,7 @@ class Roster:
     def __init__(self, indices: Iterable[int], retries: int) -> None:
         self._source = iter(indices)
         self._retries = retries
-        self._hands: dict[str, _Hand] = {}
+        self._hands: dict[str, _WorkerState] = {}
         self._again: deque[tuple[int, int]] = deque()  # tile, attempt
         self._suspects: deque[tuple[int, int]] = deque()
         self._serial = 0
@@ -151,7 +151,7 @@ class Roster:
 
     def join(self, worker: str) -> None:
         """A worker is there, but not ready."""
-        self._hands[worker] = _Hand()
+        self._hands[worker] = _WorkerState()
 
     def ready(self, worker: str, until: float = math.inf) -> None:
         """It may be given tiles, and has time until then."""
@@ -212,7 +212,7 @@ class Roster:
                 if len(hand.line) <= length and self._has_time(hand, now) and (tile := self._take_next()):
                     yield self._given(worker, hand, *tile, now=now)
 
-    def _kept_for_suspects(self, hands: dict[str, _Hand], now: float) -> list[str]:
+    def _kept_for_suspects(self, hands: dict[str, _WorkerState], now: float) -> list[str]:
         """Those with the shortest lines."""
         busy = sum(_has_suspect(hand) for hand in self._hands.values())
         room = min(max(self.fit // 2, 1) - busy, len(self._suspects))
@@ -227,7 +227,9 @@ class Roster:
             if hand.fit and not hand.line and not self._has_time(hand, now)
         ]
 
-    def _given(self, worker: str, hand: _Hand, index: int, number: int, *, now: float, alone: bool = False) -> Attempt:
+    def _given(
+        self, worker: str, hand: _WorkerState, index: int, number: int, *, now: float, alone: bool = False
+    ) -> Attempt:
         self._serial += 1
         attempt = Attempt(self._serial, index, number, worker, alone)
         if not hand.line:
@@ -235,7 +237,7 @@ class Roster:
         hand.line.append(attempt)
         return attempt
 
-    def _has_time(self, hand: _Hand, now: float) -> bool:
+    def _has_time(self, hand: _WorkerState, now: float) -> bool:
         """Whether one more tile can end before its worker does. One that has done none gets one: else none ever would."""
         if hand.until == math.inf or not (hand.done or hand.line):
             return True
@@ -264,5 +266,5 @@ class Roster:
         return min(max(TILES_AHEAD, math.ceil(AHEAD_SECONDS / self._mean)), MOST_AHEAD)
 
 
-def _has_suspect(hand: _Hand) -> bool:
+def _has_suspect(hand: _WorkerState) -> bool:
     return bool(hand.line) and hand.line[0].alone

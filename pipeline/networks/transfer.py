@@ -26,7 +26,7 @@ DEPTH = 2
 """Slabs on their way in, and results on their way out, at most."""
 
 
-class Lane(Protocol):
+class Transfer(Protocol):
     """The way to a device and back."""
 
     def feed(self, arrays: Iterable[np.ndarray]) -> Iterator[Tensor]:
@@ -36,8 +36,8 @@ class Lane(Protocol):
         """Results back on the host, in order."""
 
 
-def lane(device: torch.device) -> Lane:
-    """The lane of a device."""
+def transfer(device: torch.device) -> Transfer:
+    """The transfer of a device."""
     return CudaLane(device) if device.type == "cuda" else HostLane()
 
 

@@ -22,7 +22,7 @@ KNOWN_SECONDS = 0.5
 """For so long it is taken for granted who is there."""
 
 
-class Staff(Protocol):
+class WorkerSharing(Protocol):
     """Workers that a run may give tiles to."""
 
     def present(self, useful: float) -> set[str]:
@@ -38,7 +38,7 @@ class Staff(Protocol):
         """Have this called when others were spared."""
 
 
-class Everyone:
+class AllWorkers:
     """All workers of a scheduler, for one run."""
 
     def __init__(self, client: Client) -> None:
@@ -57,20 +57,20 @@ class Everyone:
         """Nobody spares any."""
 
 
-class Common:
+class SharedWorkers:
     """Workers that several runs, each in a thread of its own, have in common."""
 
     def __init__(self, client: Client) -> None:
         self._attendance = Attendance(client)
         self.lock = threading.RLock()
-        self._line: list[Share] = []
-        self._holders: dict[str, Share] = {}
+        self._line: list[Lease] = []
+        self._holders: dict[str, Lease] = {}
         self._looked = float("-inf")
 
     @contextmanager
-    def share(self) -> Iterator[Share]:
+    def share(self) -> Iterator[Lease]:
         """A place in the line until the run ends."""
-        share = Share(self)
+        share = Lease(self)
         with self.lock:
             self._line.append(share)
         try:
@@ -88,7 +88,7 @@ class Common:
             self._looked = time.monotonic()
         return self._attendance.seen
 
-    def held(self, share: Share) -> set[str]:
+    def held(self, share: Lease) -> set[str]:
         """The workers of a run, after it has taken what it lacks and those before it leave."""
         there = self.seen()
         self._holders = {worker: holder for worker, holder in self._holders.items() if worker in there}
@@ -116,10 +116,10 @@ class Common:
             share.wake()
 
 
-class Share:
-    """What one run has of common workers; see `Staff`."""
+class Lease:
+    """What one run has of common workers; see `WorkerSharing`."""
 
-    def __init__(self, common: Common) -> None:
+    def __init__(self, common: SharedWorkers) -> None:
         self._common = common
         self.useful = self.lacks = 0.0
         self.wake: Callable[[], None] = lambda: None

@@ -14,10 +14,10 @@ from distributed import Client
 from tornado.platform.asyncio import BaseAsyncIOLoop
 
 from pipeline.cluster.dispatch import Work, dispatch
-from pipeline.cluster.kind import Crew
+from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pool import Pool, SharedPool, open_pool
 from pipeline.cluster.scheduler import Attendance
-from pipeline.cluster.staff import Common
+from pipeline.cluster.sharing import SharedWorkers
 from pipeline.config import ClusterConfig
 from tests.cluster import work
 
@@ -33,7 +33,7 @@ class Idle(BaseAsyncIOLoop):
 
 
 class Scheduler:
-    """As much of a client as a staff asks."""
+    """As much of a client as sharing asks."""
 
     status, scheduler_comm, loop = "running", None, Idle()
 
@@ -54,12 +54,12 @@ class Scheduler:
 @pytest.fixture
 def fresh(monkeypatch):
     """Whoever is there is looked up anew each time."""
-    monkeypatch.setattr("pipeline.cluster.staff.KNOWN_SECONDS", -1.0)
+    monkeypatch.setattr("pipeline.cluster.sharing.KNOWN_SECONDS", -1.0)
 
 
 def test_the_first_in_line_has_what_it_can_use_and_the_next_the_rest(fresh):
     """A volume that came first is not held up by one that came later; nor are workers idle meanwhile."""
-    common = Common(Scheduler("a", "b", "c"))
+    common = SharedWorkers(Scheduler("a", "b", "c"))
     with common.share() as first, common.share() as second:
         assert first.present(2) == {"a", "b"}
         assert second.present(5) == {"c"}
@@ -71,7 +71,7 @@ def test_the_first_in_line_has_what_it_can_use_and_the_next_the_rest(fresh):
 
 def test_what_a_run_gives_back_goes_to_whoever_stands_first(fresh):
     """Else a long queue would be served in the order of the looks, and the first might wait for ever."""
-    common = Common(Scheduler("a"))
+    common = SharedWorkers(Scheduler("a"))
     with common.share() as first, common.share() as second, common.share() as third:
         assert (first.present(1), second.present(1), third.present(1)) == ({"a"}, set(), set())
         first.spare(["a"])
@@ -82,7 +82,7 @@ def test_what_a_run_gives_back_goes_to_whoever_stands_first(fresh):
 
 def test_the_others_are_woken_when_workers_are_spared_and_when_a_run_ends(fresh):
     """A look a second would leave a worker idle for half a second after each small volume."""
-    common, woken = Common(Scheduler("a")), []
+    common, woken = SharedWorkers(Scheduler("a")), []
     with common.share() as first:
         with common.share() as second:
             first.listen(partial(woken.append, "first"))
@@ -95,7 +95,7 @@ def test_the_others_are_woken_when_workers_are_spared_and_when_a_run_ends(fresh)
 def test_a_worker_that_is_gone_belongs_to_nobody_and_its_successor_is_free(fresh):
     """A worker that comes back under its old address is not taken for the one that vanished."""
     scheduler = Scheduler("a", "b")
-    common = Common(scheduler)
+    common = SharedWorkers(scheduler)
     with common.share() as first, common.share() as second:
         first.present(1), second.present(1)
         scheduler.workers = ["b"]
@@ -114,7 +114,7 @@ def test_a_worker_that_is_gone_belongs_to_nobody_and_its_successor_is_free(fresh
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory) -> Iterator[Pool]:
     """Two worker processes."""
-    with open_pool(ClusterConfig(), Crew(2, 1, 2 * 10**9), tmp_path_factory.mktemp("jobs")) as found:
+    with open_pool(ClusterConfig(), WorkerSpec(2, 1, 2 * 10**9), tmp_path_factory.mktemp("jobs")) as found:
         yield found
 
 
