@@ -22,7 +22,7 @@ from pipeline.core.geometry.box import Triple
 from pipeline.core.ledger import Session, TileRecord
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
-from pipeline.core.plan import Compute, Cost, Model, Output, Plan
+from pipeline.core.plan import Compute, Cost, Model, OutputSpec, Plan
 from pipeline.core.volume import Description, Space
 from pipeline.networks.model import UNet, initialise
 from pipeline.outputs.rundir import RunDirectory
@@ -217,7 +217,7 @@ def output_plan(
     return Plan(
         source=Description("nowhere", 0, axes, 1, shape, "uint8", shape, space, "0" * 64),
         nonfinite="fail",
-        output=Output(str(url), axes if channels == 1 else f"c{axes}", dtype, "none", chunks, shards),
+        output=OutputSpec(str(url), axes if channels == 1 else f"c{axes}", dtype, "none", chunks, shards),
         model=Model("nowhere", "0" * 64, architecture, 0),
         normalization=Normalization(),
         core=core,

@@ -48,7 +48,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class OutputSpec:
     """What is written.
 
     Args:
@@ -118,7 +118,7 @@ class Plan:
 
     source: Description
     nonfinite: str
-    output: Output
+    output: OutputSpec
     model: Model
     normalization: Normalization
     core: Triple
@@ -229,7 +229,7 @@ def _parts(content: dict[str, Any]) -> dict[str, Any]:
     architecture = Architecture(**content["model"]["architecture"])
     return {
         "source": Description.from_dict(content["source"]),
-        "output": Output(**output),
+        "output": OutputSpec(**output),
         "model": Model(**{**content["model"], "architecture": architecture}),
         "normalization": Normalization(**content["normalization"]),
         "compute": Compute(**content["compute"]),

@@ -19,7 +19,7 @@ from pipeline.core.geometry.box import Box
 from pipeline.core.lesson import lesson
 from pipeline.core.machine import Machine
 from pipeline.core.normalization import Normalization
-from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
+from pipeline.core.plan import Compute, Cost, Model, OutputSpec, Plan, output_bytes
 from pipeline.core.stored import Inventory
 from pipeline.core.tiles.cost import (
     one_pass_multiply_adds,
@@ -445,10 +445,10 @@ def _voxel_size_warnings(volume: Volume, checkpoint: Checkpoint) -> list[str]:
     return list(strange_voxels(found or (), trained, checkpoint.architecture.ndim))
 
 
-def _output(config: RunConfig, volume: Volume, checkpoint: Checkpoint, tiling: Tiling) -> Output:
+def _output(config: RunConfig, volume: Volume, checkpoint: Checkpoint, tiling: Tiling) -> OutputSpec:
     spatial = volume.description.axes.removeprefix("c")
     channels = checkpoint.architecture.out_channels
-    return Output(
+    return OutputSpec(
         url=config.output.url,
         axes=spatial if channels == 1 else f"c{spatial}",
         dtype=config.output.dtype,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.core.network.receptive import receptive_radius
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
-from pipeline.core.plan import Compute, Cost, Model, Output, Plan, output_bytes
+from pipeline.core.plan import Compute, Cost, Model, OutputSpec, Plan, output_bytes
 from pipeline.core.volume import Description, Space
 
 ARCHITECTURE = Architecture(ndim=3, depth=1, width=4, in_channels=2)
@@ -19,7 +19,7 @@ SPACE = Space((40.0, 4.0, 4.0), (20.0, 0.0, 0.0), ("nanometer", "nanometer", Non
 PLAN = Plan(
     source=Description("/data/in.zarr", 1, "czyx", 2, (50, 60, 70), "uint16", (16, 32, 32), SPACE, "ab" * 32),
     nonfinite="fail",
-    output=Output("/data/out.zarr", "zyx", "uint8", "sigmoid", (8, 16, 16), (16, 32, 32)),
+    output=OutputSpec("/data/out.zarr", "zyx", "uint8", "sigmoid", (8, 16, 16), (16, 32, 32)),
     model=Model("/models/em.safetensors", "cd" * 32, ARCHITECTURE, 12345),
     normalization=Normalization("percentile", 10.25, 1.0 / 3.0, 0.5, 99.5),
     core=(16, 32, 32),

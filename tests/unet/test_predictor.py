@@ -8,7 +8,7 @@ from pipeline.core.geometry.mirror import shown, spread
 from pipeline.core.network.receptive import least_halo, legal_extent, receptive_radius
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
-from pipeline.core.plan import Compute, Cost, Model, Output, Plan
+from pipeline.core.plan import Compute, Cost, Model, OutputSpec, Plan
 from pipeline.core.volume import Description, Space
 from pipeline.errors import InferenceError, ModelError
 from pipeline.networks.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ def plan_of(checkpoint, *, volume=(29, 21, 13), dtype="float32", activation="non
     usual = {
         "source": Description("in", 0, "czyx", 2, volume, "uint8", volume, Space.unknown(3), "0"),
         "nonfinite": "fail",
-        "output": Output("out", "czyx", dtype, activation, core, None),
+        "output": OutputSpec("out", "czyx", dtype, activation, core, None),
         "model": Model("weights.pt", checkpoint.sha256, architecture, 0),
         "normalization": Normalization("zscore", 100.0, 1 / 64),
         "core": core,
