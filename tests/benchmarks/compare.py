@@ -1,6 +1,7 @@
 """Ours beside others that segment large volumes: same volume, network and machine, in one run. `make bench`.
 
     python -m tests.benchmarks.compare [--extent 256] [--repeats 2] [--threads 2]
+    python -m tests.benchmarks.compare --against COMMIT    # instead, ours beside ours as of that commit: see against.py
 
 Contenders take turns, so that what else the machine does hits all alike. Writes a page for people and a file for programs.
 """
@@ -25,7 +26,7 @@ import numpy as np
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.tiles.cost import one_pass_multiply_adds
 from pipeline.networks.device import cpuinfo
-from tests.benchmarks import growth, reads
+from tests.benchmarks import against, growth, reads
 from tests.benchmarks.contenders import ARCHITECTURE, BOUNDS, CONTENDERS, CORE, ROOT, Contender, measured, prepare
 
 PACKAGES = ("torch", "dask", "zarr", "zarrs", "monai", "torchio")
@@ -227,20 +228,30 @@ def _extent(text: str) -> int:
 def main() -> None:
     """Measure, and write the page and the file."""
     parser = argparse.ArgumentParser(description="Ours beside others that segment large volumes.")
-    parser.add_argument("--extent", type=_extent, default=256, help="voxels along each axis")
-    parser.add_argument("--repeats", type=int, default=2, help="turns of each contender")
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="compare this checkout with another of its commits, end to end"
+    )
+    parser.add_argument("--extent", type=_extent, help="voxels along each axis (256; against a commit 128)")
+    parser.add_argument("--repeats", type=int, help="turns of each contender (2; against a commit 7)")
     parser.add_argument("--threads", type=int, default=2, help="that compute, of each contender")
     parser.add_argument("--folder", type=Path, help="keeps the volume and its float64 answer for the next run")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks.json", help="the file for programs")
     parser.add_argument("--table", type=Path, default=ROOT / "docs" / "benchmarks.md", help="the page for people")
     asked = parser.parse_args()
+    if asked.against:
+        comparisons = against.against(
+            asked.against, asked.extent or 128, asked.repeats or against.ROUNDS, asked.threads
+        )
+        print(against.table(comparisons))
+        raise SystemExit(against.is_bad(comparisons))
+    extent = asked.extent or 256
     found = {"context": context()}
     with tempfile.TemporaryDirectory() as scratch:
-        found |= compare(asked.folder or Path(scratch), asked.extent, asked.repeats, asked.threads)
+        found |= compare(asked.folder or Path(scratch), extent, asked.repeats or 2, asked.threads)
     _say("growth")
     found["growth"] = growth.growth(growth.BASE, asked.threads)
     _say("reads")
-    found["reads"] = reads.reads(asked.extent, reads.REPEATS, asked.threads)
+    found["reads"] = reads.reads(extent, reads.REPEATS, asked.threads)
     asked.out.write_text(json.dumps(found, indent=1) + "\n")
     asked.table.write_text(page(found))
     print(page(found))
