@@ -17,7 +17,7 @@ from zarr.storage import MemoryStore
 from pipeline.core.plan import Plan
 from pipeline.core.strict_json import json_text
 from pipeline.outputs.documents import Comparison, compared, merged, parsed, same, told
-from pipeline.places import durable
+from pipeline.outputs.store import Store
 from pipeline.volumes.ome import image_attributes
 
 ARRAY = "0"
@@ -30,19 +30,19 @@ class Metadata:
     """The documents of one output.
 
     Args:
-        root: Of the store.
+        store: Where they lie.
         plan: Of the output.
         array: The array's document, as the plan makes it.
     """
 
-    def __init__(self, root: Path, plan: Plan, array: bytes) -> None:
-        self._root, self._plan = root, plan
+    def __init__(self, store: Store, plan: Plan, array: bytes) -> None:
+        self._store, self._plan = store, plan
         self._array_bytes = array
         self._array: dict[str, Any] = json.loads(array)
 
     def is_complete(self) -> bool:
         """Whether the group says that the image is all there."""
-        return _halotile(stored(self._root / DOCUMENT)).get("state") == "complete"
+        return _halotile(stored(self._store, DOCUMENT)).get("state") == "complete"
 
     def compared(self, *, complete: bool, names: tuple[str, ...] = ()) -> Comparison:
         """What the stored documents are against ours.
@@ -53,8 +53,8 @@ class Metadata:
         """
         group = self._group(complete)
         found = [
-            _labelled(DOCUMENT, self._group_compared(_named(group, stored(self._root / DOCUMENT), names))),
-            _labelled(f"{ARRAY}/{DOCUMENT}", self._array_compared(stored(self._root / ARRAY / DOCUMENT))),
+            _labelled(DOCUMENT, self._group_compared(_named(group, stored(self._store, DOCUMENT), names))),
+            _labelled(f"{ARRAY}/{DOCUMENT}", self._array_compared(stored(self._store, f"{ARRAY}/{DOCUMENT}"))),
         ]
         return Comparison(
             tuple(line for each in found for line in each.differences),
@@ -63,30 +63,30 @@ class Metadata:
 
     def put(self, *, complete: bool) -> list[str]:
         """Write what is not as ours; gives what was, a line each."""
-        group, there = self._group(complete), stored(self._root / DOCUMENT)
+        group, there = self._group(complete), stored(self._store, DOCUMENT)
         lines = _labelled(DOCUMENT, self._group_compared(group)).differences
         if lines:
-            _write(self._root / DOCUMENT, _dumped(self._group_mended(group, there)))
+            self._store.put(DOCUMENT, _dumped(self._group_mended(group, there)))
         array_lines = _labelled(
-            f"{ARRAY}/{DOCUMENT}", self._array_compared(stored(self._root / ARRAY / DOCUMENT))
+            f"{ARRAY}/{DOCUMENT}", self._array_compared(stored(self._store, f"{ARRAY}/{DOCUMENT}"))
         ).differences
         if array_lines:
-            _write(self._root / ARRAY / DOCUMENT, self._array_mended(stored(self._root / ARRAY / DOCUMENT)))
+            self._store.put(f"{ARRAY}/{DOCUMENT}", self._array_mended(stored(self._store, f"{ARRAY}/{DOCUMENT}")))
         return [*lines, *array_lines]
 
     def reopen(self, fingerprint: str) -> None:
         """Name no image any more, and another plan; keys of others stay."""
-        there = stored(self._root / DOCUMENT)
+        there = stored(self._store, DOCUMENT)
         if there is None:  # it is made anew
             return
         attributes = there.get("attributes")
         kept = {key: value for key, value in attributes.items() if key != "ome"} if isinstance(attributes, dict) else {}
         said = {FINGERPRINT_ATTRIBUTE: {"fingerprint": fingerprint, "state": "incomplete"}}
-        _write(self._root / DOCUMENT, _dumped({**there, "attributes": {**kept, **said}}))
+        self._store.put(DOCUMENT, _dumped({**there, "attributes": {**kept, **said}}))
 
     def drop_units(self) -> None:
         """Remove the units of axes for which the plan has none any more: an earlier plan wrote them, and left they would be false."""
-        document, ours = stored(self._root / DOCUMENT), described_image(self._plan)["multiscales"][0]["axes"]
+        document, ours = stored(self._store, DOCUMENT), described_image(self._plan)["multiscales"][0]["axes"]
         if document is None:
             return
         try:
@@ -97,7 +97,7 @@ class Metadata:
         for axis in stale:
             del axis["unit"]
         if stale and document:
-            _write(self._root / DOCUMENT, _dumped(document))
+            self._store.put(DOCUMENT, _dumped(document))
 
     # --- the group --------------------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class Metadata:
         return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
 
     def _group_compared(self, ours: dict[str, Any]) -> Comparison:
-        there = stored(self._root / DOCUMENT)
+        there = stored(self._store, DOCUMENT)
         if there is None:
             return Comparison(("is not there, or no document",), ())
         found = compared(ours, there)
@@ -176,18 +176,16 @@ class Metadata:
         return _dumped({**self._array, "attributes": attributes})
 
 
-def stored(path: Path) -> dict[str, Any] | None:
+def stored(store: Store, key: str) -> dict[str, Any] | None:
     """A document as it is stored; None where there is none, or something else."""
-    try:
-        return parsed(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
+    content = store.get(key)
+    return None if content is None else parsed(content)
 
 
-def stored_fingerprint(root: Path) -> str | None:
+def stored_fingerprint(store: Store) -> str | None:
     """The fingerprint that a store says it was made for; None where it says none."""
     try:
-        found = _halotile(stored(root / DOCUMENT)).get("fingerprint")
+        found = _halotile(stored(store, DOCUMENT)).get("fingerprint")
     except PermissionError:
         return None
     return found if isinstance(found, str) else None
@@ -251,7 +249,3 @@ def _memory(document: dict[str, Any]) -> MemoryStore:
 
 def _dumped(document: dict[str, Any]) -> bytes:
     return json_text(document, indent=2).encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    durable.replace(path, content, shared=True)

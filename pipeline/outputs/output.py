@@ -8,9 +8,6 @@ ledger says what is done.
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.abc.store import Store
+from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
@@ -33,17 +30,12 @@ from pipeline.errors import StorageError
 from pipeline.outputs.documents import Comparison
 from pipeline.outputs.metadata import ARRAY, DOCUMENT, Metadata, stored, stored_fingerprint
 from pipeline.outputs.rundir import RunDirectory
+from pipeline.outputs.store import Entry, checksum, store_at
 from pipeline.places import durable
-from pipeline.places.durable import PARTS, in_words
-from pipeline.places.stores import local_store
+from pipeline.places.durable import in_words
 
 _EVIDENCE = 8
 """Objects of which one must be as the ledger says, to know a store whose metadata do not name their plan any more."""
-
-
-def checksum(stored: bytes) -> str:
-    """SHA-256 of stored bytes, as `sha256sum` prints it."""
-    return hashlib.sha256(stored).hexdigest()
 
 
 class RecordingStore(WrapperStore[LocalStore]):
@@ -71,12 +63,12 @@ class Contents:
 
     Args:
         strays: Keys of objects that no write unit has, though readers take them for the array's; and of folders in place of one.
-        parts: What killed writers left half-written.
+        parts: Keys of what killed writers left half-written.
         others: Names that are not ours; they are left.
     """
 
     strays: list[str] = field(default_factory=list)
-    parts: list[Path] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
 
@@ -85,17 +77,16 @@ class Output:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.root = Path(plan.output.url)
+        self.store = store_at(plan.output.url)
         self._encoded: dict[str, Buffer] = {}
-        self._folders: set[Path] = set()
 
     # --- life of the store ------------------------------------------------------------------------------------------
 
     def state(self) -> str:
         """`absent`, `ours` (this plan's), or `foreign`: anything else that lies at its place."""
-        if not is_occupied(self.root):
+        if not self.store.is_occupied():
             return "absent"
-        found = stored_fingerprint(self.root)
+        found = stored_fingerprint(self.store)
         if found is None:
             return "ours" if self._is_ours_by_evidence() else "foreign"
         return "ours" if found == self.plan.fingerprint else "foreign"
@@ -105,15 +96,16 @@ class Output:
 
         A power cut leaves documents empty, and nothing else; damage leaves objects that the ledger vouches for.
         """
-        directory = RunDirectory(self.root)
+        directory = RunDirectory(self.plan.output.url)
         try:
             plan = directory.load_plan()
         except StorageError:
             return False
-        if plan is None or plan.fingerprint != self.plan.fingerprint or not self.root.is_dir():
+        if plan is None or plan.fingerprint != self.plan.fingerprint:
             return False
-        names = {path.name for path in self.root.iterdir() if path.suffix not in PARTS}
-        return (names <= {ARRAY, DOCUMENT} and stored(self.root / DOCUMENT) is None) or self._is_vouched_for(directory)
+        names = {entry.name for entry in self.store.children() if not entry.is_part}
+        is_bare = bool(names) and names <= {ARRAY, DOCUMENT}
+        return (is_bare and stored(self.store, DOCUMENT) is None) or self._is_vouched_for(directory)
 
     def _is_vouched_for(self, directory: RunDirectory) -> bool:
         looked = 0
@@ -125,7 +117,7 @@ class Output:
             ):
                 continue
             vouched = {key: digest for key, digest in record.units.items() if digest}
-            if any(self.stored_checksum(key) == digest for key, digest in vouched.items()):
+            if any(self.store.checksum(key) == digest for key, digest in vouched.items()):
                 return True
             looked += len(vouched)
             if looked >= _EVIDENCE:
@@ -138,7 +130,7 @@ class Output:
         A crash half-way is made good, and keys of others stay. Until it is published, the group names no image.
         """
         with in_words():
-            self._make_folder(self.root / ARRAY)
+            self.store.make_folder(ARRAY)
             return self._metadata.put(complete=self._metadata.is_complete())
 
     def reopen(self, plan: Plan) -> None:
@@ -165,7 +157,7 @@ class Output:
     @cached_property
     def _metadata(self) -> Metadata:
         self._array  # noqa: B018 - makes the document
-        return Metadata(self.root, self.plan, self._encoded[f"{ARRAY}/{DOCUMENT}"].to_bytes())
+        return Metadata(self.store, self.plan, self._encoded[f"{ARRAY}/{DOCUMENT}"].to_bytes())
 
     @cached_property
     def _array(self) -> AnyArray:
@@ -187,32 +179,28 @@ class Output:
         """What lies in the store beside our documents and objects; lists every folder of ours."""
         found = Contents()
         with in_words():
-            for folder, ours in ((self.root, {ARRAY, DOCUMENT}), (self.root / ARRAY, {"c", DOCUMENT})):
-                for path in folder.iterdir() if folder.is_dir() else ():
-                    if path.name not in ours:
-                        self._sort(found, path)
-            for place, folders, names in os.walk(self.root / ARRAY / "c"):
-                for name in names:
-                    self._sort(found, Path(place, name))
-                found.strays += [
-                    self._key_of(Path(place, name)) for name in folders if self._is_unit(Path(place, name))
-                ]
+            for folder, ours in (("", {ARRAY, DOCUMENT}), (ARRAY, {"c", DOCUMENT})):
+                for entry in self.store.children(folder):
+                    if entry.name not in ours:
+                        self._sort(found, entry)
+            for entry in self.store.walk(f"{ARRAY}/c"):
+                if not entry.is_folder:
+                    self._sort(found, entry)
+                elif self._is_unit(entry.key):
+                    found.strays.append(entry.key)
         return found
 
-    def _sort(self, found: Contents, path: Path) -> None:
-        if path.suffix in PARTS and not path.is_dir():
-            found.parts.append(path)
-        elif _place(self._key_of(path)) is None:
-            found.others.append(self._key_of(path))
-        elif not self._is_unit(path):
-            found.strays.append(self._key_of(path))
+    def _sort(self, found: Contents, entry: Entry) -> None:
+        if entry.is_part:
+            found.parts.append(entry.key)
+        elif _place(entry.key) is None:
+            found.others.append(entry.key)
+        elif not self._is_unit(entry.key):
+            found.strays.append(entry.key)
 
-    def _key_of(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
-
-    def _is_unit(self, path: Path) -> bool:
+    def _is_unit(self, key: str) -> bool:
         """Whether a write unit has its object there."""
-        place = _place(self._key_of(path))
+        place = _place(key)
         if place is None:
             return False
         output = self.plan.output
@@ -225,11 +213,8 @@ class Output:
         """Remove what killed writers left, and objects that no write unit has. Nobody may be writing. Gives the latter's keys."""
         found = self.contents()
         with in_words():
-            for path in (*found.parts, *(self.root / key for key in found.strays)):
-                if path.is_dir() and not path.is_symlink():
-                    path.rmdir()  # refused where somebody keeps something in it
-                else:
-                    durable.remove(path)
+            for key in (*found.parts, *found.strays):
+                self.store.remove(key)
         return found.strays
 
     # --- write units ------------------------------------------------------------------------------------------------
@@ -266,45 +251,13 @@ class Output:
         self._array[region] = in_stored_axes(self.plan.output.axes, array)
         encoded = {key: self._encoded.pop(key, None) for key in self.keys(unit)}
         with in_words(doing="be written"):
-            return {key: self._put(self.root / key, found, permit) for key, found in encoded.items()}
+            return {key: self._put(key, found, permit) for key, found in encoded.items()}
 
-    def _put(self, path: Path, encoded: Buffer | None, permit: Callable[[], None]) -> str | None:
+    def _put(self, key: str, encoded: Buffer | None, permit: Callable[[], None]) -> str | None:
         if encoded is None:
-            permit()
-            durable.remove(path)
+            self.store.remove(key, permit)
             return None
-        content = encoded.to_bytes()
-        self._make_folder(path.parent)
-        durable.replace(path, content, shared=True, permit=permit)
-        return checksum(content)
-
-    def _make_folder(self, folder: Path) -> None:
-        """Make a folder durable before anybody speaks of what is in it; each is flushed once by each process.
-
-        One that is there already may have been made a moment ago by another worker, which has not flushed it yet.
-        """
-        if folder in self._folders and folder.is_dir():
-            return
-        if folder != self.root:
-            self._make_folder(folder.parent)
-        durable.make_folder(folder)
-        self._folders.add(folder)
-
-    def stored_checksum(self, key: str) -> str | None:
-        """Checksum of the object as it lies in the store; None where there is none, or where the disk has lost it.
-
-        Raises:
-            FileError: The system refuses to read it, for another reason than a bad disk.
-        """
-        path = self.root / key
-        try:
-            return checksum(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
-        except OSError as error:
-            if error.errno == errno.EIO:
-                return None
-            raise durable.file_error(path, error, "be read") from error
+        return self.store.put(key, encoded.to_bytes(), permit)
 
     def read(self, box: Box) -> np.ndarray:
         """Voxels of a box as written, (C, Z, Y, X).
@@ -313,14 +266,14 @@ class Output:
             StorageError: They cannot be read.
         """
         try:
-            array = zarr.open_array(local_store(self.root, read_only=True), path=ARRAY, mode="r")
+            array = zarr.open_array(self.store.as_zarr(), path=ARRAY, mode="r")
             found = np.asarray(array[self._stored(slice(None), tuple(map(slice, box.start, box.stop)))])
             return found.reshape(self.plan.model.architecture.out_channels, *box.shape)
         except OSError as error:
-            raise durable.file_error(self.root / ARRAY, error, "be read") from error
+            raise durable.file_error(f"{self.store.place}/{ARRAY}", error, "be read") from error
         except Exception as error:  # damaged objects raise whatever they happen to meet
             raise StorageError(
-                f"Output array '{self.root / ARRAY}' cannot be read ({type(error).__name__}: {error}). `halotile verify` says what is "
+                f"Output array '{self.store.place}/{ARRAY}' cannot be read ({type(error).__name__}: {error}). `halotile verify` says what is "
                 "damaged, and `halotile run` mends it."
             ) from error
 
@@ -341,7 +294,7 @@ def _place(key: str) -> tuple[int, ...] | None:
 
 
 def create_array(
-    store: Store,
+    store: ZarrStore,
     *,
     axes: str,
     channels: int,
@@ -375,10 +328,3 @@ def by_stored_axis(axes: str, channel: Any, spatial: Any) -> tuple[Any, ...]:
 def in_stored_axes(axes: str, array: np.ndarray) -> np.ndarray:
     """Values (C, Z, Y, X) without the axes that a stored array lacks; those have an extent of 1."""
     return array[tuple(slice(None) if axis in axes else 0 for axis in "czyx")]
-
-
-def is_occupied(root: Path) -> bool:
-    """Whether anything lies at an output's place, but an empty folder or what a kill left of the first file."""
-    if not root.is_dir():
-        return root.exists() or root.is_symlink()
-    return any(path.suffix not in PARTS for path in root.iterdir())

@@ -72,7 +72,7 @@ def _refuse_another(run: Run, progress: Progress) -> None:
         refuse_foreign_output(run.plan)
     if state == "absent" and progress.count("done"):
         raise StorageError(
-            f"Output '{run.output.root}' is gone, but '{directory.ledger_path}' says that {progress.count('done')} of its tiles "
+            f"Output '{run.output.store.place}' is gone, but '{directory.ledger_path}' says that {progress.count('done')} of its tiles "
             f"are done. Put it back, or delete '{directory.path}' to start over."
         )
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from pipeline.cluster.pool import machine
 from pipeline.config import RunConfig
@@ -15,8 +14,9 @@ from pipeline.core.plan import Plan
 from pipeline.core.stored import Inventory
 from pipeline.errors import FileError, PlanError, StorageError
 from pipeline.main_guard import leave_if_run_again
-from pipeline.outputs.output import Output, is_occupied
+from pipeline.outputs.output import Output
 from pipeline.outputs.rundir import RunDirectory
+from pipeline.outputs.store import store_at
 from pipeline.planning.measure import Expectation, expectation
 from pipeline.planning.resolve import check_room, make_plan, workers_that_fit
 from pipeline.stages.run import Run
@@ -78,7 +78,7 @@ def _planned(run: Run, input_changed: InputChanged | None, *, anew: bool) -> Pla
     earlier = None if stored is None else run.placed(stored)
     begun = earlier is not None and _begun(earlier, run.directory)
     output = run.config.output.url
-    if stored is None and is_occupied(Path(output)):  # before a volume is read for its statistics
+    if stored is None and store_at(output).is_occupied():  # before a volume is read for its statistics
         raise _foreign(output)
     volume, inventory = count_input(run.config)
     settled = settle(run, stored, volume, inventory, input_changed, begun=begun, anew=anew)

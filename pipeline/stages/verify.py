@@ -21,7 +21,6 @@ from pipeline.errors import StorageError, VerificationError
 from pipeline.outputs.metadata import image_name
 from pipeline.outputs.output import Output
 from pipeline.outputs.rundir import RunDirectory
-from pipeline.places import durable
 from pipeline.stages.run import Run
 
 log = logging.getLogger("pipeline")
@@ -75,7 +74,7 @@ def verify(run: Run) -> Verification:
     with directory.driver(), directory.ledger() as ledger, run.log("verify"):
         if output.state() != "ours":
             raise StorageError(
-                f"Output '{output.root}' is not that of the plan in '{directory.path}'. Nothing was verified."
+                f"Output '{output.store.place}' is not that of the plan in '{directory.path}'. Nothing was verified."
             )
         directory.close_tiles()
         with directory.tiles_at_rest(run.config.cluster.orphan_seconds):
@@ -143,8 +142,8 @@ def verify_output(
     to_do = progress.to_do()
     problems += [f"{grid.tile(int(index))}: never finished" for index in to_do[: max(NAMED - len(problems), 0)]]
     metadata, contents = output.metadata(complete=not len(to_do), names=names), output.contents()
-    for path in contents.parts:
-        durable.remove(path)
+    for key in contents.parts:
+        output.store.remove(key)
     strays = (f"object '{key}' is of no write unit" for key in contents.strays)
     return Verification(
         output.plan.fingerprint,
@@ -176,7 +175,7 @@ def _differences(output: Output, record: TileRecord) -> Iterator[str]:
     if expected != set(record.units):
         yield f"the ledger names {len(record.units)} objects, the plan {len(expected)}"
     for key, checksum in record.units.items():
-        stored = output.stored_checksum(key)
+        stored = output.store.checksum(key)
         if stored != checksum:
             yield f"object '{key}' {_told(stored)}, but was written as {_told(checksum)}"
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from pipeline.core.ledger import TileRecord
 from pipeline.core.versions import Keep
-from pipeline.outputs.output import checksum
 from pipeline.outputs.rundir import RunDirectory
+from pipeline.outputs.store import checksum
 from pipeline.publishing.by_link import LinkedPublication
 from pipeline.publishing.publication import Publication, open_publication
 

@@ -59,7 +59,7 @@ def at(document, place):
 
 def load(output: Output, path: Path) -> dict:
     """A document as it is stored."""
-    return json.loads((output.root / path).read_text())
+    return json.loads((output.store.root / path).read_text())
 
 
 def contents(output: Output) -> dict:
@@ -96,14 +96,14 @@ def test_every_key_that_was_changed_or_removed_is_seen_and_put_back(output, path
             parent[place[-1]] = "q"
         else:
             parent[place[-1]] = OTHER[type(parent[place[-1]])]
-        (output.root / path).write_text(json.dumps(document))
+        (output.store.root / path).write_text(json.dumps(document))
         if place == ("attributes", "halotile", "fingerprint") and damage == "changed":
             assert output.state() == "foreign"  # another run's, for all that is known: refused by name
-            (output.root / path).write_text(json.dumps(before[path]))
+            (output.store.root / path).write_text(json.dumps(before[path]))
             continue
         if path == GROUP and place[:2] in {("attributes",), ("attributes", "halotile")} and output.state() == "foreign":
             assert "fingerprint" not in str(document.get("attributes"))  # no tile vouches for it
-            (output.root / path).write_text(json.dumps(before[path]))
+            (output.store.root / path).write_text(json.dumps(before[path]))
             continue
         assert differences(output), place
         mended(output, before)
@@ -116,7 +116,7 @@ def test_every_key_that_was_changed_or_removed_is_seen_and_put_back(output, path
 def test_an_empty_or_torn_document_beside_our_plan_is_made_anew(output, path, content):
     """A power cut in the first half minute leaves names without contents, and the run was refused for ever."""
     before = contents(output)
-    (output.root / path).unlink() if content is None else (output.root / path).write_bytes(content)
+    (output.store.root / path).unlink() if content is None else (output.store.root / path).write_bytes(content)
     assert differences(output)
     mended(output, before)
 
@@ -124,15 +124,15 @@ def test_an_empty_or_torn_document_beside_our_plan_is_made_anew(output, path, co
 @pytest.mark.parametrize("content", [b"", b"\0" * 600, None], ids=repr)
 def test_an_empty_document_without_our_plan_is_somebody_elses(output, content):
     """Nothing is ever overwritten."""
-    RunDirectory(output.root).plan_path.unlink()
-    (output.root / GROUP).unlink() if content is None else (output.root / GROUP).write_bytes(content)
+    RunDirectory(output.store.root).plan_path.unlink()
+    (output.store.root / GROUP).unlink() if content is None else (output.store.root / GROUP).write_bytes(content)
     assert Output(output.plan).state() == "foreign"
 
 
 def test_an_empty_document_among_files_of_others_is_theirs(output):
     """Somebody may have put a store of their own where a plan was made."""
-    (output.root / GROUP).write_bytes(b"")
-    (output.root / "notes.txt").write_text("notes")
+    (output.store.root / GROUP).write_bytes(b"")
+    (output.store.root / "notes.txt").write_text("notes")
     assert Output(output.plan).state() == "foreign"
 
 
@@ -142,9 +142,9 @@ def test_a_store_without_our_name_is_known_by_what_the_ledger_vouches_for(output
     (unit,) = output.units(tile.core)
     units = output.write(unit, np.ones((output.plan.model.architecture.out_channels, *unit.shape), "float32"))
     before = contents(output)
-    (output.root / GROUP).write_text(json.dumps({**before[GROUP], "attributes": {}}))
+    (output.store.root / GROUP).write_text(json.dumps({**before[GROUP], "attributes": {}}))
     assert Output(output.plan).state() == "foreign"
-    with RunDirectory(output.root).ledger() as ledger:
+    with RunDirectory(output.store.root).ledger() as ledger:
         ledger.append(TileRecord(0, "done", output.plan.fingerprint, units))
     assert differences(output)
     mended(output, before)
@@ -170,16 +170,16 @@ def test_keys_of_others_are_named_and_left(output, added):
     path, place, key, value, name = added
     document = load(output, path)
     at(document, place)[key] = value
-    (output.root / path).write_text(json.dumps(document))
+    (output.store.root / path).write_text(json.dumps(document))
     found = output.metadata(complete=True)
     assert (found.differences, found.others) == ((), (name,))
     before = contents(output)
     document = load(output, GROUP)
     document["attributes"]["halotile"]["state"] = "damaged"
-    (output.root / GROUP).write_text(json.dumps(document))
+    (output.store.root / GROUP).write_text(json.dumps(document))
     document = load(output, ARRAY)
     document["shape"][0] += 1
-    (output.root / ARRAY).write_text(json.dumps(document))
+    (output.store.root / ARRAY).write_text(json.dumps(document))
     mended(output, before)
 
 
@@ -189,8 +189,8 @@ def test_further_levels_and_images_may_be_added(output):
     image = document["attributes"]["ome"]["multiscales"][0]
     image["datasets"].append({**image["datasets"][0], "path": "1"})
     document["attributes"]["ome"]["multiscales"].append(image)
-    (output.root / GROUP).write_text(json.dumps(document))
-    (output.root / "1").mkdir()
+    (output.store.root / GROUP).write_text(json.dumps(document))
+    (output.store.root / "1").mkdir()
     found = output.metadata(complete=True)
     assert found.differences == ()
     assert len(found.others) == 2
@@ -200,28 +200,28 @@ def test_further_levels_and_images_may_be_added(output):
 def test_a_consolidated_copy_is_left_where_it_is_true_and_mended_where_it_is_false(output):
     """Many readers go by the copy alone: a false shape there cuts the volume."""
     with warnings.catch_warnings(action="ignore"):
-        zarr.consolidate_metadata(str(output.root))
+        zarr.consolidate_metadata(str(output.store.root))
     before = contents(output)
     assert before[GROUP]["consolidated_metadata"]
     assert differences(output) == ()
     document = load(output, GROUP)
     document["consolidated_metadata"]["metadata"]["0"]["shape"][0] += 3
-    (output.root / GROUP).write_text(json.dumps(document))
+    (output.store.root / GROUP).write_text(json.dumps(document))
     assert "consolidated_metadata tells something else of array '0': shape" in differences(output)[0]
     mended(output, before)
     for broken in (7, {}, {"metadata": {}}, {"metadata": 3, "kind": "inline", "must_understand": False}):
-        (output.root / GROUP).write_text(json.dumps({**before[GROUP], "consolidated_metadata": broken}))
+        (output.store.root / GROUP).write_text(json.dumps({**before[GROUP], "consolidated_metadata": broken}))
         assert differences(output)
         Output(output.plan).publish()
         assert differences(output) == ()
-        zarr.open_group(str(output.root), mode="r")
+        zarr.open_group(str(output.store.root), mode="r")
 
 
 @pytest.mark.parametrize("path", [GROUP, ARRAY], ids=str)
 def test_a_key_that_keeps_readers_out_is_damage(output, path):
     """Zarr refuses a document with a key that it does not know."""
     before = contents(output)
-    (output.root / path).write_text(json.dumps({**before[path], "colour": 1}))
+    (output.store.root / path).write_text(json.dumps({**before[path], "colour": 1}))
     assert any('"colour" is no key of' in line for line in differences(output))
     mended(output, before)
 
@@ -229,7 +229,7 @@ def test_a_key_that_keeps_readers_out_is_damage(output, path):
 def test_an_image_that_was_moved_may_keep_its_name(output, tmp_path):
     """Stores are moved between two sittings; the name of an image says where it was made."""
     moved = tmp_path / "moved.ome.zarr"
-    output.root.rename(moved)
+    output.store.root.rename(moved)
     elsewhere = Output(replace(output.plan, output=replace(output.plan.output, url=str(moved))))
     assert elsewhere.metadata(complete=True).differences
     assert elsewhere.metadata(complete=True, names=("o",)).differences == ()
@@ -245,6 +245,6 @@ def test_what_the_plan_says_of_space_now_is_brought_up_to_date(output):
 
 def test_an_output_that_cannot_be_read_is_told_in_words(output):
     """The report reads a slice: a damaged array must end in a sentence."""
-    (output.root / ARRAY).write_bytes(b"{}")
+    (output.store.root / ARRAY).write_bytes(b"{}")
     with pytest.raises(StorageError, match="cannot be read"):
         output.read(Box.of_shape(output.plan.source.shape))

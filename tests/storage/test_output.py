@@ -92,7 +92,7 @@ def write_all(output: Output, array: np.ndarray) -> Units:
 
 def objects(output: Output) -> dict[str, Path]:
     """The stored files of the array by key, metadata left out."""
-    return {str(p.relative_to(output.root)): p for p in (output.root / "0/c").rglob("*") if p.is_file()}
+    return {str(p.relative_to(output.store.root)): p for p in (output.store.root / "0/c").rglob("*") if p.is_file()}
 
 
 def made(plan: Plan) -> Output:
@@ -125,7 +125,7 @@ def test_what_was_written_is_read_with_zarr_alone(plan):
     """The output is for other tools; zarr must give the same voxels, axes and all."""
     output, array = made(plan), values(plan)
     write_all(output, array)
-    found = zarr.open_group(str(output.root), mode="r")["0"]
+    found = zarr.open_group(str(output.store.root), mode="r")["0"]
     np.testing.assert_array_equal(found[...].reshape(array.shape), array)
     assert found.metadata.dimension_names == tuple(plan.output.axes)
     assert found.dtype == array.dtype
@@ -137,7 +137,7 @@ def test_stored_checksums_are_those_of_the_files(plan):
     output = made(plan)
     written = write_all(output, values(plan))
     assert written == {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in objects(output).items()}
-    assert all(output.stored_checksum(key) == checksum for key, checksum in written.items())
+    assert all(output.store.checksum(key) == checksum for key, checksum in written.items())
 
 
 def test_a_tile_that_runs_twice_writes_the_same_bytes(plan):
@@ -171,7 +171,7 @@ def test_an_object_is_the_old_one_or_the_new_one_at_every_moment(plan, monkeypat
 
     def looked_at(path, target):
         if "/0/c/" in str(target):
-            seen.append(output.stored_checksum(str(Path(target).relative_to(output.root))))
+            seen.append(output.store.checksum(str(Path(target).relative_to(output.store.root))))
         return replace(path, target)
 
     monkeypatch.setattr(Path, "replace", looked_at)
@@ -191,7 +191,7 @@ def test_a_writer_that_may_write_no_more_leaves_the_old_object(plan):
         sink = UnitSink(output, tile.core, refuse)
         with pytest.raises(StorageError, match="void"):
             sink.add(tile.core, values(plan)[(slice(None), *tile.core.within(Box.of_shape(plan.source.shape)))])
-    assert {key: output.stored_checksum(key) for key in before} == before
+    assert {key: output.store.checksum(key) for key in before} == before
     assert set(objects(output)) == set(before)
 
 
@@ -199,12 +199,12 @@ def test_what_a_killed_writer_left_half_written_is_swept(plan):
     """A kill in mid-write leaves a part beside the object; nobody else would ever remove it. Earlier versions left `.partial`."""
     output = made(plan)
     write_all(output, values(plan))
-    for path in [*objects(output).values(), output.root / "zarr.json", output.root / "0/zarr.json"]:
+    for path in [*objects(output).values(), output.store.root / "zarr.json", output.store.root / "0/zarr.json"]:
         path.with_name(f"{path.name}.0123456789abcdef.part").write_bytes(b"torn")
         path.with_suffix(".0123456789abcdef.partial").write_bytes(b"torn")
-    kept = set(objects(made(output_plan(output.root.with_name("o2.zarr")))))
+    kept = set(objects(made(output_plan(output.store.root.with_name("o2.zarr")))))
     assert output.sweep() == []
-    assert not [path for path in output.root.rglob("*") if path.suffix in (".part", ".partial")]
+    assert not [path for path in output.store.root.rglob("*") if path.suffix in (".part", ".partial")]
     assert kept <= set(objects(output))
 
 
@@ -218,8 +218,8 @@ def test_objects_that_no_unit_has_are_swept_and_what_is_no_object_is_left(tmp_pa
         {"0/c/notes.txt", "0/c/01", "0/notes", "labels", "0/c/0/-1"},
     )
     for key in strays | theirs:
-        (output.root / key).parent.mkdir(parents=True, exist_ok=True)
-        (output.root / key).write_bytes(b"not ours")
+        (output.store.root / key).parent.mkdir(parents=True, exist_ok=True)
+        (output.store.root / key).write_bytes(b"not ours")
     found = output.contents()
     assert (set(found.others), set(found.strays)) == (theirs, strays)
     assert set(output.sweep()) == strays
@@ -287,7 +287,7 @@ def test_a_flipped_byte_anywhere_in_an_object_raises_on_reading(tmp_path, layout
         damaged[place] ^= 0x10
         path.write_bytes(damaged)
         with pytest.raises((ValueError, RuntimeError)):
-            zarr.open_array(str(output.root), path="0", mode="r")[...]
+            zarr.open_array(str(output.store.root), path="0", mode="r")[...]
 
 
 # --- what other tools make of it ----------------------------------------------------------------------------------------
@@ -309,17 +309,17 @@ def published(request, tmp_path) -> Output:
 
 def attributes(output: Output) -> dict:
     """The group's attributes as they lie on disk."""
-    return json.loads((output.root / "zarr.json").read_text())["attributes"]
+    return json.loads((output.store.root / "zarr.json").read_text())["attributes"]
 
 
 def test_the_output_is_valid_for_yaozarrs(published):
     """The stricter validator: it also opens the arrays and compares axes, shapes and names."""
-    yaozarrs.validate_zarr_store(str(published.root))
+    yaozarrs.validate_zarr_store(str(published.store.root))
 
 
 def test_the_output_is_valid_for_ome_zarr_models(published):
     """The models that most Python tools of the field read with."""
-    image = ome_zarr_models.v05.Image.from_zarr(zarr.open_group(str(published.root), mode="r"))
+    image = ome_zarr_models.v05.Image.from_zarr(zarr.open_group(str(published.store.root), mode="r"))
     dataset = image.ome_attributes.multiscales[0].datasets[0]
     spatial = len(published.plan.source.space.scale)
     assert tuple(dataset.coordinateTransformations[0].scale)[-spatial:] == published.plan.source.space.scale
@@ -349,8 +349,8 @@ def test_placement_is_carried_to_the_output(published):
 def test_a_channel_axis_of_one_is_dropped(tmp_path):
     """One channel is a volume, several are an image of channels; the axes say which."""
     one, two = (made(output_plan(tmp_path / f"{n}.zarr", channels=n)) for n in (1, 2))
-    assert zarr.open_array(str(one.root), path="0", mode="r").shape == (6, 12, 9)
-    assert zarr.open_array(str(two.root), path="0", mode="r").shape == (2, 6, 12, 9)
+    assert zarr.open_array(str(one.store.root), path="0", mode="r").shape == (6, 12, 9)
+    assert zarr.open_array(str(two.store.root), path="0", mode="r").shape == (2, 6, 12, 9)
 
 
 def test_the_image_appears_only_when_it_is_published(tmp_path):
@@ -397,17 +397,17 @@ def test_a_store_that_a_kill_left_half_made_is_made_good(tmp_path, left):
     output = Output(output_plan(tmp_path / "o.zarr"))
     if left == "a group without its array":
         output.create()
-        for path in sorted((output.root / "0").rglob("*"), reverse=True):
+        for path in sorted((output.store.root / "0").rglob("*"), reverse=True):
             path.unlink()
-        (output.root / "0").rmdir()
+        (output.store.root / "0").rmdir()
     else:
-        output.root.mkdir()
+        output.store.root.mkdir()
     if left == "a torn first file":
-        (output.root / "zarr.0123456789abcdef.partial").write_bytes(b'{"zarr_fo')
+        (output.store.root / "zarr.0123456789abcdef.partial").write_bytes(b'{"zarr_fo')
     assert output.state() in ("absent", "ours")
     output.create()
     output.sweep()
-    assert not list(output.root.rglob("*.partial"))
+    assert not list(output.store.root.rglob("*.partial"))
     assert output.state() == "ours"
     assert output.metadata(complete=False).differences == ()
     write_all(output, values(output.plan))
@@ -427,5 +427,5 @@ def test_the_group_is_ours_from_its_first_byte(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", keep)
     Output(plan).create()
     path, first = documents[0]
-    assert path == Output(plan).root / "zarr.json"
+    assert path == Output(plan).store.root / "zarr.json"
     assert first["attributes"]["halotile"]["fingerprint"] == plan.fingerprint

@@ -15,7 +15,8 @@ from zarr.storage import LocalStore
 from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.errors import StorageError
 from pipeline.outputs.convert import convert
-from pipeline.outputs.output import Output, stored_fingerprint
+from pipeline.outputs.metadata import stored_fingerprint
+from pipeline.outputs.output import Output
 from pipeline.volumes.volume import open_volume, store_levels
 from tests.pipeline_cases import output_plan, random_volume
 
@@ -70,7 +71,7 @@ def test_an_output_is_written_where_its_path_says(tmp_path, name):
     output.publish()
     assert output.metadata(complete=True).differences == ()
     assert (tmp_path / f"v.zarr::{name}" / "0/zarr.json").is_file()
-    assert stored_fingerprint(output.root) == plan.fingerprint
+    assert stored_fingerprint(output.store) == plan.fingerprint
     assert not (tmp_path / "v.zarr/0").exists()
 
 
@@ -133,7 +134,7 @@ OPENERS = {
     "load",
 }
 
-STORES = {"store", "_store", "local_store", "input_store", "aszarr"}
+STORES = {"store", "_store", "local_store", "input_store", "aszarr", "as_zarr"}
 """Names of what is a store already, and of what makes one."""
 
 
