@@ -18,7 +18,7 @@ from pipeline.core.ledger import TileRecord
 from pipeline.core.network.unet import Architecture
 from pipeline.core.volume import Space
 from pipeline.errors import PlanError, VerificationError
-from pipeline.outputs.output import Output
+from pipeline.outputs.image import Image
 from pipeline.planning import resolve
 from tests.e2e.commands import ROOT
 from tests.pipeline_cases import make_run, random_volume, stored_objects
@@ -155,14 +155,14 @@ def scale(*sizes):
 
 def all_done(run):
     """Have every tile of a run's plan done, as workers would leave it: of values that do not matter here."""
-    output, plan = Output(run.plan), run.plan
+    output, plan = Image(run.plan), run.plan
     output.create()
     with run.directory.driver(), run.directory.ledger() as ledger:
         for tile in plan.grid:
             array = np.ones((1, *tile.core.shape), plan.output.dtype)
             units = {}
-            for unit in output.units(tile.core):
-                units |= output.write(unit, array[(slice(None), *unit.within(tile.core))])
+            for unit in output.finest.units(tile.core):
+                units |= output.finest.write(unit, array[(slice(None), *unit.within(tile.core))])
             ledger.append(TileRecord(tile.index, "done", plan.fingerprint, units))
 
 

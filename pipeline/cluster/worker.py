@@ -23,7 +23,7 @@ from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
 from pipeline.networks.predictor import UNetPredictor
 from pipeline.networks.probe import self_test
 from pipeline.networks.threads import check_threads, threads
-from pipeline.outputs.output import Output
+from pipeline.outputs.image import Image
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.outputs.sink import UnitSink
 from pipeline.thread_variables import lowered
@@ -61,7 +61,7 @@ class _OpenJob:
     checkpoint: Checkpoint
     source: Volume
     predictor: UNetPredictor
-    output: Output
+    image: Image
     directory: RunDirectory
 
 
@@ -124,7 +124,7 @@ def _inferred(opened: _OpenJob, index: int, token: str, said: LoggerAdapter[Logg
             tile,
             source=opened.source,
             predictor=opened.predictor,
-            sink=UnitSink(opened.output, tile.core, functools.partial(opened.directory.refuse_late, token)),
+            sink=UnitSink(opened.image.finest, tile.core, functools.partial(opened.directory.refuse_late, token)),
             nonfinite=opened.plan.nonfinite,
             fingerprint=opened.plan.fingerprint,
             read_slices=opened.plan.read_slices,
@@ -182,6 +182,6 @@ def _opened(directory: RunDirectory, job: Job, plan: Plan, earlier: UNetPredicto
         checkpoint=checkpoint,
         source=directory.counted(plan, volume),
         predictor=UNetPredictor(checkpoint, plan, earlier=earlier),  # the first card: every worker sees its own only
-        output=Output(plan),
+        image=Image(plan),
         directory=directory,
     )

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-import zarr
 
 from pipeline.core.geometry.box import Box, Triple, per_axis, round_up, widened
 from pipeline.core.locations import is_url, without_file_scheme
@@ -24,11 +23,12 @@ from pipeline.core.stored import Inventory, compare
 from pipeline.core.tiles.tiling import LARGEST_CHUNK_EXTENT, LARGEST_PLANE_CHUNK_EXTENT, LARGEST_SHARD
 from pipeline.core.volume import Description, Space
 from pipeline.errors import StorageError
-from pipeline.outputs.metadata import ARRAY, image_name
-from pipeline.outputs.output import RecordingStore, by_stored_axis, create_array, in_stored_axes, synced
-from pipeline.places.durable import sync
+from pipeline.outputs.documents import dumped
+from pipeline.outputs.level import DOCUMENT, Level
+from pipeline.outputs.metadata import FINEST, image_name
+from pipeline.outputs.store import FolderStore, Store
+from pipeline.places.durable import PARTS, sync
 from pipeline.places.locks import taken
-from pipeline.places.stores import local_store
 from pipeline.volumes.counted import counted
 from pipeline.volumes.foreign import foreign_place
 from pipeline.volumes.inventory import Missing, take_inventory
@@ -97,7 +97,7 @@ def convert(
     _check_target(source, target, final, part)
     try:
         with _claimed(part):
-            _write(volume, RecordingStore(local_store(part)), image_name(final), layout, space, on_advance)
+            _write(volume, FolderStore(part), image_name(final), layout, space, on_advance)
             _refuse_changed(source, axes, inventory)
             _publish(part, final, target)
     except OSError as error:
@@ -164,17 +164,18 @@ def _space(found: Description, voxel_size_nm: tuple[float, float, float] | None)
 
 def _write(
     volume: Volume,
-    store: RecordingStore,
+    store: Store,
     name: str,
     layout: Layout,
     space: Space,
     on_advance: Callable[[int, int], None],
 ) -> None:
     found = volume.description
-    ome = image_attributes(name=name, axes=found.axes, space=space, path=ARRAY)
-    zarr.create_group(store, zarr_format=3, attributes={"ome": ome})
-    array = create_array(
+    ome = image_attributes(name=name, axes=found.axes, space=space, path=FINEST)
+    store.put(DOCUMENT, dumped({"attributes": {"ome": ome}, "zarr_format": 3, "node_type": "group"}))
+    level = Level(
         store,
+        FINEST,
         axes=found.axes,
         channels=found.channels,
         shape=found.shape,
@@ -182,12 +183,11 @@ def _write(
         chunks=layout.chunks,
         shards=layout.shards,
     )
+    store.put(level.document_key, level.document)
     voxel_bytes = found.channels * np.dtype(found.dtype).itemsize
     done = 0
     for box in Box.of_shape(found.shape).split(widened(layout.write_unit, found.shape, voxel_bytes, BOX_BYTES)):
-        region = by_stored_axis(found.axes, slice(None), tuple(map(slice, box.start, box.stop)))
-        array[region] = in_stored_axes(found.axes, volume.read(box))
-        store.checksums.clear()  # nobody asks for them here, and they would grow with the volume
+        level.write(box, volume.read(box))
         done += box.voxels
         on_advance(done, found.voxels)
 
@@ -257,8 +257,8 @@ def _lock_or_refuse(lock: TextIO, part: Path) -> None:
 def _remove_left_over(part: Path) -> None:
     """Delete what a conversion that was killed left, and nothing else."""
     known = part.is_dir() and not part.is_symlink()
-    names = [path.name for path in part.iterdir() if path.suffix != ".partial"] if known else []
-    strange = sorted(set(names) - {ARRAY, LOCK, "zarr.json"})
+    names = [path.name for path in part.iterdir() if path.suffix not in PARTS] if known else []
+    strange = sorted(set(names) - {FINEST, LOCK, DOCUMENT})
     if not known or strange:
         raise StorageError(
             f"'{part}' is where an unfinished conversion is kept, but what lies there is none"
@@ -271,9 +271,9 @@ def _remove_left_over(part: Path) -> None:
 
 def _publish(part: Path, final: Path, target: str) -> None:
     (part / LOCK).unlink()
-    for folder, _, _ in os.walk(part):  # names of folders; objects were flushed one by one
-        sync(Path(folder))
+    sync(part)
     if final.exists() or final.is_symlink():
         raise StorageError(f"Target '{target}' was made by somebody else meanwhile, and nothing is ever overwritten.")
     part.rename(final)
-    synced(final)
+    sync(final)
+    sync(final.parent)

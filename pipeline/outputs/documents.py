@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.core.strict_json import json_text
+from pipeline.outputs.store import Store
+
 GROWING = ("multiscales", "datasets")
 """Lists that others may append to; of all other lists every item is ours."""
 
@@ -38,6 +41,17 @@ def parsed(content: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def stored(store: Store, key: str) -> dict[str, Any] | None:
+    """A document as it is stored; None where there is none, or something else."""
+    content = store.get(key)
+    return None if content is None else parsed(content)
+
+
+def dumped(document: dict[str, Any]) -> bytes:
+    """A document as it is put."""
+    return json_text(document, indent=2).encode()
 
 
 def compared(ours: dict[str, Any], stored: dict[str, Any]) -> Comparison:

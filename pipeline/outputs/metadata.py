@@ -1,44 +1,43 @@
-"""The metadata of an output: the documents of its group and of its array, as the plan has them, and as they are stored.
+"""The metadata of an image: the documents of its group and of its levels, as the plan has them, and as they are stored.
 
-Both follow from the plan. So one that is empty, cut or damaged is made anew, and of one that others added to, ours is put back
+All follow from the plan. So one that is empty, cut or damaged is made anew, and of one that others added to, ours is put back
 and theirs stays.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import zarr
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import MemoryStore
 
 from pipeline.core.plan import Plan
-from pipeline.core.strict_json import json_text
-from pipeline.outputs.documents import Comparison, compared, merged, parsed, same, told
+from pipeline.outputs.array_document import ArrayDocument, in_memory
+from pipeline.outputs.documents import Comparison, compared, dumped, merged, stored, told
+from pipeline.outputs.level import DOCUMENT, Level
 from pipeline.outputs.store import Store
 from pipeline.volumes.ome import image_attributes
 
-ARRAY = "0"
-DOCUMENT = "zarr.json"
+FINEST = "0"
+"""Name of the level that the network's tiles are written to."""
+
 FINGERPRINT_ATTRIBUTE = "halotile"
 CONSOLIDATED = "consolidated_metadata"
 
 
 class Metadata:
-    """The documents of one output.
+    """The documents of one image.
 
     Args:
         store: Where they lie.
-        plan: Of the output.
-        array: The array's document, as the plan makes it.
+        plan: Of the image.
+        levels: Of the image.
     """
 
-    def __init__(self, store: Store, plan: Plan, array: bytes) -> None:
+    def __init__(self, store: Store, plan: Plan, levels: Iterable[Level]) -> None:
         self._store, self._plan = store, plan
-        self._array_bytes = array
-        self._array: dict[str, Any] = json.loads(array)
+        self._arrays = {level.name: ArrayDocument(level) for level in levels}
 
     def is_complete(self) -> bool:
         """Whether the group says that the image is all there."""
@@ -52,10 +51,8 @@ class Metadata:
             names: That the image may have besides its own: it was moved since.
         """
         group = self._group(complete)
-        found = [
-            _labelled(DOCUMENT, self._group_compared(_named(group, stored(self._store, DOCUMENT), names))),
-            _labelled(f"{ARRAY}/{DOCUMENT}", self._array_compared(stored(self._store, f"{ARRAY}/{DOCUMENT}"))),
-        ]
+        found = [_labelled(DOCUMENT, self._group_compared(_named(group, stored(self._store, DOCUMENT), names)))]
+        found += [_labelled(f"{name}/{DOCUMENT}", array.compared()) for name, array in self._arrays.items()]
         return Comparison(
             tuple(line for each in found for line in each.differences),
             tuple(line for each in found for line in each.others),
@@ -64,15 +61,15 @@ class Metadata:
     def put(self, *, complete: bool) -> list[str]:
         """Write what is not as ours; gives what was, a line each."""
         group, there = self._group(complete), stored(self._store, DOCUMENT)
-        lines = _labelled(DOCUMENT, self._group_compared(group)).differences
+        lines = [*_labelled(DOCUMENT, self._group_compared(group)).differences]
         if lines:
-            self._store.put(DOCUMENT, _dumped(self._group_mended(group, there)))
-        array_lines = _labelled(
-            f"{ARRAY}/{DOCUMENT}", self._array_compared(stored(self._store, f"{ARRAY}/{DOCUMENT}"))
-        ).differences
-        if array_lines:
-            self._store.put(f"{ARRAY}/{DOCUMENT}", self._array_mended(stored(self._store, f"{ARRAY}/{DOCUMENT}")))
-        return [*lines, *array_lines]
+            self._store.put(DOCUMENT, dumped(self._group_mended(group, there)))
+        for name, array in self._arrays.items():
+            wrong = _labelled(f"{name}/{DOCUMENT}", array.compared()).differences
+            if wrong:
+                array.put()
+            lines += wrong
+        return lines
 
     def reopen(self, fingerprint: str) -> None:
         """Name no image any more, and another plan; keys of others stay."""
@@ -82,7 +79,7 @@ class Metadata:
         attributes = there.get("attributes")
         kept = {key: value for key, value in attributes.items() if key != "ome"} if isinstance(attributes, dict) else {}
         said = {FINGERPRINT_ATTRIBUTE: {"fingerprint": fingerprint, "state": "incomplete"}}
-        self._store.put(DOCUMENT, _dumped({**there, "attributes": {**kept, **said}}))
+        self._store.put(DOCUMENT, dumped({**there, "attributes": {**kept, **said}}))
 
     def drop_units(self) -> None:
         """Remove the units of axes for which the plan has none any more: an earlier plan wrote them, and left they would be false."""
@@ -97,7 +94,7 @@ class Metadata:
         for axis in stale:
             del axis["unit"]
         if stale and document:
-            self._store.put(DOCUMENT, _dumped(document))
+            self._store.put(DOCUMENT, dumped(document))
 
     # --- the group --------------------------------------------------------------------------------------------------
 
@@ -126,11 +123,13 @@ class Metadata:
         if copies is None:
             return []
         metadata = copies.get("metadata") if isinstance(copies, dict) else None
-        if not isinstance(metadata, dict) or not _is_readable(group, zarr.open_group):
+        if not isinstance(metadata, dict) or not _is_readable(group):
             return [f"{CONSOLIDATED} cannot be understood"]
-        found = metadata.get(ARRAY)
-        wrong = self._copy_wrong(found) if isinstance(found, dict) else ["it is missing"]
-        return [f"{CONSOLIDATED} tells something else of array '{ARRAY}': {line}" for line in wrong]
+        return [
+            f"{CONSOLIDATED} tells something else of array '{name}': {line}"
+            for name, array in self._arrays.items()
+            for line in _copy_wrong(array, metadata.get(name))
+        ]
 
     def _group_mended(self, ours: dict[str, Any], there: dict[str, Any] | None) -> dict[str, Any]:
         if there is None:
@@ -141,45 +140,10 @@ class Metadata:
         if self._consolidated_wrong(found):
             metadata = found[CONSOLIDATED].get("metadata") if isinstance(found[CONSOLIDATED], dict) else None
             if isinstance(metadata, dict):
-                metadata[ARRAY] = self._array
+                metadata.update({name: array.ours for name, array in self._arrays.items()})
             if self._consolidated_wrong(found):
                 del found[CONSOLIDATED]
         return found
-
-    # --- the array --------------------------------------------------------------------------------------------------
-
-    def _array_compared(self, there: dict[str, Any] | None) -> Comparison:
-        """Every key, also those that go without saying for zarr: other readers may need them. Attributes are others'."""
-        if there is None:
-            return Comparison(("is not there, or no document",), ())
-        attributes = there.get("attributes")
-        wrong = [] if isinstance(attributes, dict) else [f"attributes is {told(attributes)}"]
-        keys = [key for key in self._array if key != "attributes" and not same(self._array[key], there.get(key))]
-        wrong += [f"{key} is {told(there.get(key))}, written as {told(self._array[key])}" for key in keys]
-        extra = [key for key in there if key not in self._array]
-        if extra and _as_read({**self._array, **{key: there[key] for key in extra}}) is None:
-            return Comparison((*wrong, *(f"{told(key)} is no key of an array" for key in extra)), ())
-        others = [f"attributes.{told(key)[1:-1]}" for key in attributes] if isinstance(attributes, dict) else []
-        return Comparison(tuple(wrong), (*others, *(told(key)[1:-1] for key in extra)))
-
-    def _copy_wrong(self, copy: dict[str, Any]) -> list[str]:
-        """What a consolidated copy of the array's document tells else, as zarr reads it: others wrote it."""
-        read, ours = _as_read({**copy, "attributes": {}}), _as_read(self._array)
-        if read is None or ours is None:
-            return ["it cannot be understood"]
-        return [f"{key} is {told(copy.get(key))}" for key in ours if read.get(key) != ours[key]]
-
-    def _array_mended(self, there: dict[str, Any] | None) -> bytes:
-        attributes = (there or {}).get("attributes")
-        if not isinstance(attributes, dict) or not attributes:
-            return self._array_bytes
-        return _dumped({**self._array, "attributes": attributes})
-
-
-def stored(store: Store, key: str) -> dict[str, Any] | None:
-    """A document as it is stored; None where there is none, or something else."""
-    content = store.get(key)
-    return None if content is None else parsed(content)
 
 
 def stored_fingerprint(store: Store) -> str | None:
@@ -194,7 +158,7 @@ def stored_fingerprint(store: Store) -> str | None:
 def described_image(plan: Plan) -> dict[str, Any]:
     """The `ome` attribute of a plan's output."""
     name = image_name(Path(plan.output.url))
-    return image_attributes(name=name, axes=plan.output.axes, space=plan.source.space, path=ARRAY)
+    return image_attributes(name=name, axes=plan.output.axes, space=plan.source.space, path=FINEST)
 
 
 def image_name(root: Path) -> str:
@@ -226,26 +190,15 @@ def _labelled(key: str, found: Comparison) -> Comparison:
     return Comparison(tuple(f"{key}: {line}" for line in found.differences), found.others)
 
 
-def _as_read(document: dict[str, Any]) -> dict[str, Any] | None:
-    """The array's metadata as zarr understands them; None where it does not."""
-    store = _memory(document)
-    try:
-        return zarr.open_array(store, mode="r").metadata.to_dict()
-    except Exception:  # noqa: BLE001 - damaged metadata raise whatever they happen to meet
-        return None
+def _copy_wrong(array: ArrayDocument, copy: object) -> list[str]:
+    return array.copy_wrong(copy) if isinstance(copy, dict) else ["it is missing"]
 
 
-def _is_readable(document: dict[str, Any], read: Any) -> bool:
+def _is_readable(document: dict[str, Any]) -> bool:
+    """Whether zarr understands a group's document."""
+    store = in_memory(document)
     try:
-        read(_memory(document), mode="r")
+        zarr.open_group(store, mode="r")
     except Exception:  # noqa: BLE001 - damaged metadata raise whatever they happen to meet
         return False
     return True
-
-
-def _memory(document: dict[str, Any]) -> MemoryStore:
-    return MemoryStore({DOCUMENT: default_buffer_prototype().buffer.from_bytes(_dumped(document))})
-
-
-def _dumped(document: dict[str, Any]) -> bytes:
-    return json_text(document, indent=2).encode()

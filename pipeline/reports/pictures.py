@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.core.geometry.box import Box
-from pipeline.outputs.output import Output
+from pipeline.outputs.level import Level
 from pipeline.volumes.volume import Volume
 
 PICTURE_EXTENT = 1024
@@ -22,12 +22,12 @@ def png(image: Image.Image) -> bytes:
     return content.getvalue()
 
 
-def picture(volume: Volume, output: Output) -> Image.Image:
+def picture(volume: Volume, level: Level) -> Image.Image:
     """The middle slice, input beside output; the central part of it where it is large."""
     box = _middle(volume)
     left = _grey(volume.read(box)[0, 0], limits=None)
-    limits = (0, 255) if output.plan.output.dtype == "uint8" else None
-    right = _grey(output.read(box)[0, 0], limits=limits)
+    limits = (0, 255) if level.dtype == "uint8" else None
+    right = _grey(level.read(box)[0, 0], limits=limits)
     gap = np.full((left.shape[0], 8), 255, dtype=np.uint8)
     return Image.fromarray(np.hstack([left, gap, right]))
 

@@ -11,7 +11,7 @@ from pipeline.cluster.security import sweep_keys
 from pipeline.core.ledger import Progress, Session
 from pipeline.errors import StorageError
 from pipeline.inference.session import Advance, infer_missing
-from pipeline.outputs.output import Output
+from pipeline.outputs.image import Image
 from pipeline.stages.plan import refuse_foreign_output
 from pipeline.stages.run import Run
 from pipeline.stages.source import confirm
@@ -77,7 +77,7 @@ def _refuse_another(run: Run, progress: Progress) -> None:
         )
 
 
-def _prepare(output: Output) -> None:
+def _prepare(output: Image) -> None:
     """Make the store, or mend what is damaged of it beside its objects. Nobody may be writing to it."""
     is_new = output.state() == "absent"
     mended = output.create()

@@ -14,7 +14,7 @@ from pipeline.core.plan import Plan
 from pipeline.core.stored import Inventory
 from pipeline.errors import FileError, PlanError, StorageError
 from pipeline.main_guard import leave_if_run_again
-from pipeline.outputs.output import Output
+from pipeline.outputs.image import Image
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.outputs.store import store_at
 from pipeline.planning.measure import Expectation, expectation
@@ -132,7 +132,7 @@ def _resolved(config: RunConfig, earlier: Plan | None, settled: Settled, *, begu
 
 
 def _begun(earlier: Plan, directory: RunDirectory) -> bool:
-    return Output(earlier).state() == "ours" or earlier_tiles(directory, earlier) > 0
+    return Image(earlier).state() == "ours" or earlier_tiles(directory, earlier) > 0
 
 
 def earlier_tiles(directory: RunDirectory, plan: Plan) -> int:
@@ -163,7 +163,7 @@ def _refuse_other_plan(earlier: Plan, resolved: Plan, directory: RunDirectory, *
 
 def refuse_foreign_output(resolved: Plan) -> None:
     """Refuse an output that is not of a plan."""
-    if Output(resolved).state() == "foreign":
+    if Image(resolved).state() == "foreign":
         raise _foreign(resolved.output.url)
 
 
@@ -187,9 +187,9 @@ def _write_plan(directory: RunDirectory, begun: Plan | None, resolved: Plan, set
     try:
         with directory.driver():
             if begun and (len(settled.redo) or begun.fingerprint != resolved.fingerprint):
-                Output(begun).reopen(resolved)
+                Image(begun).reopen(resolved)
             if begun and _lost_units(begun, resolved):
-                Output(resolved).drop_units()
+                Image(resolved).drop_units()
             mark(directory, resolved, settled)
             if not keep:
                 directory.write(directory.plan_path, resolved.to_json())
@@ -219,7 +219,7 @@ def describe(run: Run, resolved: Plan, elsewhere: Callable[[], None] = lambda: N
         StorageError, OSError: It cannot be written.
     """
     with run.directory.driver(), run.log("plan"):
-        output = Output(resolved)
+        output = Image(resolved)
         if output.state() == "ours":
             output.publish()
         elsewhere()

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.core.ledger import INFER, Session
 from pipeline.core.plan import Plan
 from pipeline.errors import FileError
-from pipeline.outputs.output import Output
+from pipeline.outputs.image import Image
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.places.durable import in_words
 from pipeline.reports.page import page
@@ -98,14 +98,14 @@ def summary(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
     }
 
 
-def write_report(plan: Plan, directory: RunDirectory, volume: Volume, output: Output) -> dict[str, Any]:
+def write_report(plan: Plan, directory: RunDirectory, volume: Volume, output: Image) -> dict[str, Any]:
     """Write `slices.png`, `thumbnail.png`, `report.html` and `report.json`; gives the latter's content.
 
     Each is whole or as it was. One that the system refuses to write is told in a warning: what it reports is done all the same.
     """
     content = summary(plan, directory)
     with _told():
-        slices = picture(volume, output)
+        slices = picture(volume, output.finest)
         directory.write(directory.path / "slices.png", png(slices))
         slices.thumbnail((THUMBNAIL_EXTENT, THUMBNAIL_EXTENT))
         directory.write(directory.path / "thumbnail.png", png(slices))

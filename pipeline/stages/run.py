@@ -12,7 +12,7 @@ from pipeline.core.ledger import Progress
 from pipeline.core.plan import Plan
 from pipeline.errors import PlanError
 from pipeline.logs import logged
-from pipeline.outputs.output import Output
+from pipeline.outputs.image import Image
 from pipeline.outputs.rundir import RunDirectory
 
 
@@ -49,13 +49,13 @@ class Run:
         return self.placed(stored)
 
     @cached_property
-    def output(self) -> Output:
-        """The output of the plan, opened.
+    def output(self) -> Image:
+        """The image of the plan, opened.
 
         Raises:
             PlanError: There is no plan.
         """
-        return Output(self.plan)
+        return Image(self.plan)
 
     def progress(self) -> Progress:
         """What the ledger adds up to for the plan, now."""

@@ -18,8 +18,8 @@ import numpy as np
 from pipeline.config import RunConfig
 from pipeline.core.ledger import Progress, TileRecord
 from pipeline.errors import StorageError, VerificationError
+from pipeline.outputs.image import Image
 from pipeline.outputs.metadata import image_name
-from pipeline.outputs.output import Output
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.stages.run import Run
 
@@ -115,7 +115,7 @@ def _uncovered(found: Verification, config: RunConfig) -> str:
 
 
 def verify_output(
-    output: Output, directory: RunDirectory, mark: Callable[[TileRecord], None], *, names: tuple[str, ...] = ()
+    output: Image, directory: RunDirectory, mark: Callable[[TileRecord], None], *, names: tuple[str, ...] = ()
 ) -> Verification:
     """Compare every stored object with the ledger, and the metadata with the plan. Nobody may be writing meanwhile.
 
@@ -125,7 +125,7 @@ def verify_output(
         output: The store.
         directory: Its run directory.
         mark: Given an `invalid` record for each tile whose objects differ.
-        names: That the image may have besides its own; see `Output.metadata`.
+        names: That the image may have besides its own; see `Image.metadata`.
     """
     grid = output.plan.grid
     progress = directory.progress(output.plan)
@@ -169,9 +169,9 @@ def _last_records(directory: RunDirectory, progress: Progress) -> Iterator[TileR
             yield record
 
 
-def _differences(output: Output, record: TileRecord) -> Iterator[str]:
+def _differences(output: Image, record: TileRecord) -> Iterator[str]:
     core = output.plan.grid.tile(record.tile).core
-    expected = {key for unit in output.units(core) for key in output.keys(unit)}
+    expected = {key for unit in output.finest.units(core) for key in output.finest.keys(unit)}
     if expected != set(record.units):
         yield f"the ledger names {len(record.units)} objects, the plan {len(expected)}"
     for key, checksum in record.units.items():

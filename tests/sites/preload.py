@@ -20,7 +20,7 @@ from pathlib import Path
 
 from distributed import Worker
 
-from pipeline.outputs.output import Output
+from pipeline.outputs.level import Level
 
 STEP = 0.1
 
@@ -38,23 +38,23 @@ def dask_setup(worker: Worker) -> None:
 
 def witness(worker: str, file: str) -> None:
     """Have every write told, and take its time."""
-    written = Output.write
+    written = Level.write
     told = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def tell(event: str, key: str) -> None:
         os.write(told, f"{worker}-{os.getpid()} {event} {time.time():.3f} {key}\n".encode())
 
-    def write(output, unit, array, *permit):
-        key, end = output.keys(unit)[0], time.monotonic() + delay()
+    def write(level, unit, array, *permit):
+        key, end = level.keys(unit)[0], time.monotonic() + delay()
         tell("begin", key)
         while time.monotonic() < end:
             time.sleep(STEP)
             tell("still", key)
-        units = written(output, unit, array, *permit)
+        units = written(level, unit, array, *permit)
         tell("end", key)
         return units
 
-    Output.write = write
+    Level.write = write
 
 
 def delay() -> float:

@@ -20,6 +20,7 @@ from pipeline.core.volume import Space
 from pipeline.errors import StorageError
 from pipeline.outputs import convert as module
 from pipeline.outputs.convert import convert
+from pipeline.outputs.store import FolderStore
 from pipeline.volumes.volume import Volume, open_volume
 from tests.pipeline_cases import mounted, random_volume, save_array
 
@@ -152,15 +153,15 @@ def test_each_voxel_is_read_once_and_each_unit_written_once(source, tmp_path, mo
     """A box is whole write units of bounded size: neither memory nor reads grow, and no unit is read to be written."""
     monkeypatch.setattr(module, "BOX_BYTES", 2 * 4 * 16 * 40)
     boxes, stored, fetched = [], Counter(), Counter()
-    read, put, get = Volume.read, module.RecordingStore.set, LocalStore.get
+    read, put, get = Volume.read, FolderStore.put, LocalStore.get
 
     def noted_read(self, box):
         boxes.append(box)
         return read(self, box)
 
-    async def noted_set(self, key, value):
+    def noted_put(self, key, content, permit=lambda: None):
         stored[key] += 1
-        await put(self, key, value)
+        return put(self, key, content, permit)
 
     async def noted_get(self, key, *args, **kwargs):
         found = await get(self, key, *args, **kwargs)
@@ -168,7 +169,7 @@ def test_each_voxel_is_read_once_and_each_unit_written_once(source, tmp_path, mo
         return found
 
     monkeypatch.setattr(Volume, "read", noted_read)
-    monkeypatch.setattr(module.RecordingStore, "set", noted_set)
+    monkeypatch.setattr(FolderStore, "put", noted_put)
     monkeypatch.setattr(LocalStore, "get", noted_get)
     told = []
     convert(

@@ -13,20 +13,20 @@ from pipeline.core.geometry.box import Box
 from pipeline.core.ledger import TileRecord
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
-from pipeline.outputs.output import Output
+from pipeline.outputs.image import Image
 from pipeline.outputs.rundir import RunDirectory
 from tests.pipeline_cases import output_plan
 
 
 @pytest.fixture
-def output(tmp_path) -> Output:
+def output(tmp_path) -> Image:
     """A published output, placed in space, its plan beside it."""
     space = Space((40.0, 4.0, 4.0), (20.0, 2.0, 0.0), ("nanometer",) * 3)
     plan = output_plan(tmp_path / "o.ome.zarr", channels=2, space=space)
     directory = RunDirectory(plan.output.url)
     directory.path.mkdir()
     directory.write(directory.plan_path, plan.to_json())
-    found = Output(plan)
+    found = Image(plan)
     assert found.create()
     assert found.publish() == [
         'zarr.json: attributes.halotile.state is "incomplete", written as "complete"',
@@ -57,24 +57,24 @@ def at(document, place):
     return document
 
 
-def load(output: Output, path: Path) -> dict:
+def load(output: Image, path: Path) -> dict:
     """A document as it is stored."""
     return json.loads((output.store.root / path).read_text())
 
 
-def contents(output: Output) -> dict:
+def contents(output: Image) -> dict:
     """Both."""
     return {path: load(output, path) for path in (GROUP, ARRAY)}
 
 
-def differences(output: Output) -> tuple[str, ...]:
+def differences(output: Image) -> tuple[str, ...]:
     """What is found of ours."""
     return output.metadata(complete=True).differences
 
 
-def mended(output: Output, before: dict) -> None:
+def mended(output: Image, before: dict) -> None:
     """One go of a run puts the documents back, and the next finds nothing to do."""
-    fresh = Output(output.plan)
+    fresh = Image(output.plan)
     assert fresh.state() == "ours"
     assert fresh.create() + fresh.publish()
     assert contents(output) == before
@@ -126,24 +126,24 @@ def test_an_empty_document_without_our_plan_is_somebody_elses(output, content):
     """Nothing is ever overwritten."""
     RunDirectory(output.store.root).plan_path.unlink()
     (output.store.root / GROUP).unlink() if content is None else (output.store.root / GROUP).write_bytes(content)
-    assert Output(output.plan).state() == "foreign"
+    assert Image(output.plan).state() == "foreign"
 
 
 def test_an_empty_document_among_files_of_others_is_theirs(output):
     """Somebody may have put a store of their own where a plan was made."""
     (output.store.root / GROUP).write_bytes(b"")
     (output.store.root / "notes.txt").write_text("notes")
-    assert Output(output.plan).state() == "foreign"
+    assert Image(output.plan).state() == "foreign"
 
 
 def test_a_store_without_our_name_is_known_by_what_the_ledger_vouches_for(output):
     """All attributes are gone: the objects still are what this run wrote."""
     tile = output.plan.grid.tile(0)
-    (unit,) = output.units(tile.core)
-    units = output.write(unit, np.ones((output.plan.model.architecture.out_channels, *unit.shape), "float32"))
+    (unit,) = output.finest.units(tile.core)
+    units = output.finest.write(unit, np.ones((output.plan.model.architecture.out_channels, *unit.shape), "float32"))
     before = contents(output)
     (output.store.root / GROUP).write_text(json.dumps({**before[GROUP], "attributes": {}}))
-    assert Output(output.plan).state() == "foreign"
+    assert Image(output.plan).state() == "foreign"
     with RunDirectory(output.store.root).ledger() as ledger:
         ledger.append(TileRecord(0, "done", output.plan.fingerprint, units))
     assert differences(output)
@@ -212,7 +212,7 @@ def test_a_consolidated_copy_is_left_where_it_is_true_and_mended_where_it_is_fal
     for broken in (7, {}, {"metadata": {}}, {"metadata": 3, "kind": "inline", "must_understand": False}):
         (output.store.root / GROUP).write_text(json.dumps({**before[GROUP], "consolidated_metadata": broken}))
         assert differences(output)
-        Output(output.plan).publish()
+        Image(output.plan).publish()
         assert differences(output) == ()
         zarr.open_group(str(output.store.root), mode="r")
 
@@ -230,7 +230,7 @@ def test_an_image_that_was_moved_may_keep_its_name(output, tmp_path):
     """Stores are moved between two sittings; the name of an image says where it was made."""
     moved = tmp_path / "moved.ome.zarr"
     output.store.root.rename(moved)
-    elsewhere = Output(replace(output.plan, output=replace(output.plan.output, url=str(moved))))
+    elsewhere = Image(replace(output.plan, output=replace(output.plan.output, url=str(moved))))
     assert elsewhere.metadata(complete=True).differences
     assert elsewhere.metadata(complete=True, names=("o",)).differences == ()
 
@@ -239,12 +239,12 @@ def test_what_the_plan_says_of_space_now_is_brought_up_to_date(output):
     """A voxel size that was mended in the input describes, and computes nothing."""
     space = Space((30.0, 4.0, 4.0), (20.0, 2.0, 0.0), ("nanometer",) * 3)
     plan = replace(output.plan, source=replace(output.plan.source, space=space))
-    assert len(Output(plan).publish()) == 1
-    assert Output(plan).metadata(complete=True).differences == ()
+    assert len(Image(plan).publish()) == 1
+    assert Image(plan).metadata(complete=True).differences == ()
 
 
 def test_an_output_that_cannot_be_read_is_told_in_words(output):
     """The report reads a slice: a damaged array must end in a sentence."""
     (output.store.root / ARRAY).write_bytes(b"{}")
     with pytest.raises(StorageError, match="cannot be read"):
-        output.read(Box.of_shape(output.plan.source.shape))
+        output.finest.read(Box.of_shape(output.plan.source.shape))

@@ -15,8 +15,8 @@ from zarr.storage import LocalStore
 from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.errors import StorageError
 from pipeline.outputs.convert import convert
+from pipeline.outputs.image import Image
 from pipeline.outputs.metadata import stored_fingerprint
-from pipeline.outputs.output import Output
 from pipeline.volumes.volume import open_volume, store_levels
 from tests.pipeline_cases import output_plan, random_volume
 
@@ -66,7 +66,7 @@ def test_an_output_is_written_where_its_path_says(tmp_path, name):
     for other in ("v.zarr", "m.zarr"):
         zarr.create_array(LocalStore(tmp_path / other), data=random_volume((3, 4, 5)))
     plan = output_plan(tmp_path / f"v.zarr::{name}")
-    output = Output(plan)
+    output = Image(plan)
     output.create()
     output.publish()
     assert output.metadata(complete=True).differences == ()
@@ -134,7 +134,7 @@ OPENERS = {
     "load",
 }
 
-STORES = {"store", "_store", "local_store", "input_store", "aszarr", "as_zarr"}
+STORES = {"store", "_store", "local_store", "input_store", "aszarr", "as_zarr", "MemoryStore"}
 """Names of what is a store already, and of what makes one."""
 
 

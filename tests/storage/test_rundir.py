@@ -21,7 +21,7 @@ import pytest
 from pipeline.core.ledger import Session, TileRecord
 from pipeline.errors import FileError, InferenceError, PipelineError, StorageError
 from pipeline.outputs import rundir
-from pipeline.outputs.output import Output
+from pipeline.outputs.image import Image
 from pipeline.outputs.rundir import STAGE_BYTES, LedgerWriter, RunDirectory, lock_byte
 from tests.pipeline_cases import fill_up, mounted, output_plan, stored_objects
 
@@ -300,16 +300,16 @@ WAKE_LATE = """
 import functools, sys
 import numpy as np
 from pipeline.outputs import rundir
-from pipeline.outputs.output import Output
+from pipeline.outputs.image import Image
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.outputs.sink import UnitSink
 from tests.pipeline_cases import output_plan
 url, token = sys.argv[1:3]
-directory, output = RunDirectory(url), Output(output_plan(url))
+directory, output = RunDirectory(url), Image(output_plan(url))
 directory.meet_driver(token)
 core = output.plan.grid.tile(0).core
 with directory.tile(0, token):
-    sink = UnitSink(output, core, functools.partial(directory.refuse_late, token))
+    sink = UnitSink(output.finest, core, functools.partial(directory.refuse_late, token))
     print("held", flush=True)
     sys.stdin.readline()
     sink.add(core, np.full((1, *core.shape), 7, "float32"))
@@ -320,7 +320,7 @@ with directory.tile(0, token):
 def test_a_worker_that_wakes_after_its_driver_was_killed_writes_nothing(directory, processes, killed):
     """People delete, move or read what a killed run left; a worker that was swapped out must not write into it hours later."""
     plan = output_plan(directory.output)
-    Output(plan).create()
+    Image(plan).create()
     processes.append(holding(DRIVER, directory.output, 60))
     worker = [sys.executable, "-c", WAKE_LATE, str(directory.output), directory.driver_token()]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

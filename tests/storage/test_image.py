@@ -19,7 +19,7 @@ from pipeline.core.ledger import Units
 from pipeline.core.plan import Plan
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
-from pipeline.outputs.output import Output
+from pipeline.outputs.image import Image
 from pipeline.outputs.sink import UnitSink
 from pipeline.places import durable
 from tests.pipeline_cases import output_plan, random_volume
@@ -78,26 +78,26 @@ def values(plan: Plan, seed: int = 1) -> np.ndarray:
     return array.astype(plan.output.dtype)
 
 
-def write_all(output: Output, array: np.ndarray) -> Units:
+def write_all(output: Image, array: np.ndarray) -> Units:
     """Write every tile of a plan, slab by slab, as the engine would."""
     written: Units = {}
     whole = Box.of_shape(output.plan.source.shape)
     for tile in output.plan.grid:
-        sink = UnitSink(output, tile.core)
+        sink = UnitSink(output.finest, tile.core)
         for part in tile.core.split((output.plan.slab, *output.plan.core[1:])):
             sink.add(part, array[(slice(None), *part.within(whole))])
         written |= sink.finish()
     return written
 
 
-def objects(output: Output) -> dict[str, Path]:
+def objects(output: Image) -> dict[str, Path]:
     """The stored files of the array by key, metadata left out."""
     return {str(p.relative_to(output.store.root)): p for p in (output.store.root / "0/c").rglob("*") if p.is_file()}
 
 
-def made(plan: Plan) -> Output:
+def made(plan: Plan) -> Image:
     """The output of a plan, created."""
-    output = Output(plan)
+    output = Image(plan)
     output.create()
     return output
 
@@ -117,7 +117,9 @@ def test_the_keys_of_all_units_are_the_objects_of_the_store(plan):
     """Verification looks objects up by these keys; a wrong one would make it blind."""
     output = made(plan)
     write_all(output, values(plan))
-    expected = {key for tile in plan.grid for unit in output.units(tile.core) for key in output.keys(unit)}
+    expected = {
+        key for tile in plan.grid for unit in output.finest.units(tile.core) for key in output.finest.keys(unit)
+    }
     assert expected == set(objects(output))
 
 
@@ -129,7 +131,7 @@ def test_what_was_written_is_read_with_zarr_alone(plan):
     np.testing.assert_array_equal(found[...].reshape(array.shape), array)
     assert found.metadata.dimension_names == tuple(plan.output.axes)
     assert found.dtype == array.dtype
-    np.testing.assert_array_equal(output.read(Box.of_shape(plan.source.shape)), array)
+    np.testing.assert_array_equal(output.finest.read(Box.of_shape(plan.source.shape)), array)
 
 
 def test_stored_checksums_are_those_of_the_files(plan):
@@ -145,7 +147,7 @@ def test_a_tile_that_runs_twice_writes_the_same_bytes(plan):
     output, array = made(plan), values(plan)
     write_all(output, array)
     before = {key: path.read_bytes() for key, path in objects(output).items()}
-    write_all(Output(plan), array)
+    write_all(Image(plan), array)
     assert before == {key: path.read_bytes() for key, path in objects(output).items()}
 
 
@@ -160,7 +162,7 @@ def test_an_object_that_is_there_already_is_replaced_unread(plan, counted):
     counted.reads.clear()
     assert write_all(output, values(plan)) == wanted
     assert not [key for key, count in counted.reads.items() if count and key]
-    np.testing.assert_array_equal(output.read(Box.of_shape(plan.source.shape)), values(plan))
+    np.testing.assert_array_equal(output.finest.read(Box.of_shape(plan.source.shape)), values(plan))
 
 
 def test_an_object_is_the_old_one_or_the_new_one_at_every_moment(plan, monkeypatch):
@@ -188,7 +190,7 @@ def test_a_writer_that_may_write_no_more_leaves_the_old_object(plan):
         raise StorageError("void")
 
     for tile in plan.grid:
-        sink = UnitSink(output, tile.core, refuse)
+        sink = UnitSink(output.finest, tile.core, refuse)
         with pytest.raises(StorageError, match="void"):
             sink.add(tile.core, values(plan)[(slice(None), *tile.core.within(Box.of_shape(plan.source.shape)))])
     assert {key: output.store.checksum(key) for key in before} == before
@@ -233,10 +235,10 @@ def test_all_fill_units_leave_no_object_and_the_record_says_so(plan):
     first = plan.grid.tile(0).core
     array[(slice(None), *first.within(Box.of_shape(plan.source.shape)))] = 0
     written = write_all(output, array)
-    empty = {key for unit in output.units(first) for key in output.keys(unit)}
+    empty = {key for unit in output.finest.units(first) for key in output.finest.keys(unit)}
     assert {key for key, checksum in written.items() if checksum is None} == empty
     assert empty.isdisjoint(objects(output))
-    np.testing.assert_array_equal(output.read(Box.of_shape(plan.source.shape)), array)
+    np.testing.assert_array_equal(output.finest.read(Box.of_shape(plan.source.shape)), array)
 
 
 def test_negative_zero_is_no_fill(tmp_path):
@@ -244,16 +246,16 @@ def test_negative_zero_is_no_fill(tmp_path):
     output = made(output_plan(tmp_path / "o.zarr"))
     array = np.zeros((1, *output.plan.source.shape), dtype="float32")
     array[:, :4] = -0.0
-    first, second = write_all(output, array), write_all(Output(output.plan), array)
+    first, second = write_all(output, array), write_all(Image(output.plan), array)
     assert first == second
-    np.testing.assert_array_equal(output.read(Box.of_shape(output.plan.source.shape)), array)
+    np.testing.assert_array_equal(output.finest.read(Box.of_shape(output.plan.source.shape)), array)
 
 
 def test_a_sink_holds_only_units_that_have_begun(tmp_path):
     """Memory of a tall tile is bounded by a layer of units, not by the tile."""
     plan = output_plan(tmp_path / "o.zarr", shape=(32, 16, 16), core=(32, 16, 16), shards=(4, 8, 8))
     output, array = made(plan), values(plan)
-    sink = UnitSink(output, plan.grid.tile(0).core)
+    sink = UnitSink(output.finest, plan.grid.tile(0).core)
     for z in range(0, 32, 2):
         box = Box((z, 0, 0), (z + 2, 16, 16))
         sink.add(box, array[:, z : z + 2])
@@ -266,7 +268,7 @@ def test_a_core_that_was_not_covered_is_not_called_done(tmp_path):
     """Half a tile must never be recorded."""
     output = made(output_plan(tmp_path / "o.zarr"))
     tile = output.plan.grid.tile(0)
-    sink = UnitSink(output, tile.core)
+    sink = UnitSink(output.finest, tile.core)
     sink.add(Box((0, 0, 0), (2, 8, 8)), values(output.plan)[:, :2, :8, :8])
     with pytest.raises(StorageError, match="left 1 write units incomplete"):
         sink.finish()
@@ -294,7 +296,7 @@ def test_a_flipped_byte_anywhere_in_an_object_raises_on_reading(tmp_path, layout
 
 
 @pytest.fixture(params=["zyx", "czyx", "yx", "cyx"])
-def published(request, tmp_path) -> Output:
+def published(request, tmp_path) -> Image:
     """Finished outputs of all kinds of axes."""
     axes = request.param
     spatial = axes.removeprefix("c")
@@ -307,7 +309,7 @@ def published(request, tmp_path) -> Output:
     return output
 
 
-def attributes(output: Output) -> dict:
+def attributes(output: Image) -> dict:
     """The group's attributes as they lie on disk."""
     return json.loads((output.store.root / "zarr.json").read_text())["attributes"]
 
@@ -368,11 +370,11 @@ def test_the_image_appears_only_when_it_is_published(tmp_path):
 
 def test_a_store_is_ours_by_its_fingerprint_alone(tmp_path):
     """Resuming into another plan's store would mix two predictions."""
-    output = Output(output_plan(tmp_path / "o.zarr"))
+    output = Image(output_plan(tmp_path / "o.zarr"))
     assert output.state() == "absent"
     output.create()
     assert output.state() == "ours"
-    assert Output(output_plan(tmp_path / "o.zarr", dtype="uint8")).state() == "foreign"
+    assert Image(output_plan(tmp_path / "o.zarr", dtype="uint8")).state() == "foreign"
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "array", "group"])
@@ -388,13 +390,13 @@ def test_anything_else_at_its_place_is_foreign(tmp_path, kind):
         zarr.create_array(str(path), shape=(3,), chunks=(3,), dtype="uint8")
     else:
         zarr.create_group(str(path))
-    assert Output(output_plan(path)).state() == "foreign"
+    assert Image(output_plan(path)).state() == "foreign"
 
 
 @pytest.mark.parametrize("left", ["an empty folder", "a torn first file", "a group without its array"])
 def test_a_store_that_a_kill_left_half_made_is_made_good(tmp_path, left):
     """A driver killed in its first second must not leave an output that the same command then refuses."""
-    output = Output(output_plan(tmp_path / "o.zarr"))
+    output = Image(output_plan(tmp_path / "o.zarr"))
     if left == "a group without its array":
         output.create()
         for path in sorted((output.store.root / "0").rglob("*"), reverse=True):
@@ -425,7 +427,7 @@ def test_the_group_is_ours_from_its_first_byte(tmp_path, monkeypatch):
         return write(path, target)
 
     monkeypatch.setattr(Path, "replace", keep)
-    Output(plan).create()
+    Image(plan).create()
     path, first = documents[0]
-    assert path == Output(plan).store.root / "zarr.json"
+    assert path == Image(plan).store.root / "zarr.json"
     assert first["attributes"]["halotile"]["fingerprint"] == plan.fingerprint
