@@ -17,6 +17,16 @@ def is_url(location: str) -> bool:
     return bool(scheme and sign) and "/" not in scheme
 
 
+def protocol(url: str) -> str:
+    """What stands before `://`, in small letters."""
+    return url.partition("://")[0].lower()
+
+
+def is_s3(url: str) -> bool:
+    """Whether a URL is of S3 or of a store that speaks as it does."""
+    return protocol(url) in ("s3", "s3a")
+
+
 def without_file_scheme(location: str) -> str:
     """The same, without the `file://` that stands before a path; the rest is the path as it is, nothing in it decoded."""
     found = _OF_FILES.match(location)

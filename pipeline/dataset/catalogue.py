@@ -23,11 +23,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+from pipeline.core.locations import is_url
 from pipeline.core.names import Place, distinct_names
 from pipeline.dataset.rows import Source, rows_of
 from pipeline.dataset.search import NAMED, LeftOut, Volume, searched
 from pipeline.errors import ConfigError, StorageError
-from pipeline.places.objects import is_remote
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def _inside(volumes: Sequence[Volume], folders: Sequence[str]) -> frozenset[str]
 
 
 def _resolved(url: str) -> str:
-    return url if is_remote(url) else os.path.realpath(url)  # not `Path.resolve`, which fails at links that go round
+    return url if is_url(url) else os.path.realpath(url)  # not `Path.resolve`, which fails at links that go round
 
 
 def _lies_in(url: str, folders: Collection[str]) -> bool:

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import fsspec.asyn
 
+from pipeline.core.locations import is_s3, is_url
 from pipeline.errors import PipelineError, StorageError
-from pipeline.places.objects import code_of, is_remote, is_s3, refusal, s3
+from pipeline.places.objects import code_of, refusal
+from pipeline.places.stores import file_system
 
 _STAMPS = (
     "ETag",
@@ -92,7 +93,7 @@ def children(url: str) -> list[Item] | None:
     """
     try:
         with _told(url):
-            found = _local_children(url) if not is_remote(url) else _remote_children(url)
+            found = _local_children(url) if not is_url(url) else _remote_children(url)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return sorted(found, key=lambda item: item.name)
@@ -104,11 +105,11 @@ def item_at(url: str) -> Item | None:
     Raises:
         StorageError: The store cannot be asked.
     """
-    if not is_remote(url):
+    if not is_url(url):
         return Item(url, os.path.isdir(url), os.path.islink(url)) if os.path.lexists(url) else None  # noqa: PTH112, PTH114 - a `Path` apiece costs as much
     try:
         with _told(url):
-            system, path = _system(url)
+            system, path = file_system(url)
             return Item(url, system.info(path)["type"] == "directory")
     except FileNotFoundError:
         return None
@@ -120,12 +121,12 @@ def small_files(urls: Sequence[str]) -> list[bytes | OSError | None]:
     Raises:
         StorageError: A store cannot be asked.
     """
-    found: list[bytes | OSError | None] = [None if is_remote(url) else _local_file(url) for url in urls]
+    found: list[bytes | OSError | None] = [None if is_url(url) else _local_file(url) for url in urls]
     asked: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
     for i, url in enumerate(urls):
-        if is_remote(url):
+        if is_url(url):
             with _told(url):
-                system, path = _system(url)
+                system, path = file_system(url)
             asked.setdefault(id(system), (system, []))[1].append((i, path))
     for system, wanted in asked.values():
         with _told(urls[wanted[0][0]]):
@@ -154,7 +155,7 @@ def looks(url: str) -> list[Look]:
     """
     try:
         with _told(url):
-            return sorted(_local_looks(url) if not is_remote(url) else _remote_looks(url), key=lambda look: look.row)
+            return sorted(_local_looks(url) if not is_url(url) else _remote_looks(url), key=lambda look: look.row)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -165,7 +166,7 @@ def looks_at(url: str, names: Sequence[str]) -> list[Look | None]:
     Raises:
         StorageError: The store cannot be asked.
     """
-    if is_remote(url):
+    if is_url(url):
         with _told(url):
             return _remote_looks_at(url, names)
     with _told(url):
@@ -258,14 +259,6 @@ def _look(key: str, found: os.stat_result) -> Look:
 # --- object stores, by fsspec -------------------------------------------------------------------------------------------
 
 
-def _system(url: str) -> tuple[Any, str]:
-    """The store, and the location as it names it."""
-    if is_s3(url):
-        return s3(), s3()._strip_protocol(url).rstrip("/")
-    system, path = fsspec.url_to_fs(url, use_listings_cache=False)
-    return system, path.rstrip("/")
-
-
 def _contents(system: Any, paths: list[str], *, of_s3: bool) -> list[Any]:
     """Objects, or why one could not be had. `cat` would take a `[` for a pattern, and S3's client ask for each size first."""
     how = {"max_concurrency": 1} if of_s3 else {}
@@ -274,7 +267,7 @@ def _contents(system: Any, paths: list[str], *, of_s3: bool) -> list[Any]:
 
 
 def _remote_children(url: str) -> list[Item]:
-    system, path = _system(url)
+    system, path = file_system(url)
     found = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in system.ls(path, detail=True)]
     inside = [(name, folder) for name, folder in found if name != path]
     if found and not inside and not found[0][1]:
@@ -283,7 +276,7 @@ def _remote_children(url: str) -> list[Item]:
 
 
 def _remote_looks(url: str) -> Iterator[Look]:
-    system, path = _system(url)
+    system, path = file_system(url)
     for name, entry in system.find(path, detail=True).items():
         yield _look_of(name.removeprefix(path).strip("/"), entry)
 
@@ -295,7 +288,7 @@ def _look_of(name: str, entry: Mapping[str, Any]) -> Look:
 
 
 def _remote_looks_at(url: str, names: Sequence[str]) -> list[Look | None]:
-    system, path = _system(url)
+    system, path = file_system(url)
     paths = [f"{path}/{name}" for name in names]
     if getattr(system, "async_impl", False):
         found = fsspec.asyn.sync(system.loop, _infos, system, paths)
@@ -353,9 +346,9 @@ def _told(url: str) -> Iterator[None]:
         raise
     except Exception as error:  # stores raise whatever their clients happen to meet
         absent = isinstance(error, FileNotFoundError | NotADirectoryError)
-        if absent and not (is_remote(url) and code_of(error) == "NoSuchBucket"):
+        if absent and not (is_url(url) and code_of(error) == "NoSuchBucket"):
             raise
-        found = refusal(url, "be listed or read", error) if is_remote(url) else _of_files(url, error)
+        found = refusal(url, "be listed or read", error) if is_url(url) else _of_files(url, error)
         if found is None:
             raise
         raise found from error

@@ -1,29 +1,18 @@
-"""Object stores, by fsspec: what is asked of them, and what they refuse, told.
-
-Endpoint and credentials come from the environment, as those of every S3 client: AWS_ENDPOINT_URL, AWS_PROFILE,
-AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_REGION. A store that does not answer is given up after about a minute,
-one that is not there after seconds.
-"""
+"""Object stores: what is asked of them, and what they refuse, told."""
 
 from __future__ import annotations
 
-import atexit
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import fsspec
-from zarr.core.sync import sync
-
-from pipeline.core.locations import is_url
+from pipeline.core.locations import protocol
 from pipeline.errors import StorageError
 from pipeline.installation import how_to_install
-from pipeline.places.credentials import carried, redacted
+from pipeline.places.credentials import redacted
+from pipeline.places.stores import file_system, refuse_unsafe
 
 ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
 """Protocols of stores where an object is replaced in one step: a reader gets the old one or the new one."""
@@ -31,65 +20,11 @@ ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
 PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs"} | dict.fromkeys(("az", "abfs", "abfss"), "adlfs")
 """What to install for a protocol that no extra brings. No name is guessed from a URL: anybody may take it on the package index."""
 
-ATTEMPTS, READ_SECONDS, CONNECT_SECONDS = 3, 10, 5
-
-AGAIN = 2
-"""Rounds of attempts that s3fs makes, for answers that end in the middle."""
-
 PIECE = 2**25
 """Bytes that are read at once where an object is only looked at."""
 
 _OURS = ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure")
 """Packages whose errors are a store's."""
-
-
-def is_remote(url: str) -> bool:
-    """Whether a location is a URL of a store, not a path."""
-    return is_url(url)
-
-
-def is_s3(url: str) -> bool:
-    """Whether a URL is of S3 or of a store that speaks as it does."""
-    return protocol(url) in ("s3", "s3a")
-
-
-def protocol(url: str) -> str:
-    """What stands before `://`, in small letters."""
-    return url.partition("://")[0].lower()
-
-
-def s3(*, asynchronous: bool = False) -> Any:
-    """The client of S3 that all threads of this process share; fsspec's own cache would keep one a thread, with its connections.
-
-    Another is made where the environment that it was made of has changed.
-
-    Args:
-        asynchronous: For use from the event loop of zarr, and only there.
-    """
-    given = frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
-    return _s3(os.getpid(), asynchronous, given)
-
-
-@cache
-def _s3(process: int, asynchronous: bool, given: frozenset[tuple[str, str]]) -> Any:  # noqa: ARG001 - the key
-    retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
-    patience = {"retries": retries, "connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
-    own = {"skip_instance_cache": True, "use_listings_cache": False}  # others change what is there meanwhile
-    found = fsspec.filesystem("s3", asynchronous=asynchronous, config_kwargs=patience, max_concurrency=2, **own)
-    found.retries = AGAIN
-    if asynchronous:  # the others close themselves
-        atexit.register(_close, found)
-    return found
-
-
-def _close(system: Any) -> None:
-    """Close the connections from the loop that they belong to, which ends after this; else each complains at the end."""
-
-    async def close() -> None:
-        await (await system.set_session()).close()
-
-    if system._s3 is not None:
-        sync(close(), timeout=1)
 
 
 class ObjectStore:
@@ -103,18 +38,10 @@ class ObjectStore:
     """
 
     def __init__(self, url: str) -> None:
-        if kind := carried(url):
-            raise StorageError(
-                f"A URL of a store carries {kind}. Give them in the environment: AWS_PROFILE, AWS_ACCESS_KEY_ID."
-            )
-        if "::" in url:
-            raise StorageError(
-                f"'{url}' is a chain of stores ('::'), which is not supported. Unpack it, and name what was in it."
-            )
+        refuse_unsafe(url)
         self.url = url.rstrip("/")
         with told(self.url, "be opened"):
-            system, root = (s3(), self.url) if is_s3(url) else fsspec.url_to_fs(self.url)
-        self._system, self._root = system, system._strip_protocol(root).rstrip("/")
+            self._system, self._root = file_system(self.url)
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root

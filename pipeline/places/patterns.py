@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 
 from pipeline.core.locations import is_url
 from pipeline.places.listing import Item, children, item_at
-from pipeline.places.objects import is_remote
 
 STORE_FILES = frozenset({"zarr.json", ".zarray", ".zgroup"})
 """What makes a folder a Zarr store; `**` looks for nothing below one: there may be millions of chunks."""
@@ -33,7 +32,7 @@ class Matches:
 def is_pattern(url: str) -> bool:
     """Whether a location holds `*`, `?` or `[`, and is not simply there under that name. A `?` in a URL of the web begins its query."""
     signs = "*[" if url.lower().startswith(("http://", "https://")) else "*?["
-    return any(sign in url for sign in signs) and (is_remote(url) or not os.path.lexists(url))
+    return any(sign in url for sign in signs) and (is_url(url) or not os.path.lexists(url))
 
 
 def matching(pattern: str) -> Matches:

@@ -13,10 +13,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.core.locations import is_url, protocol
 from pipeline.core.versions import Keep, Version
 from pipeline.errors import StorageError
 from pipeline.outputs.rundir import RunDirectory
-from pipeline.places.objects import ATOMIC, ObjectStore, is_remote, protocol, told
+from pipeline.places.objects import ATOMIC, ObjectStore, told
 from pipeline.publishing.by_link import LinkedPublication, read_link
 from pipeline.publishing.by_pointer import PointedPublication, read_pointer
 from pipeline.publishing.version_folder import Published
@@ -118,7 +119,7 @@ def _is_stored(output: str) -> bool:
     Raises:
         StorageError: It is on something that is neither that nor a file system.
     """
-    if not is_remote(output) or protocol(output) in ("file", "local"):
+    if not is_url(output) or protocol(output) in ("file", "local"):
         return False
     if protocol(output) not in ATOMIC:
         raise StorageError(
@@ -129,4 +130,4 @@ def _is_stored(output: str) -> bool:
 
 
 def _path(output: str) -> Path:
-    return Path(output.partition("://")[2] if is_remote(output) else output).expanduser()
+    return Path(output.partition("://")[2] if is_url(output) else output).expanduser()

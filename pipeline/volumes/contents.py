@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.core.locations import is_url
 from pipeline.errors import StorageError
 from pipeline.places.listing import Item, children, item_at, small_files
-from pipeline.places.objects import is_remote
 from pipeline.volumes.foreign import HDF5_SUFFIXES, TIFF_SUFFIXES, foreign_place
 from pipeline.volumes.hdf5 import dataset_names
 
@@ -227,7 +227,7 @@ def _by_name(url: str) -> Content:
 
 def _is_circular(url: str) -> bool:
     try:
-        if not is_remote(url) and os.path.islink(url):  # noqa: PTH114 - a `Path` apiece costs as much
+        if not is_url(url) and os.path.islink(url):  # noqa: PTH114 - a `Path` apiece costs as much
             os.stat(url)  # noqa: PTH116 - as above
     except OSError as error:
         return error.errno == errno.ELOOP

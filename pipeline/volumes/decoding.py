@@ -15,13 +15,12 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import zarr
 from zarr.abc.codec import ArrayArrayCodec, BytesBytesCodec, Codec
 from zarr.abc.store import ByteGetter, ByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
 from zarr.codecs._v2 import V2Codec
 from zarr.core.array_spec import ArraySpec
-from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.registry import get_numcodec
 from zarr.types import AnyArray
@@ -76,7 +75,7 @@ def _spec(array: AnyArray) -> ArraySpec:
         dtype=array.metadata.dtype,
         fill_value=array.metadata.fill_value,
         config=array.async_array.config,
-        prototype=zarr.core.buffer.default_buffer_prototype(),
+        prototype=default_buffer_prototype(),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding, V2ChunkKeyEncoding
 
+from pipeline.core.locations import protocol
 from pipeline.core.stored import (
     FORMS,
     MOST_OBJECTS,
@@ -31,7 +32,6 @@ from pipeline.core.stored import (
 from pipeline.core.strict_json import json_text
 from pipeline.errors import StorageError
 from pipeline.places.listing import Look, looks, looks_at, signature
-from pipeline.places.objects import protocol
 from pipeline.volumes.counted import counted
 from pipeline.volumes.foreign import ForeignArray
 from pipeline.volumes.volume import Volume, open_volume

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.core.locations import is_url
 from pipeline.errors import StorageError
 from pipeline.places.listing import small_files
-from pipeline.places.objects import is_remote
 from pipeline.volumes.ome import Multiscale, first_of, read_multiscales
 
 STEPS = 3
@@ -64,7 +64,7 @@ def level_of(url: str) -> tuple[Level | None, tuple[str, ...]]:
 
 def _above(url: str) -> Iterator[tuple[str, str]]:
     """Groups above an array, the nearest first, and its path below each."""
-    scheme, sign, rest = url.partition("://") if is_remote(url) else ("", "", os.path.abspath(url))  # noqa: PTH100 - links stay
+    scheme, sign, rest = url.partition("://") if is_url(url) else ("", "", os.path.abspath(url))  # noqa: PTH100 - links stay
     parts = rest.rstrip("/").split("/")
     for steps in range(1, min(STEPS, len(parts) - 1) + 1):
         yield f"{scheme}{sign}{'/'.join(parts[:-steps])}", "/".join(parts[-steps:])

@@ -22,10 +22,10 @@ from zarr.types import AnyArray
 
 from pipeline.core.geometry.axes import Told, nothing_told, read_as
 from pipeline.core.geometry.box import Box, Triple, per_axis
-from pipeline.core.locations import without_file_scheme
+from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.core.volume import Description, Space
 from pipeline.errors import PipelineError, StorageError
-from pipeline.places.objects import ObjectStore, is_remote, refusal, told
+from pipeline.places.objects import ObjectStore, refusal, told
 from pipeline.places.stores import input_store
 from pipeline.volumes.bounds import check_extents
 from pipeline.volumes.decoding import checked
@@ -225,9 +225,9 @@ def store_levels(url: str) -> int:
 
 
 def _open(url: str) -> AnyArray | zarr.Group:
-    if not is_remote(url) and not Path(url).exists():
+    if not is_url(url) and not Path(url).exists():
         raise StorageError(f"Input '{url}' was asked for, but there is nothing there. Check input.url.")
-    if not is_remote(url):
+    if not is_url(url):
         return zarr.open(input_store(url), mode="r", use_consolidated=False)  # a copy may be older than the arrays
     # zarr asks for several objects at once, and leaves the other requests lie when one is refused
     with told(url, "be read"):
@@ -265,7 +265,7 @@ def _understood(url: str) -> Iterator[None]:
     except PipelineError:
         raise
     except Exception as error:  # damaged metadata and remote stores raise whatever they happen to meet
-        refused = refusal(url, "be read", error) if is_remote(url) else None
+        refused = refusal(url, "be read", error) if is_url(url) else None
         detail = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise (refused or _no_store(url, detail)) from error
 

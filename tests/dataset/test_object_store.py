@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline.places.objects import ObjectStore, s3
+from pipeline.places.objects import ObjectStore
+from pipeline.places.stores import s3
 from pipeline.publishing.publication import read_current
 from tests.dataset.dataset_cases import DataSet, make_dataset
 from tests.dataset.test_reprocess import go

@@ -15,7 +15,8 @@ from pipeline.core.geometry.box import Box
 from pipeline.core.network.unet import Architecture
 from pipeline.core.versions import Keep
 from pipeline.errors import StorageError
-from pipeline.places.objects import ObjectStore, s3
+from pipeline.places.objects import ObjectStore
+from pipeline.places.stores import s3
 from pipeline.publishing.publication import open_publication, read_current
 from pipeline.volumes.volume import open_volume
 from tests.e2e.commands import wait_until

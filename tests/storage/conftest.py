@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipeline.places.objects import s3
+from pipeline.places.stores import s3
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import zarr
 from pipeline.core.geometry.box import Box
 from pipeline.core.stored import compare
 from pipeline.errors import StorageError
-from pipeline.places.objects import s3
+from pipeline.places.stores import s3
 from pipeline.volumes.counted import counted
 from pipeline.volumes.decoding import CheckedPipeline
 from pipeline.volumes.inventory import from_bytes, open_counted, take_inventory, to_bytes

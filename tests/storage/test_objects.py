@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.places import objects
-from pipeline.places.objects import ObjectStore, s3, told
+from pipeline.places import objects, stores
+from pipeline.places.objects import ObjectStore, told
+from pipeline.places.stores import s3
 from pipeline.publishing.publication import open_publication, read_current
 from pipeline.volumes.volume import open_volume
 
@@ -153,8 +154,8 @@ def test_a_store_that_is_not_there_is_told_within_seconds(s3_environment, ask):
 
 def test_a_store_that_does_not_answer_is_given_up(s3_environment, monkeypatch):
     """It accepts and is silent, as behind a broken proxy; a minute as it is set, here a tenth of a second a try."""
-    monkeypatch.setattr(objects, "READ_SECONDS", 0.1)
-    monkeypatch.setattr(objects, "ATTEMPTS", 2)
+    monkeypatch.setattr(stores, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(stores, "ATTEMPTS", 2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(100)

@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.core.geometry.box import Box
 from pipeline.core.volume import Space
 from pipeline.errors import StorageError
-from pipeline.places.objects import s3
+from pipeline.places.stores import s3
 from pipeline.volumes.volume import Volume, is_volume_file, open_volume, store_levels
 from tests.pipeline_cases import random_volume, save_array
 
