@@ -6,17 +6,15 @@ workers; so a volume's stages are lines of its sub-flow's log, and what is tried
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from httpx import HTTPError
-from prefect import flow, runtime
+from prefect import Flow, flow, runtime
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
@@ -27,6 +25,7 @@ from flows.interruption import cancelled_when_asked
 from flows.progress import ProgressArtifact, tell_dashboard
 from flows.server.api_log import keep_tiles_from_prefect
 from flows.server.orphans import end_orphans
+from pipeline.cluster.pool import StartedWorkers
 from pipeline.core.printable import one_line
 from pipeline.dataset.outcome import Outcome
 from pipeline.dataset.reprocess import reprocess
@@ -45,62 +44,48 @@ ROWS = 500
 _cancelled_when_asked = cancelled_when_asked("finished volumes are kept")
 
 
-@dataclass
-class _InHand:
-    """A volume on its way through its sub-flow, and what came of it."""
-
-    volume: Member
-    team: DatasetWorkers
-    outcome: list[Outcome] = field(default_factory=list)
-
-
-_in_hand: ContextVar[_InHand] = ContextVar("flows.dataset.in_hand")
+VOLUME_FLOW = "halotile-volume"
+"""Name of the sub-flow of each volume."""
 
 Hearer = Callable[[Outcome, Summary], None]
 
-_hearer: ContextVar[Hearer] = ContextVar("flows.dataset.hearer", default=lambda *_: None)
 
+def _volume_flow(
+    volume: Member, team: DatasetWorkers, on_outcome: Callable[[Outcome], None]
+) -> Flow[[str, str], str | State]:
+    """The sub-flow of a volume. Its parameters are what Prefect's page says of it; the volume reaches it in a closure."""
 
-@contextmanager
-def heard(hearer: Hearer) -> Iterator[None]:
-    """Have somebody told of each volume of a flow that is called in here."""
-    before = _hearer.set(hearer)
-    try:
-        yield
-    finally:
-        _hearer.reset(before)
+    @flow(name=VOLUME_FLOW, flow_run_name="{name}", persist_result=False, validate_parameters=False)
+    @cancelled_when_asked("finished tiles are kept")
+    def segment_volume(name: str, url: str) -> str | State:  # noqa: ARG001 - what Prefect's page says of it
+        """One volume of a dataset: plan, infer, verify, report, publish.
 
+        Args:
+            name: Of the volume.
+            url: Where it lies.
+        """
+        outcome = segment(volume, team)
+        on_outcome(outcome)
+        return Failed(message=outcome.reason[:1000]) if outcome.state == "failed" else outcome.state
 
-@flow(name="halotile-volume", flow_run_name="{name}", persist_result=False, validate_parameters=False)
-@cancelled_when_asked("finished tiles are kept")
-def _segment_volume(name: str, url: str) -> Any:  # noqa: ARG001 - what Prefect's page says of it
-    """One volume of a dataset: plan, infer, verify, report, publish.
-
-    Args:
-        name: Of the volume.
-        url: Where it lies.
-    """
-    here = _in_hand.get()
-    outcome = segment(here.volume, here.team)
-    here.outcome.append(outcome)
-    return Failed(message=outcome.reason[:1000]) if outcome.state == "failed" else outcome.state
+    return segment_volume
 
 
 def _as_sub_flow(volume: Member, team: DatasetWorkers) -> Outcome:
-    here = _InHand(volume, team)
-    _in_hand.set(here)  # this thread's context is its own
+    outcomes: list[Outcome] = []
+    segment_volume = _volume_flow(volume, team, outcomes.append)
     try:
         # its end would cost a second; the parent has one
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            state: State = _segment_volume(volume.name, one_line(volume.entry.url), return_state=True)
+            state: State = segment_volume(volume.name, one_line(volume.entry.url), return_state=True)
     except (HTTPError, PrefectException) as error:  # costs the volume's place on the page, not the volume
         log.warning("%s is not shown as it is on Prefect's page: %s", volume.name, str(error).splitlines()[0])
-        return here.outcome[0] if here.outcome else segment(volume, team)
+        return outcomes[0] if outcomes else segment(volume, team)
     if state.is_cancelled():
         raise KeyboardInterrupt
-    if not here.outcome:  # Prefect itself failed
+    if not outcomes:  # Prefect itself failed
         return volume.outcome("failed", f"its flow run ended as {state.name}: {state.message}")
-    return here.outcome[0]
+    return outcomes[0]
 
 
 def _run_name() -> str:
@@ -119,10 +104,24 @@ def reprocess_dataset(config: DatasetConfig, moved: bool = False) -> Summary:
         config: The dataset.
         moved: Whether volumes may lie elsewhere, or have other times, than when they were done or begun: their voxels are the same.
     """
-    keep_tiles_from_prefect()
-    end_orphans(_segment_volume.name)
-    go = partial(_reprocess_round, moved=moved)
-    return _go_over(config, go, stage="reprocess", prefect=True, on_outcome=_hearer.get())
+    return _go_over(config, partial(_reprocess_round, moved=moved), stage="reprocess", prefect=True)
+
+
+def reprocess_dataset_with(on_outcome: Hearer, started: StartedWorkers | None = None) -> Flow[..., Summary | State]:
+    """The same flow for a process that has more to give it than values: these reach it in a closure, since parameters go to the server.
+
+    Args:
+        on_outcome: Told of each volume.
+        started: The set's workers, which are started already.
+    """
+
+    @functools.wraps(reprocess_dataset.fn)
+    def reprocess_here(config: DatasetConfig, moved: bool = False) -> Summary:
+        go = partial(_reprocess_round, moved=moved)
+        return _go_over(config, go, stage="reprocess", prefect=True, on_outcome=on_outcome, started=started)
+
+    declare = flow(name=reprocess_dataset.name, flow_run_name=_run_name, persist_result=False)
+    return declare(_cancelled_when_asked(reprocess_here))
 
 
 @flow(name="halotile-watch", flow_run_name=_run_name, persist_result=False)
@@ -135,9 +134,18 @@ def watch_inbox(config: DatasetConfig) -> Summary:
     Args:
         config: The dataset; its `volumes` is the inbox.
     """
-    keep_tiles_from_prefect()
-    end_orphans(_segment_volume.name)
-    return _go_over(config, watch, stage="watch", prefect=True, on_outcome=_hearer.get())
+    return _go_over(config, watch, stage="watch", prefect=True)
+
+
+def watch_inbox_with(on_outcome: Hearer, started: StartedWorkers | None = None) -> Flow[..., Summary | State]:
+    """As `reprocess_dataset_with`."""
+
+    @functools.wraps(watch_inbox.fn)
+    def watch_here(config: DatasetConfig) -> Summary:
+        return _go_over(config, watch, stage="watch", prefect=True, on_outcome=on_outcome, started=started)
+
+    declare = flow(name=watch_inbox.name, flow_run_name=_run_name, persist_result=False)
+    return declare(_cancelled_when_asked(watch_here))
 
 
 # --- with Prefect or without ------------------------------------------------------------------------------------------
@@ -160,7 +168,13 @@ def _reprocess_round(
 
 
 def _go_over(
-    config: DatasetConfig, go: Go, *, stage: Literal["reprocess", "watch"], prefect: bool, on_outcome: Hearer
+    config: DatasetConfig,
+    go: Go,
+    *,
+    stage: Literal["reprocess", "watch"],
+    prefect: bool,
+    on_outcome: Hearer = lambda *_: None,
+    started: StartedWorkers | None = None,
 ) -> Summary:
     """Go over a dataset, and raise in the end where volumes failed.
 
@@ -170,10 +184,14 @@ def _go_over(
         stage: Which of them, for the log; watchers may work side by side.
         prefect: Whether each volume is a sub-flow, and the summary an artifact.
         on_outcome: Told of each volume.
+        started: Workers that are started already.
 
     Raises:
         DatasetError: Volumes failed, by name; the others are done.
     """
+    if prefect:
+        keep_tiles_from_prefect()
+        end_orphans(VOLUME_FLOW)
 
     def begin(found: Round) -> Callable[[Outcome], None]:
         bar = ProgressArtifact("halotile-progress", config.output.url) if prefect else None
@@ -188,8 +206,8 @@ def _go_over(
         return tell
 
     with logged_round(config, alone=stage == "reprocess", stage=stage):
-        how = {"segment_one": _as_sub_flow if prefect else segment, "on_dashboard": tell_dashboard}
-        found = go(config, begin, **how)
+        one = _as_sub_flow if prefect else segment
+        found = go(config, begin, segment_one=one, on_dashboard=tell_dashboard, started=started)
         summary = found.summary
         if prefect:
             _show(summary)
@@ -201,15 +219,20 @@ def _go_over(
         return summary
 
 
-def reprocess_plainly(config: DatasetConfig, on_outcome: Hearer, *, moved: bool = False) -> Summary:
+def reprocess_plainly(
+    config: DatasetConfig, on_outcome: Hearer, started: StartedWorkers | None = None, *, moved: bool = False
+) -> Summary:
     """The same as the flow, without Prefect."""
     go = partial(_reprocess_round, moved=moved)
-    return _go_over(config, go, stage="reprocess", prefect=False, on_outcome=on_outcome)
+    return _go_over(config, go, stage="reprocess", prefect=False, on_outcome=on_outcome, started=started)
 
 
-def watch_plainly(config: DatasetConfig, on_outcome: Hearer, *, now: float | None = None) -> Summary:
+def watch_plainly(
+    config: DatasetConfig, on_outcome: Hearer, started: StartedWorkers | None = None, *, now: float | None = None
+) -> Summary:
     """The same as the flow, without Prefect; `now` as of `Inbox.look`."""
-    return _go_over(config, partial(watch, now=now), stage="watch", prefect=False, on_outcome=on_outcome)
+    go = partial(watch, now=now)
+    return _go_over(config, go, stage="watch", prefect=False, on_outcome=on_outcome, started=started)
 
 
 def _show(summary: Summary) -> None:

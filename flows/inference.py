@@ -5,32 +5,24 @@ Deployments name the flow by this module: `flows.inference.infer_volume` stands 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from prefect import flow, runtime
+from prefect import Flow, flow, runtime
+from prefect.client.schemas.objects import State
 
 from flows.interruption import cancelled_when_asked, finished
 from flows.server.api_log import keep_tiles_from_prefect
-from flows.tasks import TASKS, plan_stage
+from flows.tasks import following_tasks, plan_stage
 from pipeline import stages
+from pipeline.cluster.pool import StartedWorkers
 from pipeline.config import RunConfig
+from pipeline.outputs.rundir import Driver
 from pipeline.registry import with_model
 
-_reports: ContextVar[list[dict[str, Any]] | None] = ContextVar("flows.inference.reports", default=None)
-
-
-@contextmanager
-def kept(reports: list[dict[str, Any]]) -> Iterator[None]:
-    """Have what a flow gives that is called in here, even where its server cannot take it any more."""
-    before = _reports.set(reports)
-    try:
-        yield
-    finally:
-        _reports.reset(before)
+_cancelled_when_asked = cancelled_when_asked("finished tiles are kept")
 
 
 def _run_name() -> str:
@@ -39,7 +31,7 @@ def _run_name() -> str:
 
 
 @flow(name="halotile-inference", flow_run_name=_run_name, persist_result=False)
-@cancelled_when_asked("finished tiles are kept")
+@_cancelled_when_asked
 def infer_volume(config: RunConfig, input_changed: Literal["redo", "keep"] | None = None) -> dict[str, Any]:
     """Segment one volume: plan -> infer -> verify -> report. Running it again resumes.
 
@@ -49,14 +41,38 @@ def infer_volume(config: RunConfig, input_changed: Literal["redo", "keep"] | Non
         config: The run.
         input_changed: Where the input is not as it was planned: redo the tiles that read what changed, or keep them.
     """
+    return _segment(stages.Run(with_model(config)), input_changed)
+
+
+def infer_volume_with(
+    driver: Driver | None, started: StartedWorkers | None, on_content: Callable[[dict[str, Any]], None]
+) -> Flow[..., dict[str, Any] | State]:
+    """The same flow for a process that has more to give it than values: these reach it in a closure, since parameters go to the server.
+
+    Args:
+        driver: Of the output, where this process is it already.
+        started: Workers of the run that are started already.
+        on_content: Told what the flow gives, even where its server cannot take it any more.
+    """
+
+    @functools.wraps(infer_volume.fn)
+    def infer_here(config: RunConfig, input_changed: Literal["redo", "keep"] | None = None) -> dict[str, Any]:
+        content = _segment(stages.Run(with_model(config), driver), input_changed, started)
+        on_content(content)
+        return content
+
+    return flow(name=infer_volume.name, flow_run_name=_run_name, persist_result=False)(
+        _cancelled_when_asked(infer_here)
+    )
+
+
+def _segment(
+    run: stages.Run, input_changed: Literal["redo", "keep"] | None, started: StartedWorkers | None = None
+) -> dict[str, Any]:
     keep_tiles_from_prefect()
-    config = with_model(config)
-    finished(plan_stage(config, input_changed))
-    run, account = stages.Run(config), stages.Account()
-    with stages.driving(run.directory):
-        for stage in TASKS:
+    finished(plan_stage(run, input_changed))
+    account = stages.Account()
+    with stages.drive(run) as run:
+        for stage in following_tasks(started):
             account += finished(stage(run))
-    content = account.to_dict()
-    if (reports := _reports.get()) is not None:
-        reports.append(content)
-    return content
+    return account.to_dict()

@@ -17,7 +17,7 @@ from prefect.tasks import Task
 from flows.interruption import cancelled_when_asked
 from flows.progress import following, tell_dashboard
 from pipeline import stages
-from pipeline.config import RunConfig
+from pipeline.cluster.pool import StartedWorkers
 from pipeline.errors import PipelineError
 
 log = logging.getLogger("pipeline")
@@ -47,9 +47,9 @@ _cancelled_when_asked = cancelled_when_asked("finished tiles are kept")
 
 @task(name="plan", task_run_name="plan", retries=1, **_STAGE)
 @_cancelled_when_asked
-def plan_stage(config: RunConfig, input_changed: Literal["redo", "keep"] | None = None) -> str:
-    """Load the plan and confirm that it is this configuration's; makes it where there is none."""
-    return stages.plan(stages.Run(config), input_changed=input_changed).fingerprint
+def plan_stage(run: stages.Run, input_changed: Literal["redo", "keep"] | None = None) -> str:
+    """Load the plan and confirm that it is this run's; makes it where there is none."""
+    return stages.plan(run, input_changed=input_changed).fingerprint
 
 
 def _show(content: dict[str, Any]) -> None:
@@ -60,21 +60,24 @@ def _show(content: dict[str, Any]) -> None:
         log.warning("the report is not on Prefect's page, but in the run's folder: %s: %s", type(error).__name__, error)
 
 
-_HOST = stages.Host(following=following, on_dashboard=tell_dashboard, on_report=_show)
-
-
-def _task_of(stage: stages.Stage) -> Task[[stages.Run], stages.Account | State]:
+def _task_of(stage: stages.Stage, host: stages.Host) -> Task[[stages.Run], stages.Account | State]:
     """The task that does a stage."""
 
     def work(run: stages.Run) -> stages.Account:
-        return stage.work(run, _HOST)
+        return stage.work(run, host)
 
     work.__name__ = work.__qualname__ = f"{stage.name}_stage"  # Prefect tells tasks apart by it
     return task(name=stage.name, task_run_name=stage.name, retries=1, **_STAGE)(_cancelled_when_asked(work))
 
 
-TASKS = tuple(map(_task_of, stages.SEQUENCE))
-"""What follows the plan, a task a stage."""
+def following_tasks(started: StartedWorkers | None = None) -> list[Task[[stages.Run], stages.Account | State]]:
+    """What follows the plan, a task a stage.
+
+    Args:
+        started: Workers of the run that are started already.
+    """
+    host = stages.Host(following=following, on_dashboard=tell_dashboard, on_report=_show, started=started)
+    return [_task_of(stage, host) for stage in stages.SEQUENCE]
 
 
 def _markdown(content: dict[str, Any]) -> str:

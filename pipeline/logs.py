@@ -5,6 +5,8 @@ A record knows where it comes from in one of three ways, the first that says som
     what it carries itself    `about(tile=3, worker="1").debug(...)`; a worker's, which arrive through Dask, say all four
     the context               that a stage set by `logged`; two runs in two threads of one process keep apart by it
     the log that is open      for records of threads that know nothing
+
+The context is a context variable, since a record reaches its handler through the standard library, which takes no argument of ours.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from flows.printing import print_plan, say
@@ -19,9 +20,11 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.places.credentials import redacted
 
 if TYPE_CHECKING:
+    from pipeline.cluster.pool import StartedWorkers
     from pipeline.dataset.outcome import Outcome
     from pipeline.dataset.settings import DatasetConfig
     from pipeline.dataset.summary import Summary
+    from pipeline.stages import Run
 
 Result = TypeVar("Result")
 
@@ -41,11 +44,13 @@ def run_volume(
         return run(config, input_changed)
     from pipeline import stages  # noqa: PLC0415 - slow; other kinds start the server first
 
-    with stages.part_in_cluster(config.cluster, config.compute, stages.Run(config).directory):
-        return run(config, input_changed)
+    with stages.part_in_cluster(config.cluster, config.compute, stages.Run(config).directory) as joined:
+        return run(config, input_changed, joined)
 
 
-def _with_prefect(config: RunConfig, input_changed: Literal["redo", "keep"] | None) -> dict[str, Any]:
+def _with_prefect(
+    config: RunConfig, input_changed: Literal["redo", "keep"] | None, joined: StartedWorkers | None = None
+) -> dict[str, Any]:
     server = _server(config.cluster.kind)  # it takes seconds, and so does what follows
     try:
         load_settings()
@@ -53,11 +58,11 @@ def _with_prefect(config: RunConfig, input_changed: Literal["redo", "keep"] | No
 
         run = stages.Run(config)
         print_plan(stages.plan(run, input_changed=input_changed))
-        with stages.driving(run.directory), stages.workers_starting(run):
+        with stages.drive(run) as run, stages.workers_starting(run, joined) as started:
             print(
                 "starting Prefect's side and the workers: seconds, half a minute the first time ever", file=sys.stderr
             )
-            return _through_prefect(config, server)
+            return _through_prefect(run, started, server)
     finally:
         if server:
             server.abandon()
@@ -78,34 +83,38 @@ def _server(kind: str) -> EmbeddedServer | None:
     return start_unless_configured()
 
 
-def _without_prefect(config: RunConfig, input_changed: Literal["redo", "keep"] | None) -> dict[str, Any]:
+def _without_prefect(
+    config: RunConfig, input_changed: Literal["redo", "keep"] | None, joined: StartedWorkers | None = None
+) -> dict[str, Any]:
     from pipeline import stages  # noqa: PLC0415 - slow, and not needed elsewhere
 
-    print_plan(stages.plan(stages.Run(config), input_changed=input_changed))
-    return _stages(config)
+    run = stages.Run(config)
+    print_plan(stages.plan(run, input_changed=input_changed))
+    return _stages(run, joined)
 
 
-def _stages(config: RunConfig) -> dict[str, Any]:
+def _stages(run: Run, started: StartedWorkers | None) -> dict[str, Any]:
     """What follows the plan; what is done already is not done again."""
     from flows.progress import shown, tell_dashboard  # noqa: PLC0415 - slow, and not needed elsewhere
     from pipeline import stages  # noqa: PLC0415 - slow, and not needed elsewhere
 
-    return stages.follow(stages.Run(config), stages.Host(following=shown, on_dashboard=tell_dashboard)).to_dict()
+    host = stages.Host(following=shown, on_dashboard=tell_dashboard, started=started)
+    return stages.follow(run, host).to_dict()
 
 
-def _through_prefect(config: RunConfig, server: EmbeddedServer | None) -> dict[str, Any]:
+def _through_prefect(run: Run, started: StartedWorkers | None, server: EmbeddedServer | None) -> dict[str, Any]:
     """Run the flow; the server starts while Prefect is imported."""
     prepare_prefect()
-    from flows.inference import infer_volume, kept  # noqa: PLC0415 - once the settings stand
+    from flows.inference import infer_volume_with  # noqa: PLC0415 - once the settings stand
     from flows.interruption import finished  # noqa: PLC0415 - once the settings stand
 
-    reports: list[dict[str, Any]] = []
+    contents: list[dict[str, Any]] = []
+    segment = infer_volume_with(run.driver, started, contents.append)
 
     def alone() -> dict[str, Any]:
-        return reports[0] if reports else _stages(config)
+        return contents[0] if contents else _stages(run, started)
 
-    with kept(reports):
-        return reported(lambda: finished(infer_volume(config)), Path(f"{config.output.url}.run"), server, alone)
+    return reported(lambda: finished(segment(run.config)), Path(f"{run.config.output.url}.run"), server, alone)
 
 
 def prepare_prefect() -> None:
@@ -212,9 +221,9 @@ def run_dataset(
     """
     return _over(
         config,
-        lambda dataset: dataset.reprocess_dataset(config, moved=moved),
-        lambda dataset: dataset.reprocess_plainly(config, on_outcome, moved=moved),
-        on_outcome=on_outcome if prefect else None,
+        lambda dataset, started: dataset.reprocess_dataset_with(on_outcome, started)(config, moved=moved),
+        lambda dataset, started: dataset.reprocess_plainly(config, on_outcome, started, moved=moved),
+        prefect=prefect,
     )
 
 
@@ -222,42 +231,42 @@ def run_watch(config: DatasetConfig, *, prefect: bool, on_outcome: Callable[[Out
     """Look at the inbox of a dataset once; see `run_dataset`."""
     return _over(
         config,
-        lambda dataset: dataset.watch_inbox(config),
-        lambda dataset: dataset.watch_plainly(config, on_outcome),
-        on_outcome=on_outcome if prefect else None,
+        lambda dataset, started: dataset.watch_inbox_with(on_outcome, started)(config),
+        lambda dataset, started: dataset.watch_plainly(config, on_outcome, started),
+        prefect=prefect,
     )
 
 
 def _over(
     config: DatasetConfig,
-    flow: Callable[[Any], Summary],
-    plain: Callable[[Any], Summary],
+    flow: Callable[[ModuleType, StartedWorkers | None], Summary],
+    plain: Callable[[ModuleType, StartedWorkers | None], Summary],
     *,
-    on_outcome: Callable[[Outcome, Summary], None] | None,
+    prefect: bool,
 ) -> Summary:
-    """The flow where somebody hears of its volumes, or the same without Prefect; either is given the module of both."""
-    server = _server(config.cluster.kind) if on_outcome else None
+    """The flow, or the same without Prefect; either is given the module of both, and the workers of an allocation."""
+    server = _server(config.cluster.kind) if prefect else None
     try:
         prepare_prefect()
         from flows import dataset  # noqa: PLC0415 - once the settings stand, while the server starts
 
-        with _allocation(config):
-            if on_outcome is None:
-                return plain(dataset)
-            with dataset.heard(on_outcome):
-                return reported(lambda: flow(dataset), Path(f"{config.home}.run"), server, lambda: plain(dataset))
+        with _allocation(config) as joined:
+            if not prefect:
+                return plain(dataset, joined)
+            folder = Path(f"{config.home}.run")
+            return reported(lambda: flow(dataset, joined), folder, server, lambda: plain(dataset, joined))
     finally:
         if server:
             server.abandon()
 
 
 @contextmanager
-def _allocation(config: DatasetConfig) -> Iterator[None]:
+def _allocation(config: DatasetConfig) -> Iterator[StartedWorkers | None]:
     """As one of many tasks of an allocation, be what it is to be; see `stages.part_in_cluster`."""
     if config.cluster.kind != "slurm-allocation":
-        yield
+        yield None
         return
     from pipeline import stages  # noqa: PLC0415 - slow, and not needed elsewhere
 
-    with stages.part_in_cluster(config.cluster, config.compute, config.directory):
-        yield
+    with stages.part_in_cluster(config.cluster, config.compute, config.directory) as joined:
+        yield joined

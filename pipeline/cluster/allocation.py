@@ -48,9 +48,6 @@ START_SECONDS, LOST_SECONDS = 300, 30
 
 CLOSE_SECONDS = 10
 
-_joined: dict[Path, _Runner] = {}
-"""The allocation that this process drives, by folder."""
-
 
 def machine(config: ClusterConfig) -> Machine:
     """What the workers of this allocation have together.
@@ -85,8 +82,10 @@ def _task_memory_bytes(cores: int) -> int:
 
 
 @contextmanager
-def joined(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) -> Iterator[None]:
+def joined(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) -> Iterator[Opened]:
     """Be what this task is to be: the scheduler's and the workers' end here when the run is over, the driver's goes on.
+
+    Gives the driver the allocation's scheduler.
 
     Args:
         config: The cluster.
@@ -103,12 +102,11 @@ def joined(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) 
     runner = _runner(
         config, offered.cores // number if threads == "auto" else threads, offered.memory_bytes // number, folder
     )
-    _joined[folder] = runner
+    scheduler = Opened(str(runner.scheduler_address), runner.security)
     try:
-        with connected(Opened(str(runner.scheduler_address), runner.security)):  # as long as this process lives
-            yield
+        with connected(scheduler):  # as long as this process lives
+            yield scheduler
     finally:
-        del _joined[folder]
         with suppress(OSError):
             runner.close()
         runner.scheduler_file.unlink(missing_ok=True)
@@ -117,12 +115,9 @@ def joined(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) 
 
 @contextmanager
 def opened(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Opened]:
-    """The allocation's scheduler; its tasks end with `joined`, or with this where nobody joined before."""
-    with ExitStack() as stack:
-        if folder not in _joined:
-            stack.enter_context(joined(config, spec.threads, folder))
-        runner = _joined[folder]
-        yield Opened(str(runner.scheduler_address), runner.security)
+    """The same for who did not join the allocation before."""
+    with joined(config, spec.threads, folder) as scheduler:
+        yield scheduler
 
 
 def _runner(config: ClusterConfig, threads: int, memory_bytes: int, folder: Path) -> _Runner:

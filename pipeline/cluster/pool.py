@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -69,8 +69,10 @@ def machine(config: ClusterConfig) -> Machine:
 
 
 @contextmanager
-def open_pool(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Pool]:
-    """Workers until the context ends; those of `starting` are taken, where they are the same.
+def open_pool(
+    config: ClusterConfig, spec: WorkerSpec, folder: Path, started: StartedWorkers | None = None
+) -> Iterator[Pool]:
+    """Workers until the context ends.
 
     They may still be on their way: `dispatch` gives work to each as it joins.
 
@@ -78,18 +80,18 @@ def open_pool(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator
         config: Which kind, where.
         spec: How many, how large.
         folder: For logs and keys of jobs, where all workers see it.
+        started: Workers that are started already; they are taken where they are such ones, and nobody has taken them.
 
     Raises:
         ConfigError, InferenceError: They cannot be had.
     """
     leave_if_run_again()
-    begun = _starting.pop((config, spec), None)
     with ExitStack() as stack:
-        if begun is None:
-            opened, seconds = _opened(stack, _kind(config), config, spec, folder)
+        if started is not None and started.take(config, spec):
+            stack.callback(started.stack.close)
+            opened, seconds = started.opened.result()
         else:
-            stack.callback(begun.stack.close)
-            opened, seconds = begun.opened.result()
+            opened, seconds = _open(stack, _kind(config), config, spec, folder)
         began = time.perf_counter()
         client = stack.enter_context(connected(opened))  # in this thread: it is its context's own
         seconds += time.perf_counter() - began
@@ -113,48 +115,68 @@ class SharedPool:
             return self._pool.tend()
 
 
+class StartedWorkers:
+    """Workers that are started, or on their way, before a pool is opened: `open_pool` is given them, and may take them once.
+
+    Args:
+        config: Their cluster.
+        spec: What they are; None for those of an allocation, which are what they are for every pool of it.
+        opened: How to reach them, and the seconds that their start took.
+        stack: Ends them.
+    """
+
+    def __init__(
+        self, config: ClusterConfig, spec: WorkerSpec | None, opened: Future[tuple[Opened, float]], stack: ExitStack
+    ) -> None:
+        self.opened, self.stack = opened, stack
+        self._config, self._spec, self._taken = config, spec, False
+
+    def take(self, config: ClusterConfig, spec: WorkerSpec) -> bool:
+        """Whether the caller has them now, and ends them; False where they are others than it asks for, or were taken."""
+        if self._spec is None:
+            return True
+        if self._taken or (config, spec) != (self._config, self._spec):
+            return False
+        self._taken = True
+        return True
+
+    def close(self) -> None:
+        """End them where nobody took them."""
+        if not self._taken:
+            self._taken = True
+            self.stack.close()
+
+
 @contextmanager
-def starting(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[None]:
-    """Begin to start a pool, while this process does other things; the next `open_pool` of the same kind takes it."""
+def starting(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[StartedWorkers]:
+    """Begin to start a pool, while this process does other things; gives what `open_pool` takes them by."""
     kind = _kind(config)  # imported in this thread
     stack = ExitStack()
     with ThreadPoolExecutor(1, thread_name_prefix="pool") as thread:
-        _starting[config, spec] = _Begun(stack, thread.submit(_opened, stack, kind, config, spec, folder))
+        started = StartedWorkers(config, spec, thread.submit(_open, stack, kind, config, spec, folder), stack)
         try:
-            yield
+            yield started
         finally:
-            untaken = _starting.pop((config, spec), None)
-    if untaken:
-        stack.close()
+            thread.shutdown()
+            started.close()
 
 
-def allocation_joined(
-    config: ClusterConfig, threads: Literal["auto"] | int, folder: Path
-) -> AbstractContextManager[None]:
-    """Be what this task of an allocation is to be; see `allocation.joined`."""
+@contextmanager
+def allocation_joined(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) -> Iterator[StartedWorkers]:
+    """Be what this task of an allocation is to be; see `allocation.joined`. Gives its driver the workers."""
     from pipeline.cluster.allocation import joined  # noqa: PLC0415 - needs dask-jobqueue, which few have
 
-    return joined(config, threads, folder)
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """A pool that is on its way, and what ends it."""
-
-    stack: ExitStack
-    opened: Future[tuple[Opened, float]]
-
-
-_starting: dict[tuple[ClusterConfig, WorkerSpec], _Begun] = {}
+    there: Future[tuple[Opened, float]] = Future()
+    with joined(config, threads, folder) as opened:
+        there.set_result((opened, 0.0))
+        yield StartedWorkers(config, None, there, ExitStack())
 
 
 def _kind(config: ClusterConfig) -> Kind:
     return importlib.import_module(KINDS[config.kind])
 
 
-def _opened(
-    stack: ExitStack, kind: Kind, config: ClusterConfig, spec: WorkerSpec, folder: Path
-) -> tuple[Opened, float]:
+def _open(stack: ExitStack, kind: Kind, config: ClusterConfig, spec: WorkerSpec, folder: Path) -> tuple[Opened, float]:
     """Workers that end with `stack`, and the seconds that their start took."""
     began = time.perf_counter()
     return stack.enter_context(kind.opened(config, spec, folder)), time.perf_counter() - began

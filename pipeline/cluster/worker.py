@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from logging import Logger, LoggerAdapter
 from pathlib import Path
 
-from distributed import get_worker
+from distributed import Worker, get_worker
 
 from pipeline.cluster.settings import CORES
 from pipeline.core.ledger import TileRecord
@@ -32,10 +32,8 @@ from pipeline.volumes.volume import Volume, open_volume
 ENDS = "HALOTILE_ENDS"
 """Environment variable of a job: when it will be ended, seconds since the epoch."""
 
-_opening = threading.Lock()
-
 _computing = threading.Lock()
-"""One tile at a time a process, also where somebody gave a worker several threads."""
+"""One tile at a time a process, whoever shares it: the kernel knows a tile's lock by the process that holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +55,7 @@ class Job:
 class _OpenJob:
     """What a worker holds open for a job."""
 
+    job: Job
     plan: Plan
     checkpoint: Checkpoint
     source: Volume
@@ -74,8 +73,9 @@ def prepare(job: Job) -> float | None:
     Returns:
         When this process will be ended, seconds since the epoch; None where it will not.
     """
-    with _opening:  # one model a process, also where a worker has several threads
-        opened = _open_job(job)
+    cache = _job_cache()
+    with cache.opening:
+        opened = cache.open(job)
         widest = opened.plan.grid.widest()
         if opened.predictor.is_used_to(widest):
             pass  # by an earlier run of this network
@@ -106,8 +106,9 @@ def _look_at_threads(job: Job, plan: Plan) -> None:
 
 def infer(job: Job, index: int) -> TileRecord:
     """Predict and write one tile of a job; see `engine.infer_tile`. Nobody else has the tile meanwhile, on any machine."""
-    with _opening:
-        opened = _open_job(job)
+    cache = _job_cache()
+    with cache.opening:
+        opened = cache.open(job)
     said = _about(job, tile=index)
     try:
         return _inferred(opened, index, job.token, said)
@@ -142,26 +143,43 @@ def _about(job: Job, **fields: int) -> LoggerAdapter[Logger]:
     return about(run=Path(job.output).name, stage="infer", worker=str(get_worker().name), **fields)
 
 
-_open_jobs: dict[Job, _OpenJob] = {}
-"""What the worker's present job needs; one entry at most."""
+class _JobCache:
+    """What a worker keeps from one tile to the next: its present job, opened.
+
+    Attributes:
+        opening: Held while a job is opened: one network a worker, also where it has several threads.
+    """
+
+    def __init__(self) -> None:
+        self.opening = threading.Lock()
+        self._opened: _OpenJob | None = None
+
+    def open(self, job: Job) -> _OpenJob:
+        """A job, opened; it takes the place of the one before. To be called with `opening` held."""
+        if self._opened is None or self._opened.job != job:
+            directory = RunDirectory(job.output)
+            plan = _planned(directory, job)
+            before = self._opened.predictor if self._opened else None
+            earlier = before if before and before.serves(plan) else None
+            self._opened = before = None  # first: the networks and the buffers of two jobs need not fit
+            self._opened = _opened(directory, job, plan, earlier)
+            level = logging.DEBUG if earlier else logging.INFO  # hundreds of small runs have the same workers
+            _about(job).log(level, "ready: a worker on %s, device %s", socket.gethostname(), plan.compute.device)
+        return self._opened
+
+    def clear(self) -> None:
+        self._opened = None
 
 
-def _open_job(job: Job) -> _OpenJob:
-    if job not in _open_jobs:
-        directory = RunDirectory(job.output)
-        plan = _planned(directory, job)
-        earlier = next((opened.predictor for opened in _open_jobs.values() if opened.predictor.serves(plan)), None)
-        let_go()  # first: the networks and the buffers of two jobs need not fit
-        _open_jobs[job] = _opened(directory, job, plan, earlier)
-        device = _open_jobs[job].plan.compute.device
-        level = logging.DEBUG if earlier else logging.INFO  # hundreds of small runs have the same workers
-        _about(job).log(level, "ready: a worker on %s, device %s", socket.gethostname(), device)
-    return _open_jobs[job]
+def _job_cache(dask_worker: Worker | None = None) -> _JobCache:
+    """That of a worker, which Dask's own object keeps: tasks are functions, and have no other object that outlives them."""
+    cache: _JobCache = vars(dask_worker or get_worker()).setdefault("halotile", _JobCache())
+    return cache
 
 
-def let_go() -> None:
-    """Forget what was opened for a job: a network, its buffers, the card's memory."""
-    _open_jobs.clear()
+def let_go(dask_worker: Worker) -> None:
+    """On a worker, which Dask passes under this name: forget what was opened for a job, a network, its buffers, the card's memory."""
+    _job_cache(dask_worker).clear()
 
 
 def _planned(directory: RunDirectory, job: Job) -> Plan:
@@ -178,6 +196,7 @@ def _opened(directory: RunDirectory, job: Job, plan: Plan, earlier: UNetPredicto
     directory.meet_driver(job.token)
     volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
     return _OpenJob(
+        job=job,
         plan=plan,
         checkpoint=checkpoint,
         source=directory.counted(plan, volume),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pipeline.cluster.dashboard import dashboard_link
 from pipeline.cluster.forwarding import forwarded
 from pipeline.cluster.kind import WorkerSpec
-from pipeline.cluster.pool import SharedPool, machine, open_pool
+from pipeline.cluster.pool import SharedPool, StartedWorkers, machine, open_pool
 from pipeline.config import RunConfig
 from pipeline.core.machine import Machine
 from pipeline.core.plan import Plan
@@ -44,6 +44,7 @@ def reprocess(
     *,
     segment_one: Segment = segment,
     on_dashboard: Callable[[str], None] = lambda _: None,
+    started: StartedWorkers | None = None,
 ) -> None:
     """Have every volume's output as it is asked for.
 
@@ -52,6 +53,7 @@ def reprocess(
         on_outcome: Told of each, in this thread, as it ends.
         segment_one: What is done with each that is not done; called in threads, in a copy of this one's context.
         on_dashboard: Told where Dask's dashboard is, where there is one.
+        started: Workers that are started already.
 
     Raises:
         PipelineError: There are no workers; volumes that were not come to have no outcome.
@@ -65,7 +67,7 @@ def reprocess(
     if not left:
         return
     log.info("%d of %d volumes to do", len(left), len(volumes))
-    with _team(config, left, offered, on_dashboard) as team:
+    with _team(config, left, offered, on_dashboard, started) as team:
         many = min(team.machine.workers or 1, len(left)) + 2 if config.concurrency == "auto" else config.concurrency
         with Threads(min(many, MOST_AT_ONCE, len(left)), "volume") as threads:
             for ended in as_completed([threads.submit(segment_one, volume, team) for volume in left]):
@@ -101,7 +103,11 @@ def _looked(volume: Member, offered: Machine) -> Outcome | None:
 
 @contextmanager
 def _team(
-    config: DatasetConfig, left: Sequence[Member], offered: Machine, on_dashboard: Callable[[str], None]
+    config: DatasetConfig,
+    left: Sequence[Member],
+    offered: Machine,
+    on_dashboard: Callable[[str], None],
+    started: StartedWorkers | None,
 ) -> Iterator[DatasetWorkers]:
     """Workers for all that is left; what they log goes to the logs of the runs that it is about."""
     like = typical(left, offered)
@@ -109,7 +115,8 @@ def _team(
         yield DatasetWorkers(offered, None, None)
         return
     spec = dataset_workers(like, len(left), offered)
-    with open_pool(config.cluster, spec, config.directory.jobs_path) as pool, forwarded(pool.client, config.log.level):
+    opening = open_pool(config.cluster, spec, config.directory.jobs_path, started)
+    with opening as pool, forwarded(pool.client, config.log.level):
         if link := dashboard_link(pool.client, config.cluster):
             log.info("Dask's dashboard: %s", link)
             on_dashboard(link)

@@ -15,7 +15,7 @@ from pipeline.cluster.dashboard import dashboard_link
 from pipeline.cluster.dispatch import Work, dispatch
 from pipeline.cluster.forwarding import forwarded
 from pipeline.cluster.kind import WorkerSpec
-from pipeline.cluster.pool import Pool, SharedPool, machine, open_pool
+from pipeline.cluster.pool import Pool, SharedPool, StartedWorkers, machine, open_pool
 from pipeline.config import RunConfig
 from pipeline.core.assignments import Outcome
 from pipeline.core.ledger import Progress, Session, TileRecord
@@ -23,7 +23,7 @@ from pipeline.core.machine import Machine
 from pipeline.core.plan import Plan
 from pipeline.errors import FileError, InferenceError, PipelineError
 from pipeline.logs import FailedTiles
-from pipeline.outputs.rundir import LedgerWriter, RunDirectory
+from pipeline.outputs.rundir import Driver, LedgerWriter, RunDirectory
 from pipeline.places.credentials import redacted
 from pipeline.planning.resolve import memory_bytes_a_worker, workers_that_fit
 
@@ -71,33 +71,36 @@ def worker_spec(config: RunConfig, offered: Machine, plan: Plan, tiles: int = 2*
 def infer_missing(
     config: RunConfig,
     plan: Plan,
-    directory: RunDirectory,
-    token: str,
+    driver: Driver,
     progress: Progress,
     on_advance: Callable[[Advance], None],
     on_dashboard: Callable[[str], None],
     shared: SharedPool | None = None,
+    started: StartedWorkers | None = None,
 ) -> Session:
     """Compute the tiles that the ledger does not call done, and record each; gives the session.
 
     Args:
         config: The run.
         plan: Its plan.
-        directory: Its run directory.
-        token: Of its driver.
+        driver: Of its output.
         progress: What the ledger adds up to; kept up to date.
         on_advance: Told after each tile.
         on_dashboard: Told where Dask's dashboard is, where the run has workers of its own, and there is one.
         shared: Workers that it shares with others.
+        started: Workers of its own that are started already.
 
     Raises:
         InferenceError: Tiles failed, by name; all others are kept.
     """
-    job = worker.Job(config.output.url, plan.fingerprint, token)
-    work = Work(functools.partial(worker.prepare, job), functools.partial(worker.infer, job), run=token)
+    job = worker.Job(config.output.url, plan.fingerprint, driver.token)
+    work = Work(functools.partial(worker.prepare, job), functools.partial(worker.infer, job), run=driver.token)
     to_do = progress.total - progress.count("done")
-    hired = shared.lent(to_do) if shared else _own(config, workers_for(config, plan, progress), directory, on_dashboard)
-    with hired as pool, directory.ledger() as ledger:
+    if shared:
+        hired = shared.lent(to_do)
+    else:
+        hired = _own(config, workers_for(config, plan, progress), driver.directory, on_dashboard, started)
+    with hired as pool, driver.directory.ledger() as ledger:
         log.info("%d tiles to do, %d workers wanted", to_do, pool.workers)
         current = _InferSession(plan, progress, pool, on_advance)
         outcomes = dispatch(
@@ -106,7 +109,7 @@ def infer_missing(
             progress.to_do(),
             retries=config.cluster.retries,
             on_ready=current.begin,
-            is_cancelled=functools.partial(directory.is_cancelled, token),
+            is_cancelled=driver.is_cancelled,
         )
         try:
             failures = current.record_all(outcomes, ledger)
@@ -126,10 +129,15 @@ def infer_missing(
 
 @contextmanager
 def _own(
-    config: RunConfig, spec: WorkerSpec, directory: RunDirectory, on_dashboard: Callable[[str], None]
+    config: RunConfig,
+    spec: WorkerSpec,
+    directory: RunDirectory,
+    on_dashboard: Callable[[str], None],
+    started: StartedWorkers | None,
 ) -> Iterator[Pool]:
     """Workers of this run alone; what they log is handled here."""
-    with open_pool(config.cluster, spec, directory.jobs_path) as pool, forwarded(pool.client, config.log.level):
+    opening = open_pool(config.cluster, spec, directory.jobs_path, started)
+    with opening as pool, forwarded(pool.client, config.log.level):
         if link := dashboard_link(pool.client, config.cluster):
             log.info("Dask's dashboard: %s", link)
             on_dashboard(link)

@@ -56,13 +56,6 @@ STAGE_BYTES = 2**48
 CLOSED = "closed"
 """Second line of `driver.lock`, once the driver has no workers any more."""
 
-_held: dict[Path, int] = {}
-"""Driver locks of this process, by run directory, with how often each was entered."""
-
-
-_cancelled: set[str] = set()
-"""Tokens of drivers of this process that were asked to end."""
-
 _warned: set[tuple[Path, int]] = set()
 """Damaged lines of ledgers that this process has told of."""
 
@@ -230,21 +223,13 @@ class RunDirectory:
     # --- locks ------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def driver(self) -> Iterator[str]:
-        """Be the one driver of this output; gives its token. May be entered again within the process.
+    def driver(self) -> Iterator[Driver]:
+        """Be the one driver of this output; who calls stages hands the driver on to them, since nobody else may be another.
 
         Raises:
-            StorageError: Another process drives it.
+            StorageError: Another drives it, in this process or elsewhere.
         """
         leave_if_run_again()
-        key = self.path.absolute()
-        if key in _held:
-            _held[key] += 1
-            try:
-                yield self.driver_token()
-            finally:
-                _held[key] -= 1
-            return
         with in_words(self.path, "be made"):
             make_folder(self.path)
         with in_words(self._lock_path):
@@ -252,15 +237,13 @@ class RunDirectory:
             file = self._lock_path.open("r+", encoding="utf-8", errors="replace")
         with file:
             self._lock_or_refuse(file)
-            token = f"{os.getpid()}-{socket.gethostname()}-{uuid.uuid4().hex}"
+            driver = Driver(self, file)
             with in_words():
-                _rewrite(file, token)
+                _rewrite(file, driver.token)
                 sweep(self.path)
-            _held[key] = 1
             try:
-                yield token
+                yield driver
             finally:
-                del _held[key]
                 with suppress(OSError):  # what went wrong before comes first
                     _rewrite(file, "")
 
@@ -268,18 +251,6 @@ class RunDirectory:
         """Of the present driver; empty once it has ended, and that of the last where it was killed."""
         with in_words(self._lock_path, "be read"):
             return self._lock_path.read_text(encoding="utf-8", errors="replace").split("\n")[0]
-
-    def open_tiles(self) -> None:
-        """As the driver: let the workers that have its token begin tiles, from now on."""
-        self._say(self.driver_token())
-
-    def close_tiles(self) -> None:
-        """As the driver: let no worker begin a tile, or write an object, from now on. Whoever is at one still may end it."""
-        self._say(f"{self.driver_token()}\n{CLOSED}")
-
-    def _say(self, content: str) -> None:
-        with in_words(self._lock_path, "be written"), self._lock_path.open("r+") as file:
-            _rewrite(file, content)
 
     def meet_driver(self, token: str) -> None:
         """As a worker that begins: learn whether locks of the driver's machine reach this one; a warning where they do not.
@@ -324,19 +295,8 @@ class RunDirectory:
             return False
 
     def ask_to_cancel(self) -> None:
-        """Ask the present driver to end; see `heed`."""
+        """Ask the present driver to end; see `Driver.heed`."""
         self.write(self.cancel.path, self.driver_token())
-
-    def heed(self, token: str) -> bool:
-        """Whether the driver of this token was asked to end since the last look; what was meant for another is swept away."""
-        if not self.cancel.is_for(token):
-            return False
-        _cancelled.add(token)
-        return True
-
-    def is_cancelled(self, token: str) -> bool:
-        """Whether this process saw that the driver of this token was asked to end."""
-        return token in _cancelled
 
     def _lock_or_refuse(self, file: TextIO) -> None:
         if not taken(file):
@@ -440,6 +400,47 @@ def _locked(file: TextIO, start: int, length: int, seconds: float) -> bool:
             time.sleep(0.1)
         else:
             return True
+
+
+class Driver:
+    """The right to write to an output, which its holder hands on to the stages that it calls; it ends with `RunDirectory.driver`.
+
+    Args:
+        directory: Whose driver this is.
+        lock: `driver.lock`, open and locked; the first thing that is written there is the token.
+
+    Attributes:
+        token: Names this driver to its workers, and to whoever asks it to end.
+    """
+
+    def __init__(self, directory: RunDirectory, lock: TextIO) -> None:
+        self.directory = directory
+        self.token = f"{os.getpid()}-{socket.gethostname()}-{uuid.uuid4().hex}"
+        self._lock = lock
+        self._cancelled = threading.Event()
+
+    def open_tiles(self) -> None:
+        """Let the workers that have the token begin tiles, from now on."""
+        self._write(self.token)
+
+    def close_tiles(self) -> None:
+        """Let no worker begin a tile, or write an object, from now on. Whoever is at one still may end it."""
+        self._write(f"{self.token}\n{CLOSED}")
+
+    def _write(self, content: str) -> None:
+        with in_words(Path(self._lock.name), "be written"):
+            _rewrite(self._lock, content)
+
+    def heed(self) -> bool:
+        """Whether this driver was asked to end since the last look; what was meant for another is swept away."""
+        if not self.directory.cancel.is_for(self.token):
+            return False
+        self._cancelled.set()
+        return True
+
+    def is_cancelled(self) -> bool:
+        """Whether `heed` saw that this driver was asked to end."""
+        return self._cancelled.is_set()
 
 
 class LedgerWriter:

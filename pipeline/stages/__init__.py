@@ -7,7 +7,7 @@ run.yaml -plan-> plan.json -infer-> ledger + output.zarr -verify-> verification.
 
 from __future__ import annotations
 
-from pipeline.stages.driving import cancel, driving, part_in_cluster, workers_starting
+from pipeline.stages.driving import cancel, drive, driving, part_in_cluster, workers_starting
 from pipeline.stages.infer import infer
 from pipeline.stages.plan import adopt, describe, described, measure, plan
 from pipeline.stages.report import report
@@ -27,6 +27,7 @@ __all__ = [
     "count_input",
     "describe",
     "described",
+    "drive",
     "driving",
     "follow",
     "infer",

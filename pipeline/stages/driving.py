@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
-from pipeline.cluster.pool import allocation_joined, starting
+from pipeline.cluster.pool import StartedWorkers, allocation_joined, starting
 from pipeline.config import ClusterConfig, ComputeConfig
 from pipeline.core.ledger import Progress
 from pipeline.errors import StorageError
 from pipeline.inference.session import workers_for
-from pipeline.outputs.rundir import RunDirectory
+from pipeline.outputs.rundir import Driver, RunDirectory
 from pipeline.stages.run import Run
 
 HEED_SECONDS = 0.5
@@ -25,10 +26,10 @@ CANCEL_SECONDS = 120.0
 
 
 @contextmanager
-def driving(directory: RunDirectory) -> Iterator[str]:
-    """Be the one driver of an output for several stages, and heed `cancel`. May be entered again within the process.
+def driving(directory: RunDirectory) -> Iterator[Driver]:
+    """Be the one driver of an output for several stages, and heed `cancel`.
 
-    Gives the driver's token.
+    Gives the driver, which the stages are handed (`Run.driver`).
 
     Args:
         directory: Of a run, or of a set.
@@ -36,21 +37,35 @@ def driving(directory: RunDirectory) -> Iterator[str]:
     Raises (on entering):
         StorageError: Another process drives it.
     """
-    with directory.driver() as token:
+    with directory.driver() as driver:
         over = threading.Event()
-        watch = threading.Thread(target=_heed, args=(directory, token, over), name="cancel", daemon=True)
+        watch = threading.Thread(target=_heed, args=(driver, over), name="cancel", daemon=True)
         watch.start()
         try:
-            yield token
+            yield driver
         finally:
             over.set()
             watch.join()
 
 
-def _heed(directory: RunDirectory, token: str, over: threading.Event) -> None:
+@contextmanager
+def drive(run: Run) -> Iterator[Run]:
+    """The same for a run; gives it with its driver. One that has a driver already is left to whoever gave it.
+
+    Raises (on entering):
+        StorageError: Another process drives its output.
+    """
+    if run.driver is not None:
+        yield run
+        return
+    with driving(run.directory) as driver:
+        yield replace(run, driver=driver)
+
+
+def _heed(driver: Driver, over: threading.Event) -> None:
     """End this process as Ctrl-C does, once somebody asks for it."""
     while not over.wait(HEED_SECONDS):
-        if directory.heed(token):
+        if driver.heed():
             os.kill(os.getpid(), _interrupting())
             return
 
@@ -86,18 +101,34 @@ def cancel(output: str, wait_seconds: float = CANCEL_SECONDS) -> Progress | None
 
 
 @contextmanager
-def part_in_cluster(cluster: ClusterConfig, compute: ComputeConfig, directory: RunDirectory) -> Iterator[None]:
-    """As one of many tasks of an allocation (kind slurm-allocation): be what it is to be. Others than the driver end here."""
-    with allocation_joined(cluster, compute.threads, directory.jobs_path):
-        yield
+def part_in_cluster(
+    cluster: ClusterConfig, compute: ComputeConfig, directory: RunDirectory
+) -> Iterator[StartedWorkers]:
+    """As one of many tasks of an allocation (kind slurm-allocation): be what it is to be. Others than the driver end here.
+
+    Gives the driver the workers of its allocation.
+    """
+    with allocation_joined(cluster, compute.threads, directory.jobs_path) as started:
+        yield started
 
 
 @contextmanager
-def workers_starting(run: Run) -> Iterator[None]:
-    """Start the workers of the infer stage while this process still does other things; those that nobody takes end."""
+def workers_starting(run: Run, joined: StartedWorkers | None = None) -> Iterator[StartedWorkers | None]:
+    """Start the workers of the infer stage while this process still does other things; those that nobody takes end.
+
+    Gives what the stage is to be given; None where nothing is to do.
+
+    Args:
+        run: The run; its plan must have been made.
+        joined: Workers of the allocation of which this process is a task: they are there already.
+    """
+    if joined is not None:
+        yield joined
+        return
     progress = run.progress()
     if progress.count("done") == progress.total:
-        yield
+        yield None
         return
-    with starting(run.config.cluster, workers_for(run.config, run.plan, progress), run.directory.jobs_path):
-        yield
+    spec = workers_for(run.config, run.plan, progress)
+    with starting(run.config.cluster, spec, run.directory.jobs_path) as started:
+        yield started

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from pipeline.cluster.pool import SharedPool
+from pipeline.cluster.pool import SharedPool, StartedWorkers
 from pipeline.cluster.security import sweep_keys
 from pipeline.core.ledger import Progress, Session
 from pipeline.errors import StorageError
@@ -24,6 +24,7 @@ def infer(
     on_advance: Callable[[Advance], None] = lambda _: None,
     on_dashboard: Callable[[str], None] = lambda _: None,
     shared: SharedPool | None = None,
+    started: StartedWorkers | None = None,
 ) -> Session:
     """Compute the tiles that have no valid ledger entry, and publish the output.
 
@@ -35,6 +36,7 @@ def infer(
         on_advance: Told after each tile.
         on_dashboard: Told where Dask's dashboard is, where there is one.
         shared: Workers that this run shares with others; it has its own otherwise.
+        started: Workers of its own that are started already; taken where they are what it needs.
 
     Returns:
         This session; `tiles` is 0 where all was done before.
@@ -44,7 +46,7 @@ def infer(
         StorageError: The output is not the plan's, or another driver's.
     """
     plan, directory = run.plan, run.directory
-    with directory.driver() as token, run.log("infer"):
+    with run.lock() as driver, run.log("infer"):
         sweep_keys(directory.jobs_path)
         progress = run.progress()
         _refuse_another(run, progress)
@@ -55,11 +57,11 @@ def infer(
             run.output.publish()
             log.info("all %d tiles were done already; nothing to compute", progress.total)
             return Session(plan.fingerprint, 0, 0.0, 0.0, 0.0, 0, _now())
-        directory.open_tiles()
+        driver.open_tiles()
         try:
-            session = infer_missing(run.config, plan, directory, token, progress, on_advance, on_dashboard, shared)
+            session = infer_missing(run.config, plan, driver, progress, on_advance, on_dashboard, shared, started)
         finally:
-            directory.close_tiles()  # a worker that wakes later writes nothing
+            driver.close_tiles()  # a worker that wakes later writes nothing
         confirm(run)
         run.output.publish()
         return session

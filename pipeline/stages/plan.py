@@ -97,7 +97,7 @@ def _adopted(run: Run, stored: Plan | None, resolved: Plan, settled: Settled, *,
         resolved = described(earlier, resolved)
     resolved = replace(resolved, stored=settled.stored)
     check_room(run.config.output.url, _bytes_to_write(resolved, run.directory))
-    _write_plan(run.directory, earlier if begun else None, resolved, settled, keep=resolved == stored)
+    _write_plan(run, earlier if begun else None, resolved, settled, keep=resolved == stored)
     log.info("plan %s of %d tiles", resolved.fingerprint[:12], len(resolved.grid))
     log.info("stored: %s of '%s'", resolved.stored, resolved.source.url)
     for warning in settled.stored.warnings:
@@ -179,13 +179,14 @@ def _bytes_to_write(resolved: Plan, directory: RunDirectory) -> int:
     return int(resolved.cost.output_bytes * left)
 
 
-def _write_plan(directory: RunDirectory, begun: Plan | None, resolved: Plan, settled: Settled, *, keep: bool) -> None:
+def _write_plan(run: Run, begun: Plan | None, resolved: Plan, settled: Settled, *, keep: bool) -> None:
     """Write the plan, and what is stored. Where tiles that are done are computed again, the output is not complete any more.
 
     In this order: killed in between, the same command finds the same change again.
     """
+    directory = run.directory
     try:
-        with directory.driver():
+        with run.lock():
             if begun and (len(settled.redo) or begun.fingerprint != resolved.fingerprint):
                 Image(begun).reopen(resolved)
             if begun and _lost_units(begun, resolved):
@@ -218,7 +219,7 @@ def describe(run: Run, resolved: Plan, elsewhere: Callable[[], None] = lambda: N
     Raises:
         StorageError, OSError: It cannot be written.
     """
-    with run.directory.driver(), run.log("plan"):
+    with run.lock(), run.log("plan"):
         output = Image(resolved)
         if output.state() == "ours":
             output.publish()

@@ -31,7 +31,7 @@ THUMBNAIL_EXTENT = 320
 def report(run: Run) -> dict[str, object]:
     """Write the page, the picture and `report.json` into the run directory; gives the latter's content."""
     plan, directory = run.plan, run.directory
-    with directory.driver(), run.log("report"):
+    with run.lock(), run.log("report"):
         content = write_report(plan, directory, open_source(run), run.output)
         log.info("report in '%s'", directory.path)
         return content

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from pipeline.core.plan import Plan
 from pipeline.errors import PlanError
 from pipeline.logs import logged
 from pipeline.outputs.image import Image
-from pipeline.outputs.rundir import RunDirectory
+from pipeline.outputs.rundir import Driver, RunDirectory
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +26,11 @@ class Run:
 
     Args:
         config: What is asked for.
+        driver: The driver of its output, where the one who calls stages is it already; else each stage is it for itself.
     """
 
     config: RunConfig
+    driver: Driver | None = None
 
     @cached_property
     def directory(self) -> RunDirectory:
@@ -56,6 +59,19 @@ class Run:
             PlanError: There is no plan.
         """
         return Image(self.plan)
+
+    @contextmanager
+    def lock(self) -> Iterator[Driver]:
+        """Hold the lock of its output's driver: it was given with the run, or is taken until the context ends.
+
+        Raises:
+            StorageError: Another drives it.
+        """
+        if self.driver is not None:
+            yield self.driver
+            return
+        with self.directory.driver() as driver:
+            yield driver
 
     def progress(self) -> Progress:
         """What the ledger adds up to for the plan, now."""

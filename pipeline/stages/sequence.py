@@ -9,9 +9,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from pipeline.cluster.pool import SharedPool
+from pipeline.cluster.pool import SharedPool, StartedWorkers
 from pipeline.inference.session import Advance
-from pipeline.stages.driving import driving
+from pipeline.stages.driving import drive
 from pipeline.stages.infer import infer
 from pipeline.stages.report import report
 from pipeline.stages.run import Run
@@ -27,6 +27,7 @@ class Host:
         on_dashboard: Told where Dask's dashboard is, where there is one.
         on_report: Told the report's content, once it is written.
         shared: Workers that the run shares with others; it has its own otherwise.
+        started: Workers of its own that are started already.
     """
 
     following: Callable[[str], AbstractContextManager[Callable[[Advance], None]]] = lambda _: nullcontext(
@@ -35,6 +36,7 @@ class Host:
     on_dashboard: Callable[[str], None] = lambda _: None
     on_report: Callable[[dict[str, object]], None] = lambda _: None
     shared: SharedPool | None = None
+    started: StartedWorkers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Stage:
 
 def _infer(run: Run, host: Host) -> Account:
     with host.following(run.config.output.url) as on_advance:
-        return Account(computed=infer(run, on_advance, host.on_dashboard, host.shared).tiles)
+        return Account(computed=infer(run, on_advance, host.on_dashboard, host.shared, host.started).tiles)
 
 
 def _verify(run: Run, _: Host) -> Account:
@@ -96,7 +98,7 @@ def follow(run: Run, host: Host | None = None) -> Account:
         PipelineError: A stage failed; those before it are done.
     """
     account = Account()
-    with driving(run.directory):
+    with drive(run) as run:
         for stage in SEQUENCE:
             account += stage.work(run, host or Host())
     return account

@@ -71,12 +71,12 @@ def verify(run: Run) -> Verification:
         StorageError: The output is not the plan's.
     """
     output, directory = run.output, run.directory
-    with directory.driver(), directory.ledger() as ledger, run.log("verify"):
+    with run.lock() as driver, directory.ledger() as ledger, run.log("verify"):
         if output.state() != "ours":
             raise StorageError(
                 f"Output '{output.store.place}' is not that of the plan in '{directory.path}'. Nothing was verified."
             )
-        directory.close_tiles()
+        driver.close_tiles()
         with directory.tiles_at_rest(run.config.cluster.orphan_seconds):
             found = verify_output(output, directory, ledger.append, names=_names(directory))
         directory.write_json(directory.verification_path, found.to_dict())

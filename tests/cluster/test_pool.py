@@ -6,7 +6,8 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,10 +19,9 @@ from cryptography import x509
 from distributed import LocalCluster
 from distributed.security import Security
 
-from pipeline.cluster import pool as pools
 from pipeline.cluster.dispatch import Work, dispatch
-from pipeline.cluster.kind import WorkerSpec
-from pipeline.cluster.pool import machine, open_pool, starting
+from pipeline.cluster.kind import Opened, WorkerSpec
+from pipeline.cluster.pool import StartedWorkers, machine, open_pool, starting
 from pipeline.cluster.security import check_security, own_certificates, own_security, security_of, temporary_files
 from pipeline.cluster.settings import ALLOCATOR
 from pipeline.config import ClusterConfig, TlsConfig
@@ -40,13 +40,15 @@ def workers_of_this_process() -> set[int]:
 def test_a_pool_that_was_begun_is_the_one_that_is_taken(tmp_path):
     """A run's workers start while Prefect does; a second set beside them would cost the memory of both."""
     before = workers_of_this_process()
-    with starting(LOCAL, ONE, tmp_path):
-        with open_pool(LOCAL, ONE, tmp_path) as pool:
+    with starting(LOCAL, ONE, tmp_path) as started:
+        with open_pool(LOCAL, ONE, tmp_path, started) as pool:
             (number,) = pool.client.run(os.getpid).values()
             begun = workers_of_this_process() - before
             assert begun == {number}
         wait_for_end(begun)
-        assert not pools._starting
+        with open_pool(LOCAL, ONE, tmp_path, started) as pool:  # the rest of a run whose server died: they have ended
+            (later,) = pool.client.run(os.getpid).values()
+            assert later != number
 
 
 def test_a_pool_that_nobody_takes_ends(tmp_path):
@@ -55,12 +57,12 @@ def test_a_pool_that_nobody_takes_ends(tmp_path):
     with starting(LOCAL, ONE, tmp_path):
         pass
     wait_for_end(workers_of_this_process() - before)
-    assert not pools._starting
 
 
 def test_a_pool_of_another_kind_is_not_taken(tmp_path):
     """Threads and memory are the plan's."""
-    with starting(LOCAL, ONE, tmp_path), open_pool(LOCAL, replace(ONE, threads=2), tmp_path) as pool:
+    others = replace(ONE, threads=2)
+    with starting(LOCAL, ONE, tmp_path) as started, open_pool(LOCAL, others, tmp_path, started) as pool:
         (threads,) = pool.client.run(work.environment, "OMP_NUM_THREADS").values()
         assert threads == "2"
 
@@ -146,6 +148,18 @@ def test_a_scheduler_that_runs_is_taken_and_left_running(tmp_path):
                 tried = Work(work.ready, work.nothing, "run")
                 assert sorted(o.result for o in dispatch(pool, tried, range(20), retries=0)) == list(range(20))
         assert machine(config).workers == 2
+
+
+def test_workers_of_an_allocation_are_there_for_every_pool_of_it(tmp_path):
+    """A run whose Prefect server died opens a second one; the allocation's tasks end with the run, not with a pool."""
+    there: Future[tuple[Opened, float]] = Future()
+    with somebody_elses() as address:
+        there.set_result((Opened(address), 0.0))
+        started = StartedWorkers(LOCAL, None, there, ExitStack())
+        for spec in (ONE, replace(ONE, threads=2)):
+            with open_pool(LOCAL, spec, tmp_path, started) as pool:
+                assert pool.client.scheduler.address == address
+                assert len(pool.client.run(os.getpid)) == 2
 
 
 def test_a_scheduler_that_asks_for_certificates_gets_them(tmp_path, certificates):

@@ -193,9 +193,9 @@ def test_what_was_to_cancel_an_earlier_driver_does_not_end_this_one(tmp_path, po
     stages.plan(run.now)
     with run.directory.driver():
         run.directory.ask_to_cancel()
-    with stages.driving(run.directory):
+    with stages.drive(run.now) as driven:
         wait_until(lambda: not run.directory.cancel.path.exists())
-        assert stages.infer(run.now).tiles == 16
+        assert stages.infer(driven).tiles == 16
 
 
 @pytest.mark.slow
@@ -249,11 +249,12 @@ def test_a_worker_that_wakes_after_its_stage_writes_nothing(tmp_path, pooled):
     """Stopped, swapped out, cut off: when it goes on, its tile is done and verified, and readers have the image open."""
     run = slow(tmp_path, tiles=16, width=4)
     stages.plan(run.now)
-    with stages.driving(run.directory) as token:
-        stages.infer(run.now)
+    with stages.drive(run.now) as driven:
+        token = driven.driver.token
+        stages.infer(driven)
         for late in (lambda: run.directory.refuse_late(token), run.directory.tile(3, token).__enter__):
             with pytest.raises(StorageError, match="this worker writes nothing more"):
                 late()
-        assert stages.verify(run.now).complete
+        assert stages.verify(driven).complete
     with pytest.raises(StorageError, match="this worker writes nothing more"):
         run.directory.refuse_late(token)

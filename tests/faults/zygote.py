@@ -179,7 +179,8 @@ def child(job: dict[str, Any], faults: Faults) -> int:
     torch.set_num_threads(1)
     session.dispatch = serial
     session._own = nobody
-    worker.get_worker = lambda: SimpleNamespace(name="0")
+    there = SimpleNamespace(name="0")
+    worker.get_worker = lambda: there
     if job["arguments"][0] == "reprocess":
         alone_with_datasets()
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -29,14 +29,17 @@ def test_a_server_that_is_too_busy_costs_a_volume_its_place_on_the_page_and_noth
         computed.append(volume.name)
         return DONE
 
-    def sub_flow(*_: object, **__: object) -> None:
-        if when == "after":
-            dataset._in_hand.get().outcome.append(segment(volume, None))
-        unavailable()
+    def flow_of(volume, team, on_outcome):
+        def sub_flow(*_: object, **__: object) -> None:
+            if when == "after":
+                on_outcome(segment(volume, team))
+            unavailable()
+
+        return sub_flow
 
     volume = SimpleNamespace(name="v00", entry=SimpleNamespace(url="/data/v00.zarr"))
     monkeypatch.setattr(dataset, "segment", segment)
-    monkeypatch.setattr(dataset, "_segment_volume", sub_flow)
+    monkeypatch.setattr(dataset, "_volume_flow", flow_of)
     monkeypatch.setattr(dataset.log, "propagate", True)
     assert dataset._as_sub_flow(volume, None) == DONE
     assert computed == ["v00"]

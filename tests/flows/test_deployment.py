@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from prefect.utilities.callables import parameter_schema
 from ruamel.yaml import YAML
 
-from flows import deployment
+from flows import dataset, deployment, inference
 from flows.commands.app import app
 from flows.commands.status import REFUSED, status
 from pipeline.config import RunConfig
@@ -126,3 +127,19 @@ def test_the_file_for_prefects_own_command_says_the_same():
     nightly = entries["nightly"]
     assert RunConfig.model_validate(nightly["parameters"]["config"])
     assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+
+
+def same_to_a_server(declared, built) -> bool:
+    """Whether a server takes two flows for one, with one form and one name of its runs."""
+    parts = [(f.name, f.flow_run_name, f.persist_result, parameter_schema(f), f.fn.__name__) for f in (declared, built)]
+    return parts[0] == parts[1]
+
+
+def test_the_flow_that_a_command_runs_is_the_one_that_is_deployed():
+    """It is built around what only the command's process has; the page must not show two flows for it."""
+    run = inference.infer_volume_with(None, None, lambda _: None)
+    reprocess, watch = dataset.reprocess_dataset_with(lambda *_: None), dataset.watch_inbox_with(lambda *_: None)
+    assert same_to_a_server(inference.infer_volume, run)
+    assert same_to_a_server(dataset.reprocess_dataset, reprocess)
+    assert same_to_a_server(dataset.watch_inbox, watch)
+    assert not same_to_a_server(dataset.watch_inbox, reprocess)

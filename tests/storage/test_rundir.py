@@ -33,7 +33,7 @@ directory = RunDirectory(sys.argv[1])
 print("held", flush=True)
 time.sleep(float(sys.argv[2]))
 """
-DRIVER = HOLD.format(enter="context = directory.driver(); token = context.__enter__()")
+DRIVER = HOLD.format(enter="context = directory.driver(); context.__enter__()")
 WORKER = HOLD.format(enter="context = directory.tile(int(sys.argv[4]), sys.argv[3]); context.__enter__()")
 PYRAMID = "from pipeline.outputs import rundir\nrundir.TILED = ('infer', 'pyramid')\n" + WORKER.replace(
     "sys.argv[3])", "sys.argv[3], stage='pyramid')"
@@ -103,8 +103,8 @@ def test_a_killed_driver_leaves_no_lock(directory, processes):
     processes.append(holding(DRIVER, directory.output, 60))
     processes[0].kill()
     processes[0].wait()
-    with directory.driver() as token:
-        assert token.startswith(f"{os.getpid()}-")
+    with directory.driver() as driver:
+        assert driver.token.startswith(f"{os.getpid()}-")
 
 
 LOOK = """
@@ -145,15 +145,32 @@ def test_looking_needs_no_right_to_write(directory):
     assert not directory.is_driven()
 
 
-def test_the_driver_may_enter_again_within_its_process(directory):
-    """Stages take the lock each for itself and also as parts of a whole run; the token stays one."""
+def test_a_driver_excludes_another_of_its_own_process(directory):
+    """Stages are handed the driver: one that took the lock beside it, in another thread, would compute everything twice."""
     with directory.driver() as first:
-        with RunDirectory(directory.output).driver() as second:
-            assert first == second
+        refused = pytest.raises(StorageError, match=rf"is being written by another run \(process {os.getpid()} on ")
+        with refused, RunDirectory(directory.output).driver():
+            pass
+        assert directory.driver_token() == first.token
         assert locked_for_others(directory)
     assert not locked_for_others(directory)
-    with directory.driver() as third:
-        assert third != first
+    with directory.driver() as second:
+        assert second.token != first.token
+
+
+def test_a_driver_knows_that_it_was_asked_to_end(directory):
+    """The threads that give out tiles ask it; what was meant for an earlier one, which was killed, is swept away."""
+    with directory.driver() as earlier:
+        directory.ask_to_cancel()
+    with directory.driver() as driver:
+        assert not driver.heed()
+        assert not directory.cancel.path.exists()
+        assert not driver.is_cancelled()
+        directory.ask_to_cancel()
+        assert driver.heed()
+        assert not driver.heed()
+        assert driver.is_cancelled()
+    assert not earlier.is_cancelled()
 
 
 def locked_for_others(directory: RunDirectory) -> bool:
@@ -178,7 +195,8 @@ def test_the_lock_makes_the_run_directory(tmp_path):
 
 def test_a_driver_waits_until_the_last_orphan_is_gone(directory, processes, monkeypatch):
     """A worker that outlives its driver still writes; nobody may start beside it."""
-    with directory.driver() as token:
+    with directory.driver() as driver:
+        token = driver.token
         processes.append(holding(WORKER, directory.output, 60, token, 7))
         with at_pause(monkeypatch, processes[0].kill) as pauses:
             directory.wait_for_orphans(seconds=60)
@@ -188,7 +206,8 @@ def test_a_driver_waits_until_the_last_orphan_is_gone(directory, processes, monk
 
 def test_an_orphan_that_does_not_end_is_told(directory, processes):
     """Waiting for ever would look like a hang; the message names the lock."""
-    with directory.driver() as token:
+    with directory.driver() as driver:
+        token = driver.token
         processes.append(holding(WORKER, directory.output, 60, token, 7))
         with pytest.raises(StorageError, match=r"Workers of an earlier run still write to .*tiles\.lock"):
             directory.wait_for_orphans(seconds=0.3)
@@ -196,7 +215,8 @@ def test_an_orphan_that_does_not_end_is_told(directory, processes):
 
 def test_workers_of_one_driver_do_not_wait_for_one_another(directory, processes):
     """Each has its own tile."""
-    with directory.driver() as token:
+    with directory.driver() as driver:
+        token = driver.token
         processes.append(holding(WORKER, directory.output, 60, token, 7))
         for tile in (6, 8, 10**10):
             with directory.tile(tile, token, seconds=0):
@@ -205,7 +225,8 @@ def test_workers_of_one_driver_do_not_wait_for_one_another(directory, processes)
 
 def test_a_tile_has_one_worker_at_a_time(directory, processes, monkeypatch):
     """A worker that was cut off from the scheduler still writes when its tile is given to another."""
-    with directory.driver() as token:
+    with directory.driver() as driver:
+        token = driver.token
         processes.append(holding(WORKER, directory.output, 60, token, 7))
         lost = pytest.raises(StorageError, match="given up for lost, is still at tile 7")
         with lost, directory.tile(7, token, seconds=0.3):
@@ -217,7 +238,8 @@ def test_a_tile_has_one_worker_at_a_time(directory, processes, monkeypatch):
 
 def test_a_tile_is_let_go_at_its_end(directory, processes):
     """Else a worker's tiles could be mended by nobody else as long as it lives."""
-    with directory.driver() as token:
+    with directory.driver() as driver:
+        token = driver.token
         with directory.tile(7, token):
             pass
         processes.append(holding(WORKER, directory.output, 60, token, 7))
@@ -229,7 +251,8 @@ def test_a_file_system_without_locks_is_refused(directory, monkeypatch):
     def without(*_):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    with directory.driver() as token:
+    with directory.driver() as driver:
+        token = driver.token
         monkeypatch.setattr(fcntl, "lockf", without)
         with pytest.raises(StorageError, match="has no locks between processes"), directory.tile(1, token):
             pass
@@ -245,10 +268,10 @@ def test_a_worker_of_an_earlier_driver_writes_nothing_more(directory):
     with directory.driver() as old:
         pass
     with directory.driver() as new:
-        assert old != new
+        assert old.token != new.token
         with (
             pytest.raises(StorageError, match="Another driver has taken over"),
-            directory.tile(3, old),
+            directory.tile(3, old.token),
         ):
             pass
         directory.wait_for_orphans(seconds=0)  # the refused worker holds nothing
@@ -256,8 +279,8 @@ def test_a_worker_of_an_earlier_driver_writes_nothing_more(directory):
 
 def test_a_token_ends_with_its_driver(directory):
     """A worker that wakes when all is over finds nobody who gave it its tile."""
-    with directory.driver() as token:
-        pass
+    with directory.driver() as driver:
+        token = driver.token
     with pytest.raises(StorageError, match="this worker writes nothing more"), directory.tile(3, token):
         pass
     with pytest.raises(StorageError, match="this worker writes nothing more"):
@@ -266,13 +289,14 @@ def test_a_token_ends_with_its_driver(directory):
 
 def test_closed_tiles_are_begun_by_nobody(directory):
     """Verification and report have the same driver as the infer stage; its workers must not write beneath them."""
-    with directory.driver() as token:
-        directory.close_tiles()
+    with directory.driver() as driver:
+        token = driver.token
+        driver.close_tiles()
         for late in (directory.tile(3, token).__enter__, lambda: directory.refuse_late(token)):
             with pytest.raises(StorageError, match="stage of this worker has ended"):
                 late()
         assert directory.driver_token() == token
-        directory.open_tiles()
+        driver.open_tiles()
         with directory.tile(3, token):
             directory.refuse_late(token)
 
@@ -362,7 +386,8 @@ def test_where_locks_do_not_reach_the_driver_a_worker_goes_by_the_token(director
 
 def test_nobody_is_at_a_tile_while_all_are_held(directory, processes):
     """Verification reads what nobody writes."""
-    with directory.driver() as token, directory.tiles_at_rest(0):
+    with directory.driver() as driver, directory.tiles_at_rest(0):
+        token = driver.token
         script = WORKER.replace("int(sys.argv[4])", "int(sys.argv[4]), seconds=0.2, token=sys.argv[3]").replace(
             ", sys.argv[3])", ")"
         )
@@ -383,7 +408,8 @@ def test_no_two_stages_have_a_byte_of_the_lock_in_common(monkeypatch):
 def test_a_tile_of_one_stage_does_not_wait_for_that_of_another(directory, processes, monkeypatch):
     """On the lock itself, with a worker of another process; the negative control: the same stage waits."""
     monkeypatch.setattr(rundir, "TILED", ("infer", "pyramid"))
-    with directory.driver() as token:
+    with directory.driver() as driver:
+        token = driver.token
         processes.append(holding(WORKER, directory.output, 60, token, 7))
         with directory.tile(7, token, seconds=0, stage="pyramid"):
             pass
