@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from pipeline.core.ledger import TileRecord
 from pipeline.core.versions import Keep, Version, expired
 from pipeline.errors import StorageError
+from pipeline.outputs.level import DOCUMENT
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.places.durable import PARTS, make_folder, sync
 from pipeline.places.durable import replace as durable
@@ -64,8 +65,6 @@ AT_ONCE = 8
 
 BATCH = 1000
 """Objects that are handed to the threads at once."""
-
-METADATA = "zarr.json"
 
 Made = TypeVar("Made")
 
@@ -111,7 +110,7 @@ class PointedPublication:
 
     def _group(self, fingerprint: str) -> str:
         """The key of an image's own metadata."""
-        return f"{VERSIONS}/{fingerprint}/{self.image(fingerprint).name}/{METADATA}"
+        return f"{VERSIONS}/{fingerprint}/{self.image(fingerprint).name}/{DOCUMENT}"
 
     def versions(self) -> list[Version]:
         """What is in the staging folder and in the store, by fingerprint; published is what the store says to be."""

@@ -27,8 +27,11 @@ from typing import Any, TextIO
 
 from pipeline.core.versions import Keep, Version, expired
 from pipeline.errors import BusyError, StorageError
+from pipeline.outputs.documents import stored
+from pipeline.outputs.level import DOCUMENT
 from pipeline.outputs.metadata import FINGERPRINT_ATTRIBUTE
 from pipeline.outputs.rundir import RunDirectory
+from pipeline.outputs.store import store_at
 from pipeline.places.durable import make_folder, replace, sync
 from pipeline.places.locks import taken
 
@@ -274,9 +277,12 @@ def _lock_or_refuse(file: TextIO, folder: Path) -> None:
 def _unfinished(image: Path, fingerprint: str) -> str | None:
     """What the group's metadata lack, in words."""
     try:
-        said = json.loads((image / "zarr.json").read_bytes())["attributes"][FINGERPRINT_ATTRIBUTE]
+        document = stored(store_at(str(image)), DOCUMENT)
+        if document is None:
+            return f"'{image}' is no output of a run: there is no '{DOCUMENT}', or it is damaged"
+        said = document["attributes"][FINGERPRINT_ATTRIBUTE]
         found, state = said["fingerprint"], said["state"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError) as error:
         return f"'{image}' is no output of a run ({type(error).__name__}: {error})"
     if found != fingerprint:
         return f"'{image}' says that it was made for {found}"
