@@ -312,15 +312,6 @@ class RunDirectory:
         with in_words(self.tiles_lock_path):
             return self.tiles_lock_path.open("a+")
 
-    def wait_for_orphans(self, seconds: float) -> None:
-        """Wait until no worker of an earlier driver is at a tile; none begins another, since this driver's token stands.
-
-        Raises:
-            StorageError: One still is.
-        """
-        with self.tiles_at_rest(seconds):
-            pass
-
     @contextmanager
     def tiles_at_rest(self, seconds: float) -> Iterator[None]:
         """Hold all tiles, as the driver, so that nobody writes meanwhile; waits for whoever is at one.

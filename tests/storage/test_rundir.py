@@ -198,8 +198,8 @@ def test_a_driver_waits_until_the_last_orphan_is_gone(directory, processes, monk
     with directory.driver() as driver:
         token = driver.token
         processes.append(holding(WORKER, directory.output, 60, token, 7))
-        with at_pause(monkeypatch, processes[0].kill) as pauses:
-            directory.wait_for_orphans(seconds=60)
+        with at_pause(monkeypatch, processes[0].kill) as pauses, directory.tiles_at_rest(60):
+            pass
         assert pauses
         assert processes[0].wait() == -signal.SIGKILL
 
@@ -209,8 +209,9 @@ def test_an_orphan_that_does_not_end_is_told(directory, processes):
     with directory.driver() as driver:
         token = driver.token
         processes.append(holding(WORKER, directory.output, 60, token, 7))
-        with pytest.raises(StorageError, match=r"Workers of an earlier run still write to .*tiles\.lock"):
-            directory.wait_for_orphans(seconds=0.3)
+        told = pytest.raises(StorageError, match=r"Workers of an earlier run still write to .*tiles\.lock")
+        with told, directory.tiles_at_rest(0.3):
+            pass
 
 
 def test_workers_of_one_driver_do_not_wait_for_one_another(directory, processes):
@@ -256,8 +257,8 @@ def test_a_file_system_without_locks_is_refused(directory, monkeypatch):
         monkeypatch.setattr(fcntl, "lockf", without)
         with pytest.raises(StorageError, match="has no locks between processes"), directory.tile(1, token):
             pass
-        with pytest.raises(StorageError, match="has no locks between processes"):
-            directory.wait_for_orphans(seconds=60)
+        with pytest.raises(StorageError, match="has no locks between processes"), directory.tiles_at_rest(60):
+            pass
     monkeypatch.setattr(fcntl, "flock", without)
     with pytest.raises(StorageError, match="has no locks between processes"), directory.driver():
         pass
@@ -274,7 +275,8 @@ def test_a_worker_of_an_earlier_driver_writes_nothing_more(directory):
             directory.tile(3, old.token),
         ):
             pass
-        directory.wait_for_orphans(seconds=0)  # the refused worker holds nothing
+        with directory.tiles_at_rest(0):  # the refused worker holds nothing
+            pass
 
 
 def test_a_token_ends_with_its_driver(directory):
@@ -360,8 +362,8 @@ def test_a_worker_that_wakes_after_its_driver_was_killed_writes_nothing(director
     assert bool(written) != killed
     processes[0].kill()
     processes[0].wait()
-    with directory.driver():
-        directory.wait_for_orphans(seconds=0)
+    with directory.driver(), directory.tiles_at_rest(0):
+        pass
 
 
 def test_where_locks_do_not_reach_the_driver_a_worker_goes_by_the_token(directory, caplog):
