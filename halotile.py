@@ -10,7 +10,6 @@ Standard library only, and importing it changes nothing.
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import io
 import os
@@ -31,9 +30,6 @@ PACKAGES = ("pipeline", "flows")
 NARROWEST = 20
 """Columns that text is wrapped to at least."""
 
-SELDOM = (20_000, 20, 50)
-"""When Python looks for garbage. Modules that are imported make none, and looking for it is a fifth of what they cost."""
-
 CALM = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 """Warnings that Python itself does not show."""
 
@@ -49,8 +45,10 @@ def main() -> None:
         read_names_as_unicode()
         keep_warnings_warnings()
         keep_width_sane()
-        gc.set_threshold(*SELDOM)
-        from flows.commands.app import run_command  # noqa: PLC0415 - ours, as is known by now
+        from pipeline.garbage import collect_seldom  # noqa: PLC0415 - ours, as is known by now
+
+        collect_seldom()
+        from flows.commands.app import run_command  # noqa: PLC0415
 
         code = run_command()
     sys.exit(heard(code, streams))

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from pipeline.garbage import collect_seldom
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # A suite that a script started in the background ignores Ctrl-C, and so would all commands that it starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-gc.set_threshold(20_000, 20, 50)  # of importing and collecting, a fifth was looking for garbage that they do not make
+collect_seldom()  # of importing and collecting, a fifth was looking for garbage that they do not make
 
 settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import halotile
+from pipeline.garbage import SELDOM
 from tests.surroundings_cases import ROOT, assert_quiet, assert_told, command
 
 QUIET = {
@@ -70,3 +72,16 @@ def test_the_entry_imports_the_standard_library_only():
     names = {n.name for node in tree.body if isinstance(node, ast.Import) for n in node.names}
     names |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
+
+
+def test_the_command_and_its_workers_look_for_garbage_alike_and_seldom():
+    """A fifth of a start is a second; a worker's process is told by a plugin, the command's by its entry."""
+    told = "import gc; print(gc.get_threshold())"
+    entry = f"import atexit, sys, halotile; sys.argv = ['halotile', '--version']; atexit.register(lambda: exec({told!r})); halotile.main()"
+    worker = f"from pipeline.cluster.process import Settled; Settled().setup(None); {told}"
+    plain, *ours = (
+        subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for line in (told, entry, worker)
+    )
+    assert [said.splitlines()[-1] for said in ours] == [str(SELDOM)] * 2
+    assert plain.strip() != str(SELDOM)

@@ -25,10 +25,10 @@ from tests.training.training_cases import cells, recipe
 ROOT = Path(__file__).parents[2]
 
 RUN = """
-    import gc
     import sys
+    from pipeline.garbage import collect_seldom
 
-    gc.set_threshold(20_000, 20, 50)  # as `halotile` has it; this is run again in each process of several devices
+    collect_seldom()  # as `halotile` has it; this is run again in each process of several devices
     from pathlib import Path
     from pipeline.training.recipe import TrainConfig
     from pipeline.training.trainer import train
