@@ -13,6 +13,7 @@ Shape suffixes: Z Y X C, channels last in memory, which is `channels_last_3d` fo
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
@@ -200,16 +201,16 @@ class Sweep:
 # --- what a node gives in a turn ----------------------------------------------------------------------------------------
 
 
-class _Given:
+class _Given(ABC):
     """Slices of a node that are not yet where their reader wants them: what is done on the way is done once."""
 
+    @abstractmethod
     def write(self, target_ZYXC: Tensor) -> None:
         """Put them in their place."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensor(self) -> Tensor:
         """As a tensor that may be written over."""
-        raise NotImplementedError
 
     def views(self) -> list[Tensor]:
         """As they lie, one part after another, to be read only."""
@@ -361,8 +362,8 @@ class _Places:
         self.rings = {node.name: _Ring(node, schedule, self.like, arena) for node in schedule.graph.waiting}
 
 
-class _Step:
-    """A node at work. What it does itself is done in `_made`; `_Windowed` alone keeps anything from turn to turn."""
+class _Step(ABC):
+    """A node at work. `_Windowed` alone keeps anything from turn to turn."""
 
     def __init__(self, node: Node, places: _Places) -> None:
         self._name, self._node, self._schedule, self._like = node.name, node, places.schedule, places.like
@@ -380,12 +381,13 @@ class _Step:
         y, x = (_within(axis.reads[self._node.name], axis.writes[name]) for axis in self._schedule.axes[1:])
         return y, x
 
-    def reset(self) -> None:
+    def reset(self) -> None:  # noqa: B027 - what keeps nothing has nothing to do
         """Begin a column."""
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> None:  # noqa: B027 - as above
         """Compute once what has never been."""
 
+    @abstractmethod
     def run(self, written: dict[str, Span], before: _Given | None) -> _Given | None:
         """What the node gives in a turn.
 
@@ -393,11 +395,6 @@ class _Step:
             written: By node, the slices that it writes in it.
             before: What the very node before it gave, unless that waits in a ring.
         """
-        span = written[self._name]
-        if not span.extent:
-            return None
-        read = self._node.operation.need(0, span, None)
-        return self._made(span, [self._given(number, read, before) for number in range(len(self._rings))])
 
     def _given(self, number: int, span: Span, before: _Given | None) -> _Given:
         """Slices of one of its inputs."""
@@ -408,11 +405,23 @@ class _Step:
             raise RuntimeError(f"Node '{self._name}' was given nothing, where it needs slices {span}.")
         return before
 
-    def _made(self, span: Span, given: list[_Given]) -> _Given:
-        raise NotImplementedError
-
     def _shape(self, span: Span) -> tuple[int, ...]:
         return (span.extent, *self._row)
+
+
+class _Momentary(_Step):
+    """One that makes what it gives of what it is given in the same turn."""
+
+    def run(self, written: dict[str, Span], before: _Given | None) -> _Given | None:
+        span = written[self._name]
+        if not span.extent:
+            return None
+        read = self._node.operation.need(0, span, None)
+        return self._made(span, [self._given(number, read, before) for number in range(len(self._rings))])
+
+    @abstractmethod
+    def _made(self, span: Span, given: list[_Given]) -> _Given:
+        """The slices `span` of what it gives, of those of its inputs that it needs for them."""
 
 
 class _Entrance(_Step):
@@ -422,14 +431,14 @@ class _Entrance(_Step):
         return before
 
 
-class _Activated(_Step):
+class _Activated(_Momentary):
     """Done as its reader takes it up; the one activation is max(x, 0)."""
 
     def _made(self, span: Span, given: list[_Given]) -> _Given:  # noqa: ARG002 - a step's
         return _Rectified(given[0])
 
 
-class _Concatenated(_Step):
+class _Concatenated(_Momentary):
     """Done as its reader takes it up."""
 
     def __init__(self, node: Node, places: _Places) -> None:
@@ -441,7 +450,7 @@ class _Concatenated(_Step):
         return _Joined(given, self._places, self._shape(span), self._like)
 
 
-class _Pooled(_Step):
+class _Pooled(_Momentary):
     """The largest of each group, along one axis after another."""
 
     def __init__(self, node: Node, places: _Places) -> None:
@@ -470,14 +479,14 @@ class _Weighted(_Step):
         self._kernel = places.kernels[node.name]
 
 
-class _Linear(_Weighted):
+class _Linear(_Weighted, _Momentary):
     """A convolution of one tap: a matrix product."""
 
     def _made(self, span: Span, given: list[_Given]) -> _Given:  # noqa: ARG002 - a step's
         return _Computed(F.linear(given[0].tensor(), self._kernel.weight, self._kernel.bias))
 
 
-class _Raised(_Weighted):
+class _Raised(_Weighted, _Momentary):
     """A transposed convolution: one matrix product, and a strided write for each voxel of a group."""
 
     def __init__(self, node: Node, places: _Places) -> None:
