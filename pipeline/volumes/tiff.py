@@ -46,7 +46,7 @@ def open_tiff(place: Place, url: str, level: int) -> Found:
         files = tuple(dict.fromkeys(str(page.parent.filehandle.path) for page in chosen)) if _is_apart(chosen) else ()
         sizes, units, warnings = _tiff_places(file, series)
         coarser = _coarser(series, chosen)
-        array = zarr.open_array(series.aszarr(level=level, chunkmode=_chunk_mode(chosen)), mode="r", zarr_format=2)
+        array = zarr.open_array(series.aszarr(level=level, chunkmode=_chunk_mode(chosen)), mode="r")
     except BaseException:
         file.close()
         raise
