@@ -15,7 +15,7 @@ from distributed import Worker
 from distributed.system import MEMORY_LIMIT
 
 from pipeline.cluster import worker
-from pipeline.cluster.kind import Opened, WorkerSpec, connected
+from pipeline.cluster.kind import OpenCluster, WorkerSpec, connect
 from pipeline.cluster.security import security_of
 from pipeline.config import ClusterConfig
 from pipeline.core.machine import Machine
@@ -31,7 +31,7 @@ def machine(config: ClusterConfig) -> Machine:
     if config.workers != "auto" and config.memory_gb != "auto":
         memory_bytes = int(config.memory_gb * 1e9)
         return Machine(CPU_COUNT * config.workers, memory_bytes * config.workers, config.workers, device="cpu")
-    with connected(_somebody_elses(config)) as client:
+    with connect(_somebody_elses(config)) as client:
         offers = client.run(_offer)
     if not offers:
         raise InferenceError(
@@ -45,18 +45,18 @@ def machine(config: ClusterConfig) -> Machine:
 
 
 @contextmanager
-def opened(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Opened]:  # noqa: ARG001 - of any kind
+def start(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[OpenCluster]:  # noqa: ARG001 - of any kind
     """The scheduler that is there. At the end its workers let go of the network; they are not ended."""
-    found = _somebody_elses(config)
+    cluster = _somebody_elses(config)
     try:
-        yield found
+        yield cluster
     finally:
-        with suppress(InferenceError, OSError), connected(found) as client:
+        with suppress(InferenceError, OSError), connect(cluster) as client:
             client.run(worker.let_go, on_error="ignore")
 
 
-def _somebody_elses(config: ClusterConfig) -> Opened:
-    return Opened(str(config.address), security_of(config.security))
+def _somebody_elses(config: ClusterConfig) -> OpenCluster:
+    return OpenCluster(str(config.address), security_of(config.security))
 
 
 def _offer(dask_worker: Worker) -> tuple[str, int, int]:

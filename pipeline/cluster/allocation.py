@@ -29,9 +29,9 @@ from distributed.core import rpc
 from distributed.security import Security
 
 from pipeline.cluster.jobqueue import SLURMRunner, WorldTooSmallException
-from pipeline.cluster.kind import Opened, WorkerSpec, connected
+from pipeline.cluster.kind import OpenCluster, WorkerSpec, connect
 from pipeline.cluster.pages import SchedulerWithoutPages, WorkerWithoutPages
-from pipeline.cluster.security import kept_keys, own_security, security_in, security_of, temporary_files
+from pipeline.cluster.security import keep_keys, own_security, security_in, security_of, temporary_files
 from pipeline.cluster.settings import SETTINGS, scheduler_options, worker_environment
 from pipeline.config import ClusterConfig, TlsConfig
 from pipeline.core.machine import Machine
@@ -70,19 +70,19 @@ def machine(config: ClusterConfig) -> Machine:
 def _task_memory_bytes(cores: int) -> int:
     """What SLURM gives a task of this step, less what its nanny needs."""
     if each := os.environ.get("SLURM_MEM_PER_CPU"):
-        found = int(each) * cores
+        mebibytes = int(each) * cores
     elif node := os.environ.get("SLURM_MEM_PER_NODE"):
         nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
-        found = int(node) * nodes // int(os.environ["SLURM_NTASKS"])
+        mebibytes = int(node) * nodes // int(os.environ["SLURM_NTASKS"])
     else:
         raise ConfigError(
             "SLURM does not say how much memory a task has (no --mem or --mem-per-cpu was asked for). Set cluster.memory_gb."
         )
-    return int(found * 2**20 * MEMORY_SHARE)
+    return int(mebibytes * 2**20 * MEMORY_SHARE)
 
 
 @contextmanager
-def joined(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) -> Iterator[Opened]:
+def join(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) -> Iterator[OpenCluster]:
     """Be what this task is to be: the scheduler's and the workers' end here when the run is over, the driver's goes on.
 
     Gives the driver the allocation's scheduler.
@@ -102,9 +102,9 @@ def joined(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) 
     runner = _runner(
         config, offered.cores // number if threads == "auto" else threads, offered.memory_bytes // number, folder
     )
-    scheduler = Opened(str(runner.scheduler_address), runner.security)
+    scheduler = OpenCluster(str(runner.scheduler_address), runner.security)
     try:
-        with connected(scheduler):  # as long as this process lives
+        with connect(scheduler):  # as long as this process lives
             yield scheduler
     finally:
         with suppress(OSError):
@@ -114,9 +114,9 @@ def joined(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) 
 
 
 @contextmanager
-def opened(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Opened]:
-    """The same for who did not join the allocation before."""
-    with joined(config, spec.threads, folder) as scheduler:
+def start(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[OpenCluster]:
+    """As `join`, for whoever has not joined the allocation yet."""
+    with join(config, spec.threads, folder) as scheduler:
         yield scheduler
 
 
@@ -178,7 +178,7 @@ def _security(config: ClusterConfig, folder: Path, *, writes: bool) -> Security 
         return None
     if writes:
         kept = ExitStack()
-        kept.enter_context(kept_keys(folder))
+        kept.enter_context(keep_keys(folder))
         atexit.register(kept.close)  # this task ends when its scheduler does
         temporary_files(folder, own_security(config))
     return security_in(folder, wait=True)

@@ -15,7 +15,7 @@ SILENT = (OSError, httpx.HTTPError, kr8s.APITimeoutError)
 
 
 @contextmanager
-def explained(namespace: str) -> Iterator[None]:
+def explain(namespace: str) -> Iterator[None]:
     """Ask the API within this context.
 
     Raises:
@@ -31,8 +31,8 @@ def explained(namespace: str) -> Iterator[None]:
 
 def _refusal(error: kr8s.ServerError, namespace: str) -> ConfigError:
     code = error.response.status_code if error.response is not None else 0
-    told = " ".join(str(error).split())
-    if code == 404 and "namespaces" in told:
+    answer = " ".join(str(error).split())
+    if code == 404 and "namespaces" in answer:
         why = f"There is no namespace '{namespace}'. Create it (kubectl apply -f deploy/kubernetes/namespace.yaml), or correct cluster.kubernetes.namespace."
     elif code == 404:
         why = "Dask's operator is not installed: its resource DaskCluster is unknown. deploy/kubernetes/README.md installs it."
@@ -43,7 +43,7 @@ def _refusal(error: kr8s.ServerError, namespace: str) -> ConfigError:
         )
     else:
         why = "Correct cluster.kubernetes, or ask who runs this Kubernetes."
-    return ConfigError(f"Kubernetes refuses the pods of this run ({code}: {told[:400]}). {why}")
+    return ConfigError(f"Kubernetes refuses the pods of this run ({code}: {answer[:400]}). {why}")
 
 
 def unreachable(error: Exception) -> ConfigError:

@@ -9,7 +9,7 @@ from pipeline.config import ClusterConfig
 from pipeline.core.machine import Machine
 from pipeline.networks.device import check_device, visible_cards
 
-opened = local.opened
+start = local.start
 
 
 def machine(config: ClusterConfig) -> Machine:

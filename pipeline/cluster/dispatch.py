@@ -24,7 +24,7 @@ from distributed.client import ClosedClientError
 from distributed.comm import CommClosedError
 
 from pipeline.cluster.pool import Pool
-from pipeline.cluster.scheduler import answered, loop_of, scheduler_gone
+from pipeline.cluster.scheduler import ask, loop_of, scheduler_gone
 from pipeline.core.assignments import Assignments, Attempt, Outcome
 from pipeline.core.foreman import Event, Foreman, Landed, Prepared, Spared
 from pipeline.errors import InferenceError
@@ -115,11 +115,11 @@ class _Dispatcher:
             if time.monotonic() - self._looked >= LOOK_SECONDS:
                 self._looked = time.monotonic()
                 yield self._look()
-            for attempt in self._assignments.assign(self._now()) if self._connected else ():
+            for attempt in self._assignments.assign(self._now()) if self._is_connected else ():
                 self._give(attempt)
             for worker in self._pool.sharing.spare(self._assignments.idle()):
                 self._assignments.leave(worker)
-            for event in self._ended(max(LOOK_SECONDS - (time.monotonic() - self._looked), 0.001)):
+            for event in self._take_events(max(LOOK_SECONDS - (time.monotonic() - self._looked), 0.001)):
                 yield self._take(event)
 
     def drop_all(self) -> None:
@@ -130,7 +130,7 @@ class _Dispatcher:
 
     # --- what comes in ----------------------------------------------------------------------------------------------
 
-    def _ended(self, seconds: float) -> Iterator[Event]:
+    def _take_events(self, seconds: float) -> Iterator[Event]:
         """All that has ended; waits so long for the first."""
         try:
             yield self._events.get(timeout=seconds)
@@ -159,7 +159,7 @@ class _Dispatcher:
         sharing, foreman = self._pool.sharing, self._foreman
         present = sharing.present(self._assignments.useful)
         outcomes: list[Outcome] = []
-        if self._connected:  # what a worker would be given now would be lost with it, were it gone
+        if self._is_connected:  # what a worker would be given now would be lost with it, were it gone
             foreman.count_breaks()
             for worker in foreman.gone(present):
                 self._forget_all(worker)
@@ -168,18 +168,18 @@ class _Dispatcher:
                 self._prepare(worker)
             if spent := foreman.spent(self._now()):
                 self._let_go(spent)
-        told = self._pool.tend()
-        foreman.be_patient(time.monotonic(), wanting=sharing.wanting(), told=told)
+        message = self._pool.tend()
+        foreman.be_patient(time.monotonic(), wanting=sharing.wanting(), told=message)
         return outcomes
 
     def _let_go(self, workers: list[str]) -> None:
         with suppress(OSError):  # the connection is down: they get no tile, and the next look lets them go
-            answered(self._client, lambda: self._client.retire_workers(workers, close_workers=True, remove=True))
+            ask(self._client, lambda: self._client.retire_workers(workers, close_workers=True, remove=True))
             self._foreman.let_go(workers)
             log.info("%d worker(s) near the end of their time let go: %s", len(workers), ", ".join(workers))
 
     @property
-    def _connected(self) -> bool:
+    def _is_connected(self) -> bool:
         return self._client.status == "running"
 
     def _forget(self, known: int | str) -> bool:
@@ -229,12 +229,12 @@ class _Dispatcher:
         try:
             result = await self._client.gather(future, asynchronous=True)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told as the attempt's outcome
-            self._events.put(_failed(ended, error))
+            self._events.put(_failure(ended, error))
         else:
             self._events.put(ended(result))
 
 
-def _failed(ended: functools.partial[Landed] | functools.partial[Prepared], error: BaseException) -> Event:
+def _failure(ended: functools.partial[Landed] | functools.partial[Prepared], error: BaseException) -> Event:
     """What an error of Dask's says of an attempt or a preparation."""
     if isinstance(error, KilledWorker):
         return ended(cause="vanished")

@@ -20,7 +20,7 @@ from typing import Any
 from distributed import Client, Worker, WorkerPlugin
 from distributed.client import ClosedClientError
 
-from pipeline.cluster.scheduler import ANSWER_SECONDS, answered, loop_of
+from pipeline.cluster.scheduler import ANSWER_SECONDS, ask, loop_of
 
 TOPIC = "halotile-log"
 
@@ -31,7 +31,7 @@ log = logging.getLogger("pipeline")
 
 
 @contextmanager
-def forwarded(client: Client, level: str) -> Iterator[None]:
+def forward(client: Client, level: str) -> Iterator[None]:
     """While open, handle here what the workers log, as if it had been logged here and now.
 
     Records are handled in the context of the caller, though in the client's thread: what is true of this thread (its
@@ -49,7 +49,7 @@ def forwarded(client: Client, level: str) -> Iterator[None]:
         await client.register_plugin(_Forwarding(level))
 
     try:
-        answered(client, begin)
+        ask(client, begin)
     except OSError as error:
         log.warning("what some workers log will be missing: %s", error)
     kept = asyncio.run_coroutine_threadsafe(_keep(client, begin), loop_of(client).asyncio_loop)
@@ -61,7 +61,7 @@ def forwarded(client: Client, level: str) -> Iterator[None]:
             client.unsubscribe_topic(TOPIC)  # it waits for nobody: the run may end because nobody answers any more
     with suppress(OSError, ValueError):
         if client.status == "running":
-            answered(client, lambda: client.unregister_worker_plugin(_Forwarding.name))
+            ask(client, lambda: client.unregister_worker_plugin(_Forwarding.name))
 
 
 async def _keep(client: Client, begin: Callable[[], Awaitable[None]]) -> None:
@@ -69,11 +69,11 @@ async def _keep(client: Client, begin: Callable[[], Awaitable[None]]) -> None:
     stream = client.scheduler_comm
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        found = client.scheduler_comm
-        if client.status == "running" and found is not stream:
+        present = client.scheduler_comm
+        if client.status == "running" and present is not stream:
             with suppress(OSError):
                 await asyncio.wait_for(begin(), ANSWER_SECONDS)
-                stream = found
+                stream = present
 
 
 class _Forwarding(WorkerPlugin):

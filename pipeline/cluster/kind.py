@@ -38,7 +38,7 @@ class WorkerSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenCluster:
     """Workers that are there, or on their way.
 
     Args:
@@ -58,12 +58,12 @@ class Kind(Protocol):
     def machine(self, config: ClusterConfig) -> Machine:
         """What all workers have together."""
 
-    def opened(self, config: ClusterConfig, spec: WorkerSpec, folder: Path) -> AbstractContextManager[Opened]:
+    def start(self, config: ClusterConfig, spec: WorkerSpec, folder: Path) -> AbstractContextManager[OpenCluster]:
         """Have workers until the context ends; `folder` is for what must lie where all of them see it."""
 
 
 @contextmanager
-def connected(opened: Opened) -> Iterator[Client]:
+def connect(opened: OpenCluster) -> Iterator[Client]:
     """A connection to a scheduler.
 
     Raises:

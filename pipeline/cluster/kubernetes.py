@@ -33,8 +33,8 @@ from distributed.security import Security
 from kr8s.asyncio.objects import Deployment, Pod, Secret, Service
 
 from pipeline.cluster import pods
-from pipeline.cluster.apiserver import SILENT, explained, unreachable
-from pipeline.cluster.kind import Opened, WorkerSpec
+from pipeline.cluster.apiserver import SILENT, explain, unreachable
+from pipeline.cluster.kind import OpenCluster, WorkerSpec
 from pipeline.cluster.manifest import (
     HTTP_PORT,
     PORT,
@@ -81,19 +81,19 @@ LOG_LINES = 8
 
 def machine(config: ClusterConfig) -> Machine:
     """What all workers have together; the API is not asked."""
-    asked, workers, memory_bytes = _asked(config)
+    asked, workers, memory_bytes = _settings(config)
     return Machine(asked.cores * workers, memory_bytes * workers, workers, "cuda" if asked.gpus else "cpu")
 
 
 @contextmanager
-def opened(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Opened]:
+def start(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[OpenCluster]:
     """Pods, running or on their way; all are deleted at the end.
 
     Raises:
         ConfigError: There is no API, or no operator, or it refuses such pods.
         InferenceError: The scheduler's pod does not come.
     """
-    asked, _, _ = _asked(config)
+    asked, _, _ = _settings(config)
     name = cluster_name(folder.parent.name.removesuffix(".run"), uuid.uuid4().hex[:8])
     security, keys = _security(config)
     manifest = dask_cluster(
@@ -102,10 +102,10 @@ def opened(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Op
     with dask.config.set(SETTINGS), _Pods(manifest, security, keys, config.wait_seconds) as cluster:
         cluster.begin()
         log.info("DaskCluster %s in namespace %s", name, asked.namespace)
-        yield Opened(cluster, security, tend=_Watch(cluster, spec.workers).tend)
+        yield OpenCluster(cluster, security, tend=_Watch(cluster, spec.workers).tend)
 
 
-def _asked(config: ClusterConfig) -> tuple[KubernetesConfig, int, int]:
+def _settings(config: ClusterConfig) -> tuple[KubernetesConfig, int, int]:
     """What pods shall be, how many workers there shall be, and bytes of each."""
     if config.kubernetes is None or config.workers == "auto" or config.memory_gb == "auto":
         raise ConfigError(
@@ -116,8 +116,8 @@ def _asked(config: ClusterConfig) -> tuple[KubernetesConfig, int, int]:
 
 def _owner(environment: Mapping[str, str], namespace: str) -> Owner | None:
     """The driver's own pod, as deploy/kubernetes tells it; one of another namespace can own nothing."""
-    found = [environment.get(f"HALOTILE_POD_{part}") for part in ("NAME", "UID", "NAMESPACE")]
-    return Owner(str(found[0]), str(found[1])) if all(found) and found[2] == namespace else None
+    pod = [environment.get(f"HALOTILE_POD_{part}") for part in ("NAME", "UID", "NAMESPACE")]
+    return Owner(str(pod[0]), str(pod[1])) if all(pod) and pod[2] == namespace else None
 
 
 def _security(config: ClusterConfig) -> tuple[Security | None, dict[str, str]]:
@@ -131,8 +131,8 @@ def _security(config: ClusterConfig) -> tuple[Security | None, dict[str, str]]:
             "key.pem": config.security.key_file,
         }
         return security_of(config.security), {name: Path(file).read_text() for name, file in files.items()}
-    found = own_certificates()
-    return found, own_files(found)
+    security = own_certificates()
+    return security, own_files(security)
 
 
 class _Pods(KubeCluster):
@@ -159,7 +159,7 @@ class _Pods(KubeCluster):
         self.sync(self._begin)
 
     async def _begin(self) -> None:
-        with explained(self.namespace):
+        with explain(self.namespace):
             try:
                 self._api = await kr8s.asyncio.api()
             except (ValueError, KeyError) as error:  # no configuration at all, or one that is none
@@ -187,11 +187,11 @@ class _Pods(KubeCluster):
         self._resource = resource
         if self._keys:
             await (await Secret(_secret(self._keys, resource.raw["metadata"]), namespace=self.namespace)).create()
-        await self._actioned(resource)
+        await self._wait_for_operator(resource)
         await self._scheduler_ready()
-        self.scheduler_comm = await self._connected()
+        self.scheduler_comm = await self._connect()
 
-    async def _connected(self) -> rpc:
+    async def _connect(self) -> rpc:
         """The way to the scheduler, once it has answered.
 
         Its pod is ready a moment before it listens, and what is forwarded to a closed port breaks off, or says nothing any more: so
@@ -220,7 +220,7 @@ class _Pods(KubeCluster):
             await self._forward.stop()
             self._forward = None
 
-    async def _actioned(self, resource: DaskCluster) -> None:
+    async def _wait_for_operator(self, resource: DaskCluster) -> None:
         """The operator has seen it."""
         deadline = time.monotonic() + OPERATOR_SECONDS
         while "phase" not in (resource.raw.get("status") or {}):
@@ -236,25 +236,25 @@ class _Pods(KubeCluster):
     async def _scheduler_ready(self) -> None:
         began = hopeful = time.monotonic()
         while True:
-            found = await self.listed(Pod, "scheduler")
-            if any(map(pods.is_ready, found)):
+            schedulers = await self.fetch(Pod, "scheduler")
+            if any(map(pods.is_ready, schedulers)):
                 return
             now = time.monotonic()
-            in_vain = pods.restarts(found) >= IN_VAIN
-            if not (found and all(map(pods.is_hopeless, found))):
+            in_vain = pods.restarts(schedulers) >= IN_VAIN
+            if not (schedulers and all(map(pods.is_hopeless, schedulers))):
                 hopeful = now
-            if not found and now - began > OPERATOR_SECONDS and not await self.listed(Deployment, "scheduler"):
+            if not schedulers and now - began > OPERATOR_SECONDS and not await self.fetch(Deployment, "scheduler"):
                 raise self.unmade("scheduler")
             if in_vain or now - hopeful > HOPELESS_SECONDS or now - began > self._wait_seconds:
-                raise await self.useless("scheduler", found)
+                raise await self.useless("scheduler", schedulers)
             await asyncio.sleep(0.5)
 
-    async def listed(self, kind: type[Pod] | type[Deployment], component: str) -> list[Json]:
+    async def fetch(self, kind: type[Pod] | type[Deployment], component: str) -> list[Json]:
         """What the API says of this cluster's pods or Deployments of a component."""
         selector = f"{self.selector},dask.org/component={component}"
-        found = kind.list(namespace=self.namespace, label_selector=selector)
+        listing = kind.list(namespace=self.namespace, label_selector=selector)
         # a dict where raw ones are asked for
-        return [one.raw.to_dict() async for one in found if not isinstance(one, dict)]
+        return [item.raw.to_dict() async for item in listing if not isinstance(item, dict)]
 
     def unmade(self, component: str) -> InferenceError:
         """The error of what the operator was asked for and could not make."""
@@ -265,14 +265,14 @@ class _Pods(KubeCluster):
             "labels, node_selector, volumes; or the operator's rights. Correct it, and run again."
         )
 
-    async def useless(self, component: str, found: list[Json]) -> InferenceError:
+    async def useless(self, component: str, there: list[Json]) -> InferenceError:
         """The error of pods that do not come to run."""
-        told = pods.described(found, await self.listed(Deployment, component))
-        ended = [pod for pod in found if pods.last_end(pod)]
+        message = pods.summary(there, await self.fetch(Deployment, component))
+        ended = [pod for pod in there if pods.last_end(pod)]
         if ended:
-            told += f"; the last ended with {pods.last_end(ended[-1])}. Its log ends with:\n{await self._log_of(ended[-1])}\n"
+            message += f"; the last ended with {pods.last_end(ended[-1])}. Its log ends with:\n{await self._log_of(ended[-1])}\n"
         return InferenceError(
-            f"The {component} of DaskCluster '{self.name}' in namespace '{self.namespace}' did not start: {told.rstrip('.')}. "
+            f"The {component} of DaskCluster '{self.name}' in namespace '{self.namespace}' did not start: {message.rstrip('.')}. "
             "Likely the image (cluster.kubernetes.image, image_pull_secrets), a Secret or claim that is not there, resources "
             "that no node has (cores, memory_gb, gpus, node_selector, tolerations), a quota, or pods that cannot reach one "
             "another. Run again to resume: what is finished is kept."
@@ -337,7 +337,7 @@ class _Watch:
     def __init__(self, cluster: _Pods, wanted: int) -> None:
         self._cluster, self._wanted = cluster, wanted
         self._looked, self._hopeful = -LOOK_SECONDS, time.monotonic()
-        self._told = ""
+        self._message = ""
         self._joined = False
         self._before: int | None = None
         self._began = time.monotonic()
@@ -351,29 +351,29 @@ class _Watch:
         """
         self._joined = self._joined or bool(self._cluster.scheduler_info["workers"])
         if self._asked is not None and self._asked.done():
-            found, self._asked = self._asked, None
+            answer, self._asked = self._asked, None
             try:
-                self._told = found.result()
+                self._message = answer.result()
             except (*SILENT, kr8s.ServerError) as error:
-                self._told = f"Kubernetes does not say how the pods are ({error})"
+                self._message = f"Kubernetes does not say how the pods are ({error})"
         if self._asked is None and time.monotonic() - self._looked >= LOOK_SECONDS:
             self._looked = time.monotonic()
             self._asked = asyncio.run_coroutine_threadsafe(self._look(), self._cluster.loop.asyncio_loop)
-        return self._told
+        return self._message
 
     async def _look(self) -> str:
-        found = await self._cluster.listed(Pod, "worker")
-        if self._joined or not found or not all(map(pods.is_hopeless, found)):
+        workers = await self._cluster.fetch(Pod, "worker")
+        if self._joined or not workers or not all(map(pods.is_hopeless, workers)):
             self._hopeful = time.monotonic()
         if self._before is None:  # they started, and ended, while there was no scheduler yet: that says nothing of them
-            self._before = pods.restarts(found)
-        in_vain = not self._joined and pods.restarts(found) - self._before >= max(IN_VAIN, self._wanted)
+            self._before = pods.restarts(workers)
+        in_vain = not self._joined and pods.restarts(workers) - self._before >= max(IN_VAIN, self._wanted)
         if in_vain or time.monotonic() - self._hopeful > HOPELESS_SECONDS:
-            raise await self._cluster.useless("worker", found)
-        deployments = [] if len(found) >= self._wanted else await self._cluster.listed(Deployment, "worker")
-        if not found and not deployments and time.monotonic() - self._began > OPERATOR_SECONDS:
+            raise await self._cluster.useless("worker", workers)
+        deployments = [] if len(workers) >= self._wanted else await self._cluster.fetch(Deployment, "worker")
+        if not workers and not deployments and time.monotonic() - self._began > OPERATOR_SECONDS:
             raise self._cluster.unmade("worker")
-        return pods.described(found, deployments)
+        return pods.summary(workers, deployments)
 
 
 def _secret(keys: Mapping[str, str], owner: Json) -> Json:

@@ -16,9 +16,9 @@ from distributed import Nanny
 from distributed.deploy.spec import SpecCluster
 from distributed.system import MEMORY_LIMIT
 
-from pipeline.cluster.kind import Opened, WorkerSpec
+from pipeline.cluster.kind import OpenCluster, WorkerSpec
 from pipeline.cluster.pages import SchedulerWithoutPages, WorkerWithoutPages
-from pipeline.cluster.process import Settled
+from pipeline.cluster.process import ProcessSetup
 from pipeline.cluster.security import own_security
 from pipeline.cluster.settings import CORES, SETTINGS, check_place, scheduler_options, worker_environment
 from pipeline.config import ClusterConfig
@@ -47,7 +47,7 @@ def _job_memory_bytes(cores: int) -> int:
 
 
 @contextmanager
-def opened(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Opened]:  # noqa: ARG001 - of any kind
+def start(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[OpenCluster]:  # noqa: ARG001 - of any kind
     """Worker processes that end when this process does; each is replaced by its nanny when it dies."""
     cards = visible_cards()[: spec.workers] if spec.device == "cuda" else ()
     with _environment({**worker_environment(spec.threads), CORES: str(CPU_COUNT)}), dask.config.set(SETTINGS):
@@ -57,7 +57,7 @@ def opened(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Op
             except RuntimeError as error:
                 raise unguarded_script() or error from None
         with cluster:
-            yield Opened(cluster)
+            yield OpenCluster(cluster)
 
 
 def _cluster(config: ClusterConfig, spec: WorkerSpec, cards: Sequence[str]) -> SpecCluster:
@@ -71,7 +71,7 @@ def _cluster(config: ClusterConfig, spec: WorkerSpec, cards: Sequence[str]) -> S
             **common,
             "worker_class": WorkerWithoutPages,
             "cards": cards,
-            "plugins": (Settled(),),
+            "plugins": (ProcessSetup(),),
             "nthreads": 1,
             "memory_limit": spec.memory_bytes,
             "silence_logs": logging.CRITICAL,

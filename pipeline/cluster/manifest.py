@@ -102,8 +102,8 @@ def dask_cluster(
 
 def cluster_name(output: str, token: str) -> str:
     """A name that Kubernetes takes, that says whose the pods are, and that no other run has."""
-    told = re.sub(r"[^a-z0-9]+", "-", output.lower()).strip("-")
-    return f"halotile-{told[: NAME_LENGTH - len(token) - 10].strip('-')}-{token}".replace("--", "-")
+    label = re.sub(r"[^a-z0-9]+", "-", output.lower()).strip("-")
+    return f"halotile-{label[: NAME_LENGTH - len(token) - 10].strip('-')}-{token}".replace("--", "-")
 
 
 def keys_name(name: str) -> str:
@@ -126,8 +126,8 @@ def _joint(match: re.Match[str]) -> str:
 
 
 def _metadata(asked: KubernetesConfig, component: str) -> Json:
-    found: Json = {"labels": {**asked.labels, COMPONENT: component}}
-    return found | ({"annotations": dict(asked.annotations)} if asked.annotations else {})
+    metadata: Json = {"labels": {**asked.labels, COMPONENT: component}}
+    return metadata | ({"annotations": dict(asked.annotations)} if asked.annotations else {})
 
 
 def _pod(asked: KubernetesConfig, name: str, container: Json, *, encrypted: bool, places: bool) -> Json:
@@ -195,12 +195,12 @@ def _scheduler(asked: KubernetesConfig, *, encrypted: bool) -> Json:
 def _worker(asked: KubernetesConfig, spec: WorkerSpec, name: str, *, encrypted: bool) -> Json:
     memory = -(-int(spec.memory_bytes * MEMORY_FACTOR + MEMORY_BYTES) // 2**20)
     resources = {"cpu": str(asked.cores), "memory": f"{memory}Mi"}
-    found = _container(
+    container = _container(
         asked, "worker", resources | ({asked.gpu_resource: "1"} if asked.gpus else {}), encrypted=encrypted
     )
-    found["volumeMounts"] += [_mount(number, volume) for number, volume in enumerate(asked.volumes)]
+    container["volumeMounts"] += [_mount(number, volume) for number, volume in enumerate(asked.volumes)]
     fixed = {"HOME": "/tmp", **variables(POD_SETTINGS), **worker_environment(spec.threads)}
-    return found | {
+    return container | {
         "command": [
             *("dask", "worker", scheduler_url(name, asked.namespace, encrypted=encrypted)),
             *("--name", "$(POD_NAME)", "--host", "$(POD_IP)"),
@@ -244,14 +244,14 @@ def _service(name: str) -> Json:
 
 
 def _claim(number: int, volume: ClaimConfig) -> Json:
-    found: Json = {"claimName": volume.claim, **({"readOnly": True} if volume.read_only else {})}
-    return {"name": f"data-{number}", "persistentVolumeClaim": found}
+    claim: Json = {"claimName": volume.claim, **({"readOnly": True} if volume.read_only else {})}
+    return {"name": f"data-{number}", "persistentVolumeClaim": claim}
 
 
 def _mount(number: int, volume: ClaimConfig) -> Json:
-    found: Json = {"name": f"data-{number}", "mountPath": volume.path}
+    mount: Json = {"name": f"data-{number}", "mountPath": volume.path}
     return (
-        found
+        mount
         | ({"readOnly": True} if volume.read_only else {})
         | ({"subPath": volume.sub_path} if volume.sub_path else {})
     )

@@ -60,7 +60,7 @@ def last_end(pod: Json) -> str:
     return ""
 
 
-def refused(deployments: Iterable[Json]) -> str:
+def refusal(deployments: Iterable[Json]) -> str:
     """Why no pod was made for a Deployment: a quota, an admission rule. Empty where none was refused."""
     for deployment in deployments:
         for condition in deployment.get("status", {}).get("conditions", []):
@@ -69,16 +69,16 @@ def refused(deployments: Iterable[Json]) -> str:
     return ""
 
 
-def described(pods: Sequence[Json], deployments: Iterable[Json] = ()) -> str:
+def summary(pods: Sequence[Json], deployments: Iterable[Json] = ()) -> str:
     """In one line, how the pods are."""
     phases = Counter(pod.get("status", {}).get("phase", "Pending").lower() for pod in pods)
     counts = [f"{count} pods {phase}" for phase, count in sorted(phases.items())] or ["no pod yet"]
-    reasons = dict.fromkeys(why for why in [refused(deployments), *map(waiting, pods)] if why)
+    reasons = dict.fromkeys(why for why in [refusal(deployments), *map(waiting, pods)] if why)
     return ", ".join(counts) + (f": {'; '.join(list(reasons)[:3])}" if reasons else "")
 
 
-def _reason(found: Json) -> str:
+def _reason(condition: Json) -> str:
     """`reason (message)`, on one line."""
-    message = " ".join(str(found.get("message") or "").split())
-    reason = str(found.get("reason") or "Unknown")
+    message = " ".join(str(condition.get("message") or "").split())
+    reason = str(condition.get("reason") or "Unknown")
     return f"{reason} ({message[:TOLD]})" if message else reason

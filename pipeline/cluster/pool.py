@@ -18,7 +18,7 @@ from typing import Literal
 from distributed import Client
 
 from pipeline.cluster.dashboard import check_dashboard
-from pipeline.cluster.kind import Kind, Opened, WorkerSpec, connected
+from pipeline.cluster.kind import Kind, OpenCluster, WorkerSpec, connect
 from pipeline.cluster.security import check_security
 from pipeline.cluster.sharing import AllWorkers, SharedWorkers, WorkerSharing
 from pipeline.config import ClusterConfig
@@ -93,7 +93,7 @@ def open_pool(
         else:
             opened, seconds = _open(stack, _kind(config), config, spec, folder)
         began = time.perf_counter()
-        client = stack.enter_context(connected(opened))  # in this thread: it is its context's own
+        client = stack.enter_context(connect(opened))  # in this thread: it is its context's own
         seconds += time.perf_counter() - began
         yield Pool(client, spec.workers, seconds, config.wait_seconds, opened.tend, AllWorkers(client))
 
@@ -105,7 +105,7 @@ class SharedPool:
         self._pool, self._common, self._tending = pool, SharedWorkers(pool.client), threading.Lock()
 
     @contextmanager
-    def lent(self, workers: int) -> Iterator[Pool]:
+    def lend(self, workers: int) -> Iterator[Pool]:
         """A run's part of the pool, up to so many workers."""
         with self._common.share() as sharing:
             yield replace(self._pool, workers=workers, start_seconds=0.0, tend=self._tend, sharing=sharing)
@@ -126,7 +126,11 @@ class StartedWorkers:
     """
 
     def __init__(
-        self, config: ClusterConfig, spec: WorkerSpec | None, opened: Future[tuple[Opened, float]], stack: ExitStack
+        self,
+        config: ClusterConfig,
+        spec: WorkerSpec | None,
+        opened: Future[tuple[OpenCluster, float]],
+        stack: ExitStack,
     ) -> None:
         self.opened, self.stack = opened, stack
         self._config, self._spec, self._taken = config, spec, False
@@ -162,12 +166,12 @@ def starting(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[
 
 
 @contextmanager
-def allocation_joined(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) -> Iterator[StartedWorkers]:
-    """Be what this task of an allocation is to be; see `allocation.joined`. Gives its driver the workers."""
-    from pipeline.cluster.allocation import joined  # noqa: PLC0415 - needs dask-jobqueue, which few have
+def join_allocation(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) -> Iterator[StartedWorkers]:
+    """Be what this task of an allocation is to be; see `allocation.join`. Gives its driver the workers."""
+    from pipeline.cluster.allocation import join  # noqa: PLC0415 - needs dask-jobqueue, which few have
 
-    there: Future[tuple[Opened, float]] = Future()
-    with joined(config, threads, folder) as opened:
+    there: Future[tuple[OpenCluster, float]] = Future()
+    with join(config, threads, folder) as opened:
         there.set_result((opened, 0.0))
         yield StartedWorkers(config, None, there, ExitStack())
 
@@ -176,7 +180,9 @@ def _kind(config: ClusterConfig) -> Kind:
     return importlib.import_module(KINDS[config.kind])
 
 
-def _open(stack: ExitStack, kind: Kind, config: ClusterConfig, spec: WorkerSpec, folder: Path) -> tuple[Opened, float]:
+def _open(
+    stack: ExitStack, kind: Kind, config: ClusterConfig, spec: WorkerSpec, folder: Path
+) -> tuple[OpenCluster, float]:
     """Workers that end with `stack`, and the seconds that their start took."""
     began = time.perf_counter()
-    return stack.enter_context(kind.opened(config, spec, folder)), time.perf_counter() - began
+    return stack.enter_context(kind.start(config, spec, folder)), time.perf_counter() - began

@@ -46,9 +46,9 @@ class _CheckIdle(RequestHandler):
     """What the operator asks, in its own words."""
 
     def get(self) -> None:
-        found: Any = self.server.plugins.get(Attendance.name)
+        attendance: Any = self.server.plugins.get(Attendance.name)
         self.set_header("Content-Type", "application/json")
-        self.write(json.dumps({"idle_since": found.alone_since if found else None}))
+        self.write(json.dumps({"idle_since": attendance.alone_since if attendance else None}))
 
 
 routes: list[tuple[str, type[_CheckIdle], dict[str, Any]]] = [("/api/v1/check_idle", _CheckIdle, {})]

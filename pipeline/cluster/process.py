@@ -10,10 +10,10 @@ from distributed import Worker, WorkerPlugin
 from pipeline.garbage import collect_seldom
 
 
-class Settled(WorkerPlugin):
+class ProcessSetup(WorkerPlugin):
     """Workers end with their driver. Ctrl-C, which a terminal sends to them too, would have each print a traceback."""
 
-    name = "settled"
+    name = "process-setup"
 
     def setup(self, worker: Worker) -> None:  # noqa: ARG002 - the plugin's signature
         collect_seldom()

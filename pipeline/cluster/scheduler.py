@@ -60,7 +60,7 @@ def greet_here(address: str, security: Security | None, seconds: float) -> None:
         runner.stop()
 
 
-def answered(client: Client, question: Callable[[], Awaitable[Any]]) -> Any:
+def ask(client: Client, question: Callable[[], Awaitable[Any]]) -> Any:
     """What a scheduler answers.
 
     Args:
@@ -112,7 +112,7 @@ class Attendance:
         if scheduler is None:
             raise scheduler_gone()
         try:
-            workers = answered(self._client, lambda: scheduler.identity(n_workers=-1))["workers"]
+            workers = ask(self._client, lambda: scheduler.identity(n_workers=-1))["workers"]
         except (OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) or self._client.status not in ("running", "connecting"):
                 raise scheduler_gone() from error

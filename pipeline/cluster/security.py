@@ -132,10 +132,10 @@ def _refuse_shown(key: Path) -> None:
     Raises:
         ConfigError: It is shown.
     """
-    found = key.stat()
-    if found.st_uid == os.getuid() and found.st_mode & 0o077:
+    status = key.stat()
+    if status.st_uid == os.getuid() and status.st_mode & 0o077:
         raise ConfigError(
-            f"cluster.security names key_file '{key}', which other users may open (mode {found.st_mode & 0o777:04o}): whoever reads it "
+            f"cluster.security names key_file '{key}', which other users may open (mode {status.st_mode & 0o777:04o}): whoever reads it "
             f"could run code as you. Hide it (`chmod 600 {shlex.quote(str(key))}`); where others may have read it, make a new one."
         )
 
@@ -201,7 +201,7 @@ def security_in(folder: Path, *, wait: bool = False) -> Security | None:
 
 
 @contextmanager
-def kept_keys(folder: Path) -> Iterator[None]:
+def keep_keys(folder: Path) -> Iterator[None]:
     """Have a folder of keys as long as this process or the context lives: whoever comes after one that was killed removes its keys.
 
     A file beside the folder is locked before there is one, so a folder whose file nobody holds is nobody's any more.
@@ -243,13 +243,13 @@ def _lock_of(folder: Path) -> Path:
 
 
 @contextmanager
-def shared_security(config: ClusterConfig, folder: Path) -> Iterator[Security | None]:
+def share_security(config: ClusterConfig, folder: Path) -> Iterator[Security | None]:
     """That of `own_security`, in files that jobs can read while the context is open."""
     own = own_security(config)
     if own is None or isinstance(config.security, TlsConfig):
         yield own
         return
     keys = folder / f"tls-{uuid.uuid4().hex}"
-    with kept_keys(keys):
+    with keep_keys(keys):
         temporary_files(keys, own)
         yield security_in(keys)

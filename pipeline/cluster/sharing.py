@@ -81,16 +81,16 @@ class SharedWorkers:
                 self._holders = {worker: holder for worker, holder in self._holders.items() if holder is not share}
             self._wake()
 
-    def seen(self) -> set[str]:
+    def look(self) -> set[str]:
         """Who is there."""
         if time.monotonic() - self._looked > KNOWN_SECONDS:
             self._attendance.look()
             self._looked = time.monotonic()
         return self._attendance.seen
 
-    def held(self, share: Lease) -> set[str]:
+    def claim(self, share: Lease) -> set[str]:
         """The workers of a run, after it has taken what it lacks and those before it leave."""
-        there = self.seen()
+        there = self.look()
         self._holders = {worker: holder for worker, holder in self._holders.items() if worker in there}
         free = sorted(there - set(self._holders))
         mine = {worker for worker, holder in self._holders.items() if holder is share}
@@ -127,7 +127,7 @@ class Lease:
     def present(self, useful: float) -> set[str]:
         with self._common.lock:
             self.useful = useful
-            return self._common.held(self)
+            return self._common.claim(self)
 
     def spare(self, workers: list[str]) -> list[str]:
         if workers:
@@ -136,7 +136,7 @@ class Lease:
 
     def wanting(self) -> bool:
         with self._common.lock:
-            return not self._common.seen()
+            return not self._common.look()
 
     def listen(self, wake: Callable[[], None]) -> None:
         self.wake = wake

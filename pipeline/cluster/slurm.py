@@ -23,9 +23,9 @@ from dask.config import serialize
 from distributed.security import Security
 
 from pipeline.cluster.jobqueue import SLURMCluster, SLURMJob
-from pipeline.cluster.kind import Opened, WorkerSpec
+from pipeline.cluster.kind import OpenCluster, WorkerSpec
 from pipeline.cluster.pages import WORKER_CLASS, SchedulerWithoutPages
-from pipeline.cluster.security import shared_security
+from pipeline.cluster.security import share_security
 from pipeline.cluster.settings import SETTINGS, check_place, scheduler_options, worker_environment
 from pipeline.cluster.worker import ENDS
 from pipeline.config import ClusterConfig, SlurmConfig
@@ -59,13 +59,13 @@ MEMORY_FACTOR, MEMORY_BYTES = 1.05, 500_000_000
 
 def machine(config: ClusterConfig) -> Machine:
     """What all jobs have together; the queue is not asked."""
-    asked, workers, memory_bytes = _asked(config)
+    asked, workers, memory_bytes = _settings(config)
     device = "cuda" if asked.gpus else "cpu"
     return Machine(asked.cores * workers, memory_bytes * workers, workers, device)
 
 
 @contextmanager
-def opened(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Opened]:
+def start(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[OpenCluster]:
     """Jobs, in the queue or running; all are cancelled at the end.
 
     Raises:
@@ -75,19 +75,19 @@ def opened(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[Op
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (
         dask.config.set(SETTINGS),
-        shared_security(config, folder) as security,
+        share_security(config, folder) as security,
         SLURMCluster(**_options(config, spec, folder, security)) as cluster,
     ):
         _try_out(cluster)
-        jobs = _Jobs(cluster, spec.workers, logs=Path(_asked(config)[0].log_directory or folder))
+        jobs = _Jobs(cluster, spec.workers, logs=Path(_settings(config)[0].log_directory or folder))
         jobs.submit()
         try:
-            yield Opened(cluster, tend=jobs.tend)
+            yield OpenCluster(cluster, tend=jobs.tend)
         finally:
             jobs.close()
 
 
-def _asked(config: ClusterConfig) -> tuple[SlurmConfig, int, int]:
+def _settings(config: ClusterConfig) -> tuple[SlurmConfig, int, int]:
     """What a job shall have, how many there shall be, and bytes of each."""
     if config.slurm is None or config.workers == "auto" or config.memory_gb == "auto":
         raise ConfigError("cluster.kind slurm needs cluster.slurm, workers and memory_gb; see configs/slurm.yaml.")
@@ -112,7 +112,7 @@ def _options(config: ClusterConfig, spec: WorkerSpec, folder: Path, security: Se
     Raises:
         ConfigError: A folder of the jobs has a name that no script can hold.
     """
-    asked, _, _ = _asked(config)
+    asked, _, _ = _settings(config)
     place = {"interface": config.interface} if config.interface else {"host": config.host}
     lifetime = max(asked.walltime_seconds - END_SECONDS, asked.walltime_seconds // 2)
     logs = asked.log_directory or str(folder)
@@ -189,7 +189,7 @@ def _try_out(cluster: SLURMCluster) -> None:
     """
     try:
         with cluster._dummy_job.job_file() as script:
-            found = subprocess.run(
+            answer = subprocess.run(
                 ["sbatch", "--test-only", script], capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
             )
     except FileNotFoundError as error:
@@ -199,9 +199,9 @@ def _try_out(cluster: SLURMCluster) -> None:
     except subprocess.TimeoutExpired:
         log.warning("SLURM did not answer within %.0f s", COMMAND_SECONDS)
         return
-    if found.returncode:
+    if answer.returncode:
         raise ConfigError(
-            f"SLURM refuses the jobs of cluster.slurm: {found.stderr.strip() or found.stdout.strip()}. "
+            f"SLURM refuses the jobs of cluster.slurm: {answer.stderr.strip() or answer.stdout.strip()}. "
             "Correct partition, account, walltime, cores, gpus, memory_gb or directives."
         )
 
@@ -212,7 +212,7 @@ class _Jobs:
     def __init__(self, cluster: SLURMCluster, wanted: int, logs: Path) -> None:
         self._cluster, self._wanted, self._logs = cluster, wanted, logs
         self._looked = time.monotonic()
-        self._told = ""
+        self._message = ""
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="squeue")  # tiles do not wait for a slow controller
         self._asked: Future[dict[str, str] | None] | None = None
         self._joined: set[str] = set()  # jobs whose worker was seen
@@ -244,9 +244,9 @@ class _Jobs:
         if self._asked is not None and self._asked.done():
             states, self._asked, self._looked = self._asked.result(), None, time.monotonic()
             if states is not None:
-                self._told = _counted(states)
+                self._message = _counts(states)
                 self._cluster.sync(self._replace, frozenset(states))
-        return self._told
+        return self._message
 
     async def _replace(self, known: frozenset[str]) -> None:
         cluster = self._cluster
@@ -269,10 +269,10 @@ class _Jobs:
     def _useless(self, job: str) -> InferenceError:
         logs = sorted(self._logs.glob(f"*-{job}.err"))
         lines = logs[0].read_text(errors="replace").strip().splitlines()[-5:] if logs else []
-        told = "\n".join(f"    {line}" for line in lines) or "    (nothing)"
+        log_end = "\n".join(f"    {line}" for line in lines) or "    (nothing)"
         return InferenceError(
             f"{self._in_vain} jobs of SLURM, one after another, ended before their worker had joined. The log of the last, in "
-            f"'{self._logs}', ends with:\n{told}\nLikely the nodes lack the Python or a module (cluster.slurm.python, modules, "
+            f"'{self._logs}', ends with:\n{log_end}\nLikely the nodes lack the Python or a module (cluster.slurm.python, modules, "
             "prologue), or cannot reach this machine (cluster.interface, cluster.host). Run again to resume: what is finished is "
             "kept."
         )
@@ -282,12 +282,12 @@ def _queue(jobs: list[str]) -> dict[str, str] | None:
     """States by job, of those that the queue knows; None where it does not answer."""
     command = ["squeue", "--noheader", "--format=%i %T", "--jobs", ",".join(jobs) or "0"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return None
-    if found.returncode and "Invalid job id" not in found.stderr:
+    if answer.returncode and "Invalid job id" not in answer.stderr:
         return None
-    pairs = (line.split() for line in found.stdout.splitlines())
+    pairs = (line.split() for line in answer.stdout.splitlines())
     return {pair[0]: pair[1] for pair in pairs if pair[1] not in OVER}
 
 
@@ -306,7 +306,7 @@ OVER = (
 """States of jobs that will compute no more; the queue still shows them for a while."""
 
 
-def _counted(states: dict[str, str]) -> str:
+def _counts(states: dict[str, str]) -> str:
     counts = {state: list(states.values()).count(state) for state in sorted(set(states.values()))}
     return ", ".join(f"{count} jobs {state.lower()}" for state, count in counts.items()) or "no job in the queue"
 

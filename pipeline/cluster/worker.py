@@ -94,14 +94,14 @@ def _look_at_threads(job: Job, plan: Plan) -> None:
     Raises:
         InferenceError: They are not.
     """
-    if found := lowered(os.environ):
+    if variables := lowered(os.environ):
         raise InferenceError(
-            f"This worker's environment has {', '.join(found)}, which lowers the precision that the plan has. Start it without."
+            f"This worker's environment has {', '.join(variables)}, which lowers the precision that the plan has. Start it without."
         )
     if plan.compute.device == "cpu":
         cores = os.environ.get(CORES)
-        for told in check_threads(threads(), plan.compute.threads, int(cores) if cores else None):
-            _about(job).warning("%s", told)
+        for warning in check_threads(threads(), plan.compute.threads, int(cores) if cores else None):
+            _about(job).warning("%s", warning)
 
 
 def infer(job: Job, index: int) -> TileRecord:
@@ -109,18 +109,18 @@ def infer(job: Job, index: int) -> TileRecord:
     cache = _job_cache()
     with cache.opening:
         opened = cache.open(job)
-    said = _about(job, tile=index)
+    logger = _about(job, tile=index)
     try:
-        return _inferred(opened, index, job.token, said)
+        return _infer(opened, index, job.token, logger)
     except Exception as error:
-        said.debug("failed: %s", error)  # it may be tried again; the driver tells the last attempt
+        logger.debug("failed: %s", error)  # it may be tried again; the driver tells the last attempt
         raise
 
 
-def _inferred(opened: _OpenJob, index: int, token: str, said: LoggerAdapter[Logger]) -> TileRecord:
+def _infer(opened: _OpenJob, index: int, token: str, logger: LoggerAdapter[Logger]) -> TileRecord:
     tile = opened.plan.grid.tile(index)
     with _computing, opened.directory.tile(index, token):
-        said.debug("begins")
+        logger.debug("begins")
         record = infer_tile(
             tile,
             source=opened.source,
@@ -130,7 +130,7 @@ def _inferred(opened: _OpenJob, index: int, token: str, said: LoggerAdapter[Logg
             fingerprint=opened.plan.fingerprint,
             read_slices=opened.plan.read_slices,
         )
-    said.debug("done in %.3f s, %s", record.seconds, _shares(record))
+    logger.debug("done in %.3f s, %s", record.seconds, _shares(record))
     return replace(record, worker=str(get_worker().name))
 
 
@@ -158,11 +158,11 @@ class _JobCache:
         """A job, opened; it takes the place of the one before. To be called with `opening` held."""
         if self._opened is None or self._opened.job != job:
             directory = RunDirectory(job.output)
-            plan = _planned(directory, job)
+            plan = _load_plan(directory, job)
             before = self._opened.predictor if self._opened else None
             earlier = before if before and before.serves(plan) else None
             self._opened = before = None  # first: the networks and the buffers of two jobs need not fit
-            self._opened = _opened(directory, job, plan, earlier)
+            self._opened = _open(directory, job, plan, earlier)
             level = logging.DEBUG if earlier else logging.INFO  # hundreds of small runs have the same workers
             _about(job).log(level, "ready: a worker on %s, device %s", socket.gethostname(), plan.compute.device)
         return self._opened
@@ -182,7 +182,7 @@ def let_go(dask_worker: Worker) -> None:
     _job_cache(dask_worker).clear()
 
 
-def _planned(directory: RunDirectory, job: Job) -> Plan:
+def _load_plan(directory: RunDirectory, job: Job) -> Plan:
     plan = directory.load_plan()
     if plan is None or plan.fingerprint != job.fingerprint:
         raise StorageError(
@@ -191,7 +191,7 @@ def _planned(directory: RunDirectory, job: Job) -> Plan:
     return plan
 
 
-def _opened(directory: RunDirectory, job: Job, plan: Plan, earlier: UNetPredictor | None) -> _OpenJob:
+def _open(directory: RunDirectory, job: Job, plan: Plan, earlier: UNetPredictor | None) -> _OpenJob:
     checkpoint = load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding)
     directory.meet_driver(job.token)
     volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from pipeline.cluster.dashboard import dashboard_link
-from pipeline.cluster.forwarding import forwarded
+from pipeline.cluster.forwarding import forward
 from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pool import SharedPool, StartedWorkers, machine, open_pool
 from pipeline.config import RunConfig
@@ -116,7 +116,7 @@ def _team(
         return
     spec = dataset_workers(like, len(left), offered)
     opening = open_pool(config.cluster, spec, config.directory.jobs_path, started)
-    with opening as pool, forwarded(pool.client, config.log.level):
+    with opening as pool, forward(pool.client, config.log.level):
         if link := dashboard_link(pool.client, config.cluster):
             log.info("Dask's dashboard: %s", link)
             on_dashboard(link)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pipeline.cluster import worker
 from pipeline.cluster.dashboard import dashboard_link
 from pipeline.cluster.dispatch import Work, dispatch
-from pipeline.cluster.forwarding import forwarded
+from pipeline.cluster.forwarding import forward
 from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pool import Pool, SharedPool, StartedWorkers, machine, open_pool
 from pipeline.config import RunConfig
@@ -97,7 +97,7 @@ def infer_missing(
     work = Work(functools.partial(worker.prepare, job), functools.partial(worker.infer, job), run=driver.token)
     to_do = progress.total - progress.count("done")
     if shared:
-        hired = shared.lent(to_do)
+        hired = shared.lend(to_do)
     else:
         hired = _own(config, workers_for(config, plan, progress), driver.directory, on_dashboard, started)
     with hired as pool, driver.directory.ledger() as ledger:
@@ -137,7 +137,7 @@ def _own(
 ) -> Iterator[Pool]:
     """Workers of this run alone; what they log is handled here."""
     opening = open_pool(config.cluster, spec, directory.jobs_path, started)
-    with opening as pool, forwarded(pool.client, config.log.level):
+    with opening as pool, forward(pool.client, config.log.level):
         if link := dashboard_link(pool.client, config.cluster):
             log.info("Dask's dashboard: %s", link)
             on_dashboard(link)

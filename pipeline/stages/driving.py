@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from pipeline.cluster.pool import StartedWorkers, allocation_joined, starting
+from pipeline.cluster.pool import StartedWorkers, join_allocation, starting
 from pipeline.config import ClusterConfig, ComputeConfig
 from pipeline.core.ledger import Progress
 from pipeline.errors import StorageError
@@ -108,7 +108,7 @@ def part_in_cluster(
 
     Gives the driver the workers of its allocation.
     """
-    with allocation_joined(cluster, compute.threads, directory.jobs_path) as started:
+    with join_allocation(cluster, compute.threads, directory.jobs_path) as started:
         yield started
 
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from pipeline.cluster.dispatch import Work, dispatch
-from pipeline.cluster.forwarding import forwarded
+from pipeline.cluster.forwarding import forward
 from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pool import Pool, open_pool
 from pipeline.config import ClusterConfig
@@ -245,7 +245,7 @@ def test_a_scheduler_that_comes_back_costs_no_tile(run, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     with somebody_elses(tmp_path) as (address, scheduler, _):
         config = ClusterConfig(kind="address", address=address, security="none", workers=1, memory_gb=2)
-        with open_pool(config, replace(CREW, workers=1), tmp_path) as pool, forwarded(pool.client, "info"):
+        with open_pool(config, replace(CREW, workers=1), tmp_path) as pool, forward(pool.client, "info"):
             found = dispatch(
                 pool, Work(work.ready, functools.partial(work.doze_and_say, 0.1), run), range(60), retries=2
             )

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 import pytest
 from distributed import Client, LocalCluster
 
-from pipeline.cluster.forwarding import forwarded
+from pipeline.cluster.forwarding import forward
 from pipeline.config import LogConfig
 from pipeline.logs import log, logged
 from tests.cluster import work
@@ -53,7 +53,7 @@ def say(client: Client, level: int, *indices: int) -> list[int]:
 
 def test_what_a_worker_logs_is_here_before_its_result_and_with_its_fields(client, opened):
     """A tile that is done in the ledger and not in the log would look lost."""
-    with opened("debug"), forwarded(client, "debug"):
+    with opened("debug"), forward(client, "debug"):
         say(client, DEBUG, 7, 8)
         found = opened.records()
     assert [(r["tile"], r["worker"], r["message"]) for r in found] == [(i, "n1-3", f"said of {i}") for i in (7, 8)]
@@ -63,7 +63,7 @@ def test_what_a_worker_logs_is_here_before_its_result_and_with_its_fields(client
 def test_workers_send_no_more_than_the_level_asks_for(client, opened):
     """A million tiles must not send two million lines that nobody keeps."""
     arrived = []
-    with opened("info"), forwarded(client, "info"):
+    with opened("info"), forward(client, "info"):
         log.addFilter(arrived.append)
         try:
             say(client, DEBUG, 1)
@@ -77,7 +77,7 @@ def test_nothing_comes_before_it_is_open_nor_after(client, opened):
     """The negative control; and a worker is left as it was, for the next run on it."""
     with opened("debug"):
         say(client, logging.ERROR, 1)
-        with forwarded(client, "debug"):
+        with forward(client, "debug"):
             say(client, DEBUG, 2)
         say(client, logging.ERROR, 3)
         assert list(client.run(lambda: logging.getLogger("pipeline").level).values()) == [logging.NOTSET]
@@ -86,7 +86,7 @@ def test_nothing_comes_before_it_is_open_nor_after(client, opened):
 
 def test_a_worker_that_comes_later_is_heard_too(client, opened):
     """Workers die and are replaced, and those of a queue come when they come."""
-    with opened("debug"), forwarded(client, "debug"):
+    with opened("debug"), forward(client, "debug"):
         (first,) = say(client, DEBUG, 1)
         os.kill(first, signal.SIGKILL)
         (second,) = say(client, DEBUG, 2)
@@ -97,9 +97,9 @@ def test_a_worker_that_comes_later_is_heard_too(client, opened):
 def test_opened_again_after_an_interruption_each_line_comes_once(client, opened):
     """An interrupted run leaves its plugin on workers that stay; the next one takes its place, with its own level."""
     with opened("debug"):
-        with pytest.raises(KeyboardInterrupt), forwarded(client, "debug"):
+        with pytest.raises(KeyboardInterrupt), forward(client, "debug"):
             raise KeyboardInterrupt
-        with forwarded(client, "info"):
+        with forward(client, "info"):
             say(client, DEBUG, 1)
             say(client, INFO, 2)
     assert [record["tile"] for record in opened.records() if "tile" in record] == [2]
@@ -116,7 +116,7 @@ def test_records_are_handled_in_the_context_of_the_caller(client):
     mood.set("good")
     log.addFilter(note)
     try:
-        with forwarded(client, "info"):
+        with forward(client, "info"):
             say(client, INFO, 1)
     finally:
         log.removeFilter(note)
@@ -129,7 +129,7 @@ def test_a_worker_in_the_drivers_own_process_logs_once(opened):
         LocalCluster(n_workers=1, processes=False, **QUIET) as cluster,
         Client(cluster) as client,
         opened("debug"),
-        forwarded(client, "debug"),
+        forward(client, "debug"),
     ):
         say(client, DEBUG, 1)
     assert [record["tile"] for record in opened.records()] == [1]
@@ -139,5 +139,5 @@ def test_a_client_that_is_closed_inside_ends_it_without_a_word(opened):
     """What closed it is the error to see."""
     with LocalCluster(n_workers=1, processes=False, **QUIET) as cluster:
         client = Client(cluster)
-        with forwarded(client, "debug"):
+        with forward(client, "debug"):
             client.close()

@@ -70,11 +70,11 @@ def test_pods_are_counted_and_their_reasons_told_once():
             ]
         }
     }
-    assert pods.described([pod(conditions=[UNSCHEDULABLE])] * 20 + [pod("Running")]) == (
+    assert pods.summary([pod(conditions=[UNSCHEDULABLE])] * 20 + [pod("Running")]) == (
         "20 pods pending, 1 pods running: Unschedulable (0/3 nodes are available: 3 Insufficient nvidia.com/gpu.)"
     )
-    assert pods.described([], [quota, {}]) == "no pod yet: FailedCreate (exceeded quota)"
-    assert pods.described([]) == "no pod yet"
+    assert pods.summary([], [quota, {}]) == "no pod yet: FailedCreate (exceeded quota)"
+    assert pods.summary([]) == "no pod yet"
 
 
 def test_a_long_message_is_cut():

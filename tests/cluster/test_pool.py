@@ -20,7 +20,7 @@ from distributed import LocalCluster
 from distributed.security import Security
 
 from pipeline.cluster.dispatch import Work, dispatch
-from pipeline.cluster.kind import Opened, WorkerSpec
+from pipeline.cluster.kind import OpenCluster, WorkerSpec
 from pipeline.cluster.pool import StartedWorkers, machine, open_pool, starting
 from pipeline.cluster.security import check_security, own_certificates, own_security, security_of, temporary_files
 from pipeline.cluster.settings import ALLOCATOR
@@ -152,9 +152,9 @@ def test_a_scheduler_that_runs_is_taken_and_left_running(tmp_path):
 
 def test_workers_of_an_allocation_are_there_for_every_pool_of_it(tmp_path):
     """A run whose Prefect server died opens a second one; the allocation's tasks end with the run, not with a pool."""
-    there: Future[tuple[Opened, float]] = Future()
+    there: Future[tuple[OpenCluster, float]] = Future()
     with somebody_elses() as address:
-        there.set_result((Opened(address), 0.0))
+        there.set_result((OpenCluster(address), 0.0))
         started = StartedWorkers(LOCAL, None, there, ExitStack())
         for spec in (ONE, replace(ONE, threads=2)):
             with open_pool(LOCAL, spec, tmp_path, started) as pool:

@@ -120,7 +120,7 @@ def pool(tmp_path_factory) -> Iterator[Pool]:
 
 def results(shared: SharedPool, name: str, function, tiles: int) -> list[int]:
     """What a run on shared workers gives, by tile."""
-    with shared.lent(tiles) as pool:
+    with shared.lend(tiles) as pool:
         found = list(dispatch(pool, Work(work.ready, function, name), range(tiles), retries=2))
     return [outcome.result for outcome in sorted(found, key=lambda outcome: outcome.index)]
 

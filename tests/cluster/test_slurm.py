@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.cluster import slurm
 from pipeline.cluster.kind import WorkerSpec
-from pipeline.cluster.security import own_certificates, security_of, shared_security, sweep_keys, temporary_files
+from pipeline.cluster.security import own_certificates, security_of, share_security, sweep_keys, temporary_files
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, InferenceError
 
@@ -83,7 +83,7 @@ def test_keys_of_a_run_reach_its_jobs_by_files_of_its_own(tmp_path):
     """A key on a command line would be seen by everybody on the node, and loopback is open to all of them."""
     folder = tmp_path / "o.zarr.run" / "jobs"
     found = ClusterConfig(kind="slurm", workers=1, memory_gb=10, slurm=ASKED)
-    with shared_security(found, folder) as security:
+    with share_security(found, folder) as security:
         with slurm.SLURMCluster(**slurm._options(found, WorkerSpec(1, 8, 10**10, "cuda"), folder, security)) as cluster:
             text = cluster.job_script()
             assert cluster.scheduler_address.startswith("tls://")
@@ -99,10 +99,10 @@ def test_keys_of_a_run_reach_its_jobs_by_files_of_its_own(tmp_path):
 KEEP = """
 import sys
 from pathlib import Path
-from pipeline.cluster.security import shared_security
+from pipeline.cluster.security import share_security
 from pipeline.config import ClusterConfig
 asked = {"walltime": "00:10:00", "cores": 1}
-with shared_security(ClusterConfig(kind="slurm", workers=1, memory_gb=10, slurm=asked), Path(sys.argv[1])):
+with share_security(ClusterConfig(kind="slurm", workers=1, memory_gb=10, slurm=asked), Path(sys.argv[1])):
     print("kept", flush=True)
     sys.stdin.readline()
 """

@@ -169,9 +169,9 @@ def alone_with_datasets() -> None:
     from pipeline.dataset import reprocess  # noqa: PLC0415 - of campaigns with datasets only
 
     reprocess.open_pool = nobody
-    reprocess.forwarded = nobody
+    reprocess.forward = nobody
     reprocess.dashboard_link = lambda *_: None
-    reprocess.SharedPool = lambda _: SimpleNamespace(lent=nobody)
+    reprocess.SharedPool = lambda _: SimpleNamespace(lend=nobody)
 
 
 def child(job: dict[str, Any], faults: Faults) -> int:

@@ -319,7 +319,7 @@ class Crashing:
     def __init__(self, *restarts: int) -> None:
         self.restarts = iter(restarts)
 
-    async def listed(self, what, _component):
+    async def fetch(self, what, _component):
         return [{"status": {"containerStatuses": [{"restartCount": next(self.restarts)}]}}] if what is kind.Pod else []
 
     async def useless(self, component, _found):
