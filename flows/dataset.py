@@ -28,8 +28,8 @@ from flows.server.orphans import end_orphans
 from pipeline.cluster.pool import StartedWorkers
 from pipeline.core.printable import one_line
 from pipeline.dataset.outcome import Outcome
+from pipeline.dataset.pass_ import Pass, log_pass, volumes_of
 from pipeline.dataset.reprocess import reprocess
-from pipeline.dataset.round import Round, logged_round, volumes_of
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.summary import Summary, failures
 from pipeline.dataset.volume import DatasetWorkers, Member, segment
@@ -104,7 +104,7 @@ def reprocess_dataset(config: DatasetConfig, moved: bool = False) -> Summary:
         config: The dataset.
         moved: Whether volumes may lie elsewhere, or have other times, than when they were done or begun: their voxels are the same.
     """
-    return _go_over(config, partial(_reprocess_round, moved=moved), stage="reprocess", prefect=True)
+    return _go_over(config, partial(_reprocess_pass, moved=moved), stage="reprocess", prefect=True)
 
 
 def reprocess_dataset_with(on_outcome: Hearer, started: StartedWorkers | None = None) -> Flow[..., Summary | State]:
@@ -117,7 +117,7 @@ def reprocess_dataset_with(on_outcome: Hearer, started: StartedWorkers | None = 
 
     @functools.wraps(reprocess_dataset.fn)
     def reprocess_here(config: DatasetConfig, moved: bool = False) -> Summary:
-        go = partial(_reprocess_round, moved=moved)
+        go = partial(_reprocess_pass, moved=moved)
         return _go_over(config, go, stage="reprocess", prefect=True, on_outcome=on_outcome, started=started)
 
     declare = flow(name=reprocess_dataset.name, flow_run_name=_run_name, persist_result=False)
@@ -151,15 +151,15 @@ def watch_inbox_with(on_outcome: Hearer, started: StartedWorkers | None = None) 
 # --- with Prefect or without ------------------------------------------------------------------------------------------
 
 
-Go = Callable[..., Round]
+Go = Callable[..., Pass]
 
 
-def _reprocess_round(
-    config: DatasetConfig, on_begin: Callable[[Round], Callable[[Outcome], None]], *, moved: bool = False, **how: Any
-) -> Round:
+def _reprocess_pass(
+    config: DatasetConfig, on_begin: Callable[[Pass], Callable[[Outcome], None]], *, moved: bool = False, **how: Any
+) -> Pass:
     """All volumes of the catalogue."""
     volumes, left_out = volumes_of(config, moved=moved)
-    found = Round(config, volumes, left_out=left_out)
+    found = Pass(config, volumes, left_out=left_out)
     try:
         reprocess(found.volumes, on_begin(found), **how)
     finally:
@@ -180,7 +180,7 @@ def _go_over(
 
     Args:
         config: The set.
-        go: `_reprocess_round`, or `watch`.
+        go: `_reprocess_pass`, or `watch`.
         stage: Which of them, for the log; watchers may work side by side.
         prefect: Whether each volume is a sub-flow, and the summary an artifact.
         on_outcome: Told of each volume.
@@ -193,7 +193,7 @@ def _go_over(
         keep_tiles_from_prefect()
         end_orphans(VOLUME_FLOW)
 
-    def begin(found: Round) -> Callable[[Outcome], None]:
+    def begin(found: Pass) -> Callable[[Outcome], None]:
         bar = ProgressArtifact("halotile-progress", config.output.url) if prefect else None
 
         def tell(outcome: Outcome) -> None:
@@ -205,7 +205,7 @@ def _go_over(
 
         return tell
 
-    with logged_round(config, alone=stage == "reprocess", stage=stage):
+    with log_pass(config, alone=stage == "reprocess", stage=stage):
         one = _as_sub_flow if prefect else segment
         found = go(config, begin, segment_one=one, on_dashboard=tell_dashboard, started=started)
         summary = found.summary
@@ -213,7 +213,7 @@ def _go_over(
             _show(summary)
         if found.failed:
             raise DatasetError(
-                f"{summary.told()}.\n{failures(found.failed)}\nThe others are done and published; running again does only what is left. "
+                f"{summary.line()}.\n{failures(found.failed)}\nThe others are done and published; running again does only what is left. "
                 f"See '{config.home / 'summary.html'}'."
             )
         return summary
@@ -223,7 +223,7 @@ def reprocess_plainly(
     config: DatasetConfig, on_outcome: Hearer, started: StartedWorkers | None = None, *, moved: bool = False
 ) -> Summary:
     """The same as the flow, without Prefect."""
-    go = partial(_reprocess_round, moved=moved)
+    go = partial(_reprocess_pass, moved=moved)
     return _go_over(config, go, stage="reprocess", prefect=False, on_outcome=on_outcome, started=started)
 
 
@@ -250,6 +250,6 @@ def _show(summary: Summary) -> None:
         for outcome in summary.ordered[:ROWS]
     ]
     try:
-        create_table_artifact(rows, key="halotile-summary", description=f"{summary.output}\n\n{summary.told()}")
+        create_table_artifact(rows, key="halotile-summary", description=f"{summary.output}\n\n{summary.line()}")
     except (HTTPError, PrefectException) as error:
         log.warning("the summary is not on Prefect's page, but in the dataset's folder: %s", str(error).splitlines()[0])

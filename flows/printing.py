@@ -76,7 +76,7 @@ def print_outcome(outcome: Outcome, summary: Summary) -> None:
 
 def print_summary(config: DatasetConfig, summary: Summary) -> None:
     """What became of a dataset, and where it lies."""
-    say(f"done: {summary.told()}", f"output   {summary.output}", f"summary  {config.home / 'summary.html'}")
+    say(f"done: {summary.line()}", f"output   {summary.output}", f"summary  {config.home / 'summary.html'}")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def reprocess(
     found = read_dataset(config, set_)
     if dry_run:
         from pipeline.dataset.estimate import estimate  # noqa: PLC0415 - slow; `--help` needs none of it
-        from pipeline.dataset.round import volumes_of  # noqa: PLC0415 - slow; `--help` needs none of it
+        from pipeline.dataset.pass_ import volumes_of  # noqa: PLC0415 - slow; `--help` needs none of it
 
         with bar("looking at volumes") as tell:
             print_rows(estimate(found, volumes_of(found, moved=moved)[0], tell).rows())

@@ -26,7 +26,7 @@ from typing import overload
 from pipeline.core.locations import is_url
 from pipeline.core.names import Place, distinct_names
 from pipeline.dataset.rows import Source, rows_of
-from pipeline.dataset.search import NAMED, LeftOut, Volume, searched
+from pipeline.dataset.search import NAMED, LeftOut, Volume, search
 from pipeline.errors import ConfigError, StorageError
 
 
@@ -89,21 +89,21 @@ def read_catalogue(source: Source, *, may_be_empty: bool = False, without: Seque
         ConfigError: It cannot be understood, two names are the same, or a volume is in it twice.
         StorageError: There is nothing, or it cannot be listed.
     """
-    parts = searched(rows_of(source))
+    parts = search(rows_of(source))
     problems = [part.problem for part in parts if part.problem and not (part.may_come and may_be_empty)]
     if problems:
         raise StorageError("\n".join(problems[:NAMED]))
-    found = [volume for part in parts for volume in part.volumes]
-    inside = _inside(found, without)
-    volumes = [volume for volume in found if volume.url not in inside]
-    if found and not volumes and not may_be_empty:
+    everything = [volume for part in parts for volume in part.volumes]
+    inside = _inside(everything, without)
+    volumes = [volume for volume in everything if volume.url not in inside]
+    if everything and not volumes and not may_be_empty:
         raise StorageError(
-            f"The catalogue finds {len(found)} volumes, such as '{found[0].url}', and all of them are outputs of this dataset "
+            f"The catalogue finds {len(everything)} volumes, such as '{everything[0].url}', and all of them are outputs of this dataset "
             f"itself ({', '.join(without)}). Name its inputs."
         )
     _check_once(volumes)
-    own = [LeftOut(volume.url, "an output of this dataset") for volume in found if volume.url in inside]
-    return Catalogue(_named(volumes), (*(one for part in parts for one in part.left_out), *_some(own)))
+    own = [LeftOut(volume.url, "an output of this dataset") for volume in everything if volume.url in inside]
+    return Catalogue(_entries(volumes), (*(one for part in parts for one in part.left_out), *_some(own)))
 
 
 def _inside(volumes: Sequence[Volume], folders: Sequence[str]) -> frozenset[str]:
@@ -111,15 +111,15 @@ def _inside(volumes: Sequence[Volume], folders: Sequence[str]) -> frozenset[str]
     link itself says nothing of where it lies."""
     if not folders:
         return frozenset()
-    roots = {_resolved(folder).rstrip("/") for folder in folders}
+    roots = {_real_path(folder).rstrip("/") for folder in folders}
     parents = {url: url.rpartition("/")[0] for url in (volume.url for volume in volumes)}
-    real = {parent: _resolved(parent) for parent in set(parents.values())}
+    real = {parent: _real_path(parent) for parent in set(parents.values())}
     return frozenset(
         url for url, parent in parents.items() if _lies_in(f"{real[parent]}/{url.rpartition('/')[2]}", roots)
     )
 
 
-def _resolved(url: str) -> str:
+def _real_path(url: str) -> str:
     return url if is_url(url) else os.path.realpath(url)  # not `Path.resolve`, which fails at links that go round
 
 
@@ -147,12 +147,12 @@ def _check_once(volumes: Sequence[Volume]) -> None:
 
 
 def _by(volume: Volume) -> str:
-    at = volume.row.said.url
+    at = volume.row.values.url
     return volume.row.place if at == volume.url else f"{volume.row.place} ({at})"
 
 
-def _named(volumes: Sequence[Volume]) -> tuple[Entry, ...]:
-    places = [Place(one.url, one.store, one.row.said.name, one.alone) for one in volumes]
+def _entries(volumes: Sequence[Volume]) -> tuple[Entry, ...]:
+    places = [Place(one.url, one.store, one.row.values.name, one.alone) for one in volumes]
     try:
         names = distinct_names(places)
     except ValueError as error:
@@ -160,6 +160,6 @@ def _named(volumes: Sequence[Volume]) -> tuple[Entry, ...]:
             f"The catalogue cannot name its volumes apart: {error}. Give each a name of its own."
         ) from error
     return tuple(
-        Entry(name, one.url, one.row.said.level, one.row.said.axes, one.store)
+        Entry(name, one.url, one.row.values.level, one.row.values.axes, one.store)
         for name, one in zip(names, volumes, strict=True)
     )

@@ -18,7 +18,7 @@ from pipeline.dataset.outcome import Outcome, reason_of
 from pipeline.dataset.reprocess import dataset_workers, shared_machine, typical
 from pipeline.dataset.settings import DatasetConfig, PriceConfig
 from pipeline.dataset.threads import Threads
-from pipeline.dataset.volume import Member, standing
+from pipeline.dataset.volume import Member, current_outcome
 from pipeline.errors import ModelError
 from pipeline.planning.measure import Expectation, expectation
 from pipeline.planning.resolve import make_plan
@@ -97,7 +97,7 @@ class Estimate:
             ("voxels to do", f"{sum(plan.source.voxels for plan in self.plans):,}"),
             ("tiles", f"{sum(len(plan.grid) for plan in self.plans):,}"),
             ("arithmetic", f"{done / 1e12:.3f} T multiply-adds, {done / once if once else 1:.2f} x one pass"),
-            *self._stored(),
+            *self._stored_rows(),
             ("to write", f"up to {self.output_bytes / 1e9:.3f} GB before compression"),
             ("time", self._time()),
             *self._money(),
@@ -106,14 +106,14 @@ class Estimate:
         rows += [(f"cannot: {name}", why.splitlines()[0]) for name, why in named[:NAMED]]
         return [*rows, *([("cannot", f"and {len(named) - NAMED} more")] if len(named) > NAMED else [])]
 
-    def _stored(self) -> list[tuple[str, str]]:
+    def _stored_rows(self) -> list[tuple[str, str]]:
         """How much of the inputs is there, and each that has holes by its name: they are read as fill."""
         if not self.stored:
             return []
-        found, total = (sum(getattr(one, part) for one in self.stored.values()) for part in ("count", "total"))
+        present, total = (sum(getattr(one, part) for one in self.stored.values()) for part in ("count", "total"))
         sampled = " (where there are too many, of a sample)" if any(one.sampled for one in self.stored.values()) else ""
         holes = [(name, one) for name, one in self.stored.items() if one.count < one.total]
-        rows = [("stored", f"{found:,} of {total:,} chunks, shards or files{sampled}")]
+        rows = [("stored", f"{present:,} of {total:,} chunks, shards or files{sampled}")]
         rows += [(f"stored: {name}", f"{one}; what is absent is read as fill") for name, one in holes[:NAMED]]
         return [*rows, *([("stored", f"and {len(holes) - NAMED} more with holes")] if len(holes) > NAMED else [])]
 
@@ -151,17 +151,17 @@ def estimate(
         PipelineError: Nothing can be said at all.
     """
     offered = machine(config.cluster)
-    found = _looked(volumes, offered, on_advance)
-    left = [volume for volume, seen in found if not isinstance(seen, Outcome)]
+    looks = _look_at(volumes, offered, on_advance)
+    left = [volume for volume, seen in looks if not isinstance(seen, Outcome)]
     like = typical(left, offered) if left else None
     spec = dataset_workers(like, len(left), offered) if like else WorkerSpec(1, 1, offered.memory_bytes)
-    plans, refused, stored = _planned(left, shared_machine(offered, spec), like.plan if like else None)
-    refused |= {volume.name: seen.reason for volume, seen in found if seen and seen.state == "failed"}
-    done = sum(seen is not None and seen.state != "failed" for _, seen in found)
-    return Estimate(len(volumes), done, plans, refused, stored, spec.workers, _measured(plans), config.price)
+    plans, refused, stored = _plan(left, shared_machine(offered, spec), like.plan if like else None)
+    refused |= {volume.name: seen.reason for volume, seen in looks if seen and seen.state == "failed"}
+    done = sum(seen is not None and seen.state != "failed" for _, seen in looks)
+    return Estimate(len(volumes), done, plans, refused, stored, spec.workers, _measure(plans), config.price)
 
 
-def _measured(plans: Sequence[Plan]) -> Expectation | None:
+def _measure(plans: Sequence[Plan]) -> Expectation | None:
     """What the most costly of the plans that can be read takes on this machine, where it has what the workers compute on."""
     for plan in heapq.nlargest(MEASURED, plans, key=lambda plan: plan.cost.multiply_adds):
         try:
@@ -175,29 +175,29 @@ def _measured(plans: Sequence[Plan]) -> Expectation | None:
     return None
 
 
-def _looked(
+def _look_at(
     volumes: Sequence[Member], offered: Machine, on_advance: Callable[[int, int], None]
 ) -> list[tuple[Member, Outcome | None]]:
     with Threads(LOOKERS, "look") as threads:
         looks: list[tuple[Member, Future[Outcome | None]]] = [
             (volume, threads.submit(_done, volume, offered)) for volume in volumes
         ]
-        found = []
+        outcomes = []
         for number, (volume, look) in enumerate(looks, start=1):
-            found.append((volume, look.result()))
+            outcomes.append((volume, look.result()))
             on_advance(number, len(volumes))
-    return found
+    return outcomes
 
 
 def _done(volume: Member, offered: Machine) -> Outcome | None:
     try:
-        return standing(volume, offered)
+        return current_outcome(volume, offered)
     except Exception as error:  # whatever it is: the volume is planned in full, and refused there by name
         log.debug("%s cannot be looked at: %s", volume.name, reason_of(error), exc_info=True)
         return None
 
 
-def _planned(
+def _plan(
     volumes: Sequence[Member], offered: Machine, like: Plan | None
 ) -> tuple[list[Plan], dict[str, str], dict[str, Stored]]:
     plans, refused, stored = [], {}, {}

@@ -26,7 +26,7 @@ def clear(publication: Publication, current: str, keep: Keep) -> None:
         current: Fingerprint of what readers see.
         keep: The rule.
     """
-    with _warned(publication), publication.exclusive():
+    with _warn(publication), publication.exclusive():
         publication.free(current)
         gone = publication.expire(keep, datetime.now(UTC), spare={current})
         if gone:
@@ -35,19 +35,19 @@ def clear(publication: Publication, current: str, keep: Keep) -> None:
 
 def tidy(publication: Publication, current: str, keep: Keep) -> None:
     """The same, where a look here finds that something is to go; it takes no lock and asks no store."""
-    with _warned(publication):
+    with _warn(publication):
         if not publication.is_tidy(current, keep, datetime.now(UTC)):
             clear(publication, current, keep)
 
 
 def free(publication: Publication, current: str) -> None:
     """Remove the copy alone, before another version is computed; an old one may be the one that is asked for now."""
-    with _warned(publication), publication.exclusive():
+    with _warn(publication), publication.exclusive():
         publication.free(current)
 
 
 @contextmanager
-def _warned(publication: Publication) -> Iterator[None]:
+def _warn(publication: Publication) -> Iterator[None]:
     try:
         yield
     except BusyError:  # who is at it does the same

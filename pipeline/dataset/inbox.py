@@ -118,26 +118,26 @@ class Inbox:
             StorageError: The source cannot be listed, or the observations cannot be kept.
         """
         known = frozenset() if self.marker else frozenset(self.observations.read().volumes)
-        found = read_catalogue(self.source, may_be_empty=True, without=self.without)
-        entries = [entry for entry in found if entry.url not in done]
-        self.left_out = tuple(one for one in found.left_out if not (self.marker and one.url.endswith(self.marker)))
+        catalogue = read_catalogue(self.source, may_be_empty=True, without=self.without)
+        entries = [entry for entry in catalogue if entry.url not in done]
+        self.left_out = tuple(one for one in catalogue.left_out if not (self.marker and one.url.endswith(self.marker)))
         if self.marker:
             return self._by_marker(entries)
-        return self._by_quiet(entries, now, known - {entry.url for entry in found})
+        return self._by_quiet(entries, now, known - {entry.url for entry in catalogue})
 
     # --- the two rules ----------------------------------------------------------------------------------------------
 
     def _by_marker(self, entries: Iterable[Entry]) -> list[Arrival]:
         there: dict[str, frozenset[str]] = {}
-        return [self._marked_or_not(entry, there) for entry in entries]
+        return [self._look_for_marker(entry, there) for entry in entries]
 
-    def _marked_or_not(self, entry: Entry, there: dict[str, frozenset[str]]) -> Arrival:
+    def _look_for_marker(self, entry: Entry, there: dict[str, frozenset[str]]) -> Arrival:
         try:
-            return self._marked(entry, there)
+            return self._find_marker(entry, there)
         except StorageError as error:
             return Arrival(entry, "unreadable", "", None, str(error))
 
-    def _marked(self, entry: Entry, there: dict[str, frozenset[str]]) -> Arrival:
+    def _find_marker(self, entry: Entry, there: dict[str, frozenset[str]]) -> Arrival:
         """`there` holds names by folder, so that each folder is listed once a look."""
         for place in dict.fromkeys((entry.store, entry.url)):
             folder = place.rpartition("/")[0]
@@ -145,7 +145,7 @@ class Inbox:
                 there[folder] = frozenset(item.name for item in children(folder or "/") or ())
             mark = f"{place}{self.marker}"
             if mark.rpartition("/")[2] in there[folder]:
-                return self._opened(entry, _signature(mark), f"'{mark}' is there")
+                return self._open(entry, _signature(mark), f"'{mark}' is there")
         return Arrival(entry, "growing", "", None, f"no '{entry.store}{self.marker}' yet")
 
     def _by_quiet(self, entries: Iterable[Entry], now: float | None, gone: Collection[str]) -> list[Arrival]:
@@ -155,7 +155,7 @@ class Inbox:
             for url in gone:
                 seen.volumes.pop(url, None)
             judgements = {
-                entry: self._judged(seen, entry.url, look) for entry, look in looks.items() if isinstance(look, Look)
+                entry: self._judge(seen, entry.url, look) for entry, look in looks.items() if isinstance(look, Look)
             }
         return [
             self._arrival(entry, look, judgements[entry]) if isinstance(look, Look) else look
@@ -176,7 +176,7 @@ class Inbox:
             return since_boot()
         return self.clock or f"wall clock of {platform.node()}", time.time() if now is None else now
 
-    def _judged(self, seen: Seen, url: str, look: Look) -> Judgement:
+    def _judge(self, seen: Seen, url: str, look: Look) -> Judgement:
         latest = seen.clocks.get(look.clock, look.ended)
         judgement = judged(seen.volumes.get(url), look, self.quiet_seconds or 0.0, latest)
         seen.clocks[look.clock] = max(latest, look.ended)
@@ -185,13 +185,13 @@ class Inbox:
 
     def _arrival(self, entry: Entry, look: Look, judgement: Judgement) -> Arrival:
         if judgement.complete:
-            return self._opened(entry, look.signature, f"unchanged for {self.quiet_seconds:g} s")
+            return self._open(entry, look.signature, f"unchanged for {self.quiet_seconds:g} s")
         why = f"unchanged since it was first seen so; {judgement.seconds_left:.0f} s more"
         if judgement.observation.since[look.clock] > look.ended:
             why += f" as the clock '{look.clock}' was set back. If it is right now, delete '{self.observations.path}'"
         return Arrival(entry, "growing", look.signature, judgement.seconds_left, why)
 
-    def _opened(self, entry: Entry, signature: str, why: str) -> Arrival:
+    def _open(self, entry: Entry, signature: str, why: str) -> Arrival:
         level = self.level if entry.level is None else entry.level
         try:
             open_volume(entry.url, level=level, axes=entry.axes or self.axes)

@@ -61,7 +61,7 @@ class Observations:
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']}, not {FORMAT}")
             clocks = {str(clock): float(seconds) for clock, seconds in content["clocks"].items()}
-            return Seen(clocks, {url: _observation(**said) for url, said in content["volumes"].items()})
+            return Seen(clocks, {url: _observation(**fields) for url, fields in content["volumes"].items()})
         except FileNotFoundError:
             return Seen()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

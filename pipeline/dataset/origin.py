@@ -53,8 +53,8 @@ def read_origin(directory: RunDirectory) -> Origin | None:
         StorageError: It is there and cannot be read.
     """
     try:
-        said = directory.read_json(directory.origin_path)
-        return Origin(said["url"], said["files"]) if said else None
+        content = directory.read_json(directory.origin_path)
+        return Origin(content["url"], content["files"]) if content else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(
             f"'{directory.origin_path}' does not say what its tiles were computed from ({type(error).__name__}: {error}). "

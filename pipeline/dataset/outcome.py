@@ -82,8 +82,8 @@ def read_mark(folder: Path) -> Outcome | None:
     What cannot be read is no reason to stop: whatever is done with the volume next compares it with what readers see.
     """
     try:
-        said = json.loads((folder / MARK).read_text(encoding="utf-8"))
-        return Outcome(**{field.name: said[field.name] for field in fields(Outcome)})
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        return Outcome(**{field.name: mark[field.name] for field in fields(Outcome)})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

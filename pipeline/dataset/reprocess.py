@@ -22,7 +22,7 @@ from pipeline.core.plan import Plan
 from pipeline.dataset.outcome import Outcome, reason_of
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.threads import Threads
-from pipeline.dataset.volume import DatasetWorkers, Member, noted, segment, standing
+from pipeline.dataset.volume import DatasetWorkers, Member, current_outcome, note, segment
 from pipeline.inference.session import worker_spec
 from pipeline.planning.resolve import make_plan
 from pipeline.volumes.volume import open_volume
@@ -63,7 +63,7 @@ def reprocess(
         return
     config = volumes[0].config
     offered = machine(config.cluster)
-    left = _left(volumes, offered, on_outcome)
+    left = _look_at(volumes, offered, on_outcome)
     if not left:
         return
     log.info("%d of %d volumes to do", len(left), len(volumes))
@@ -74,12 +74,12 @@ def reprocess(
                 on_outcome(ended.result())
 
 
-def _left(volumes: Sequence[Member], offered: Machine, on_outcome: Callable[[Outcome], None]) -> list[Member]:
+def _look_at(volumes: Sequence[Member], offered: Machine, on_outcome: Callable[[Outcome], None]) -> list[Member]:
     """Those that are not done, in order; the others are told."""
     left = []
     with Threads(LOOKERS, "look") as threads:
         looks: list[tuple[Member, Future[Outcome | None]]] = [
-            (volume, threads.submit(_looked, volume, offered)) for volume in volumes
+            (volume, threads.submit(_look, volume, offered)) for volume in volumes
         ]
         for volume, look in looks:
             if outcome := look.result():
@@ -89,10 +89,10 @@ def _left(volumes: Sequence[Member], offered: Machine, on_outcome: Callable[[Out
     return left
 
 
-def _looked(volume: Member, offered: Machine) -> Outcome | None:
+def _look(volume: Member, offered: Machine) -> Outcome | None:
     try:
-        outcome = standing(volume, offered)
-        return outcome and noted(volume, outcome)
+        outcome = current_outcome(volume, offered)
+        return outcome and note(volume, outcome)
     except Exception as error:  # whatever it is: the volume is tried in full, and fails there by name
         log.debug("%s cannot be looked at: %s", volume.name, reason_of(error), exc_info=True)
         return None
@@ -139,7 +139,7 @@ class Typical:
 def typical(volumes: Sequence[Member], offered: Machine) -> Typical | None:
     """The one of these; None where none can be planned."""
     runs = replace(offered, runs=len(volumes))
-    for _, config in sorted(_sized(volumes), key=lambda found: -found[0]):
+    for _, config in sorted(_sizes(volumes), key=lambda pair: -pair[0]):
         try:
             return Typical(config, make_plan(config, runs, rough=True))
         except Exception as error:  # as above
@@ -147,16 +147,16 @@ def typical(volumes: Sequence[Member], offered: Machine) -> Typical | None:
     return None
 
 
-def _sized(volumes: Sequence[Member]) -> Iterator[tuple[int, RunConfig]]:
+def _sizes(volumes: Sequence[Member]) -> Iterator[tuple[int, RunConfig]]:
     """Voxels of those that can be opened, and their runs."""
     for volume in volumes:
         try:
             config = volume.run(str(volume.folder / "plan"))
-            found = open_volume(config.input.url, level=config.input.level, axes=config.input.axes)
+            source = open_volume(config.input.url, level=config.input.level, axes=config.input.axes)
         except Exception as error:  # as above
             log.debug("%s cannot be opened: %s", volume.name, reason_of(error), exc_info=True)
         else:
-            yield found.description.voxels, config
+            yield source.description.voxels, config
 
 
 def dataset_workers(like: Typical, volumes: int, offered: Machine) -> WorkerSpec:

@@ -30,7 +30,7 @@ def _in_its_folder(url: Any, info: ValidationInfo) -> Any:
     return f"{folder}/{url}" if relative and folder else url
 
 
-def _named(name: str) -> str:
+def _check_name(name: str) -> str:
     if why := why_no_name(name):
         raise ValueError(why)
     return name
@@ -45,7 +45,7 @@ class VolumeRow(Whole):
     """A location of volumes, and what is said of them."""
 
     url: Annotated[Location, BeforeValidator(_in_its_folder), AfterValidator(_without_slash)]
-    name: Annotated[str, AfterValidator(_named)] | None = None
+    name: Annotated[str, AfterValidator(_check_name)] | None = None
     level: Annotated[int, Field(ge=0)] | None = None
     axes: Literal["auto", "yx", "cyx", "zyx", "czyx"] | None = None
 
@@ -72,7 +72,7 @@ class Row:
     """
 
     place: str
-    said: VolumeRow
+    values: VolumeRow
     alone: bool = False
 
 
@@ -86,10 +86,10 @@ def rows_of(source: Source) -> list[Row]:
         where = os.fspath(source)
         if _is_table(where):
             return _of_table(where)
-        return _checked("", [(_ITSELF, where)], alone=True)
+        return _rows("", [(_ITSELF, where)], alone=True)
     listed = [(f"item {number}", one) for number, one in enumerate(_volumes(source, "The catalogue"), 1)]
     tables = {place: _of_table(one) for place, one in listed if isinstance(one, str) and _is_table(one)}
-    others = {row.place: [row] for row in _checked("", [pair for pair in listed if pair[0] not in tables])}
+    others = {row.place: [row] for row in _rows("", [pair for pair in listed if pair[0] not in tables])}
     return [row for place, _ in listed for row in (tables | others)[place]]
 
 
@@ -99,22 +99,24 @@ def _is_table(where: str) -> bool:
 
 def _of_table(where: str) -> list[Row]:
     """Rows of a YAML or CSV."""
-    (at,) = _checked("", [(_ITSELF, where)])
-    url = at.said.url
+    (at,) = _rows("", [(_ITSELF, where)])
+    url = at.values.url
     text = _text(url)
-    told = list(_of_csv(text, url) if url.lower().endswith(".csv") else _of_yaml(text, url))
-    nested = [place for place, said in told if isinstance(said, str) and _is_table(said)]
+    rows = list(_of_csv(text, url) if url.lower().endswith(".csv") else _of_yaml(text, url))
+    nested = [place for place, value in rows if isinstance(value, str) and _is_table(value)]
     if nested:
         raise ConfigError(f"Catalogue '{url}' names another catalogue ({nested[0]}). List both where they are used.")
-    return _checked(url, told, folder=url.rpartition("/")[0])
+    return _rows(url, rows, folder=url.rpartition("/")[0])
 
 
 def _text(url: str) -> str:
     (content,) = small_files([url])
     if content is None:
         folder = (item := item_at(url)) is not None and item.folder
-        found = "it is a folder: name what is in it, such as FOLDER/*.ome.zarr" if folder else "there is nothing there"
-        raise ConfigError(f"Catalogue '{url}' cannot be read: {found}. Check the path.")
+        problem = (
+            "it is a folder: name what is in it, such as FOLDER/*.ome.zarr" if folder else "there is nothing there"
+        )
+        raise ConfigError(f"Catalogue '{url}' cannot be read: {problem}. Check the path.")
     if isinstance(content, OSError):
         raise ConfigError(f"Catalogue '{url}' cannot be read ({content}). Check the path, and who may read it.")
     try:
@@ -124,23 +126,23 @@ def _text(url: str) -> str:
 
 
 def _of_yaml(text: str, url: str) -> Iterator[tuple[str, Any]]:
-    said = content_of_yaml(text, f"Catalogue '{url}'")
-    yield from ((f"item {number}", one) for number, one in enumerate(_volumes(said, f"Catalogue '{url}'"), 1))
+    content = content_of_yaml(text, f"Catalogue '{url}'")
+    yield from ((f"item {number}", one) for number, one in enumerate(_volumes(content, f"Catalogue '{url}'"), 1))
 
 
-def _volumes(said: Any, what: str) -> Sequence[Any]:
+def _volumes(content: Any, what: str) -> Sequence[Any]:
     """The list that a YAML is, or has in `volumes`."""
-    if isinstance(said, Mapping):
+    if isinstance(content, Mapping):
         try:
-            said = VolumesFile.model_validate(said).volumes
+            content = VolumesFile.model_validate(content).volumes
         except ValidationError as error:
-            raise _refused(what, violations(VolumesFile, error.errors())) from error
-    if not isinstance(said, Sequence) or isinstance(said, str) or not said:
-        found = "nothing" if not said else f"one value, {said!r}"
+            raise _refusal(what, violations(VolumesFile, error.errors())) from error
+    if not isinstance(content, Sequence) or isinstance(content, str) or not content:
+        held = "nothing" if not content else f"one value, {content!r}"
         raise ConfigError(
-            f"{what} holds {found}; expected a list of locations, or of keys {', '.join(COLUMNS)}, or `volumes:` with one."
+            f"{what} holds {held}; expected a list of locations, or of keys {', '.join(COLUMNS)}, or `volumes:` with one."
         )
-    return said
+    return content
 
 
 def _of_csv(text: str, url: str) -> Iterator[tuple[str, Any]]:
@@ -159,12 +161,12 @@ def _of_csv(text: str, url: str) -> Iterator[tuple[str, Any]]:
                 header = _header([cell.strip() for cell in cells], url)
                 continue
             if len(cells) > len(header):
-                raise _refused(
+                raise _refusal(
                     f"Catalogue '{url}'",
                     [f"line {lines.line_num}: {len(cells)} cells in {len(header)} columns; quote a cell with a comma"],
                 )
-            said = {column: cell.strip() for column, cell in zip(header, cells, strict=False)}
-            yield f"line {lines.line_num}", {column: cell for column, cell in said.items() if cell}
+            row = {column: cell.strip() for column, cell in zip(header, cells, strict=False)}
+            yield f"line {lines.line_num}", {column: cell for column, cell in row.items() if cell}
     except csv.Error as error:
         raise ConfigError(f"Catalogue '{url}', line {lines.line_num}, is no CSV ({error}). Mend it.") from error
     if not header:
@@ -183,7 +185,7 @@ def _header(cells: list[str], url: str) -> list[str]:
         sign = next((sign for sign in (";", "\t") if len(cells) == 1 and sign in cells[0]), None)
         problems.append("no column 'url'" + (f"; columns are parted by commas, not by {sign!r}" if sign else ""))
     if problems:
-        raise _refused(f"Catalogue '{url}'", [f"line 1, the header: {problem}" for problem in problems])
+        raise _refusal(f"Catalogue '{url}'", [f"line 1, the header: {problem}" for problem in problems])
     return cells
 
 
@@ -192,28 +194,28 @@ def _suggestion(cell: str) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(COLUMNS)}"
 
 
-def _checked(source: str, told: Iterable[tuple[str, Any]], *, folder: str = "", alone: bool = False) -> list[Row]:
+def _rows(source: str, listed: Iterable[tuple[str, Any]], *, folder: str = "", alone: bool = False) -> list[Row]:
     """What was told, by place, as rows.
 
     Raises:
         ConfigError: Everything that is wrong with them.
     """
     rows, problems = [], []
-    for place, one in told:
-        said = {"url": one} if isinstance(one, str) else one
+    for place, one in listed:
+        values = {"url": one} if isinstance(one, str) else one
         try:
-            row = VolumeRow.model_validate(said, context={"folder": folder})
+            row = VolumeRow.model_validate(values, context={"folder": folder})
             rows.append(Row(f"{source}, {place}" if source else place, row, alone))
         except ValidationError as error:
             problems += [f"{place}: {problem}" for problem in violations(VolumeRow, error.errors())]
     if problems:
-        raise _refused(f"Catalogue '{source}'" if source else "The catalogue", problems)
+        raise _refusal(f"Catalogue '{source}'" if source else "The catalogue", problems)
     if source and not rows:
         raise ConfigError(f"Catalogue '{source}' names no volume: it has a header alone. Add a line a volume.")
     return rows
 
 
-def _refused(what: str, problems: Sequence[str]) -> ConfigError:
+def _refusal(what: str, problems: Sequence[str]) -> ConfigError:
     more = [f"and {len(problems) - TOLD} more"] if len(problems) > TOLD else []
     title = f"{what} cannot be read ({len(problems)} problem{'s'[: len(problems) > 1]}):"
     return ConfigError("\n".join([title, *(f"  {problem}" for problem in [*problems[:TOLD], *more])]))

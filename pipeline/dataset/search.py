@@ -72,25 +72,25 @@ class Part:
     may_come: bool = True
 
 
-def searched(rows: Sequence[Row]) -> list[Part]:
+def search(rows: Sequence[Row]) -> list[Part]:
     """What each row comes to.
 
     Raises:
         ConfigError: One gives a name to what is many volumes.
         StorageError: Something cannot be listed.
     """
-    patterns = {i: matching(row.said.url) for i, row in enumerate(rows) if is_pattern(row.said.url)}
+    patterns = {i: matching(row.values.url) for i, row in enumerate(rows) if is_pattern(row.values.url)}
     named = [i for i in range(len(rows)) if i not in patterns]
-    contents = dict(zip(named, classify([rows[i].said.url for i in named]), strict=True))
+    contents = dict(zip(named, classify([rows[i].values.url for i in named]), strict=True))
     folders = {i: children(content.url) or [] for i, content in contents.items() if content.kind in ("folder", "group")}
-    listed = {i: _visible(items) for i, items in folders.items()} | {i: found.items for i, found in patterns.items()}
+    listed = {i: _visible(items) for i, items in folders.items()} | {i: within.items for i, within in patterns.items()}
     inside = iter(classify([item for items in listed.values() for item in items]))
-    found = {i: list(islice(inside, len(items))) for i, items in listed.items()}
-    held = _held([*contents.values(), *(content for one in found.values() for content in one)])
+    within = {i: list(islice(inside, len(items))) for i, items in listed.items()}
+    held = _members([*contents.values(), *(content for one in within.values() for content in one)])
     parts = []
     for i, row in enumerate(rows):
-        if i in found:
-            parts.append(_of_many(row, found[i], held, patterns.get(i)))
+        if i in within:
+            parts.append(_of_many(row, within[i], held, patterns.get(i)))
         else:
             parts.append(_of_one(row, contents[i], held))
     return parts
@@ -105,7 +105,7 @@ def _visible(items: Iterable[Item]) -> list[Item]:
     ]
 
 
-def _held(contents: Sequence[Content]) -> dict[str, list[str]]:
+def _members(contents: Sequence[Content]) -> dict[str, list[str]]:
     """What lies in each that holds volumes."""
     holders = list({content.url: content for content in contents if content.kind in HOLDERS}.values())
     return dict(zip((content.url for content in holders), members(holders), strict=True))
@@ -157,18 +157,18 @@ def _of_many(row: Row, contents: Sequence[Content], held: Mapping[str, list[str]
     left_out: list[LeftOut] = []
     for content in contents:
         inside = held.get(content.url, [content.url] if content.kind in VOLUMES else [])
-        if content.kind == "folder" and "**" in row.said.url:
+        if content.kind == "folder" and "**" in row.values.url:
             continue  # it was looked into
         if not inside or (content.kind == "hdf5" and len(inside) > 1):
             left_out.append(LeftOut(content.url, _why_not(content, inside)))
         else:
             volumes += _volumes(row, content, inside)
-    if row.said.name is not None:
+    if row.values.name is not None:
         raise ConfigError(
-            f"{row.place}: name is '{row.said.name}', but '{row.said.url}' is not one volume; {len(volumes)} were found. Leave the "
+            f"{row.place}: name is '{row.values.name}', but '{row.values.url}' is not one volume; {len(volumes)} were found. Leave the "
             "name out, or list the volumes one by one."
         )
-    problem = "" if volumes else _none(row.said.url, left_out, pattern)
+    problem = "" if volumes else _none(row.values.url, left_out, pattern)
     return Part(tuple(volumes), tuple(left_out), problem)
 
 
@@ -187,11 +187,11 @@ def _datasets(url: str, datasets: Sequence[str]) -> str:
 
 
 def _none(url: str, left_out: Sequence[LeftOut], pattern: Matches | None) -> str:
-    told = "; ".join(f"'{one.url.rpartition('/')[2]}' ({one.why})" for one in left_out[:NAMED])
+    named = "; ".join(f"'{one.url.rpartition('/')[2]}' ({one.why})" for one in left_out[:NAMED])
     more = f"; and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
     if left_out:
         what = f"No volume fits the pattern '{url}'" if pattern else f"'{url}' holds no volume"
-        return f"{what}. {len(left_out)} thing{'s'[: len(left_out) > 1]} left out: {told}{more}."
+        return f"{what}. {len(left_out)} thing{'s'[: len(left_out) > 1]} left out: {named}{more}."
     if pattern is None:
         return f"'{url}' holds no volume: it is empty. Check the location."
     things = [item.name for item in children(pattern.stuck) or ()]

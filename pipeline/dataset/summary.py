@@ -69,15 +69,15 @@ class Summary:
     @property
     def counts(self) -> dict[str, int]:
         """Volumes by state."""
-        found = Counter(outcome.state for outcome in self.outcomes)
-        return {state: found[state] for state in FIRST if found[state]}
+        counts = Counter(outcome.state for outcome in self.outcomes)
+        return {state: counts[state] for state in FIRST if counts[state]}
 
     @property
     def ordered(self) -> list[Outcome]:
         """Those that need somebody first, then by name."""
         return sorted(self.outcomes, key=lambda outcome: (FIRST.index(outcome.state), outcome.name))
 
-    def told(self) -> str:
+    def line(self) -> str:
         """The counts in a line."""
         left = self.volumes - len(self.outcomes)
         parts = [f"{count} {state}" for state, count in self.counts.items()] + ([f"{left} not come to"] if left else [])
@@ -139,7 +139,7 @@ td.state { font-weight: 600 } pre { white-space: pre-wrap; overflow-wrap: anywhe
 summary { cursor: pointer; overflow-wrap: anywhere }
 </style></head><body>
 <h1>{{ summary.output }}</h1>
-<p>{{ summary.told() }}.
+<p>{{ summary.line() }}.
 <span class="small">From {{ summary.catalogue }}. Began {{ summary.began }}, {{ "ended " ~ summary.ended if summary.ended else "goes on" }}.
 As files: <a href="summary.csv">summary.csv</a>, <a href="summary.json">summary.json</a>.</span></p>
 <table><tr><th>input, output</th><th>volume</th><th>state</th><th></th><th>voxels</th><th>tiles</th><th>seconds</th><th>model</th></tr>

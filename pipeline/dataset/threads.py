@@ -31,9 +31,9 @@ class Threads:
     def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Have it called, in a copy of this thread's context."""
         context = copy_context()
-        return self._pool.submit(lambda: context.run(lambda: self._watched(function, *args, **kwargs)))
+        return self._pool.submit(lambda: context.run(lambda: self._run(function, *args, **kwargs)))
 
-    def _watched(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    def _run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         me = threading.get_ident()
         with self._lock:
             if self._ending:

@@ -47,7 +47,7 @@ class ChosenVersion:
     was: Space | None = None
 
 
-def settled(
+def choose_version(
     run: Callable[[str], RunConfig],
     publication: Publication,
     machine: Machine,
@@ -69,9 +69,9 @@ def settled(
         StorageError, ModelError, ConfigError, PlanError: It cannot be a run; says what to do.
     """
     current = publication.current()
-    found = published(run, publication, machine, current) if current else None
-    if found := found or _begun(run, publication, machine, origin):
-        return found
+    version = current_version(run, publication, machine, current) if current else None
+    if version := version or _find_begun(run, publication, machine, origin):
+        return version
     earlier = next(_plans(publication, origin), None)  # its statistics hold, whatever else has changed
     place = stages.Run(run(str(publication.image("new"))))
     made = make_plan(place.config, machine, earlier=earlier and place.placed(earlier), like=like, inventory=inventory)
@@ -85,14 +85,14 @@ def settled(
     return ChosenVersion(begun, begun.placed(made), is_current=False)
 
 
-def published(
+def current_version(
     run: Callable[[str], RunConfig], publication: Publication, machine: Machine, current: Published
 ) -> ChosenVersion | None:
     """The current version, where it is the one that a configuration asks for."""
-    return _agreeing(run, publication, machine, current.fingerprint, is_current=True, is_made=True)
+    return _match(run, publication, machine, current.fingerprint, is_current=True, is_made=True)
 
 
-def _begun(
+def _find_begun(
     run: Callable[[str], RunConfig], publication: Publication, machine: Machine, origin: Origin | None
 ) -> ChosenVersion | None:
     for version in _newest_first(publication):
@@ -100,16 +100,16 @@ def _begun(
             continue
         is_made = version.published is not None
         try:
-            found = _agreeing(run, publication, machine, version.fingerprint, is_current=False, is_made=is_made)
+            chosen = _match(run, publication, machine, version.fingerprint, is_current=False, is_made=is_made)
         except (ModelError, ConfigError) as error:  # it was begun on a device that is not here
             log.debug("%s: version %s does not go on here: %s", publication.output, version.fingerprint, error)
             continue
-        if found:
-            return found
+        if chosen:
+            return chosen
     return None
 
 
-def _agreeing(
+def _match(
     run: Callable[[str], RunConfig],
     publication: Publication,
     machine: Machine,
@@ -120,12 +120,12 @@ def _agreeing(
 ) -> ChosenVersion | None:
     """A version that is there, where what is asked for now would be it. One that is made needs neither device nor memory here."""
     publication.recall(fingerprint)
-    found = stages.Run(run(str(publication.image(fingerprint))))
-    stored = found.directory.load_plan()
+    there = stages.Run(run(str(publication.image(fingerprint))))
+    stored = there.directory.load_plan()
     if stored is None or stored.fingerprint != fingerprint:
         return None
-    earlier = found.placed(stored)
-    asked = found.config
+    earlier = there.placed(stored)
+    asked = there.config
     if is_made:
         asked = asked.model_copy(update={"cluster": asked.cluster.model_copy(update={"memory_gb": "auto"})})
         machine = replace(machine, memory_bytes=ANY_MEMORY)
@@ -137,7 +137,7 @@ def _agreeing(
         return None
     if under.fingerprint != fingerprint:
         return None
-    return ChosenVersion(found, stages.described(earlier, under), is_current, earlier.source.space)
+    return ChosenVersion(there, stages.described(earlier, under), is_current, earlier.source.space)
 
 
 def _is_of_others(publication: Publication, fingerprint: str, origin: Origin | None) -> bool:
@@ -145,8 +145,8 @@ def _is_of_others(publication: Publication, fingerprint: str, origin: Origin | N
     if origin is None:
         return False
     publication.recall(fingerprint)
-    found = read_origin(publication.directory(fingerprint))
-    return found is not None and found.differs(origin)
+    made_from = read_origin(publication.directory(fingerprint))
+    return made_from is not None and made_from.differs(origin)
 
 
 def _plans(publication: Publication, origin: Origin | None) -> Iterator[Plan]:

@@ -18,7 +18,7 @@ from pipeline.dataset.housekeeping import clear, free, tidy
 from pipeline.dataset.origin import Origin, origin_of, write_origin
 from pipeline.dataset.outcome import Outcome, State, read_mark, write_mark
 from pipeline.dataset.settings import DatasetConfig
-from pipeline.dataset.version import ChosenVersion, published, settled
+from pipeline.dataset.version import ChosenVersion, choose_version, current_version
 from pipeline.errors import BusyError, PipelineError, StorageError
 from pipeline.outputs.metadata import described_image
 from pipeline.places.credentials import redacted
@@ -96,7 +96,7 @@ class Member:
         return Outcome(self.name, self.entry.url, state, reason, signature=self.signature)
 
 
-def standing(volume: Member, machine: Machine) -> Outcome | None:
+def current_outcome(volume: Member, machine: Machine) -> Outcome | None:
     """Its outcome, where readers see what is asked for already; costs a look at metadata, mostly.
 
     `skipped`; or `failed`, where its files are known to have changed since.
@@ -110,11 +110,15 @@ def standing(volume: Member, machine: Machine) -> Outcome | None:
         return None
     source = _source(current, before)
     _refuse_another(volume, source)
-    found = published(volume.run, publication, machine, current)
-    return None if found is None else _described(publication, found, _stood(volume, found, source, before))
+    version = current_version(volume.run, publication, machine, current)
+    return (
+        None
+        if version is None
+        else _describe(publication, version, _outcome_of_current(volume, version, source, before))
+    )
 
 
-def noted(volume: Member, outcome: Outcome) -> Outcome:
+def note(volume: Member, outcome: Outcome) -> Outcome:
     """The same, with the mark in its folder brought up to it, and rid of what is left there.
 
     Raises:
@@ -123,13 +127,13 @@ def noted(volume: Member, outcome: Outcome) -> Outcome:
     publication, before = volume.publication(), read_mark(volume.folder)
     tidy(publication, outcome.seen, volume.config.keep.rule)
     now = replace(outcome, signature=outcome.signature or before.signature) if before else outcome
-    if before and before.state in ("done", "skipped") and _tells(before) == _tells(now):
+    if before and before.state in ("done", "skipped") and _content(before) == _content(now):
         return outcome
     with publication.exclusive():
-        return _marked(volume, outcome, read_mark(volume.folder))
+        return _mark(volume, outcome, read_mark(volume.folder))
 
 
-def _tells(mark: Outcome) -> tuple[str, ...]:
+def _content(mark: Outcome) -> tuple[str, ...]:
     return ("skipped" if mark.state == "done" else mark.state, mark.url, mark.seen, mark.seen_url, mark.signature)
 
 
@@ -154,7 +158,7 @@ def _refuse_another(volume: Member, source: Origin) -> None:
         )
 
 
-def _stood(volume: Member, found: ChosenVersion, source: Origin, before: Outcome | None) -> Outcome:
+def _outcome_of_current(volume: Member, version: ChosenVersion, source: Origin, before: Outcome | None) -> Outcome:
     """Of what readers see already. The files are listed only where something says that they may have changed."""
     suspect = volume.signature or volume.moved or (before and before.state == "failed")
     origin = volume.origin() if suspect else replace(source, url=volume.entry.url)
@@ -164,38 +168,40 @@ def _stood(volume: Member, found: ChosenVersion, source: Origin, before: Outcome
             f"again, delete {volume.places}; to keep both, bring the new files under another name; if the voxels are the same, "
             "run `halotile reprocess --moved` once."
         )
-        outcome = replace(_told(volume.outcome("failed", reason), volume, found, source), fingerprint="", image="")
+        outcome = replace(
+            _with_version(volume.outcome("failed", reason), volume, version, source), fingerprint="", image=""
+        )
         return replace(outcome, attempts=volume.config.watch.attempts)  # it is told once
-    reason = f"version {found.plan.fingerprint[:12]} is there and verified"
-    return _told(volume.outcome("skipped", reason), volume, found, origin)
+    reason = f"version {version.plan.fingerprint[:12]} is there and verified"
+    return _with_version(volume.outcome("skipped", reason), volume, version, origin)
 
 
-def _described(publication: Publication, found: ChosenVersion, outcome: Outcome) -> Outcome:
+def _describe(publication: Publication, version: ChosenVersion, outcome: Outcome) -> Outcome:
     """The same, where what describes the input has changed with the version's metadata brought up to it; no voxel is read."""
-    space = found.plan.source.space
-    if outcome.state != "skipped" or found.was in (None, space):
+    space = version.plan.source.space
+    if outcome.state != "skipped" or version.was in (None, space):
         return outcome
     try:
         with publication.exclusive():
             stages.describe(
-                found.run,
-                found.plan,
-                lambda: publication.describe(found.plan.fingerprint, described_image(found.plan)),
+                version.run,
+                version.plan,
+                lambda: publication.describe(version.plan.fingerprint, described_image(version.plan)),
             )
     except (StorageError, OSError) as error:
         log.warning(
             "%s: its voxel size is told as %s now, and its metadata still say %s: %s",
             publication.output,
             space,
-            found.was,
+            version.was,
             error,
         )
         return replace(
             outcome,
-            reason=f"{outcome.reason}; its metadata still tell a voxel size of {found.was}, the input tells {space}",
+            reason=f"{outcome.reason}; its metadata still tell a voxel size of {version.was}, the input tells {space}",
         )
     return replace(
-        outcome, reason=f"{outcome.reason}; its metadata were brought up to a voxel size of {space}, from {found.was}"
+        outcome, reason=f"{outcome.reason}; its metadata were brought up to a voxel size of {space}, from {version.was}"
     )
 
 
@@ -216,8 +222,8 @@ def segment(volume: Member, team: DatasetWorkers) -> Outcome:
             before = read_mark(volume.folder)
             if volume.signature and before and before != volume.mark and before.signature == volume.signature:
                 return before if before.state == "failed" else replace(before, state="skipped", reason="done meanwhile")
-            outcome = _attempted(volume, publication, team, before)
-            return _marked(volume, replace(outcome, seconds=round(time.perf_counter() - began, 3)), before)
+            outcome = _attempt(volume, publication, team, before)
+            return _mark(volume, replace(outcome, seconds=round(time.perf_counter() - began, 3)), before)
     except BusyError as error:
         return volume.outcome("busy", str(error))
     except StorageError as error:
@@ -226,9 +232,9 @@ def segment(volume: Member, team: DatasetWorkers) -> Outcome:
         return volume.outcome("failed", f"Its folder '{volume.folder}' cannot be written ({error}).")
 
 
-def _attempted(volume: Member, publication: Publication, team: DatasetWorkers, before: Outcome | None) -> Outcome:
+def _attempt(volume: Member, publication: Publication, team: DatasetWorkers, before: Outcome | None) -> Outcome:
     try:
-        return _made(volume, publication, team, before)
+        return _make(volume, publication, team, before)
     except PipelineError as error:
         reason = str(error)
     except OSError as error:
@@ -237,10 +243,10 @@ def _attempted(volume: Member, publication: Publication, team: DatasetWorkers, b
         log.exception("%s failed in a way that nobody foresaw", volume.name)
         reason = f"{type(error).__name__}: {error}"
     log.error("%s failed: %s", volume.name, redacted(reason))
-    return replace(volume.outcome("failed", redacted(reason)), seen=_seen(publication))
+    return replace(volume.outcome("failed", redacted(reason)), seen=_fingerprint_seen(publication))
 
 
-def _seen(publication: Publication) -> str:
+def _fingerprint_seen(publication: Publication) -> str:
     """Fingerprint of what readers see of a volume that failed."""
     try:
         current = publication.current()
@@ -250,25 +256,25 @@ def _seen(publication: Publication) -> str:
     return current.fingerprint if current else ""
 
 
-def _made(volume: Member, publication: Publication, team: DatasetWorkers, before: Outcome | None) -> Outcome:
+def _make(volume: Member, publication: Publication, team: DatasetWorkers, before: Outcome | None) -> Outcome:
     current = publication.current()
     source = _source(current, before) if current else Origin("")
     _refuse_another(volume, source)
     origin = volume.origin()
     begun_from = None if volume.moved else origin
-    found = settled(volume.run, publication, team.machine, team.like, begun_from, origin.inventory)
-    if found.is_current:  # another process has made it since it was looked for
-        return _described(publication, found, _stood(volume, found, source, before))
+    version = choose_version(volume.run, publication, team.machine, team.like, begun_from, origin.inventory)
+    if version.is_current:  # another process has made it since it was looked for
+        return _describe(publication, version, _outcome_of_current(volume, version, source, before))
     if current:  # its copy may be here still, where its publisher was killed
         free(publication, current.fingerprint)
     computed = 0
-    if not publication.is_kept(found.plan.fingerprint):
-        write_origin(found.run.directory, origin)
-        computed = _computed(found, team, origin.inventory, moved=volume.moved)
+    if not publication.is_kept(version.plan.fingerprint):
+        write_origin(version.run.directory, origin)
+        computed = _compute(version, team, origin.inventory, moved=volume.moved)
         _refuse_changing(volume, origin)
-    with found.run.log("publish"):
-        _publish(volume, publication, found.plan, origin)
-    return replace(_told(volume.outcome("done"), volume, found, origin), tiles=computed)
+    with version.run.log("publish"):
+        _publish(volume, publication, version.plan, origin)
+    return replace(_with_version(volume.outcome("done"), volume, version, origin), tiles=computed)
 
 
 def _refuse_changing(volume: Member, origin: Origin) -> None:
@@ -284,10 +290,10 @@ def _refuse_changing(volume: Member, origin: Origin) -> None:
         )
 
 
-def _computed(found: ChosenVersion, team: DatasetWorkers, inventory: Inventory | None, *, moved: bool) -> int:
+def _compute(version: ChosenVersion, team: DatasetWorkers, inventory: Inventory | None, *, moved: bool) -> int:
     """The stages; gives the tiles that were computed now."""
-    stages.adopt(found.run, found.plan, inventory, input_changed="keep" if moved else None)
-    return stages.follow(found.run, stages.Host(shared=team.pool)).computed
+    stages.adopt(version.run, version.plan, inventory, input_changed="keep" if moved else None)
+    return stages.follow(version.run, stages.Host(shared=team.pool)).computed
 
 
 def _publish(volume: Member, publication: Publication, plan: Plan, origin: Origin) -> None:
@@ -297,10 +303,10 @@ def _publish(volume: Member, publication: Publication, plan: Plan, origin: Origi
     clear(publication, plan.fingerprint, volume.config.keep.rule)
 
 
-def _told(outcome: Outcome, volume: Member, found: ChosenVersion, origin: Origin) -> Outcome:
+def _with_version(outcome: Outcome, volume: Member, version: ChosenVersion, origin: Origin) -> Outcome:
     """With what its version is, and was made from."""
-    plan = found.plan
-    place = Path(found.run.config.output.url).relative_to(volume.folder)
+    plan = version.plan
+    place = Path(version.run.config.output.url).relative_to(volume.folder)
     return replace(
         outcome,
         fingerprint=plan.fingerprint,
@@ -318,7 +324,7 @@ def _model(plan: Plan) -> str:
     return f"{plan.model.title}, weights {plan.model.sha256[:12]}"
 
 
-def _marked(volume: Member, outcome: Outcome, before: Outcome | None) -> Outcome:
+def _mark(volume: Member, outcome: Outcome, before: Outcome | None) -> Outcome:
     """The outcome as it is left beside the versions, where that can be written."""
     if before and not outcome.signature:  # what watchers saw holds
         outcome = replace(outcome, signature=before.signature)

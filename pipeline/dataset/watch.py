@@ -13,8 +13,8 @@ from typing import Any
 
 from pipeline.dataset.inbox import Arrival, Inbox
 from pipeline.dataset.outcome import MARK, Outcome, read_mark
+from pipeline.dataset.pass_ import Pass, is_summary, places, with_one_model
 from pipeline.dataset.reprocess import reprocess
-from pipeline.dataset.round import Round, is_summary, places, with_one_model
 from pipeline.dataset.search import LeftOut
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.volume import Member
@@ -24,34 +24,34 @@ log = logging.getLogger("pipeline")
 
 def watch(
     config: DatasetConfig,
-    on_begin: Callable[[Round], Callable[[Outcome], None]],
+    on_begin: Callable[[Pass], Callable[[Outcome], None]],
     *,
     now: float | None = None,
     **how: Any,
-) -> Round:
+) -> Pass:
     """Look at the inbox once, and do what is complete and new.
 
     Args:
         config: The set; its `volumes` is the inbox.
-        on_begin: Given the round; gives what is told of each volume that is done now.
+        on_begin: Given the pass; gives what is told of each volume that is done now.
         now: As of `Inbox.look`.
         how: As of `reprocess`.
 
     Raises:
         ConfigError, StorageError, ModelError: The inbox or the model cannot be read.
     """
-    found = with_one_model(config)
-    rule = found.watch
-    observations = found.directory.path / "inbox.json"
+    resolved = with_one_model(config)
+    rule = resolved.watch
+    observations = resolved.directory.path / "inbox.json"
     inbox = Inbox(
-        found.source,
+        resolved.source,
         observations,
         quiet_seconds=None if rule.marker else 60 * rule.quiet_minutes,
         marker=rule.marker,
-        level=found.input.level,
-        axes=found.input.axes,
+        level=resolved.input.level,
+        axes=resolved.input.axes,
         clock=rule.clock,
-        without=places(found),
+        without=places(resolved),
     )
     looked = inbox.look(now)
     arrivals = [a for a in looked if not is_summary(a.entry.name)]
@@ -60,21 +60,21 @@ def watch(
         for a in looked
         if is_summary(a.entry.name)
     ]
-    volumes = [_volume(found, arrival) for arrival in arrivals]
+    volumes = [_volume(resolved, arrival) for arrival in arrivals]
     waiting = [
         volume.outcome("waiting", arrival.why)
         for volume, arrival in zip(volumes, arrivals, strict=True)
         if arrival.state != "complete" and volume.mark is None
     ]
     new = [v for v, arrival in zip(volumes, arrivals, strict=True) if arrival.state == "complete" and _is_due(v)]
-    round_ = Round(found, new, known=[*_marks(found), *waiting], left_out=[*inbox.left_out, *misnamed])
+    pass_ = Pass(resolved, new, known=[*_marks(resolved), *waiting], left_out=[*inbox.left_out, *misnamed])
     log.info("%d volume(s) in the inbox: %d new and complete, %d not yet", len(volumes), len(new), len(waiting))
-    tell = on_begin(round_)
+    tell = on_begin(pass_)
     try:
         reprocess(new, tell, **how)
     finally:
-        round_.close()
-    return round_
+        pass_.close()
+    return pass_
 
 
 def _volume(config: DatasetConfig, arrival: Arrival) -> Member:

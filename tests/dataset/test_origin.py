@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.dataset import volume as volume_module
 from pipeline.dataset.estimate import estimate
-from pipeline.dataset.round import volumes_of
+from pipeline.dataset.pass_ import volumes_of
 from pipeline.outputs.rundir import RunDirectory
 from tests.dataset.dataset_cases import DataSet, make_dataset
 from tests.dataset.test_object_store import dataset as stored_dataset  # noqa: F401 - a fixture
@@ -82,7 +82,7 @@ def test_a_run_that_was_only_interrupted_resumes(tmp_path, pooled):
 def test_files_that_change_while_they_are_read_are_not_published(tmp_path, pooled, monkeypatch):
     """Some tiles would be of the old voxels, some of the new."""
     dataset = make_dataset(tmp_path, volumes=1)
-    compute = volume_module._computed
+    compute = volume_module._compute
 
     def meanwhile(*asked, **keys):
         found = compute(*asked, **keys)
@@ -90,7 +90,7 @@ def test_files_that_change_while_they_are_read_are_not_published(tmp_path, poole
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(volume_module, "_computed", meanwhile)
+        patch.setattr(volume_module, "_compute", meanwhile)
         assert go(dataset) == {"v00": "failed"}
     assert "changed while it was segmented" in reason(dataset)
     assert not (dataset.output / "v00" / "current").exists()

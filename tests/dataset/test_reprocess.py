@@ -15,7 +15,7 @@ import torch
 from flows.dataset import reprocess_plainly
 from pipeline.dataset.estimate import estimate
 from pipeline.dataset.outcome import read_mark
-from pipeline.dataset.round import volumes_of
+from pipeline.dataset.pass_ import volumes_of
 from pipeline.errors import ConfigError, DatasetError, ModelError, StorageError
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.planning import resolve

@@ -12,7 +12,7 @@ import zarr
 
 from flows.dataset import watch_plainly
 from pipeline.dataset.outcome import Outcome, read_mark, write_mark
-from pipeline.dataset.round import Round, volumes_of
+from pipeline.dataset.pass_ import Pass, volumes_of
 from pipeline.dataset.summary import FILES, Summary
 from pipeline.errors import DatasetError
 from pipeline.outputs.rundir import RunDirectory
@@ -154,16 +154,16 @@ def test_watchers_that_write_the_summary_at_once_leave_a_whole_one_that_knows_al
     dataset = make_dataset(tmp_path, volumes=2, watch={"marker": ".done"})
     volumes, _ = volumes_of(dataset.config)
     waiting = [volume.outcome("waiting", "no marker yet") for volume in volumes]
-    rounds = [Round(dataset.config, [], known=waiting) for _ in range(2)]
+    passes = [Pass(dataset.config, [], known=waiting) for _ in range(2)]
     done = [write_mark(volume.folder, volume.outcome("done")) for volume in volumes]
     ended = threading.Event()
 
-    def write(round_: Round, outcome: Outcome) -> None:
-        round_.tell(outcome)
+    def write(pass_: Pass, outcome: Outcome) -> None:
+        pass_.tell(outcome)
         while not ended.is_set():
-            round_.close()
+            pass_.close()
 
-    writers = [threading.Thread(target=write, args=pair) for pair in zip(rounds, done, strict=True)]
+    writers = [threading.Thread(target=write, args=pair) for pair in zip(passes, done, strict=True)]
     for writer in writers:
         writer.start()
     wait_until((dataset.output / "summary.json").exists, 60)

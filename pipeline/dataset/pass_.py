@@ -1,4 +1,4 @@
-"""One go over a dataset: who may do it, what is logged of it, and its summary, kept up to date meanwhile."""
+"""One pass over a dataset: who may do it, what is logged of it, and its summary, kept up to date meanwhile."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ PAGE_SECONDS = 10.0
 """Between two writings of the summary while it grows."""
 
 
-class Round:
-    """A go over a dataset. Outcomes are told to it, and it keeps the summary.
+class Pass:
+    """A pass over a dataset. Outcomes are told to it, and it keeps the summary.
 
     Args:
         config: The set, its model a file.
         volumes: That it goes over.
-        known: What earlier rounds say of others.
+        known: What earlier passes say of others.
         left_out: What was found that is no volume.
     """
 
@@ -48,12 +48,12 @@ class Round:
         self.config, self.volumes = config, volumes
         self._outcomes = {outcome.name: outcome for outcome in known}
         names = {volume.name for volume in volumes} | set(self._outcomes)
-        told = [f"{one.url}: {one.why}" for one in left_out]
-        for line in told:
+        lines = [f"{one.url}: {one.why}" for one in left_out]
+        for line in lines:
             log.warning("left out: %s", line)
-        self._summary = Summary(config.output.url, _source(config), _now(), len(names), left_out=told)
+        self._summary = Summary(config.output.url, _source(config), _now(), len(names), left_out=lines)
         self._written = float("-inf")
-        self._told: set[str] = set()
+        self._taken_up: set[str] = set()
         self.failed: list[Outcome] = []
 
     @property
@@ -63,7 +63,7 @@ class Round:
     def tell(self, outcome: Outcome) -> None:
         """Take up what became of a volume."""
         self._outcomes[outcome.name] = outcome
-        self._told.add(outcome.name)
+        self._taken_up.add(outcome.name)
         if outcome.state == "failed":
             self.failed.append(outcome)
         if time.monotonic() - self._written > PAGE_SECONDS:
@@ -73,10 +73,10 @@ class Round:
         """It is over, in whatever way."""
         self._summary = replace(self._summary, ended=_now())
         self._write()
-        log.info("%s", self.summary.told())
+        log.info("%s", self.summary.line())
 
     def _write(self) -> None:
-        """A disk that is full costs the page, not the round."""
+        """A disk that is full costs the page, not the pass."""
         home = self.config.home
         self._look_again()
         try:
@@ -89,7 +89,7 @@ class Round:
 
     def _look_again(self) -> None:
         """What others have done meanwhile, so that the last to write does not tell what was before."""
-        for name in self._outcomes.keys() - self._told:
+        for name in self._outcomes.keys() - self._taken_up:
             mark = read_mark(self.config.home / name)
             if mark and mark.ended > self._outcomes[name].ended:
                 self._outcomes[name] = mark
@@ -102,7 +102,7 @@ class Round:
 
 
 @contextmanager
-def logged_round(config: DatasetConfig, *, alone: bool, stage: str) -> Iterator[None]:
+def log_pass(config: DatasetConfig, *, alone: bool, stage: str) -> Iterator[None]:
     """While open, log in the set's own run directory.
 
     Args:
@@ -140,10 +140,10 @@ def volumes_of(config: DatasetConfig, *, moved: bool = False) -> tuple[list[Memb
     Raises:
         ConfigError, StorageError, ModelError: The catalogue or the model cannot be read.
     """
-    found = with_one_model(config)
+    resolved = with_one_model(config)
     catalogue = read_catalogue(config.source, without=places(config))
     _check_names(catalogue)
-    return [Member(found, entry, moved=moved) for entry in catalogue], catalogue.left_out
+    return [Member(resolved, entry, moved=moved) for entry in catalogue], catalogue.left_out
 
 
 def places(config: DatasetConfig) -> tuple[str, ...]:
@@ -176,9 +176,11 @@ def with_one_model(config: DatasetConfig) -> DatasetConfig:
     Raises:
         ModelError: It cannot.
     """
-    found = with_model(config)
-    checkpoint = load_checkpoint(found.model.checkpoint, padding=found.model.padding)  # one refusal, not one a volume
-    return found.model_copy(update={"model": found.model.model_copy(update={"digest": checkpoint.digest})})
+    resolved = with_model(config)
+    checkpoint = load_checkpoint(
+        resolved.model.checkpoint, padding=resolved.model.padding
+    )  # one refusal, not one a volume
+    return resolved.model_copy(update={"model": resolved.model.model_copy(update={"digest": checkpoint.digest})})
 
 
 def _source(config: DatasetConfig) -> str:
