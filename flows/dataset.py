@@ -159,12 +159,12 @@ def _reprocess_pass(
 ) -> Pass:
     """All volumes of the catalogue."""
     volumes, left_out = volumes_of(config, moved=moved)
-    found = Pass(config, volumes, left_out=left_out)
+    pass_ = Pass(config, volumes, left_out=left_out)
     try:
-        reprocess(found.volumes, on_begin(found), **how)
+        reprocess(pass_.volumes, on_begin(pass_), **how)
     finally:
-        found.close()
-    return found
+        pass_.close()
+    return pass_
 
 
 def _go_over(
@@ -193,12 +193,12 @@ def _go_over(
         keep_tiles_from_prefect()
         end_orphans(VOLUME_FLOW)
 
-    def begin(found: Pass) -> Callable[[Outcome], None]:
+    def begin(pass_: Pass) -> Callable[[Outcome], None]:
         bar = ProgressArtifact("halotile-progress", config.output.url) if prefect else None
 
         def tell(outcome: Outcome) -> None:
-            found.tell(outcome)
-            summary = found.summary
+            pass_.tell(outcome)
+            summary = pass_.summary
             on_outcome(outcome, summary)
             if bar:
                 bar.tell(100 * len(summary.outcomes) / summary.volumes)
@@ -207,13 +207,13 @@ def _go_over(
 
     with log_pass(config, alone=stage == "reprocess", stage=stage):
         one = _as_sub_flow if prefect else segment
-        found = go(config, begin, segment_one=one, on_dashboard=tell_dashboard, started=started)
-        summary = found.summary
+        pass_ = go(config, begin, segment_one=one, on_dashboard=tell_dashboard, started=started)
+        summary = pass_.summary
         if prefect:
             _show(summary)
-        if found.failed:
+        if pass_.failed:
             raise DatasetError(
-                f"{summary.line()}.\n{failures(found.failed)}\nThe others are done and published; running again does only what is left. "
+                f"{summary.line()}.\n{failures(pass_.failed)}\nThe others are done and published; running again does only what is left. "
                 f"See '{config.home / 'summary.html'}'."
             )
         return summary

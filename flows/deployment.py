@@ -186,7 +186,7 @@ def deploy(
         )
     automation = lost_runs(lost_seconds)
     check_api(url)
-    with _told(url), get_client(sync_client=True) as client:
+    with _translate_errors(url), get_client(sync_client=True) as client:
         block = _notification_block(client, notify) if notify else None
         kind = _work_pool(client, pool)
         rows = [("work pool", f"{pool} ({kind})")]
@@ -200,7 +200,7 @@ def deploy(
 
 
 @contextmanager
-def _told(url: str) -> Iterator[None]:
+def _translate_errors(url: str) -> Iterator[None]:
     """Turn what Prefect's client raises into errors for a user."""
     try:
         yield
@@ -217,16 +217,16 @@ def _told(url: str) -> Iterator[None]:
 def _work_pool(client: SyncPrefectClient, name: str) -> str:
     """Confirm the work pool, or make it; gives its type."""
     try:
-        found = client.read_work_pool(name)
+        work_pool = client.read_work_pool(name)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
-        found = client.create_work_pool(WorkPoolCreate(name=name, type=POOL_TYPES[0], base_job_template=template))
-    if found.type not in POOL_TYPES:
+        work_pool = client.create_work_pool(WorkPoolCreate(name=name, type=POOL_TYPES[0], base_job_template=template))
+    if work_pool.type not in POOL_TYPES:
         raise ConfigError(
-            f"Work pool '{name}' is of type '{found.type}'; the deployments run on one of type {' or '.join(POOL_TYPES)}. "
+            f"Work pool '{name}' is of type '{work_pool.type}'; the deployments run on one of type {' or '.join(POOL_TYPES)}. "
             "Name another with --pool; it is made where there is none."
         )
-    return found.type
+    return work_pool.type
 
 
 def _create(client: SyncPrefectClient, deployment: Deployment, pool: str, variables: dict[str, Any]) -> UUID:
@@ -333,9 +333,9 @@ def _our_runs() -> dict[str, Any]:
 
 def _declare(client: SyncPrefectClient, automation: AutomationCore) -> str:
     """Make the automation, or bring the one of its name up to date; one that was switched off stays so."""
-    found = client.read_automations_by_name(automation.name)
-    if found:
-        client.update_automation(found[0].id, automation.model_copy(update={"enabled": found[0].enabled}))
+    present = client.read_automations_by_name(automation.name)
+    if present:
+        client.update_automation(present[0].id, automation.model_copy(update={"enabled": present[0].enabled}))
     else:
         client.create_automation(automation)
     return automation.name
@@ -344,12 +344,12 @@ def _declare(client: SyncPrefectClient, automation: AutomationCore) -> str:
 def _notification_block(client: SyncPrefectClient, slug: str) -> UUID:
     kind, _, name = slug.partition("/")
     try:
-        found = client.read_block_document_by_name(name or " ", kind)
+        block = client.read_block_document_by_name(name or " ", kind)
     except ObjectNotFound as error:
         raise ConfigError(
             f"--notify '{slug}' is no block on this server: TYPE/NAME is expected, such as slack-webhook/alerts. "
             "`prefect block ls` lists what is there; make one on Prefect's page, under Blocks."
         ) from error
-    if found.block_schema is None or "notify" not in found.block_schema.capabilities:
+    if block.block_schema is None or "notify" not in block.block_schema.capabilities:
         raise ConfigError(f"--notify '{slug}' is a block that cannot notify. Name a notification block.")
-    return found.id
+    return block.id

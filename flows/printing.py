@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 def say(*rows: str, error: bool = False) -> None:
     """Print rows, one line each: what files, models and volumes are called acts on no terminal, and begins no line."""
-    told = "\n".join(one_line(redacted(row)) for row in rows)
-    print(told, file=sys.stderr if error else sys.stdout, flush=error)
+    text = "\n".join(one_line(redacted(row)) for row in rows)
+    print(text, file=sys.stderr if error else sys.stdout, flush=error)
 
 
 def message_of(error: object) -> str:
@@ -28,11 +28,11 @@ def message_of(error: object) -> str:
     return lines(redacted(str(error)))
 
 
-def print_plan(found: Any, expectation: Any = None) -> None:
+def print_plan(plan: Any, expectation: Any = None) -> None:
     """What a run will do, and, where that was measured, how long it will take."""
     from pipeline.reports.rows import expectation_rows, plan_rows  # noqa: PLC0415 - `--help` needs none of it
 
-    print_rows([*plan_rows(found), *(expectation_rows(expectation) if expectation else [])])
+    print_rows([*plan_rows(plan), *(expectation_rows(expectation) if expectation else [])])
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:
@@ -55,13 +55,13 @@ def print_end(config: RunConfig, content: dict[str, Any]) -> None:
     infer = content["stages"]["infer"]
     verified = content["stages"]["verify"]
     computed = content["computed"]
-    told = (
+    done = (
         f"{computed} tile{'s'[: computed != 1]} computed"
         if computed
         else "nothing to compute: all tiles were done already"
     )
     say(
-        f"done: {told}; {verified['valid']} of {verified['tiles']} verified; infer {infer['seconds']:.1f} s in all",
+        f"done: {done}; {verified['valid']} of {verified['tiles']} verified; infer {infer['seconds']:.1f} s in all",
         f"output  {config.output.url}",
         f"report  {directory}/report.html",
     )
@@ -70,8 +70,8 @@ def print_end(config: RunConfig, content: dict[str, Any]) -> None:
 def print_outcome(outcome: Outcome, summary: Summary) -> None:
     """A line for each volume, as it ends."""
     place = f"{len(summary.outcomes)}/{summary.volumes}"
-    told = outcome.why[:200] or f"{outcome.seconds:.1f} s, version {outcome.fingerprint[:12]}"
-    say(f"{place:>9}  {outcome.state:<7}  {outcome.name}  {told}", error=True)
+    detail = outcome.why[:200] or f"{outcome.seconds:.1f} s, version {outcome.fingerprint[:12]}"
+    say(f"{place:>9}  {outcome.state:<7}  {outcome.name}  {detail}", error=True)
 
 
 def print_summary(config: DatasetConfig, summary: Summary) -> None:

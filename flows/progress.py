@@ -43,7 +43,7 @@ def following(output: str) -> Iterator[Callable[[Advance], None]]:
 
 
 @contextmanager
-def shown(output: str) -> Iterator[Callable[[Advance], None]]:
+def show(output: str) -> Iterator[Callable[[Advance], None]]:
     """The same without Prefect: a bar on a terminal, lines in a log."""
     follower = _Follower(None, Path(output).name)
     with follower.bar:
@@ -67,18 +67,18 @@ class ProgressArtifact:
     def __init__(self, key: str, description: str) -> None:
         self._artifact: UUID | None = None
         try:
-            found = create_progress_artifact(progress=0.0, key=key, description=description)
-            self._artifact = found  # type: ignore[assignment]  # typed as if it might have to be awaited
+            artifact = create_progress_artifact(progress=0.0, key=key, description=description)
+            self._artifact = artifact  # type: ignore[assignment]  # typed as if it might have to be awaited
         except (HTTPError, PrefectException, OSError) as error:  # as below
             log.warning("progress is not shown on Prefect's page: %s: %s", type(error).__name__, error)
-        self._told, self._percent = time.monotonic(), 0.0
+        self._moved, self._percent = time.monotonic(), 0.0
 
     def tell(self, percent: float) -> None:
         """Move it, unless it was moved just now. The end is always told."""
-        early = time.monotonic() - self._told < ARTIFACT_SECONDS or percent - self._percent < ARTIFACT_PERCENT
+        early = time.monotonic() - self._moved < ARTIFACT_SECONDS or percent - self._percent < ARTIFACT_PERCENT
         if self._artifact is None or (early and percent < 100):
             return
-        self._told, self._percent = time.monotonic(), percent
+        self._moved, self._percent = time.monotonic(), percent
         try:
             update_progress_artifact(self._artifact, progress=percent)
         except (HTTPError, PrefectException, OSError) as error:  # costs the picture of the advance, not the advance
@@ -90,7 +90,7 @@ class _Follower:
     def __init__(self, artifact: ProgressArtifact | None, name: str) -> None:
         self._artifact = artifact
         self._terminal = sys.stderr.isatty()
-        self._said_line = 0.0
+        self._line_printed = 0.0
         self._last: Advance | None = None
         self._row: TaskID | None = None
         self._name = one_line(name)
@@ -109,8 +109,8 @@ class _Follower:
         now, self._last = time.monotonic(), advance
         if self._terminal:
             self._move_bar(advance)
-        elif now - self._said_line > LINE_SECONDS:
-            self._said_line = now
+        elif now - self._line_printed > LINE_SECONDS:
+            self._line_printed = now
             say(_line(self._name, advance), error=True)
         if self._artifact and advance.done < advance.total:  # the end is told once, by `settle`
             self._artifact.tell(100 * advance.done / advance.total)

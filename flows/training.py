@@ -49,7 +49,7 @@ def train_stage(config: TrainConfig, force_range: bool = False) -> str:
 @_cancelled_when_asked
 def evaluate_stage(config: TrainConfig) -> list[dict[str, Any]]:
     """Score the checkpoint on the boxes held back."""
-    return [found.to_dict() for found in learn.evaluate_held_back(config)]
+    return [evaluation.to_dict() for evaluation in learn.evaluate_held_back(config)]
 
 
 @task(name="register", task_run_name="register", **_STAGE)
@@ -89,8 +89,8 @@ def train_network(config: TrainConfig, force_range: bool = False) -> dict[str, A
 
 def _markdown(config: TrainConfig, evaluations: list[dict[str, Any]], version: int | None, shortcoming: str) -> str:
     rows = {"folder": config.output} | ({"warning": shortcoming} if shortcoming else {})
-    for number, found in enumerate(evaluations, 1):
-        scores = f"AUC {found['pixels']['auc']:.4f}, V_rand {found['v_rand']['best']:.4f} at {found['v_rand']['threshold']:g}"
+    for number, evaluation in enumerate(evaluations, 1):
+        scores = f"AUC {evaluation['pixels']['auc']:.4f}, V_rand {evaluation['v_rand']['best']:.4f} at {evaluation['v_rand']['threshold']:g}"
         rows[f"held back, box {number}"] = scores
     if version is not None and config.register_as:
         rows["registered"] = f"{config.register_as.name}, version {version}"

@@ -17,25 +17,25 @@ class TrainingBar:
     """Tells each advance. It may be sent to the process that trains."""
 
     def __init__(self) -> None:
-        self.told = False
+        self.moved = False
         self._bar: Progress | None = None
         self._rows: dict[str, TaskID] = {}
-        self._said = 0.0
+        self._printed = 0.0
 
     def __getstate__(self) -> dict[str, object]:
         """An empty one: a terminal's bar is no thing to send."""
-        return {"told": False, "_bar": None, "_rows": {}, "_said": 0.0}
+        return {"moved": False, "_bar": None, "_rows": {}, "_printed": 0.0}
 
     def __call__(self, advance: Advance) -> None:
         """Tell one."""
-        self.told = True
+        self.moved = True
         last = advance.done == advance.total
         if sys.stderr.isatty():
             self._move(advance)
             if last and self._bar and advance.phase == "training":
                 self._bar.stop()
-        elif last or time.monotonic() - self._said > LINE_SECONDS:
-            self._said = time.monotonic()
+        elif last or time.monotonic() - self._printed > LINE_SECONDS:
+            self._printed = time.monotonic()
             print(_line(advance), file=sys.stderr, flush=True)
 
     def _move(self, advance: Advance) -> None:
@@ -44,14 +44,16 @@ class TrainingBar:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[told]}"),
+                TextColumn("{task.fields[detail]}"),
             )
             self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
             self._bar.start()
         if advance.phase not in self._rows:
             start = 0 if advance.phase == "preparing" else max(advance.done - 10, 0)
-            self._rows[advance.phase] = self._bar.add_task(advance.phase, total=advance.total, completed=start, told="")
-        self._bar.update(self._rows[advance.phase], completed=advance.done, told=_told(advance))
+            self._rows[advance.phase] = self._bar.add_task(
+                advance.phase, total=advance.total, completed=start, detail=""
+            )
+        self._bar.update(self._rows[advance.phase], completed=advance.done, detail=_detail(advance))
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
@@ -59,7 +61,7 @@ class TrainingBar:
             self._bar.stop()
 
 
-def _told(advance: Advance) -> str:
+def _detail(advance: Advance) -> str:
     if advance.phase != "training":
         return "voxels of labels"
     metrics = "".join(f", {name} {value:.4f}" for name, value in advance.metrics.items() if "threshold" not in name)
@@ -70,4 +72,4 @@ def _line(advance: Advance) -> str:
     left = ""
     if advance.phase == "training" and advance.seconds_left is not None:
         left = f", about {advance.seconds_left:.0f} s left"
-    return f"{advance.phase}: {advance.done} of {advance.total}, {_told(advance)}{left}"
+    return f"{advance.phase}: {advance.done} of {advance.total}, {_detail(advance)}{left}"

@@ -74,8 +74,8 @@ for _name, (_module, _help) in COMMANDS.items():
 
 def run_command() -> int:
     """Run the command and give its exit status; `halotile.main` calls it. SIGTERM ends it as Ctrl-C does: in order."""
-    signal.signal(signal.SIGTERM, _terminated)
-    sys.excepthook = _told_in_full
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.excepthook = _print_in_full
     code = status(lambda: app(exit_on_error=False, print_error=True, result_action="return_value"))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return code
@@ -86,12 +86,12 @@ def main() -> None:
     sys.exit(run_command())
 
 
-def _terminated(*_: object) -> None:
+def _terminate(*_: object) -> None:
     """Once: batch systems send several, and one that came while the run is put in order would leave its jobs behind."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-def _told_in_full(*error: Any) -> None:
+def _print_in_full(*error: Any) -> None:
     """A traceback, of what nobody foresaw, without what acts on a terminal."""
     print(message_of("".join(traceback.format_exception(*error))).rstrip(), file=sys.stderr)

@@ -26,15 +26,15 @@ def reprocess(
     """Segment and publish all volumes of a dataset that are not done yet. Run it again for what is left."""
     from flows.commands.running import run_dataset  # noqa: PLC0415 - slow; `--help` needs none of it
 
-    found = read_dataset(config, set_)
+    asked = read_dataset(config, set_)
     if dry_run:
         from pipeline.dataset.estimate import estimate  # noqa: PLC0415 - slow; `--help` needs none of it
         from pipeline.dataset.pass_ import volumes_of  # noqa: PLC0415 - slow; `--help` needs none of it
 
         with bar("looking at volumes") as tell:
-            print_rows(estimate(found, volumes_of(found, moved=moved)[0], tell).rows())
+            print_rows(estimate(asked, volumes_of(asked, moved=moved)[0], tell).rows())
         return DONE
-    print_summary(found, run_dataset(found, prefect=prefect, on_outcome=print_outcome, moved=moved))
+    print_summary(asked, run_dataset(asked, prefect=prefect, on_outcome=print_outcome, moved=moved))
     return DONE
 
 
@@ -47,8 +47,8 @@ def watch(
     """Look at an inbox once: segment and publish what is new and complete. For cron, or `halotile deploy --watch`."""
     from flows.commands.running import run_watch  # noqa: PLC0415 - slow; `--help` needs none of it
 
-    found = read_dataset(config, set_)
-    print_summary(found, run_watch(found, prefect=prefect, on_outcome=print_outcome))
+    asked = read_dataset(config, set_)
+    print_summary(asked, run_watch(asked, prefect=prefect, on_outcome=print_outcome))
     return DONE
 
 
@@ -56,10 +56,10 @@ def current(output: Annotated[str, Parameter(help="The output of one volume, DAT
     """Print which version of an output is published: where its image is, its fingerprint, and since when."""
     from pipeline.publishing.publication import read_current  # noqa: PLC0415 - slow; `--help` needs none of it
 
-    found = read_current(output)
+    version = read_current(output)
     say(
-        f"image        {found.image}",
-        f"fingerprint  {found.fingerprint}",
-        f"published    {found.published.isoformat(timespec='seconds')}",
+        f"image        {version.image}",
+        f"fingerprint  {version.fingerprint}",
+        f"published    {version.published.isoformat(timespec='seconds')}",
     )
     return DONE

@@ -41,14 +41,14 @@ def deploy(
     from flows import deployment  # noqa: PLC0415 - slow; `--help` needs none of it
 
     schedule = deployment.cron_schedule(cron, timezone) if cron else None
-    found = [
+    deployments = [
         deployment.deployment_of(path, set_ or (), name=name, watch=watch, schedule=schedule, paused=paused)
         for path in configs
     ]
-    print_rows(deployment.deploy(found, pool=pool, notify=notify, lost_seconds=lost_after))
-    started = found[0].title if found else "halotile-inference/segment"
+    print_rows(deployment.deploy(deployments, pool=pool, notify=notify, lost_seconds=lost_after))
+    started = deployments[0].title if deployments else "halotile-inference/segment"
     say(f"a worker, where Halotile is installed:  prefect worker start --pool {pool}")
     say(
-        f"a run now: on the page above, or        prefect deployment run {started}{'' if found else ' --param config=...'}"
+        f"a run now: on the page above, or        prefect deployment run {started}{'' if deployments else ' --param config=...'}"
     )
     return DONE

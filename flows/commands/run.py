@@ -26,9 +26,9 @@ def plan(
     from pipeline import stages  # noqa: PLC0415 - slow; `--help` needs none of it
 
     run = stages.Run(asked)
-    found = stages.plan(run, anew=True)
-    print_plan(found, stages.measure(run) if measure else None)
-    say(f"plan written to {found.output.url}.run/plan.json; `halotile run {config}` does it")
+    resolved = stages.plan(run, anew=True)
+    print_plan(resolved, stages.measure(run) if measure else None)
+    say(f"plan written to {resolved.output.url}.run/plan.json; `halotile run {config}` does it")
     return DONE
 
 
@@ -47,11 +47,11 @@ def run(
     set_: Overrides = None,
 ) -> int:
     """Segment a volume: plan, infer, verify, report. Run it again to resume."""
-    found = read_run(config, set_)
+    asked = read_run(config, set_)
 
     from flows.commands.running import run_volume  # noqa: PLC0415 - slow; `--help` needs none of it
 
-    print_end(found, run_volume(found, prefect=prefect, input_changed=input_changed))
+    print_end(asked, run_volume(asked, prefect=prefect, input_changed=input_changed))
     return DONE
 
 
@@ -61,10 +61,10 @@ def verify(config: Config, *, set_: Overrides = None) -> int:
 
     from pipeline import stages  # noqa: PLC0415 - slow; `--help` needs none of it
 
-    found = stages.verify(stages.Run(asked))
-    say(f"verified: {found.valid} of {found.tiles} tiles, {found.objects} objects, metadata")
-    if found.others:
-        say(f"not ours, and left: {', '.join(found.others)}")
+    verification = stages.verify(stages.Run(asked))
+    say(f"verified: {verification.valid} of {verification.tiles} tiles, {verification.objects} objects, metadata")
+    if verification.others:
+        say(f"not ours, and left: {', '.join(verification.others)}")
     return DONE
 
 
@@ -73,8 +73,12 @@ def cancel(run: Annotated[Path, Parameter(help="The run's YAML, or its output.")
     from pipeline import stages  # noqa: PLC0415 - slow; `--help` needs none of it
 
     output = _output_of(run, set_) if run.suffix in (".yaml", ".yml") else str(run.absolute())
-    found = stages.cancel(output)
-    kept = f"{found.count('done')} of {found.total} tiles are done and kept" if found else "it had computed nothing"
+    progress = stages.cancel(output)
+    kept = (
+        f"{progress.count('done')} of {progress.total} tiles are done and kept"
+        if progress
+        else "it had computed nothing"
+    )
     say(f"ended: {kept}; `halotile run` resumes it", f"output  {output}")
     return DONE
 

@@ -95,10 +95,10 @@ def _without_prefect(
 
 def _stages(run: Run, started: StartedWorkers | None) -> dict[str, Any]:
     """What follows the plan; what is done already is not done again."""
-    from flows.progress import shown, tell_dashboard  # noqa: PLC0415 - slow, and not needed elsewhere
+    from flows.progress import show, tell_dashboard  # noqa: PLC0415 - slow, and not needed elsewhere
     from pipeline import stages  # noqa: PLC0415 - slow, and not needed elsewhere
 
-    host = stages.Host(following=shown, on_dashboard=tell_dashboard, started=started)
+    host = stages.Host(following=show, on_dashboard=tell_dashboard, started=started)
     return stages.follow(run, host).to_dict()
 
 
@@ -114,7 +114,7 @@ def _through_prefect(run: Run, started: StartedWorkers | None, server: EmbeddedS
     def alone() -> dict[str, Any]:
         return contents[0] if contents else _stages(run, started)
 
-    return reported(lambda: finished(segment(run.config)), Path(f"{run.config.output.url}.run"), server, alone)
+    return report_to(lambda: finished(segment(run.config)), Path(f"{run.config.output.url}.run"), server, alone)
 
 
 def prepare_prefect() -> None:
@@ -129,13 +129,13 @@ def prepare_prefect() -> None:
 
 def load_settings() -> None:
     """Have Prefect read its files and variables: what is wrong with them is told before anything is computed, and once."""
-    said = io.StringIO()
-    with redirect_stderr(said):
+    complaints = io.StringIO()
+    with redirect_stderr(complaints):
         import prefect.context  # noqa: F401, PLC0415 - once what it reads is set
-    sys.stderr.write(said.getvalue())
+    sys.stderr.write(complaints.getvalue())
 
 
-def reported(
+def report_to(
     flow: Callable[[], Result], folder: Path, server: EmbeddedServer | None, alone: Callable[[], Result]
 ) -> Result:
     """Call a flow, which reports to a server. One that dies meanwhile costs the reports, not the work.
@@ -166,13 +166,13 @@ def reported(
             if server is None:
                 if not _is_lost(error, url):
                     raise
-                found = (
+                warning = (
                     f"Prefect's server at '{redacted(url)}' does not take this run's reports any more ({type(error).__name__}); its page "
                     "does not know the end, and shows the run as Running until somebody deletes it there. The run goes on without "
                     "the server. Start it again before the next one."
                 )
             elif server.has_ended():
-                found = (
+                warning = (
                     f"Prefect's own server of this run has ended ({type(error).__name__}); its page does not show what follows. The run "
                     f"goes on without it. '{folder / 'prefect.log'}' may say why."
                 )
@@ -181,7 +181,7 @@ def reported(
                 raise _unreachable(url, error.__cause__) from error
             else:
                 raise
-            say(f"halotile: warning: {found}", error=True)
+            say(f"halotile: warning: {warning}", error=True)
     return alone()
 
 
@@ -254,7 +254,7 @@ def _over(
             if not prefect:
                 return plain(dataset, joined)
             folder = Path(f"{config.home}.run")
-            return reported(lambda: flow(dataset, joined), folder, server, lambda: plain(dataset, joined))
+            return report_to(lambda: flow(dataset, joined), folder, server, lambda: plain(dataset, joined))
     finally:
         if server:
             server.abandon()

@@ -31,16 +31,16 @@ def status(command: Callable[[], int | None]) -> int:
     except CycloptsError:
         return REFUSED
     except VerificationError as error:
-        return _told("verification failed", error, UNVERIFIED)
+        return _print_error("verification failed", error, UNVERIFIED)
     except REFUSALS as error:
-        return _told("refused", error, REFUSED)
+        return _print_error("refused", error, REFUSED)
     except PipelineError as error:
-        return _told("failed", error, FAILED)
+        return _print_error("failed", error, FAILED)
     except OSError as error:  # of a file that no room knew what to do about
         from pipeline.places.durable import file_error  # noqa: PLC0415 - seldom
 
         early = error.errno == errno.ENAMETOOLONG  # of a name that was given, before anything was done with it
-        return _told(
+        return _print_error(
             *(("refused", file_error(None, error), REFUSED) if early else ("failed", file_error(None, error), FAILED))
         )
     except ModuleNotFoundError as error:
@@ -51,7 +51,7 @@ def status(command: Callable[[], int | None]) -> int:
         lacking = ConfigError(
             f"This needs the package {error.name}, which is not installed here. To have it, {how_to_install(EXTRAS[error.name])}"
         )
-        return _told("refused", lacking, REFUSED)
+        return _print_error("refused", lacking, REFUSED)
     except Exception as error:  # noqa: BLE001 - told where the cause is known, raised where it is not
         return _surroundings(error)
     except KeyboardInterrupt:
@@ -60,14 +60,14 @@ def status(command: Callable[[], int | None]) -> int:
 
 
 def _surroundings(error: Exception) -> int:
-    from flows.commands.surroundings import explained  # noqa: PLC0415 - seldom needed
+    from flows.commands.surroundings import explain  # noqa: PLC0415 - seldom needed
 
-    found = explained(error)
-    if found is None:
+    cause = explain(error)
+    if cause is None:
         raise error
-    return _told("refused", found, REFUSED)
+    return _print_error("refused", cause, REFUSED)
 
 
-def _told(word: str, error: PipelineError, code: int) -> int:
+def _print_error(word: str, error: PipelineError, code: int) -> int:
     print(message_of(f"halotile: {word}: {error}"), file=sys.stderr)
     return code

@@ -33,12 +33,12 @@ _DASK_CONFIG = re.compile(r"/dask/config\.py$")
 _PREFECT = re.compile(r"/prefect/settings/|/pydantic_settings/")
 
 
-def explained(error: Exception) -> ConfigError | None:
+def explain(error: Exception) -> ConfigError | None:
     """The same as an error for a user, where something around the command is to blame; None where it is not known to be."""
     files = [""] + [frame.filename.replace(os.sep, "/") for frame in traceback.extract_tb(error.__traceback__)]
-    for explain in (_home, _text, _packages):
-        if told := explain(error):
-            return ConfigError(told)
+    for look in (_home, _text, _packages):
+        if message := look(error):
+            return ConfigError(message)
     if any(map(_PREFECT.search, files)):
         return ConfigError(_prefect(error))
     if any(map(_DASK_CONFIG.search, files)) or (_DASK.search(files[-1]) and _is_of_values(error)):
@@ -74,8 +74,8 @@ def _text(error: Exception) -> str:
 def _packages(error: Exception) -> str:
     if not isinstance(error, ImportError):
         return ""
-    found = f"; PYTHONPATH is '{os.environ['PYTHONPATH']}'" if os.environ.get("PYTHONPATH") else ""
-    return f"A package that Halotile needs cannot be imported: {error}{found}. {EXTRAS_HINT}."
+    variable = f"; PYTHONPATH is '{os.environ['PYTHONPATH']}'" if os.environ.get("PYTHONPATH") else ""
+    return f"A package that Halotile needs cannot be imported: {error}{variable}. {EXTRAS_HINT}."
 
 
 # --- Prefect ------------------------------------------------------------------------------------------------------------
@@ -83,10 +83,10 @@ def _packages(error: Exception) -> str:
 
 def _prefect(error: Exception) -> str:
     entries = [e for e in _entries(error) if e.get("type") != "default_factory_not_called"]
-    told = "; ".join(f"{_field(e)}: {e.get('msg')}, not {redacted(repr(e.get('input')))}" for e in entries)
+    complaints = "; ".join(f"{_field(e)}: {e.get('msg')}, not {redacted(repr(e.get('input')))}" for e in entries)
     places = [f"'{path.resolve()}'" for path in prefect_files() if not _is_toml(path)]
     places = places or _culprits(entries, re.findall(r'field "(\w+)"', str(error)))
-    return f"Prefect cannot read its settings: {told or _first_line(error)}. Correct or remove {_listed(places)}."
+    return f"Prefect cannot read its settings: {complaints or _first_line(error)}. Correct or remove {_enumeration(places)}."
 
 
 def _entries(error: Exception) -> list[dict[str, Any]]:
@@ -103,10 +103,10 @@ def _culprits(entries: list[dict[str, Any]], fields: list[str]) -> list[str]:
     values = [str(entry.get("input")).lower() for entry in entries if isinstance(entry.get("input"), str | int | float)]
     ends = tuple(f"_{field.replace('.', '_').upper()}" for field in [*fields, *map(_field, entries)] if field)
     variables = _variables("PREFECT_")
-    found = [name for name in variables if os.environ[name].lower() in values]
-    found = found or [name for name in variables if ends and name.endswith(ends)]
-    found += [f"'{p.resolve()}'" for p in prefect_files() if any(v and v in _content(p).lower() for v in values)]
-    return found or [*_variables("PREFECT_"), *(f"'{path.resolve()}'" for path in prefect_files() if path.exists())]
+    named = [name for name in variables if os.environ[name].lower() in values]
+    named = named or [name for name in variables if ends and name.endswith(ends)]
+    named += [f"'{p.resolve()}'" for p in prefect_files() if any(v and v in _content(p).lower() for v in values)]
+    return named or [*_variables("PREFECT_"), *(f"'{path.resolve()}'" for path in prefect_files() if path.exists())]
 
 
 def prefect_files() -> list[Path]:
@@ -133,22 +133,24 @@ def _is_toml(path: Path) -> bool:
 
 
 def _dask(error: Exception) -> str:
-    told = _first_line(error)
+    message = _first_line(error)
     named = [*_variables("DASK_"), *(f"'{path}'" for path in _dask_files() if _says_something(path))]
-    where = "that file" if any(str(path) in told for path in _dask_files()) else _listed(named)
-    return f"Dask cannot work with its configuration: {told}. Correct or remove {where}; a run of Halotile needs none."
+    where = "that file" if any(str(path) in message for path in _dask_files()) else _enumeration(named)
+    return (
+        f"Dask cannot work with its configuration: {message}. Correct or remove {where}; a run of Halotile needs none."
+    )
 
 
 def _dask_files() -> list[Path]:
     home = os.path.expanduser("~/.config/dask")  # noqa: PTH111 - never fails
-    found = []
+    files = []
     for root in map(
         Path, filter(None, [os.environ.get("DASK_ROOT_CONFIG", "/etc/dask"), home, os.environ.get("DASK_CONFIG")])
     ):
-        found += (
+        files += (
             sorted(p for p in root.iterdir() if p.suffix in (".yaml", ".yml", ".json")) if root.is_dir() else [root]
         )
-    return found
+    return files
 
 
 def _says_something(path: Path) -> bool:
@@ -163,7 +165,7 @@ def _variables(prefix: str) -> list[str]:
     return [name for name in sorted(os.environ) if name.startswith(prefix) and name not in OURS]
 
 
-def _listed(places: list[str]) -> str:
+def _enumeration(places: list[str]) -> str:
     return ", ".join(dict.fromkeys(places)) or "what sets it"
 
 

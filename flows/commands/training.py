@@ -44,10 +44,10 @@ def train(
         checkpoint = learn.train(recipe, bar, any_range=force_range)
     finally:
         bar.stop()
-    if not bar.told:
+    if not bar.moved:
         say("trained already: nothing to do; delete the folder to start over, or name another `output`")
-    for found in learn.evaluate_held_back(recipe):
-        print_rows(found.rows())
+    for evaluation in learn.evaluate_held_back(recipe):
+        print_rows(evaluation.rows())
     say(
         f"checkpoint  {checkpoint}",
         f"metrics     {checkpoint.parent / 'metrics.json'}",
@@ -55,8 +55,8 @@ def train(
     )
     if entry := learn.register_checkpoint(recipe):
         say(f"registered  {entry.name}, version {entry.version}, in {entry.path.parents[2]}")
-    if told := learn.shortcoming(recipe):
-        say(*told.splitlines())
+    if shortcoming := learn.shortcoming(recipe):
+        say(*shortcoming.splitlines())
     return DONE
 
 
@@ -93,7 +93,7 @@ def evaluate(
     from pipeline.evaluation.evaluation import THRESHOLDS, compare  # noqa: PLC0415 - slow; `--help` needs none of it
 
     with bar("comparing") as tell:
-        found = compare(
+        evaluation = compare(
             prediction,
             labels,
             on_advance=tell,
@@ -107,8 +107,8 @@ def evaluate(
             segments=segments,
             ignore=ignore,
         )
-    output.write_text(json_text(found.to_dict(), indent=2) + "\n", encoding="utf-8")
-    print_rows(found.rows())
+    output.write_text(json_text(evaluation.to_dict(), indent=2) + "\n", encoding="utf-8")
+    print_rows(evaluation.rows())
     say(f"figures written to {output}")
     return DONE
 

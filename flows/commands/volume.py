@@ -36,7 +36,7 @@ def convert(
     from pipeline.volumes.volume import open_volume  # noqa: PLC0415 - slow; `--help` needs none of it
 
     with bar("converting") as tell:
-        found = convert_volume(
+        description = convert_volume(
             source,
             target,
             on_advance=tell,
@@ -46,8 +46,10 @@ def convert(
             voxel_size_nm=voxel_size_nm,
             missing=missing,
         )
-    say(f"{target}: axes {found.axes}, shape (z, y, x) {found.shape}, {found.channels} channel(s), {found.dtype}")
-    say(f"voxel size: {found.space}")
+    say(
+        f"{target}: axes {description.axes}, shape (z, y, x) {description.shape}, {description.channels} channel(s), {description.dtype}"
+    )
+    say(f"voxel size: {description.space}")
     for warning in open_volume(source, axes=axes).warnings:
         say(f"warning: {warning}")
     return DONE

@@ -290,10 +290,10 @@ class EmbeddedServer:
     def _failure(self, status: str, timeout_seconds: float) -> str:
         """What was tried, what was found, why, and what to do. `status` is empty when the server still tries."""
         seconds = time.monotonic() - self._began
-        found = f"ended {status} after {seconds:.1f} s" if status else f"was not ready after {timeout_seconds:g} s"
+        end = f"ended {status} after {seconds:.1f} s" if status else f"was not ready after {timeout_seconds:g} s"
         packages = ", ".join(f"{name} {version(name)}" for name in ("prefect", "fastapi", "sqlalchemy"))
         return (
-            f"Prefect's embedded server {found}. It ran with {packages} on PREFECT_HOME "
+            f"Prefect's embedded server {end}. It ran with {packages} on PREFECT_HOME "
             f"{os.environ.get('PREFECT_HOME') or '~/.prefect'}. The end of its log:\n{self._log_tail()}\n"
             f"{_ENDED if status else _LATE}, or set PREFECT_API_URL to a Prefect server that runs."
         )

@@ -42,10 +42,10 @@ def check_api(url: str, seconds: float = HEALTH_SECONDS, *, needs_more: bool = F
     ask = contextvars.copy_context().run  # Prefect's settings are this context's
     threading.Thread(target=ask, args=(_ask, url, seconds, answers), name="health", daemon=True).start()
     try:
-        found = answers.get(timeout=seconds)  # a limit for all of it: a client's own starts anew with each byte
+        answer = answers.get(timeout=seconds)  # a limit for all of it: a client's own starts anew with each byte
     except queue.Empty:
-        found = TimeoutError()
-    if problem := _problem(found, seconds):
+        answer = TimeoutError()
+    if problem := _problem(answer, seconds):
         raise ConfigError(
             f"Prefect's server at '{redacted(url)}', from {_origin(url)}, {problem} Nothing was started. Without a configured "
             "server a run brings its own; --no-prefect does without."
@@ -70,19 +70,19 @@ def _ask(url: str, seconds: float, answers: queue.Queue[Response | Exception]) -
         answers.put(error)
 
 
-def _problem(found: Response | Exception, seconds: float) -> str:
+def _problem(answer: Response | Exception, seconds: float) -> str:
     """What is wrong with an answer; empty where nothing is."""
-    if isinstance(found, Exception):
-        return _no_answer(found, seconds)
-    if found.status_code in (401, 403):
-        return _locked_out(found)
-    if "html" in found.headers.get("content-type", ""):
-        hint = "" if found.url.path.startswith("/api/") else " The API of a Prefect server ends in /api."
-        return f"answers with a page of HTML ({found.status_code}): that is no Prefect API.{hint}"
-    if found.status_code >= 500 or found.status_code in (407, 429):
-        return f"answers with an error ({found.status_code}): {_words(found.text)}."
-    if not _is_prefects(found):
-        return f"answers, but not as a Prefect API does ({found.status_code}: {_words(found.text)})."
+    if isinstance(answer, Exception):
+        return _no_answer(answer, seconds)
+    if answer.status_code in (401, 403):
+        return _refusal(answer)
+    if "html" in answer.headers.get("content-type", ""):
+        hint = "" if answer.url.path.startswith("/api/") else " The API of a Prefect server ends in /api."
+        return f"answers with a page of HTML ({answer.status_code}): that is no Prefect API.{hint}"
+    if answer.status_code >= 500 or answer.status_code in (407, 429):
+        return f"answers with an error ({answer.status_code}): {_words(answer.text)}."
+    if not _is_prefects(answer):
+        return f"answers, but not as a Prefect API does ({answer.status_code}: {_words(answer.text)})."
     return ""
 
 
@@ -100,30 +100,30 @@ def _is_of_certificates(error: BaseException | None) -> bool:
     return error is not None and (isinstance(error, ssl.SSLError) or "CERTIFICATE" in str(error))
 
 
-def _locked_out(found: Response) -> str:
+def _refusal(answer: Response) -> str:
     from prefect.settings import get_current_settings  # noqa: PLC0415 - see above
 
     api = get_current_settings().api
     sent = "PREFECT_API_AUTH_STRING" if api.auth_string else "PREFECT_API_KEY" if api.key else ""
     if sent:
-        return f"does not accept what {sent} says ({found.status_code}). Correct it."
+        return f"does not accept what {sent} says ({answer.status_code}). Correct it."
     return (
-        f"asks who we are ({found.status_code}), and neither PREFECT_API_AUTH_STRING (a server of one's own) nor "
+        f"asks who we are ({answer.status_code}), and neither PREFECT_API_AUTH_STRING (a server of one's own) nor "
         "PREFECT_API_KEY (Prefect Cloud) is set. Set the one that it takes."
     )
 
 
-def _is_prefects(found: Response) -> bool:
+def _is_prefects(answer: Response) -> bool:
     """Whether it is a flow, or the news that there is no such flow yet."""
     try:
-        content = found.json()
+        content = answer.json()
     except ValueError:
         return False
     if not isinstance(content, dict):
         return False
     return (
         "id" in content
-        if found.is_success
+        if answer.is_success
         else content.get("detail", content.get("message")) not in (None, "Not Found")
     )
 

@@ -71,15 +71,15 @@ def _unusable(proxy: str) -> str:
     from urllib.parse import urlsplit  # noqa: PLC0415 - see above
 
     try:
-        found = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        port = found.port
+        url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        port = url.port
     except ValueError as error:
         return str(error)
-    if found.scheme in ("socks5", "socks5h"):
+    if url.scheme in ("socks5", "socks5h"):
         return "" if _can_speak_socks() else "SOCKS needs the package socksio (pip install socksio)"
-    if found.scheme not in ("http", "https"):
-        return f"its scheme '{found.scheme}' is none of http, https, socks5 and socks5h"
-    return "" if found.hostname and (port is None or port > 0) else "it names no host"
+    if url.scheme not in ("http", "https"):
+        return f"its scheme '{url.scheme}' is none of http, https, socks5 and socks5h"
+    return "" if url.hostname and (port is None or port > 0) else "it names no host"
 
 
 def _can_speak_socks() -> bool:

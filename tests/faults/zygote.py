@@ -31,7 +31,7 @@ import torch
 
 import flows.progress
 from flows.commands import running
-from flows.commands.app import _terminated, app
+from flows.commands.app import _terminate, app
 from flows.commands.status import status as status_of
 from pipeline import stages
 from pipeline.cluster import worker
@@ -184,7 +184,7 @@ def child(job: dict[str, Any], faults: Faults) -> int:
     if job["arguments"][0] == "reprocess":
         alone_with_datasets()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _terminate)
     install(faults)
     called = [*job["arguments"], *(["--no-prefect"] if job["arguments"][0] in ("run", "reprocess") else [])]
     return status_of(lambda: app(called, exit_on_error=False, print_error=True, result_action="return_value"))

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from flows.commands.app import _told_in_full, app
+from flows.commands.app import _print_in_full, app
 from flows.commands.status import status
 from flows.printing import print_outcome, print_rows, say
 from flows.progress import _Follower
@@ -39,7 +39,7 @@ DOORS = {
     "an error": lambda: status(lambda: (_ for _ in ()).throw(ConfigError(f"'{ODD}' is not there."))),
     "a usage error": lambda: status(lambda: app(["inspect", "x", ODD], exit_on_error=False)),
     "an unknown command": lambda: status(lambda: app([ODD], exit_on_error=False)),
-    "a defect": lambda: _told_in_full(ValueError, ValueError(ODD), None),
+    "a defect": lambda: _print_in_full(ValueError, ValueError(ODD), None),
     "progress": _progress,
 }
 

@@ -33,7 +33,7 @@ def failing(error: BaseException):
 @pytest.mark.parametrize("error", [httpx.ConnectError("refused"), RuntimeError("Cannot set state"), ValueError("odd")])
 def test_a_server_of_our_own_that_died_costs_no_work(tmp_path, capsys, error):
     """Whatever Prefect makes of it; and it is said once."""
-    assert running.reported(failing(error), tmp_path, server(ended=True), lambda: "the rest") == "the rest"
+    assert running.report_to(failing(error), tmp_path, server(ended=True), lambda: "the rest") == "the rest"
     assert capsys.readouterr().err.count("Prefect's own server of this run has ended") == 1
 
 
@@ -42,13 +42,13 @@ def test_a_server_of_our_own_that_died_costs_no_work(tmp_path, capsys, error):
 def test_what_the_flow_itself_raises_is_not_done_again(tmp_path, error, ended):
     """The negative control: tiles that failed, and somebody who asked for an end."""
     with pytest.raises(type(error)):
-        running.reported(failing(error), tmp_path, server(ended=ended), lambda: pytest.fail("done again"))
+        running.report_to(failing(error), tmp_path, server(ended=ended), lambda: pytest.fail("done again"))
 
 
 def test_a_defect_beside_a_server_that_answers_stays_one(tmp_path):
     """Only a dead server is gone around."""
     with pytest.raises(ValueError, match="odd"):
-        running.reported(failing(ValueError("odd")), tmp_path, server(ended=False), lambda: pytest.fail("done again"))
+        running.report_to(failing(ValueError("odd")), tmp_path, server(ended=False), lambda: pytest.fail("done again"))
 
 
 def lost(kind: str) -> Exception:
@@ -63,7 +63,7 @@ def lost(kind: str) -> Exception:
 @pytest.mark.parametrize("kind", ["a cause", "itself", "other"])
 def test_a_configured_server_that_died_costs_no_work_either(tmp_path, capsys, kind):
     """It is somebody's, and it has no part in the arithmetic: the run says that its page does not know the end."""
-    assert running.reported(failing(lost(kind)), tmp_path, None, lambda: "the rest") == "the rest"
+    assert running.report_to(failing(lost(kind)), tmp_path, None, lambda: "the rest") == "the rest"
     said = capsys.readouterr().err
     assert said.count("does not take this run's reports any more") == 1
     assert "its page does not know the end" in said
@@ -74,4 +74,4 @@ def test_a_defect_beside_a_configured_server_that_answers_stays_one(tmp_path, mo
     """The negative control: only a dead server is gone around."""
     monkeypatch.setattr(running, "check_api", lambda _: None)
     with pytest.raises(type(error)):
-        running.reported(failing(error), tmp_path, None, lambda: pytest.fail("done again"))
+        running.report_to(failing(error), tmp_path, None, lambda: pytest.fail("done again"))

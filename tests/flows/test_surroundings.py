@@ -9,7 +9,7 @@ import pytest
 from prefect.settings.models.root import Settings
 
 from flows.commands.status import status
-from flows.commands.surroundings import explained
+from flows.commands.surroundings import explain
 from flows.server import proxies
 from flows.server.proxies import settle_proxies, spare_loopback
 from pipeline.errors import ConfigError
@@ -39,7 +39,7 @@ def test_a_value_of_dasks_that_cannot_be_read_is_named_by_its_variable(monkeypat
     monkeypatch.setenv("DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL", "foo")
     with pytest.raises(KeyError, match="foo") as caught:
         dask.utils.parse_timedelta("foo")
-    assert "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL" in str(explained(caught.value))
+    assert "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL" in str(explain(caught.value))
 
 
 PREFECT = {
@@ -69,14 +69,14 @@ def test_what_prefect_cannot_read_is_named(variables, files, named, monkeypatch,
         (tmp_path / name).write_bytes(content)
     with pytest.raises(Exception, match=r".") as caught:
         Settings()
-    told = str(explained(caught.value))
+    told = str(explain(caught.value))
     assert told.startswith("Prefect cannot read its settings: ")
     assert f"Correct or remove {tmp_path / named if files else named}".replace(str(tmp_path), f"'{tmp_path}") in told
 
 
 def test_errors_of_our_own_keep_their_traceback():
     """A fault of Halotile's is none of the surroundings."""
-    assert explained(ZeroDivisionError("ours")) is None
+    assert explain(ZeroDivisionError("ours")) is None
     with pytest.raises(ZeroDivisionError):
         status(lambda: 1 // 0)
 
