@@ -122,7 +122,7 @@ def infer_missing(
         session = current.session()
         ledger.append(session)
     if failures:
-        raise InferenceError(_told(failures, progress))
+        raise InferenceError(_message(failures, progress))
     log.info("%d tiles done in %.1f s", session.tiles, session.seconds)
     return session
 
@@ -203,10 +203,10 @@ class _InferSession:
 
 def _record(outcome: Outcome, plan: Plan) -> TileRecord:
     if not outcome.failed:
-        found = outcome.result
-        if not isinstance(found, TileRecord):
-            raise TypeError(f"{plan.grid.tile(outcome.index)} gave a {type(found).__name__} instead of a record.")
-        return replace(found, attempt=outcome.attempt)
+        record = outcome.result
+        if not isinstance(record, TileRecord):
+            raise TypeError(f"{plan.grid.tile(outcome.index)} gave a {type(record).__name__} instead of a record.")
+        return replace(record, attempt=outcome.attempt)
     tile, error = plan.grid.tile(outcome.index), outcome.error
     if error is None:
         text = (
@@ -221,7 +221,7 @@ def _record(outcome: Outcome, plan: Plan) -> TileRecord:
     return TileRecord(outcome.index, "failed", plan.fingerprint, attempt=outcome.attempt, error=redacted(text))
 
 
-def _told(failures: list[TileRecord], progress: Progress) -> str:
+def _message(failures: list[TileRecord], progress: Progress) -> str:
     shown = [f"  {record.error}" for record in failures[:5]]
     more = [f"  and {len(failures) - 5} more: see the ledger"] if len(failures) > 5 else []
     done = f"{progress.count('done')} of {progress.total} tiles are done and kept."

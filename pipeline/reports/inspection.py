@@ -40,25 +40,25 @@ def _store_rows(url: str) -> Rows:
     rows, warnings = [("store", url), ("levels", str(levels))], dict[str, None]()
     for level in range(levels):
         volume = open_volume(url, level=level)
-        found = volume.description
+        description = volume.description
         shards = f", shards {_by(volume.shards)}" if volume.shards else ""
         rows += [
             (
                 f"level {level}",
-                f"axes {found.axes}, shape {_by(volume.array.shape)}, {found.dtype}, {volume.format}",
+                f"axes {description.axes}, shape {_by(volume.array.shape)}, {description.dtype}, {volume.format}",
             ),
             ("", f"chunks {_by(volume.chunks)}{shards}"),
-            ("", f"voxel {_voxel(found)}"),
+            ("", f"voxel {_voxel(description)}"),
         ]
         warnings |= dict.fromkeys(volume.warnings)
     return rows + [("warning", warning) for warning in warnings]
 
 
-def _voxel(found: Description) -> str:
+def _voxel(description: Description) -> str:
     """Size of a voxel an axis."""
-    if found.space.is_unknown:
+    if description.space.is_unknown:
         return "size unknown"
-    placed = zip(found.axes.removeprefix("c"), found.space.scale, found.space.units, strict=True)
+    placed = zip(description.axes.removeprefix("c"), description.space.scale, description.space.units, strict=True)
     return ", ".join(f"{axis} {size:g} {unit or '(no unit)'}" for axis, size, unit in placed)
 
 
@@ -83,7 +83,7 @@ def _checkpoint_rows(path: str) -> Rows:
         rows.append(("least halo", _by(least_halo(a.graph))))
     rows.append(("multiply-adds", f"{_multiply_adds_a_voxel(checkpoint):,.0f} a voxel"))
     rows.append(("weights", f"SHA-256 {checkpoint.sha256}"))
-    return rows + _told_rows(checkpoint)
+    return rows + _training_rows(checkpoint)
 
 
 def _multiply_adds_a_voxel(checkpoint: Checkpoint) -> float:
@@ -92,7 +92,7 @@ def _multiply_adds_a_voxel(checkpoint: Checkpoint) -> float:
     return one_pass_multiply_adds(padded.graph, padded.stride) / prod(padded.stride)
 
 
-def _told_rows(checkpoint: Checkpoint) -> Rows:
+def _training_rows(checkpoint: Checkpoint) -> Rows:
     rows = []
     if checkpoint.axes:
         rows.append(("axes", checkpoint.axes))
@@ -106,9 +106,9 @@ def _told_rows(checkpoint: Checkpoint) -> Rows:
     return rows + [(f"  {name}", _shortened(value)) for name, value in checkpoint.provenance.items() if value]
 
 
-def _appearance(found: Appearance) -> str:
-    size = f", voxels of {_by(found.voxel_size_nm)} nm" if found.voxel_size_nm else ""
-    return f"{found.dtype}, as the network sees it {ranges(found)} from the 1st to the 99th percentile{size}"
+def _appearance(appearance: Appearance) -> str:
+    size = f", voxels of {_by(appearance.voxel_size_nm)} nm" if appearance.voxel_size_nm else ""
+    return f"{appearance.dtype}, as the network sees it {ranges(appearance)} from the 1st to the 99th percentile{size}"
 
 
 def _shortened(value: Any) -> str:

@@ -78,20 +78,20 @@ def _sample_rows(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def expectation_rows(found: Expectation) -> list[tuple[str, str]]:
+def expectation_rows(expectation: Expectation) -> list[tuple[str, str]]:
     """What a measurement says of the time to come."""
     return [
         (
             "expected time",
             (
-                f"{_duration(found.seconds)} with {found.workers} worker(s), start excluded: computing "
-                f"{_duration(found.compute_seconds)}, beside it reading {_duration(found.read_seconds)}"
+                f"{_duration(expectation.seconds)} with {expectation.workers} worker(s), start excluded: computing "
+                f"{_duration(expectation.compute_seconds)}, beside it reading {_duration(expectation.read_seconds)}"
             ),
         ),
         (
             "measured",
             (
-                f"{found.voxels_a_second / 1e6:.2f} Mvoxel/s in all, {found.multiply_adds_a_second / 1e9:.0f} G "
+                f"{expectation.voxels_a_second / 1e6:.2f} Mvoxel/s in all, {expectation.multiply_adds_a_second / 1e9:.0f} G "
                 "multiply-adds/s a worker that has the machine to itself"
             ),
         ),

@@ -49,13 +49,13 @@ def evaluate_held_back(config: TrainConfig) -> list[Evaluation]:
     if not data.validation or target == "classes":
         return []
     checkpoint = load_checkpoint(Path(config.output) / "checkpoint.safetensors")
-    found = [_scored(checkpoint, region, config, target) for region in data.validation]
-    content = json_text([result.to_dict() for result in found], indent=2)
+    evaluations = [_score(checkpoint, region, config, target) for region in data.validation]
+    content = json_text([result.to_dict() for result in evaluations], indent=2)
     durable.replace(Path(config.output) / "evaluation.json", content.encode() + b"\n")
-    return found
+    return evaluations
 
 
-def _scored(
+def _score(
     checkpoint: Checkpoint, region: Region, config: TrainConfig, target: Literal["membrane", "foreground"]
 ) -> Evaluation:
     values = prediction(checkpoint, region, resolved_device(config.device))
@@ -68,8 +68,8 @@ def _scored(
         segments="slices" if region.prepared.neighbours == "yx" else "volume",
         ignore=config.data.ignore,
     )
-    found = evaluate(_in_memory(values, region.image), _in_memory(labels.read(region.box), labels), rule)
-    return replace(found, box=region.box)
+    evaluation = evaluate(_in_memory(values, region.image), _in_memory(labels.read(region.box), labels), rule)
+    return replace(evaluation, box=region.box)
 
 
 def _in_memory(array_CZYX: np.ndarray, like: Volume) -> Volume:
@@ -133,6 +133,6 @@ def export_package(
 def _middle(volume: Volume, architecture: Architecture) -> np.ndarray:
     wanted = per_axis(min, SAMPLE[architecture.ndim], volume.shape)
     start = per_axis(lambda n, w: (n - w) // 2, volume.shape, wanted)
-    found = volume.read(Box.of_shape(wanted).moved(start))
-    found = found[:, 0] if architecture.ndim == 2 else found
-    return found[0] if len(found) == 1 else found
+    values = volume.read(Box.of_shape(wanted).moved(start))
+    values = values[:, 0] if architecture.ndim == 2 else values
+    return values[0] if len(values) == 1 else values

@@ -20,7 +20,7 @@ from pipeline.outputs.store import store_at
 from pipeline.planning.measure import Expectation, expectation
 from pipeline.planning.resolve import check_room, make_plan, workers_that_fit
 from pipeline.stages.run import Run
-from pipeline.stages.source import InputChanged, Settled, count_input, mark, open_input, settle
+from pipeline.stages.source import InputChanged, InputDecision, count_input, mark, open_input, settle
 
 log = logging.getLogger("pipeline")
 
@@ -86,7 +86,7 @@ def _planned(run: Run, input_changed: InputChanged | None, *, anew: bool) -> Pla
     return _adopted(run, stored, resolved, settled, begun=begun)
 
 
-def _adopted(run: Run, stored: Plan | None, resolved: Plan, settled: Settled, *, begun: bool) -> Plan:
+def _adopted(run: Run, stored: Plan | None, resolved: Plan, settled: InputDecision, *, begun: bool) -> Plan:
     """The plan, written, where nothing speaks against it."""
     earlier = None if stored is None else run.placed(stored)
     if begun and earlier is not None:
@@ -116,7 +116,7 @@ def described(earlier: Plan, now: Plan) -> Plan:
     return replace(earlier, source=replace(earlier.source, space=new), warnings=now.warnings, sample=now.sample)
 
 
-def _resolved(config: RunConfig, earlier: Plan | None, settled: Settled, *, begun: bool) -> Plan:
+def _resolved(config: RunConfig, earlier: Plan | None, settled: InputDecision, *, begun: bool) -> Plan:
     """The plan under the earlier one where that governs, else afresh."""
     make = partial(make_plan, earlier=earlier, inventory=settled.inventory, remeasure=settled.remeasure)
     if earlier is not None:
@@ -179,7 +179,7 @@ def _bytes_to_write(resolved: Plan, directory: RunDirectory) -> int:
     return int(resolved.cost.output_bytes * left)
 
 
-def _write_plan(run: Run, begun: Plan | None, resolved: Plan, settled: Settled, *, keep: bool) -> None:
+def _write_plan(run: Run, begun: Plan | None, resolved: Plan, settled: InputDecision, *, keep: bool) -> None:
     """Write the plan, and what is stored. Where tiles that are done are computed again, the output is not complete any more.
 
     In this order: killed in between, the same command finds the same change again.

@@ -104,20 +104,20 @@ def write_report(plan: Plan, directory: RunDirectory, volume: Volume, output: Im
     Each is whole or as it was. One that the system refuses to write is told in a warning: what it reports is done all the same.
     """
     content = summary(plan, directory)
-    with _told():
+    with _warn():
         slices = picture(volume, output.finest)
         directory.write(directory.path / "slices.png", png(slices))
         slices.thumbnail((THUMBNAIL_EXTENT, THUMBNAIL_EXTENT))
         directory.write(directory.path / "thumbnail.png", png(slices))
-    with _told():
+    with _warn():
         directory.write(directory.path / "report.html", page(plan, content))
-    with _told():
+    with _warn():
         directory.write_json(directory.report_path, content)
     return content
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _warn() -> Iterator[None]:
     try:
         with in_words():
             yield

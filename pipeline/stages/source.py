@@ -37,7 +37,7 @@ ADVICE = (
 
 
 @dataclass(frozen=True)
-class Settled:
+class InputDecision:
     """What is to be done about the input as it is now.
 
     Args:
@@ -91,7 +91,7 @@ def settle(
     *,
     begun: bool,
     anew: bool = False,
-) -> Settled:
+) -> InputDecision:
     """What a run does about its input as it is now.
 
     Args:
@@ -107,28 +107,28 @@ def settle(
         StorageError: It has changed, and nobody said what to do.
     """
     if stored is None or stored.stored is None or stored.source.metadata_sha256 != volume.description.metadata_sha256:
-        return Settled(inventory, inventory.stored)
+        return InputDecision(inventory, inventory.stored)
     copied = stored.source.url != run.config.input.url
     change = _change(stored.stored, inventory, run.directory, copied=copied)
     kept = replace(inventory.stored, history=stored.stored.history)
     if not change:
-        return Settled(inventory, kept)
+        return InputDecision(inventory, kept)
     done = run.directory.progress(stored).done()
     measured = stored.normalization.is_measured(stored.source.dtype)
     reads = np.ones(len(stored.grid), dtype=bool) if measured else change.tiles(stored.grid)
     if choice is None and anew and not begun:
-        return Settled(inventory, inventory.stored, remeasure=True)
+        return InputDecision(inventory, inventory.stored, remeasure=True)
     if choice is None and (not begun or np.any(done & reads) or len(change.gone)):
-        raise StorageError(_told(run.config, stored, change, reads, done, copied=copied))
+        raise StorageError(_message(run.config, stored, change, reads, done, copied=copied))
     history = (*kept.history, _line(choice or "redo", change, reads & done))
     log.warning("input changed: %s", history[-1])
     kept = replace(kept, history=history)
     if choice == "keep":
-        return Settled(inventory, kept)
-    return Settled(inventory, kept, np.flatnonzero(reads & done), remeasure=measured)
+        return InputDecision(inventory, kept)
+    return InputDecision(inventory, kept, np.flatnonzero(reads & done), remeasure=measured)
 
 
-def mark(directory: RunDirectory, plan: Plan, settled: Settled) -> None:
+def mark(directory: RunDirectory, plan: Plan, settled: InputDecision) -> None:
     """Say in the ledger that tiles are to be computed again, and keep what is stored now. For the driver alone."""
     if len(settled.redo):
         with directory.ledger() as ledger:
@@ -170,7 +170,9 @@ def _change(planned: Stored, now: Inventory, directory: RunDirectory, *, copied:
     return compare(directory.load_inventory(planned), now, copied=copied)
 
 
-def _told(config: RunConfig, plan: Plan, change: Change, reads: np.ndarray, done: np.ndarray, *, copied: bool) -> str:
+def _message(
+    config: RunConfig, plan: Plan, change: Change, reads: np.ndarray, done: np.ndarray, *, copied: bool
+) -> str:
     where = f"'{config.input.url}'" + (f" (planned as '{plan.source.url}')" if copied else "")
     return "\n".join(
         [
@@ -184,11 +186,11 @@ def _told(config: RunConfig, plan: Plan, change: Change, reads: np.ndarray, done
 
 
 def _tiles(reads: np.ndarray, what: str) -> str:
-    found = np.flatnonzero(reads)
-    if len(found) == len(reads):
+    numbers = np.flatnonzero(reads)
+    if len(numbers) == len(reads):
         return f"All {len(reads):,} tiles {what}."
-    named = ", ".join(map(str, found[:NAMED])) + (", ..." if len(found) > NAMED else "")
-    return f"{len(found):,} of {len(reads):,} tiles {what}: {named or 'none'}."
+    named = ", ".join(map(str, numbers[:NAMED])) + (", ..." if len(numbers) > NAMED else "")
+    return f"{len(numbers):,} of {len(reads):,} tiles {what}: {named or 'none'}."
 
 
 def _line(choice: InputChanged, change: Change, reads: np.ndarray) -> str:

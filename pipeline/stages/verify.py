@@ -78,14 +78,14 @@ def verify(run: Run) -> Verification:
             )
         driver.close_tiles()
         with directory.tiles_at_rest(run.config.cluster.orphan_seconds):
-            found = verify_output(output, directory, ledger.append, names=_names(directory))
-        directory.write_json(directory.verification_path, found.to_dict())
-        log.info("%d of %d tiles are as written", found.valid, found.tiles)
-        if found.others:
-            log.info("not ours, and left: %s", ", ".join(found.others))
-        if not found.complete:
-            raise VerificationError(_uncovered(found, run.config))
-    return found
+            verification = verify_output(output, directory, ledger.append, names=_names(directory))
+        directory.write_json(directory.verification_path, verification.to_dict())
+        log.info("%d of %d tiles are as written", verification.valid, verification.tiles)
+        if verification.others:
+            log.info("not ours, and left: %s", ", ".join(verification.others))
+        if not verification.complete:
+            raise VerificationError(_message(verification, run.config))
+    return verification
 
 
 def _names(directory: RunDirectory) -> tuple[str, ...]:
@@ -94,21 +94,21 @@ def _names(directory: RunDirectory) -> tuple[str, ...]:
     return (image_name(Path(made.output.url)),) if made else ()
 
 
-def _uncovered(found: Verification, config: RunConfig) -> str:
-    uncovered = found.missing + found.invalid
-    more = uncovered - len(found.problems)
-    lines = [*(f"  {problem}" for problem in found.problems), *([f"  and {more} more"] if more > 0 else [])]
+def _message(verification: Verification, config: RunConfig) -> str:
+    uncovered = verification.missing + verification.invalid
+    more = uncovered - len(verification.problems)
+    lines = [*(f"  {problem}" for problem in verification.problems), *([f"  and {more} more"] if more > 0 else [])]
     if uncovered:
         first = (
-            f"Output '{config.output.url}' does not cover its plan: of {found.tiles} tiles {found.invalid} are not as written "
-            f"and {found.missing} were never finished."
+            f"Output '{config.output.url}' does not cover its plan: of {verification.tiles} tiles {verification.invalid} are not as written "
+            f"and {verification.missing} were never finished."
         )
         lines = [first, *lines, "`halotile run` computes just these again."]
-    if found.metadata:
+    if verification.metadata:
         first = f"Output '{config.output.url}' is not stored as its plan has it:"
         lines += [
             first,
-            *(f"  {line}" for line in found.metadata),
+            *(f"  {line}" for line in verification.metadata),
             "`halotile run` puts this right, and computes no tile for it.",
         ]
     return "\n".join(lines)
@@ -133,10 +133,10 @@ def verify_output(
     invalid = objects = 0
     for record in _last_records(directory, progress):
         objects += len(record.units)
-        found = list(_differences(output, record))
-        if found:
+        differences = list(_differences(output, record))
+        if differences:
             invalid += 1
-            problem = f"{grid.tile(record.tile)}: {'; '.join(found)}"
+            problem = f"{grid.tile(record.tile)}: {'; '.join(differences)}"
             problems.append(problem)
             mark(TileRecord(record.tile, "invalid", record.fingerprint, error=problem))
     to_do = progress.to_do()
@@ -177,8 +177,8 @@ def _differences(output: Image, record: TileRecord) -> Iterator[str]:
     for key, checksum in record.units.items():
         stored = output.store.checksum(key)
         if stored != checksum:
-            yield f"object '{key}' {_told(stored)}, but was written as {_told(checksum)}"
+            yield f"object '{key}' {_checksum_in_words(stored)}, but was written as {_checksum_in_words(checksum)}"
 
 
-def _told(checksum: str | None) -> str:
+def _checksum_in_words(checksum: str | None) -> str:
     return "is not there" if checksum is None else f"has SHA-256 {checksum[:12]}"
