@@ -37,7 +37,7 @@ def report(run: Run) -> dict[str, object]:
         return content
 
 
-def figures(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
+def figures(plan: Plan, directory: RunDirectory) -> dict[str, object]:
     """What the ledger and the verification add up to."""
     sessions, tile_seconds, read_seconds, write_seconds, wait_seconds, peak, failed = [], 0.0, 0.0, 0.0, 0.0, 0, 0
     for record in directory.records():
@@ -78,7 +78,7 @@ def _verification(directory: RunDirectory) -> dict[str, Any] | None:
         return None
 
 
-def summary(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
+def summary(plan: Plan, directory: RunDirectory) -> dict[str, object]:
     """The report as data; `stages.infer.seconds` is from the first submission to the last durable write."""
     progress = directory.progress(plan)
     return {
@@ -98,7 +98,7 @@ def summary(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
     }
 
 
-def write_report(plan: Plan, directory: RunDirectory, volume: Volume, output: Image) -> dict[str, Any]:
+def write_report(plan: Plan, directory: RunDirectory, volume: Volume, output: Image) -> dict[str, object]:
     """Write `slices.png`, `thumbnail.png`, `report.html` and `report.json`; gives the latter's content.
 
     Each is whole or as it was. One that the system refuses to write is told in a warning: what it reports is done all the same.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import NamedTuple, TypeVar, overload
 
 Triple = tuple[int, int, int]
 """Voxels along z, y and x."""
@@ -35,7 +35,7 @@ def per_axis(rule: Callable[[_A, _B], _T], one: tuple[_A, _A, _A], two: tuple[_B
 def per_axis(
     rule: Callable[[_A, _B, _C], _T], one: tuple[_A, _A, _A], two: tuple[_B, _B, _B], three: tuple[_C, _C, _C], /
 ) -> tuple[_T, _T, _T]: ...
-def per_axis(rule: Callable[..., _T], *triples: tuple[Any, Any, Any]) -> tuple[_T, _T, _T]:
+def per_axis(rule: Callable[..., _T], *triples: tuple[object, object, object]) -> tuple[_T, _T, _T]:
     """What `rule` gives for the values along z, those along y and those along x."""
     return triple(rule(*values) for values in zip(*triples, strict=True))
 
