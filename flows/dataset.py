@@ -1,4 +1,4 @@
-"""Datasets as Prefect flows: a sub-flow a volume, none a tile, and no task in it.
+"""Datasets as Prefect flows: a sub-flow per volume, none per tile, and no task in it.
 
 A server records a task run with a dozen rows. Hundreds of small volumes, each with five tasks, would keep it busier than the
 workers; so a volume's stages are lines of its sub-flow's log, and what is tried again is the volume, by the next run.

@@ -1,4 +1,4 @@
-"""The main job as a Prefect flow: one task a stage (`flows.tasks`), never one a tile. Tiles are Dask's, inside the infer task.
+"""The main job as a Prefect flow: one task per stage (`flows.tasks`), never one per tile. Tiles are Dask's, inside the infer task.
 
 Deployments name the flow by this module: `flows.inference.infer_volume` stands on servers, and in copies of deploy/prefect.yaml.
 """

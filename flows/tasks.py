@@ -1,4 +1,4 @@
-"""The stages of a run as Prefect tasks: one a stage, never one a tile."""
+"""The stages of a run as Prefect tasks: one per stage, never one per tile."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _task_of(stage: stages.Stage, host: stages.Host) -> Task[[stages.Run], stage
 
 
 def following_tasks(started: StartedWorkers | None = None) -> list[Task[[stages.Run], stages.Account | State]]:
-    """What follows the plan, a task a stage.
+    """What follows the plan, a task per stage.
 
     Args:
         started: Workers of the run that are started already.

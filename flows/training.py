@@ -1,4 +1,4 @@
-"""Training as a Prefect flow: train -> evaluate -> register, one task a stage."""
+"""Training as a Prefect flow: train -> evaluate -> register, one task per stage."""
 
 from __future__ import annotations
 

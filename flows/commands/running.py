@@ -122,7 +122,7 @@ def prepare_prefect() -> None:
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # errors are told here, once
     # a report that cannot be sent costs no line each
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_API_LEVEL", "INFO")  # log.level: debug writes two lines a tile
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_API_LEVEL", "INFO")  # log.level: debug writes two lines per tile
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # of threads that know of no run
 

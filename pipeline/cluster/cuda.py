@@ -1,4 +1,4 @@
-"""`cluster.kind: cuda`: one process a card of this machine, or of those in CUDA_VISIBLE_DEVICES. `local`, but a card is a must."""
+"""`cluster.kind: cuda`: one process per card of this machine, or of those in CUDA_VISIBLE_DEVICES. `local`, but a card is a must."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ ENDS = "HALOTILE_ENDS"
 """Environment variable of a job: when it will be ended, seconds since the epoch."""
 
 _computing = threading.Lock()
-"""One tile at a time a process, whoever shares it: the kernel knows a tile's lock by the process that holds it."""
+"""One tile at a time per process, whoever shares it: the kernel knows a tile's lock by the process that holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class _JobCache:
     """What a worker keeps from one tile to the next: its present job, opened.
 
     Attributes:
-        opening: Held while a job is opened: one network a worker, also where it has several threads.
+        opening: Held while a job is opened: one network per worker, also where it has several threads.
     """
 
     def __init__(self) -> None:

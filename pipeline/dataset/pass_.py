@@ -179,7 +179,7 @@ def with_one_model(config: DatasetConfig) -> DatasetConfig:
     resolved = with_model(config)
     checkpoint = load_checkpoint(
         resolved.model.checkpoint, padding=resolved.model.padding
-    )  # one refusal, not one a volume
+    )  # one refusal, not one per volume
     return resolved.model_copy(update={"model": resolved.model.model_copy(update={"digest": checkpoint.digest})})
 
 

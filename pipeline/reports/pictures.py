@@ -12,7 +12,7 @@ from pipeline.outputs.level import Level
 from pipeline.volumes.volume import Volume
 
 PICTURE_EXTENT = 1024
-"""Voxels an axis of a picture at most."""
+"""Voxels per axis of a picture at most."""
 
 
 def png(image: Image.Image) -> bytes:

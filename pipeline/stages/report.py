@@ -25,7 +25,7 @@ from pipeline.volumes.volume import Volume
 log = logging.getLogger("pipeline")
 
 THUMBNAIL_EXTENT = 320
-"""Pixels an axis of a thumbnail at most."""
+"""Pixels per axis of a thumbnail at most."""
 
 
 def report(run: Run) -> dict[str, object]:
