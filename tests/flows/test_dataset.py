@@ -40,7 +40,8 @@ def test_a_server_that_is_too_busy_costs_a_volume_its_place_on_the_page_and_noth
     volume = SimpleNamespace(name="v00", entry=SimpleNamespace(url="/data/v00.zarr"))
     monkeypatch.setattr(dataset, "segment", segment)
     monkeypatch.setattr(dataset, "_volume_flow", flow_of)
-    monkeypatch.setattr(dataset.log, "propagate", True)
+    # Prefect, set up by an earlier test, has handlers of its own at the root
+    monkeypatch.setattr(dataset.log, "handlers", [*dataset.log.handlers, caplog.handler])
     assert dataset._as_sub_flow(volume, None) == DONE
     assert computed == ["v00"]
     assert "not shown as it is on Prefect's page" in caplog.text
