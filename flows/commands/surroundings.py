@@ -82,16 +82,12 @@ def _packages(error: Exception) -> str:
 
 
 def _prefect(error: Exception) -> str:
-    entries = [e for e in _entries(error) if e.get("type") != "default_factory_not_called"]
+    of_pydantic = error.errors() if hasattr(error, "errors") else []
+    entries = [e for e in of_pydantic if e.get("type") != "default_factory_not_called"]
     complaints = "; ".join(f"{_field(e)}: {e.get('msg')}, not {redacted(repr(e.get('input')))}" for e in entries)
     places = [f"'{path.resolve()}'" for path in prefect_files() if not _is_toml(path)]
     places = places or _culprits(entries, re.findall(r'field "(\w+)"', str(error)))
     return f"Prefect cannot read its settings: {complaints or _first_line(error)}. Correct or remove {_enumeration(places)}."
-
-
-def _entries(error: Exception) -> list[dict[str, Any]]:
-    """What pydantic has to say, a value each."""
-    return error.errors() if hasattr(error, "errors") else []
 
 
 def _field(entry: dict[str, Any]) -> str:

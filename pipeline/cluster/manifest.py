@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.cluster.kind import WorkerSpec
 from pipeline.cluster.pages import WORKER_CLASS
 from pipeline.cluster.settings import SETTINGS, worker_environment
-from pipeline.config import ClaimConfig, KubernetesConfig, TolerationConfig
+from pipeline.config import ClaimConfig, KubernetesConfig
 
 Json = dict[str, Any]
 
@@ -118,11 +118,7 @@ def scheduler_url(name: str, namespace: str, *, encrypted: bool) -> str:
 
 def variables(settings: Mapping[str, Any]) -> dict[str, str]:
     """Settings of Dask as it reads them from the environment: in words that one can read in a manifest."""
-    return {f"DASK_{re.sub('[-.]', _joint, name).upper()}": str(value) for name, value in settings.items()}
-
-
-def _joint(match: re.Match[str]) -> str:
-    return "__" if match[0] == "." else "_"
+    return {f"DASK_{name.replace('-', '_').replace('.', '__').upper()}": str(value) for name, value in settings.items()}
 
 
 def _metadata(asked: KubernetesConfig, component: str) -> Json:
@@ -133,7 +129,17 @@ def _metadata(asked: KubernetesConfig, component: str) -> Json:
 def _pod(asked: KubernetesConfig, name: str, container: Json, *, encrypted: bool, places: bool) -> Json:
     """A pod's specification; `places` has it where workers run, on their volumes."""
     selector = asked.node_selector if places else asked.scheduler_node_selector
-    claims = [_claim(number, volume) for number, volume in enumerate(asked.volumes)] if places else []
+    claims = [
+        {
+            "name": f"data-{number}",
+            "persistentVolumeClaim": {"claimName": volume.claim, **({"readOnly": True} if volume.read_only else {})},
+        }
+        for number, volume in enumerate(asked.volumes if places else ())
+    ]
+    tolerations = [
+        each.model_dump(exclude_none=True) | {"operator": each.resolved_operator}
+        for each in (asked.tolerations if places else ())
+    ]
     keys = [{"name": "tls", "secret": {"secretName": keys_name(name), "defaultMode": 0o440}}] if encrypted else []
     spec: Json = {
         "automountServiceAccountToken": False,
@@ -146,7 +152,7 @@ def _pod(asked: KubernetesConfig, name: str, container: Json, *, encrypted: bool
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "tolerations": [*_of_lost_nodes(), *(_toleration(each) for each in (asked.tolerations if places else ()))],
+        "tolerations": [*_of_lost_nodes(), *tolerations],
         "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}}, *keys, *claims],
         "containers": [container],
     }
@@ -243,11 +249,6 @@ def _service(name: str) -> Json:
     }
 
 
-def _claim(number: int, volume: ClaimConfig) -> Json:
-    claim: Json = {"claimName": volume.claim, **({"readOnly": True} if volume.read_only else {})}
-    return {"name": f"data-{number}", "persistentVolumeClaim": claim}
-
-
 def _mount(number: int, volume: ClaimConfig) -> Json:
     mount: Json = {"name": f"data-{number}", "mountPath": volume.path}
     return (
@@ -261,7 +262,3 @@ def _of_lost_nodes() -> Iterator[Json]:
     for state in ("not-ready", "unreachable"):
         key = f"node.kubernetes.io/{state}"
         yield {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_SECONDS}
-
-
-def _toleration(asked: TolerationConfig) -> Json:
-    return asked.model_dump(exclude_none=True) | {"operator": asked.resolved_operator}

@@ -130,12 +130,9 @@ def _infer(opened: _OpenJob, index: int, token: str, logger: LoggerAdapter[Logge
             fingerprint=opened.plan.fingerprint,
             read_slices=opened.plan.read_slices,
         )
-    logger.debug("done in %.3f s, %s", record.seconds, _shares(record))
+    shares = f"read {record.read_seconds:.3f}, write {record.write_seconds:.3f}, wait {record.wait_seconds:.3f}"
+    logger.debug("done in %.3f s, %s", record.seconds, shares)
     return replace(record, worker=str(get_worker().name))
-
-
-def _shares(record: TileRecord) -> str:
-    return f"read {record.read_seconds:.3f}, write {record.write_seconds:.3f}, wait {record.wait_seconds:.3f}"
 
 
 def _about(job: Job, **fields: int) -> LoggerAdapter[Logger]:

@@ -19,7 +19,7 @@ Only metadata of groups is read; no voxel is.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -114,17 +114,16 @@ def _inside(volumes: Sequence[Volume], folders: Sequence[str]) -> frozenset[str]
     roots = {_real_path(folder).rstrip("/") for folder in folders}
     parents = {url: url.rpartition("/")[0] for url in (volume.url for volume in volumes)}
     real = {parent: _real_path(parent) for parent in set(parents.values())}
+    places = {url: f"{real[parent]}/{url.rpartition('/')[2]}" for url, parent in parents.items()}
     return frozenset(
-        url for url, parent in parents.items() if _lies_in(f"{real[parent]}/{url.rpartition('/')[2]}", roots)
+        url
+        for url, place in places.items()
+        if any(place == folder or place.startswith(f"{folder}/") for folder in roots)
     )
 
 
 def _real_path(url: str) -> str:
     return url if is_url(url) else os.path.realpath(url)  # not `Path.resolve`, which fails at links that go round
-
-
-def _lies_in(url: str, folders: Collection[str]) -> bool:
-    return any(url == folder or url.startswith(f"{folder}/") for folder in folders)
 
 
 def _some(own: Sequence[LeftOut]) -> Sequence[LeftOut]:

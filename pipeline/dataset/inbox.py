@@ -122,14 +122,11 @@ class Inbox:
         entries = [entry for entry in catalogue if entry.url not in done]
         self.left_out = tuple(one for one in catalogue.left_out if not (self.marker and one.url.endswith(self.marker)))
         if self.marker:
-            return self._by_marker(entries)
+            there: dict[str, frozenset[str]] = {}
+            return [self._look_for_marker(entry, there) for entry in entries]
         return self._by_quiet(entries, now, known - {entry.url for entry in catalogue})
 
     # --- the two rules ----------------------------------------------------------------------------------------------
-
-    def _by_marker(self, entries: Iterable[Entry]) -> list[Arrival]:
-        there: dict[str, frozenset[str]] = {}
-        return [self._look_for_marker(entry, there) for entry in entries]
 
     def _look_for_marker(self, entry: Entry, there: dict[str, frozenset[str]]) -> Arrival:
         try:

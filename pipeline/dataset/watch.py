@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pipeline.dataset.inbox import Arrival, Inbox
+from pipeline.dataset.inbox import Inbox
 from pipeline.dataset.outcome import MARK, Outcome, read_mark
 from pipeline.dataset.pass_ import Pass, is_summary, places, with_one_model
 from pipeline.dataset.reprocess import reprocess
@@ -60,7 +60,8 @@ def watch(
         for a in looked
         if is_summary(a.entry.name)
     ]
-    volumes = [_volume(resolved, arrival) for arrival in arrivals]
+    unmarked = [Member(resolved, arrival.entry, arrival.signature) for arrival in arrivals]
+    volumes = [replace(volume, mark=read_mark(volume.folder)) for volume in unmarked]
     waiting = [
         volume.outcome("waiting", arrival.why)
         for volume, arrival in zip(volumes, arrivals, strict=True)
@@ -75,11 +76,6 @@ def watch(
     finally:
         pass_.close()
     return pass_
-
-
-def _volume(config: DatasetConfig, arrival: Arrival) -> Member:
-    volume = Member(config, arrival.entry, arrival.signature)
-    return replace(volume, mark=read_mark(volume.folder))
 
 
 def _is_due(volume: Member) -> bool:

@@ -103,7 +103,7 @@ def _training_rows(checkpoint: Checkpoint) -> Rows:
     if checkpoint.learned is not None:
         rows.append(("learned", "true" if checkpoint.learned else "false: its training found nothing"))
     rows += [("trained on", _appearance(appearance)) for appearance in checkpoint.training_data]
-    return rows + [(f"  {name}", _shortened(value)) for name, value in checkpoint.provenance.items() if value]
+    return rows + [(f"  {name}", _shorten(value)) for name, value in checkpoint.provenance.items() if value]
 
 
 def _appearance(appearance: Appearance) -> str:
@@ -111,10 +111,10 @@ def _appearance(appearance: Appearance) -> str:
     return f"{appearance.dtype}, as the network sees it {ranges(appearance)} from the 1st to the 99th percentile{size}"
 
 
-def _shortened(value: Any) -> str:
+def _shorten(value: Any) -> str:
     """A fact of a checkpoint's making; of nested ones the plain values, a level down."""
     if isinstance(value, list):
-        return "; ".join(_shortened(part) for part in value)
+        return "; ".join(_shorten(part) for part in value)
     if not isinstance(value, dict):
         return str(value)
     plain = (f"{name} {part}" for name, part in value.items() if isinstance(part, int | float | str) and part != "")
