@@ -21,7 +21,7 @@ from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Failed
 
-from flows.interruption import cancelled_when_asked
+from flows.interruption import cancel_when_asked
 from flows.progress import ProgressArtifact, tell_dashboard
 from flows.server.api_log import keep_tiles_from_prefect
 from flows.server.orphans import end_orphans
@@ -41,7 +41,7 @@ log = logging.getLogger("pipeline")
 ROWS = 500
 """Volumes in the artifact's table at most; the others are in the summary's files."""
 
-_cancelled_when_asked = cancelled_when_asked("finished volumes are kept")
+_cancel_when_asked = cancel_when_asked("finished volumes are kept")
 
 
 VOLUME_FLOW = "halotile-volume"
@@ -56,7 +56,7 @@ def _volume_flow(
     """The sub-flow of a volume. Its parameters are what Prefect's page says of it; the volume reaches it in a closure."""
 
     @flow(name=VOLUME_FLOW, flow_run_name="{name}", persist_result=False, validate_parameters=False)
-    @cancelled_when_asked("finished tiles are kept")
+    @cancel_when_asked("finished tiles are kept")
     def segment_volume(name: str, url: str) -> str | State:  # noqa: ARG001 - what Prefect's page says of it
         """One volume of a dataset: plan, infer, verify, report, publish.
 
@@ -94,7 +94,7 @@ def _run_name() -> str:
 
 
 @flow(name="halotile-dataset", flow_run_name=_run_name, persist_result=False)
-@_cancelled_when_asked
+@_cancel_when_asked
 def reprocess_dataset(config: DatasetConfig, moved: bool = False) -> Summary:
     """Have every volume of a dataset segmented and published. Running it again does what is left.
 
@@ -121,11 +121,11 @@ def reprocess_dataset_with(on_outcome: Hearer, started: StartedWorkers | None = 
         return _go_over(config, go, stage="reprocess", prefect=True, on_outcome=on_outcome, started=started)
 
     declare = flow(name=reprocess_dataset.name, flow_run_name=_run_name, persist_result=False)
-    return declare(_cancelled_when_asked(reprocess_here))
+    return declare(_cancel_when_asked(reprocess_here))
 
 
 @flow(name="halotile-watch", flow_run_name=_run_name, persist_result=False)
-@_cancelled_when_asked
+@_cancel_when_asked
 def watch_inbox(config: DatasetConfig) -> Summary:
     """Segment and publish the volumes of an inbox that are complete and were not done. For a schedule; several may run at once.
 
@@ -145,7 +145,7 @@ def watch_inbox_with(on_outcome: Hearer, started: StartedWorkers | None = None) 
         return _go_over(config, watch, stage="watch", prefect=True, on_outcome=on_outcome, started=started)
 
     declare = flow(name=watch_inbox.name, flow_run_name=_run_name, persist_result=False)
-    return declare(_cancelled_when_asked(watch_here))
+    return declare(_cancel_when_asked(watch_here))
 
 
 # --- with Prefect or without ------------------------------------------------------------------------------------------

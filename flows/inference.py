@@ -13,7 +13,7 @@ from typing import Any, Literal
 from prefect import Flow, flow, runtime
 from prefect.client.schemas.objects import State
 
-from flows.interruption import cancelled_when_asked, finished
+from flows.interruption import cancel_when_asked, result_of
 from flows.server.api_log import keep_tiles_from_prefect
 from flows.tasks import following_tasks, plan_stage
 from pipeline import stages
@@ -22,7 +22,7 @@ from pipeline.config import RunConfig
 from pipeline.outputs.rundir import Driver
 from pipeline.registry import with_model
 
-_cancelled_when_asked = cancelled_when_asked("finished tiles are kept")
+_cancel_when_asked = cancel_when_asked("finished tiles are kept")
 
 
 def _run_name() -> str:
@@ -31,7 +31,7 @@ def _run_name() -> str:
 
 
 @flow(name="halotile-inference", flow_run_name=_run_name, persist_result=False)
-@_cancelled_when_asked
+@_cancel_when_asked
 def infer_volume(config: RunConfig, input_changed: Literal["redo", "keep"] | None = None) -> dict[str, Any]:
     """Segment one volume: plan -> infer -> verify -> report. Running it again resumes.
 
@@ -61,18 +61,16 @@ def infer_volume_with(
         on_content(content)
         return content
 
-    return flow(name=infer_volume.name, flow_run_name=_run_name, persist_result=False)(
-        _cancelled_when_asked(infer_here)
-    )
+    return flow(name=infer_volume.name, flow_run_name=_run_name, persist_result=False)(_cancel_when_asked(infer_here))
 
 
 def _segment(
     run: stages.Run, input_changed: Literal["redo", "keep"] | None, started: StartedWorkers | None = None
 ) -> dict[str, Any]:
     keep_tiles_from_prefect()
-    finished(plan_stage(run, input_changed))
+    result_of(plan_stage(run, input_changed))
     account = stages.Account()
     with stages.drive(run) as run:
         for stage in following_tasks(started):
-            account += finished(stage(run))
+            account += result_of(stage(run))
     return account.to_dict()

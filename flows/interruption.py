@@ -21,10 +21,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def cancelled_when_asked(kept: str) -> Callable[[Callable[P, R]], Callable[P, R | State]]:
+def cancel_when_asked(kept: str) -> Callable[[Callable[P, R]], Callable[P, R | State]]:
     """Make a flow's or task's function return the state Cancelled where it was asked to end.
 
-    The flow takes what its tasks give through `finished`, and returns the state in turn; its caller gets CancelledRun.
+    The flow takes what its tasks give through `result_of`, and returns the state in turn; its caller gets CancelledRun.
 
     Args:
         kept: What is not lost; the state's message.
@@ -51,7 +51,7 @@ def _is_no_cancellation(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], CancelledRun))
 
 
-def finished(given: R | State) -> R:
+def result_of(given: R | State) -> R:
     """What a task gave.
 
     Raises:

@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import PrefectException
 from prefect.tasks import Task
 
-from flows.interruption import cancelled_when_asked
+from flows.interruption import cancel_when_asked
 from flows.progress import following, tell_dashboard
 from pipeline import stages
 from pipeline.cluster.pool import StartedWorkers
@@ -42,11 +42,11 @@ _STAGE: _Stage = {
     "retry_delay_seconds": 5,
 }
 
-_cancelled_when_asked = cancelled_when_asked("finished tiles are kept")
+_cancel_when_asked = cancel_when_asked("finished tiles are kept")
 
 
 @task(name="plan", task_run_name="plan", retries=1, **_STAGE)
-@_cancelled_when_asked
+@_cancel_when_asked
 def plan_stage(run: stages.Run, input_changed: Literal["redo", "keep"] | None = None) -> str:
     """Load the plan and confirm that it is this run's; makes it where there is none."""
     return stages.plan(run, input_changed=input_changed).fingerprint
@@ -67,7 +67,7 @@ def _task_of(stage: stages.Stage, host: stages.Host) -> Task[[stages.Run], stage
         return stage.work(run, host)
 
     work.__name__ = work.__qualname__ = f"{stage.name}_stage"  # Prefect tells tasks apart by it
-    return task(name=stage.name, task_run_name=stage.name, retries=1, **_STAGE)(_cancelled_when_asked(work))
+    return task(name=stage.name, task_run_name=stage.name, retries=1, **_STAGE)(_cancel_when_asked(work))
 
 
 def following_tasks(started: StartedWorkers | None = None) -> list[Task[[stages.Run], stages.Account | State]]:

@@ -9,7 +9,7 @@ from prefect import flow, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE, CachePolicy
 
-from flows.interruption import cancelled_when_asked, finished
+from flows.interruption import cancel_when_asked, result_of
 from flows.progress import ProgressArtifact
 from flows.training_bar import TrainingBar
 from pipeline.stages import learn
@@ -24,11 +24,11 @@ class _Stage(TypedDict):
 
 _STAGE: _Stage = {"cache_policy": NO_CACHE, "persist_result": False}
 
-_cancelled_when_asked = cancelled_when_asked("the last checkpoint is kept")
+_cancel_when_asked = cancel_when_asked("the last checkpoint is kept")
 
 
 @task(name="train", task_run_name="train", **_STAGE)
-@_cancelled_when_asked
+@_cancel_when_asked
 def train_stage(config: TrainConfig, force_range: bool = False) -> str:
     """Train, or go on where an earlier run stopped; gives the checkpoint's path."""
     artifact, bar = ProgressArtifact("halotile-training", config.output), TrainingBar()
@@ -46,14 +46,14 @@ def train_stage(config: TrainConfig, force_range: bool = False) -> str:
 
 
 @task(name="evaluate", task_run_name="evaluate", **_STAGE)
-@_cancelled_when_asked
+@_cancel_when_asked
 def evaluate_stage(config: TrainConfig) -> list[dict[str, Any]]:
     """Score the checkpoint on the boxes held back."""
     return [evaluation.to_dict() for evaluation in learn.evaluate_held_back(config)]
 
 
 @task(name="register", task_run_name="register", **_STAGE)
-@_cancelled_when_asked
+@_cancel_when_asked
 def register_stage(config: TrainConfig) -> int | None:
     """Put the checkpoint into its registry; gives its version."""
     entry = learn.register_checkpoint(config)
@@ -66,7 +66,7 @@ def _run_name() -> str:
 
 
 @flow(name="halotile-training", flow_run_name=_run_name, persist_result=False)
-@_cancelled_when_asked
+@_cancel_when_asked
 def train_network(config: TrainConfig, force_range: bool = False) -> dict[str, Any]:
     """Train a network: train -> evaluate -> register. Running it again resumes.
 
@@ -76,9 +76,9 @@ def train_network(config: TrainConfig, force_range: bool = False) -> dict[str, A
         config: The recipe.
         force_range: Train also on values that span too little, as the network sees them, to learn from.
     """
-    checkpoint = finished(train_stage(config, force_range))
-    evaluations = finished(evaluate_stage(config))
-    version = finished(register_stage(config))
+    checkpoint = result_of(train_stage(config, force_range))
+    evaluations = result_of(evaluate_stage(config))
+    version = result_of(register_stage(config))
     create_markdown_artifact(
         _markdown(config, evaluations, version, learn.shortcoming(config)),
         key="halotile-training-report",

@@ -106,7 +106,7 @@ def _through_prefect(run: Run, started: StartedWorkers | None, server: EmbeddedS
     """Run the flow; the server starts while Prefect is imported."""
     prepare_prefect()
     from flows.inference import infer_volume_with  # noqa: PLC0415 - once the settings stand
-    from flows.interruption import finished  # noqa: PLC0415 - once the settings stand
+    from flows.interruption import result_of  # noqa: PLC0415 - once the settings stand
 
     contents: list[dict[str, Any]] = []
     segment = infer_volume_with(run.driver, started, contents.append)
@@ -114,7 +114,7 @@ def _through_prefect(run: Run, started: StartedWorkers | None, server: EmbeddedS
     def alone() -> dict[str, Any]:
         return contents[0] if contents else _stages(run, started)
 
-    return report_to(lambda: finished(segment(run.config)), Path(f"{run.config.output.url}.run"), server, alone)
+    return report_to(lambda: result_of(segment(run.config)), Path(f"{run.config.output.url}.run"), server, alone)
 
 
 def prepare_prefect() -> None:

@@ -74,7 +74,7 @@ def choose_version(
         return version
     earlier = next(_plans(publication, origin), None)  # its statistics hold, whatever else has changed
     place = stages.Run(run(str(publication.image("new"))))
-    made = make_plan(place.config, machine, earlier=earlier and place.placed(earlier), like=like, inventory=inventory)
+    made = make_plan(place.config, machine, earlier=earlier and place.relocate(earlier), like=like, inventory=inventory)
     if _is_of_others(publication, made.fingerprint, origin):
         log.warning(
             "%s: its files have changed since it was begun; what was computed from the old ones is dropped",
@@ -82,7 +82,7 @@ def choose_version(
         )
         publication.discard(made.fingerprint)
     begun = stages.Run(run(str(publication.image(made.fingerprint))))
-    return ChosenVersion(begun, begun.placed(made), is_current=False)
+    return ChosenVersion(begun, begun.relocate(made), is_current=False)
 
 
 def current_version(
@@ -124,7 +124,7 @@ def _match(
     stored = there.directory.load_plan()
     if stored is None or stored.fingerprint != fingerprint:
         return None
-    earlier = there.placed(stored)
+    earlier = there.relocate(stored)
     asked = there.config
     if is_made:
         asked = asked.model_copy(update={"cluster": asked.cluster.model_copy(update={"memory_gb": "auto"})})
@@ -137,7 +137,7 @@ def _match(
         return None
     if under.fingerprint != fingerprint:
         return None
-    return ChosenVersion(there, stages.described(earlier, under), is_current, earlier.source.space)
+    return ChosenVersion(there, stages.redescribe(earlier, under), is_current, earlier.source.space)
 
 
 def _is_of_others(publication: Publication, fingerprint: str, origin: Origin | None) -> bool:

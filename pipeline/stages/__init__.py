@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pipeline.stages.driving import cancel, drive, driving, part_in_cluster, workers_starting
 from pipeline.stages.infer import infer
-from pipeline.stages.plan import adopt, describe, described, measure, plan
+from pipeline.stages.plan import adopt, describe, measure, plan, redescribe
 from pipeline.stages.report import report
 from pipeline.stages.run import Run
 from pipeline.stages.sequence import SEQUENCE, Account, Host, Stage, follow
@@ -26,7 +26,6 @@ __all__ = [
     "cancel",
     "count_input",
     "describe",
-    "described",
     "drive",
     "driving",
     "follow",
@@ -34,6 +33,7 @@ __all__ = [
     "measure",
     "part_in_cluster",
     "plan",
+    "redescribe",
     "report",
     "verify",
     "workers_starting",

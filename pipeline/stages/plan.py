@@ -43,7 +43,7 @@ def plan(run: Run, *, input_changed: InputChanged | None = None, anew: bool = Fa
     leave_if_run_again()
     try:
         with run.log("plan") if run.directory.path.is_dir() else nullcontext():
-            return _planned(run, input_changed, anew=anew)
+            return _make(run, input_changed, anew=anew)
     except PermissionError as error:
         raise StorageError(
             f"'{error.filename}' may not be read by this user ({error.strerror}). Change its permissions or those of its "
@@ -68,33 +68,33 @@ def adopt(
     stored = run.directory.load_plan()
     with run.log("plan"):
         volume, found = count_input(run.config) if inventory is None else (open_input(run.config), inventory)
-        begun = stored is not None and _begun(stored, run.directory)
+        begun = stored is not None and _has_begun(stored, run.directory)
         settled = settle(run, stored, volume, found, input_changed, begun=begun)
-        return _adopted(run, stored, resolved, settled, begun=begun)
+        return _adopt(run, stored, resolved, settled, begun=begun)
 
 
-def _planned(run: Run, input_changed: InputChanged | None, *, anew: bool) -> Plan:
+def _make(run: Run, input_changed: InputChanged | None, *, anew: bool) -> Plan:
     stored = run.directory.load_plan()
-    earlier = None if stored is None else run.placed(stored)
-    begun = earlier is not None and _begun(earlier, run.directory)
+    earlier = None if stored is None else run.relocate(stored)
+    begun = earlier is not None and _has_begun(earlier, run.directory)
     output = run.config.output.url
     if stored is None and store_at(output).is_occupied():  # before a volume is read for its statistics
         raise _foreign(output)
     volume, inventory = count_input(run.config)
     settled = settle(run, stored, volume, inventory, input_changed, begun=begun, anew=anew)
-    resolved = _resolved(run.config, stored, settled, begun=begun)
-    return _adopted(run, stored, resolved, settled, begun=begun)
+    resolved = _resolve(run.config, stored, settled, begun=begun)
+    return _adopt(run, stored, resolved, settled, begun=begun)
 
 
-def _adopted(run: Run, stored: Plan | None, resolved: Plan, settled: InputDecision, *, begun: bool) -> Plan:
+def _adopt(run: Run, stored: Plan | None, resolved: Plan, settled: InputDecision, *, begun: bool) -> Plan:
     """The plan, written, where nothing speaks against it."""
-    earlier = None if stored is None else run.placed(stored)
+    earlier = None if stored is None else run.relocate(stored)
     if begun and earlier is not None:
         _refuse_other_plan(earlier, resolved, run.directory, but_statistics=settled.remeasure)
     else:
         refuse_foreign_output(resolved)
     if earlier is not None and earlier.fingerprint == resolved.fingerprint:
-        resolved = described(earlier, resolved)
+        resolved = redescribe(earlier, resolved)
     resolved = replace(resolved, stored=settled.stored)
     check_room(run.config.output.url, _bytes_to_write(resolved, run.directory))
     _write_plan(run, earlier if begun else None, resolved, settled, keep=resolved == stored)
@@ -105,7 +105,7 @@ def _adopted(run: Run, stored: Plan | None, resolved: Plan, settled: InputDecisi
     return resolved
 
 
-def described(earlier: Plan, now: Plan) -> Plan:
+def redescribe(earlier: Plan, now: Plan) -> Plan:
     """An earlier plan with what describes the input and computes nothing as it is told now: voxel size, origin, units, warnings.
 
     It has the same fingerprint, so its tiles stay; the output's metadata are written again from it at the end of the next run.
@@ -116,7 +116,7 @@ def described(earlier: Plan, now: Plan) -> Plan:
     return replace(earlier, source=replace(earlier.source, space=new), warnings=now.warnings, sample=now.sample)
 
 
-def _resolved(config: RunConfig, earlier: Plan | None, settled: InputDecision, *, begun: bool) -> Plan:
+def _resolve(config: RunConfig, earlier: Plan | None, settled: InputDecision, *, begun: bool) -> Plan:
     """The plan under the earlier one where that governs, else afresh."""
     make = partial(make_plan, earlier=earlier, inventory=settled.inventory, remeasure=settled.remeasure)
     if earlier is not None:
@@ -131,7 +131,7 @@ def _resolved(config: RunConfig, earlier: Plan | None, settled: InputDecision, *
     return make(config, machine(config.cluster))
 
 
-def _begun(earlier: Plan, directory: RunDirectory) -> bool:
+def _has_begun(earlier: Plan, directory: RunDirectory) -> bool:
     return Image(earlier).state() == "ours" or earlier_tiles(directory, earlier) > 0
 
 

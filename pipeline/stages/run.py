@@ -49,7 +49,7 @@ class Run:
             raise PlanError(
                 f"There is no plan in '{self.directory.path}'. Run `halotile plan` or `halotile run` first."
             )
-        return self.placed(stored)
+        return self.relocate(stored)
 
     @cached_property
     def output(self) -> Image:
@@ -81,7 +81,7 @@ class Run:
         """While open, what a stage logs is in the run's log."""
         return logged(self.directory.log_path, self.config.log, run=Path(self.config.output.url).name, stage=stage)
 
-    def placed(self, stored: Plan) -> Plan:
+    def relocate(self, stored: Plan) -> Plan:
         """A stored plan with paths as they are now: stores may be moved, or copied, between two sittings."""
         config = self.config
         return replace(

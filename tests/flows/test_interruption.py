@@ -11,7 +11,7 @@ import pytest
 from prefect.exceptions import CancelledRun, TerminationSignal
 
 from flows.inference import infer_volume
-from flows.interruption import cancelled_when_asked, finished
+from flows.interruption import cancel_when_asked, result_of
 from flows.tasks import following_tasks
 from pipeline import stages
 from pipeline.config import RunConfig
@@ -25,11 +25,11 @@ def test_whoever_asks_a_run_to_end_gets_the_state_cancelled(asked):
     def interrupted() -> int:
         raise asked
 
-    found = cancelled_when_asked("tiles are kept")(interrupted)()
+    found = cancel_when_asked("tiles are kept")(interrupted)()
     assert found.is_cancelled()
     assert found.message == "tiles are kept; run again to resume"
     with pytest.raises(CancelledRun, match="tiles are kept"):
-        finished(found)
+        result_of(found)
 
 
 def test_what_is_given_and_what_is_raised_passes():
@@ -40,8 +40,8 @@ def test_what_is_given_and_what_is_raised_passes():
             raise InferenceError("no")
         return 3
 
-    guarded = cancelled_when_asked("tiles are kept")(given)
-    assert finished(guarded(fails=False)) == 3
+    guarded = cancel_when_asked("tiles are kept")(given)
+    assert result_of(guarded(fails=False)) == 3
     with pytest.raises(InferenceError):
         guarded(fails=True)
 
@@ -66,7 +66,7 @@ def test_a_cancelled_run_leaves_no_traceback_in_its_log(caplog):
     def interrupted() -> int:
         raise KeyboardInterrupt
 
-    cancelled_when_asked("tiles are kept")(interrupted)()
+    cancel_when_asked("tiles are kept")(interrupted)()
     for error in (CancelledRun("so"), InferenceError("no")):
         try:
             raise error
