@@ -52,10 +52,6 @@ class Layout:
     chunks: Triple
     shards: Triple | None
 
-    @property
-    def write_unit(self) -> Triple:
-        return self.shards or self.chunks
-
 
 def convert(
     source: str,
@@ -97,7 +93,8 @@ def convert(
     _check_target(source, target, final, part)
     try:
         with _claimed(part):
-            _write(volume, FolderStore(part), image_name(final), layout, space, on_advance)
+            level = _empty(FolderStore(part), volume.description, image_name(final), layout, space)
+            _write(volume, level, on_advance)
             _refuse_changed(source, axes, inventory)
             _publish(part, final, target)
     except OSError as error:
@@ -162,17 +159,8 @@ def _space(found: Description, voxel_size_nm: tuple[float, float, float] | None)
     return Space(scale, tuple(t / old * new for t, old, new in moved), ("nanometer",) * len(scale))
 
 
-def _write(
-    volume: Volume,
-    store: Store,
-    name: str,
-    layout: Layout,
-    space: Space,
-    on_advance: Callable[[int, int], None],
-) -> None:
-    found = volume.description
-    ome = image_attributes(name=name, axes=found.axes, space=space, path=FINEST)
-    store.put(DOCUMENT, dumped({"attributes": {"ome": ome}, "zarr_format": 3, "node_type": "group"}))
+def _empty(store: Store, found: Description, name: str, layout: Layout, space: Space) -> Level:
+    """The image's one level, with all documents and no voxel."""
     level = Level(
         store,
         FINEST,
@@ -183,13 +171,19 @@ def _write(
         chunks=layout.chunks,
         shards=layout.shards,
     )
+    ome = image_attributes(name=name, axes=found.axes, space=space, path=level.name)
+    store.put(DOCUMENT, dumped({"attributes": {"ome": ome}, "zarr_format": 3, "node_type": "group"}))
     store.put(level.document_key, level.document)
-    voxel_bytes = found.channels * np.dtype(found.dtype).itemsize
-    done = 0
-    for box in Box.of_shape(found.shape).split(widened(layout.write_unit, found.shape, voxel_bytes, BOX_BYTES)):
+    return level
+
+
+def _write(volume: Volume, level: Level, on_advance: Callable[[int, int], None]) -> None:
+    voxel_bytes = level.channels * np.dtype(level.dtype).itemsize
+    whole, done = Box.of_shape(level.shape), 0
+    for box in whole.split(widened(level.write_unit, level.shape, voxel_bytes, BOX_BYTES)):
         level.write(box, volume.read(box))
         done += box.voxels
-        on_advance(done, found.voxels)
+        on_advance(done, whole.voxels)
 
 
 # --- where it is written ------------------------------------------------------------------------------------------------

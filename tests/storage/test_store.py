@@ -15,6 +15,7 @@ from pipeline.core.ledger import TileRecord
 from pipeline.errors import FileError, StorageError
 from pipeline.outputs.image import Image
 from pipeline.outputs.level import Contents, Level
+from pipeline.outputs.metadata import Metadata
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.outputs.sink import UnitSink
 from pipeline.outputs.store import Entry, FolderStore, Store
@@ -212,3 +213,22 @@ def test_what_the_system_refuses_is_told_by_the_file(tmp_path):
         image.finest.write(core, values)
     with pytest.raises(FileError, match="cannot be written"):
         UnitSink(image.finest, core).add(core, values)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", None])
+def test_the_document_of_every_level_is_looked_after(store, tmp_path, damage):
+    """Readers go by each; one that is damaged is put back, and the others are left."""
+    plan = output_plan(tmp_path / "o.zarr", channels=2)
+    levels = [level_of(store, name, shape=shape) for name, shape in (("0", (6, 12, 9)), ("1", (3, 6, 5)))]
+    metadata = Metadata(store, plan, levels)
+    assert metadata.put(complete=False) == [
+        f"{key}: is not there, or no document" for key in ("zarr.json", "0/zarr.json", "1/zarr.json")
+    ]
+    assert metadata.compared(complete=False).differences == ()
+    before = store.get("1/zarr.json")
+    store.remove("1/zarr.json") if damage is None else store.put("1/zarr.json", damage)
+    found = metadata.compared(complete=False).differences
+    assert found
+    assert {line.partition(":")[0] for line in found} == {"1/zarr.json"}
+    assert tuple(metadata.put(complete=False)) == found
+    assert store.get("1/zarr.json") == before != store.get("0/zarr.json")
