@@ -78,7 +78,7 @@ def test_the_command_and_its_workers_look_for_garbage_alike_and_seldom():
     """A fifth of a start is a second; a worker's process is told by a plugin, the command's by its entry."""
     told = "import gc; print(gc.get_threshold())"
     entry = f"import atexit, sys, halotile; sys.argv = ['halotile', '--version']; atexit.register(lambda: exec({told!r})); halotile.main()"
-    worker = f"from pipeline.cluster.process import Settled; Settled().setup(None); {told}"
+    worker = f"from pipeline.cluster.process import ProcessSetup; ProcessSetup().setup(None); {told}"
     plain, *ours = (
         subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for line in (told, entry, worker)
