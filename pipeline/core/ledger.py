@@ -6,13 +6,16 @@ for nothing. A line that was damaged counts for nothing either: its tile is comp
 checksum are of versions that wrote none.
 
 A record says of which stage of tiles it is, where that is not the first one, `infer`: lines of it are what they always were.
+
+Where the values that the network sees were measured by a survey, the first record of a plan says which those are. Tiles that follow it stand
+by them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any, Literal, TypeGuard, get_args
@@ -77,7 +80,7 @@ class TileRecord:
     stage: str = INFER
 
     def to_line(self) -> str:
-        return _line({key: value for key, value in _content(self).items() if value not in ("", {})})
+        return checked_line({key: value for key, value in _content(self).items() if value not in ("", {})})
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +108,33 @@ class Session:
     stage: str = INFER
 
     def to_line(self) -> str:
-        return _line({"session": _content(self)})
+        return checked_line({"session": _content(self)})
 
 
-def _content(record: TileRecord | Session) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """Which statistics the tiles of a plan stand by, from here on.
+
+    Args:
+        fingerprint: Of the plan.
+        digest: Of the statistics.
+        values: Their content, so that they can be put back where their file is lost.
+        stage: Whose tiles, one of `TILED`.
+    """
+
+    fingerprint: str
+    digest: str
+    values: Mapping[str, object]
+    stage: str = INFER
+
+    def to_line(self) -> str:
+        return checked_line({"statistics": _content(self)})
+
+
+Record = TileRecord | Session | Surveyed
+
+
+def _content(record: Record) -> dict[str, Any]:
     """What a line says of a record."""
     found = asdict(record)
     if record.stage == INFER:
@@ -129,8 +155,10 @@ class Progress:
         self._codes = np.zeros(tiles, dtype=np.uint8)
         self.fingerprint = fingerprint
         self.stage = stage
+        self.surveyed: Surveyed | None = None
+        """Which statistics its tiles stand by, where the ledger says."""
 
-    def owns(self, record: TileRecord | Session) -> TypeGuard[TileRecord]:
+    def owns(self, record: Record) -> TypeGuard[TileRecord]:
         """Whether a record is of a tile of this stage and plan."""
         return (
             isinstance(record, TileRecord)
@@ -138,10 +166,12 @@ class Progress:
             and 0 <= record.tile < len(self._codes)
         )
 
-    def add(self, record: TileRecord | Session) -> None:
-        """Take a record in; a session, and a tile of another plan or stage, are passed over."""
+    def add(self, record: Record) -> None:
+        """Take a record in; a session, and whatever is of another plan or stage, are passed over."""
         if self.owns(record):
             self._codes[record.tile] = _CODES[record.state]
+        elif isinstance(record, Surveyed) and (record.stage, record.fingerprint) == (self.stage, self.fingerprint):
+            self.surveyed = record
 
     def count(self, state: str) -> int:
         return int(np.count_nonzero(self._codes == _CODES[state]))
@@ -163,7 +193,7 @@ class Progress:
         return np.concatenate([np.flatnonzero((self._codes != _CODES["done"]) & ~failed), np.flatnonzero(failed)])
 
 
-def replay(records: Iterable[TileRecord | Session], *stages: Progress) -> None:
+def replay(records: Iterable[Record], *stages: Progress) -> None:
     """Have the progress of any number of stages as of the end of a ledger, by one pass over it."""
     for record in records:
         for progress in stages:
@@ -173,7 +203,7 @@ def replay(records: Iterable[TileRecord | Session], *stages: Progress) -> None:
 def parse_lines(
     lines: Iterable[str],
     on_damage: Callable[[int, str], None] = lambda number, why: None,  # noqa: ARG005 - names say what is told
-) -> Iterator[TileRecord | Session]:
+) -> Iterator[Record]:
     """Records of a ledger, in order; what is damaged is passed over.
 
     Args:
@@ -200,16 +230,26 @@ class _Damaged(Exception):  # noqa: N818 - it ends a line, not a reading
     pass
 
 
-def _line(content: dict[str, Any]) -> str:
+def checked_line(content: Mapping[str, object]) -> str:
+    """An object as a line of JSON that ends with the checksum of all before it."""
     text = json.dumps(content)[:-1]
     return f'{text}{_CHECKSUM}{_checksum(text)}"}}\n'
+
+
+def checked_content(line: str) -> dict[str, object] | None:
+    """What `checked_line` wrote; None where it is not whole."""
+    text = line[: -len(_CHECKSUM) - 11]
+    if not text or line != f'{text}{_CHECKSUM}{_checksum(text)}"}}\n':
+        return None
+    found: dict[str, object] = json.loads(f"{text}}}")
+    return found
 
 
 def _checksum(text: str) -> str:
     return f"{crc32(text.encode()):08x}"
 
 
-def _records(line: str, number: int) -> Iterator[TileRecord | Session | None]:
+def _records(line: str, number: int) -> Iterator[Record | None]:
     """The records of a line: one; of one that lost its end, two. None for each that is damaged."""
     if _CHECKSUM not in line:
         try:
@@ -218,7 +258,7 @@ def _records(line: str, number: int) -> Iterator[TileRecord | Session | None]:
             raise _Damaged(f"it is no record ({error})") from error
         return
     for piece in filter(None, _END.split(line)):
-        begin = max(piece.rfind('{"tile": '), piece.rfind('{"session": '), 0)  # quotes within a record are escaped
+        begin = max(*map(piece.rfind, _BEGINNINGS), 0)  # quotes within a record are escaped
         if begin:
             yield None
         text = piece[begin : -len(_CHECKSUM) - 10]
@@ -231,20 +271,26 @@ def _records(line: str, number: int) -> Iterator[TileRecord | Session | None]:
             raise ValueError(f"line {number} is whole, but no record that this version knows ({error})") from error
 
 
+_BEGINNINGS = ('{"tile": ', '{"session": ', '{"statistics": ')
+"""Of records, as text."""
+
 _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("tile", "peak_bytes", "attempt", "tiles", "workers"), int),
-    **dict.fromkeys(("state", "fingerprint", "worker", "error", "ended", "stage"), str),
+    **dict.fromkeys(("state", "fingerprint", "worker", "error", "ended", "stage", "digest"), str),
     **dict.fromkeys(("seconds", "read_seconds", "write_seconds", "wait_seconds"), (int, float)),
     **dict.fromkeys(("cluster_seconds", "model_seconds"), (int, float)),
-    "units": dict,
+    **dict.fromkeys(("units", "values"), dict),
 }
 """What the values of a record are."""
 
+_RECORDS: dict[str, type[Record]] = {"session": Session, "statistics": Surveyed, "tile": TileRecord}
+"""By the key that a line has for them; a tile's is its index."""
 
-def _record(content: dict[str, Any]) -> TileRecord | Session:
-    is_session = "session" in content
-    values = content["session"] if is_session else content
-    record = Session(**values) if is_session else TileRecord(**values)
+
+def _record(content: dict[str, Any]) -> Record:
+    kind = next((key for key in _RECORDS if key in content), "tile")
+    values = content if kind == "tile" else content[kind]
+    record = _RECORDS[kind](**values)
     for key, value in values.items():
         if (
             not isinstance(value, _KINDS[key])

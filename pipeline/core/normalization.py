@@ -32,11 +32,14 @@ class Normalization:
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
+    def rule(self) -> dict[str, object]:
+        """By which the numbers are found, without them."""
+        percentiles = {"low": self.low, "high": self.high} if self.mode == "percentile" else {}
+        return {"mode": self.mode, **percentiles}
+
     def same_rule(self, other: Normalization) -> bool:
         """Whether both derive their numbers from a volume in the same way."""
-        if self.mode != other.mode:
-            return False
-        return self.mode != "percentile" or (self.low, self.high) == (other.low, other.high)
+        return self.rule() == other.rule()
 
     def is_measured(self, dtype: str) -> bool:
         """Whether the numbers come from the voxels of the whole volume, of this type."""

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core import ledger
-from pipeline.core.ledger import Progress, Session, TileRecord, parse_lines, replay
+from pipeline.core.ledger import (
+    Progress,
+    Session,
+    Surveyed,
+    TileRecord,
+    checked_content,
+    checked_line,
+    parse_lines,
+    replay,
+)
 
 RECORD = TileRecord(7, "done", "ab" * 32, {"0/c/0/1": "cd" * 32, "0/c/0/2": None}, seconds=1.5, worker="w-0")
 STATES = ("done", "failed", "invalid")
@@ -253,3 +262,41 @@ def test_what_is_to_do_is_plain_indices_in_order():
     progress = Progress(5, "ours")
     progress.add(TileRecord(2, "done", "ours"))
     np.testing.assert_array_equal(progress.to_do(), [0, 1, 3, 4])
+
+
+# --- which numbers tiles stand by -----------------------------------------------------------------------------------------
+
+SURVEYED = Surveyed("ours", "ef" * 32, {"mode": "zscore", "offset": 0.1, "scale": 3.0, "over": {"input.shape": [1, 2]}})
+
+
+def test_the_statistics_of_a_plan_are_a_record_of_its_stage_and_its_own():
+    """The first one of a ledger; those of another plan, or of another stage, say nothing of these tiles."""
+    others = [replace(SURVEYED, fingerprint="theirs"), replace(SURVEYED, digest="00" * 32)]
+    entries = [SURVEYED, others[0], replace(RECORD, fingerprint="ours", tile=2)]
+    found = list(parse_lines(entry.to_line() for entry in entries))
+    assert found == entries
+    progress, nobody = Progress(10, "ours"), Progress(10, "nobody's")
+    replay(found, progress, nobody)
+    assert progress.surveyed == SURVEYED
+    assert nobody.surveyed is None
+    assert np.flatnonzero(progress.done()).tolist() == [2]
+    progress.add(others[1])
+    assert progress.surveyed == others[1]  # measured again, once no tile stood by the first
+
+
+def test_statistics_that_lost_the_end_of_their_line_count_for_nothing():
+    """As any record: what is not whole is not there, and the line that it runs into is read."""
+    whole = SURVEYED.to_line()
+    torn = whole[:50] + RECORD.to_line()
+    damaged = []
+    assert list(parse_lines([torn], lambda number, _: damaged.append(number))) == [RECORD]
+    assert damaged == [1]
+    assert list(parse_lines([RECORD.to_line()[:50] + whole])) == [SURVEYED]
+
+
+def test_a_line_is_read_back_only_as_it_was_written():
+    """Records of other files have the same checksum at their end."""
+    line = checked_line({"part": 3, "found": ["a"]})
+    assert checked_content(line) == {"part": 3, "found": ["a"]}
+    for broken in (line[:-1], line[:-9], line.replace("3", "4"), "", "\n", "{}\n"):
+        assert checked_content(broken) is None

@@ -1,0 +1,265 @@
+"""What passes over a volume add up to: the same numbers for whoever computes which part, whatever was recorded before."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core.geometry.box import Box
+from pipeline.core.normalization import Normalization
+from pipeline.core.statistics import (
+    MOST_PARTS,
+    Measurement,
+    PartRecord,
+    Parts,
+    Pass,
+    Statistics,
+    digest_of_pass,
+    known,
+    measure,
+    most_passes,
+)
+
+SHAPE, BOX = (9, 17, 13), (4, 8, 8)
+PARTS = Parts(SHAPE, BOX)
+PERCENTILE = Normalization("percentile", low=0.5, high=99.1)
+
+
+def volume(dtype: str) -> np.ndarray:
+    """Whole numbers that look like none: the same on every machine and with every version of numpy."""
+    n = np.arange(np.prod(SHAPE), dtype=np.int64)
+    mixed = (n * 2654435761 % 2**32) * (n * 40503 % 65536) % 2**31
+    if np.dtype(dtype).kind == "f":
+        return (mixed.astype(np.float64) / 2**20 - 300).astype(dtype).reshape(SHAPE)
+    return (mixed % np.iinfo(dtype).max).astype(dtype).reshape(SHAPE)
+
+
+def of(array: np.ndarray, rule: Normalization) -> Normalization:
+    """Measured, one part after the other."""
+    return measure(rule, array.dtype.name, array.size, PARTS, lambda box: array[box.within(Box.of_shape(SHAPE))])
+
+
+# --- the numbers ----------------------------------------------------------------------------------------------------------
+
+RECORDED = {
+    ("uint8", "percentile"): ("0x0.0p+0", "0x1.03091b51f5e1ap-8"),
+    ("uint16", "percentile"): ("0x1.bd19999999999p+8", "0x1.04f219b41efd6p-16"),
+    ("int32", "percentile"): ("0x1.7e4754147ae14p+23", "0x1.02f751e32568fp-31"),
+    ("float32", "minmax"): ("-0x1.2c00000000000p+8", "0x1.00072733295efp-11"),
+    ("float32", "percentile"): ("-0x1.200dc547ae148p+8", "0x1.02f7519c7f3d4p-11"),
+    ("float64", "minmax"): ("-0x1.2c00000000000p+8", "0x1.000727a52fbe2p-11"),
+    ("float64", "percentile"): ("-0x1.200dc55f5c28fp+8", "0x1.02f751e32568fp-11"),
+}
+"""Offset and scale as 0.1 measured them, to the last bit."""
+
+
+@pytest.mark.parametrize(("dtype", "mode"), RECORDED)
+def test_numbers_are_those_that_plans_of_0_1_measured(dtype, mode):
+    """The last bit of a statistic is part of the output's bytes, and a volume gets the same output from every version."""
+    rule = replace(PERCENTILE, mode=mode) if mode == "percentile" else Normalization(mode)
+    found = of(volume(dtype), rule)
+    assert (found.offset.hex(), found.scale.hex()) == RECORDED[dtype, mode]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float32", "float64"])
+def test_mean_and_deviation_are_merged_in_the_order_of_the_boxes(dtype):
+    """To the last bit what one process gets that goes from box to box: sums of floats depend on their order."""
+    array = volume(dtype)
+    count, mean, squares = 0, 0.0, 0.0
+    for box in Box.of_shape(SHAPE).split(BOX):
+        values = array[box.within(Box.of_shape(SHAPE))]
+        n, m = values.size, float(values.mean(dtype=np.float64))
+        s = float(values.var(dtype=np.float64)) * n
+        delta, total = m - mean, count + n
+        squares += s + delta * delta * count * n / total
+        mean += delta * n / total
+        count = total
+    found = of(array, Normalization("zscore"))
+    assert (found.offset, found.scale) == (mean, 1.0 / float(np.sqrt(squares / count)))
+
+
+RULES = [
+    ("uint8", PERCENTILE),
+    ("float32", PERCENTILE),
+    ("float64", Normalization("zscore")),
+    ("float32", Normalization("minmax")),
+]
+
+
+def given_in(order: list[int], dtype: str, rule: Normalization) -> Measurement:
+    """All passes, the parts of each in another order, through their records, and one of them twice."""
+    array = volume(dtype)
+    found = Measurement(rule, dtype, array.size, len(PARTS))
+    while now := found.now:
+        for part in order:
+            boxes = (array[box.within(Box.of_shape(SHAPE))] for box in PARTS.boxes(part))
+            record = PartRecord.from_line(PartRecord(part, "pass", now.look(boxes)).to_line())
+            found.add(record.part, record.found)
+            if part != order[-1]:
+                found.add(record.part, record.found)
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "rule"), RULES)
+@given(order=st.permutations(range(len(PARTS))))
+def test_numbers_do_not_depend_on_the_order_in_which_parts_come(dtype, rule, order):
+    """Many workers, restarts, parts that come twice: statistics are one set, and tiles of another would be refused."""
+    assert given_in(order, dtype, rule).result == of(volume(dtype), rule)
+
+
+def test_moments_merged_in_another_order_are_other_numbers():
+    """The negative control: the order of the boxes is in the last bits, so to keep it is not for show."""
+    values = np.exp(np.random.default_rng(0).normal(size=(16, 50), scale=4))
+    results = []
+    for order in (range(16), reversed(range(16))):
+        found = Measurement(Normalization("zscore"), "float64", values.size, 16)
+        for part, box in enumerate(order):
+            found.add(part, Pass("moments").look([values[box]]))
+        results.append(found.result)
+    assert results[0].offset == pytest.approx(results[1].offset, rel=1e-12)
+    assert results[0] != results[1]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_zero_has_no_sign(order):
+    """0.0 and -0.0 are one number and two texts: which part came first would be in the digest."""
+    array = np.array([0.0, -0.0] * 4 + [1.0])[::order]
+    found = Measurement(Normalization("minmax"), "float64", 9, 9)
+    for part, value in enumerate(array):
+        found.add(part, Pass("limits").look([np.array([value])]))
+    assert str(found.result.offset) == "0.0"
+
+
+# --- passes ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "passes"),
+    [
+        ("none", "float32", 0),
+        ("minmax", "uint16", 0),
+        ("minmax", "float32", 1),
+        ("zscore", "uint8", 1),
+        ("percentile", "bool", 1),
+        ("percentile", "uint16", 1),
+        ("percentile", "int16", 1),
+        ("percentile", "uint32", 4),
+        ("percentile", "float32", 4),
+    ],
+)
+def test_a_plan_knows_how_often_the_volume_is_read_at_most(mode, dtype, passes):
+    """Ten terabytes four times over are a day: it is told before, and 16 bits are read once."""
+    rule = Normalization(mode)
+    assert most_passes(rule, dtype) == passes
+    if passes:
+        array = volume(dtype) if dtype != "bool" else volume("uint8") > 9
+        found = Measurement(rule, dtype, array.size, 1)
+        while found.now:
+            found.add(0, found.now.look([array]))
+        assert 0 < found.number <= passes
+    else:
+        assert known(rule, dtype).mode == mode
+
+
+def test_a_pass_that_could_find_nothing_more_is_left_out():
+    """Once every rank lies between a value and itself, another histogram would say so again."""
+    found = Measurement(PERCENTILE, "float32", 100, 1)
+    while found.now:
+        found.add(0, found.now.look([np.arange(100, dtype=np.float32)]))
+    assert found.number == 2
+    assert found.result == of_all(np.arange(100))
+
+
+def of_all(array: np.ndarray) -> Normalization:
+    """By numpy, of the whole."""
+    low, high = np.percentile(array, (0.5, 99.1))
+    return Normalization("percentile", float(low), 1 / (float(high) - float(low)), 0.5, 99.1)
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------------
+
+
+@given(shape=st.tuples(*[st.integers(1, 40)] * 3), box=st.tuples(*[st.integers(1, 9)] * 3))
+def test_parts_hold_each_box_once_and_in_order(shape, box):
+    """What is counted twice, or left out, is in no checksum."""
+    parts = Parts(shape, box)
+    boxes = [box for part in range(len(parts)) for box in parts.boxes(part)]
+    assert boxes == list(Box.of_shape(shape).split(box))
+    assert 1 <= len(parts) <= MOST_PARTS
+    assert all(list(parts.boxes(part)) for part in range(len(parts)))
+
+
+def test_ten_terabytes_are_a_thousand_parts():
+    """Neither the scheduler nor the record grows with the volume; and nothing is listed."""
+    parts = Parts((20_000, 25_000, 20_000), (64, 512, 512))
+    assert len(parts) <= MOST_PARTS
+    assert max(len(PartRecord(0, "", (np.arange(2**16),) * 3).to_line()) * len(parts), 1) < 2**30
+
+
+# --- records --------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=3, max_size=30))
+def test_a_record_is_read_as_it_was_written(values):
+    """A survey that was killed goes on from its records, to the last bit."""
+    array = np.array(values)
+    for now in (Pass("limits"), Pass("moments"), Pass("histograms", ((float(array.min()), float(array.max()), 0),))):
+        with np.errstate(over="ignore"):
+            record = PartRecord(7, "of", now.look([array]))
+        found = PartRecord.from_line(record.to_line())
+        assert (found.part, found.of, found.stage) == (7, "of", "survey")
+        for mine, theirs in zip(record.found, found.found, strict=True):
+            assert mine.dtype == theirs.dtype
+            np.testing.assert_array_equal(mine, theirs)
+
+
+@given(st.data())
+def test_a_damaged_record_counts_for_nothing(data):
+    """Each character of it is under its checksum; and a line that was torn has none."""
+    line = PartRecord(7, "of", Pass("moments").look([np.arange(9.0)])).to_line()
+    place = data.draw(st.integers(0, len(line) - 2))
+    other = data.draw(st.characters(codec="ascii").filter(lambda c: c != line[place]))
+    assert PartRecord.from_line(line[:place] + other + line[place + 1 :]) is None
+    assert PartRecord.from_line(line[:place]) is None
+    assert PartRecord.from_line(line) is not None
+
+
+def test_records_are_of_one_pass_over_the_same_files_by_the_same_rule():
+    """What was measured before the input changed, or for another bracket, is never added to what is measured now."""
+    passes = [
+        Pass("limits"),
+        Pass("moments"),
+        Pass("histograms", ((0.0, 1.0, 0),)),
+        Pass("histograms", ((0.0, 1.0, 1),)),
+    ]
+    digests = [digest_of_pass({"a": 1}, "files", now) for now in passes]
+    digests += [digest_of_pass({"a": 2}, "files", passes[0]), digest_of_pass({"a": 1}, "others", passes[0])]
+    assert all(one != other for one, other in pairwise(sorted(digests)))
+    assert digest_of_pass({"a": 1}, "files", Pass("limits")) == digests[0]
+
+
+# --- what came of it ------------------------------------------------------------------------------------------------------
+
+STATISTICS = Statistics(
+    Normalization("percentile", 10.25, 1 / 3, 0.5, 99.5), {"input.shape": [1, 2, 3], "boxes": [4, 5, 6]}
+)
+
+
+def test_statistics_round_trip_through_json():
+    """The last bit of each number; and the same text for the same numbers."""
+    assert Statistics.from_dict(json.loads(STATISTICS.to_json())) == STATISTICS
+    again = Statistics(STATISTICS.normalization, dict(reversed(STATISTICS.over.items())))
+    assert again.digest == STATISTICS.digest
+
+
+@pytest.mark.parametrize("key", ["offset", "scale", "low", "mode", "over", "digest"])
+def test_statistics_that_were_changed_by_hand_are_not_taken(key):
+    """Their digest would vouch for tiles of other numbers."""
+    content = json.loads(STATISTICS.to_json())
+    content[key] = {"mode": "minmax", "over": {}, "digest": "0" * 64}.get(key, 10.250000000000002)
+    with pytest.raises(ValueError, match="digest"):
+        Statistics.from_dict(content)
