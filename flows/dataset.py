@@ -58,7 +58,7 @@ def _volume_flow(
     @flow(name=VOLUME_FLOW, flow_run_name="{name}", persist_result=False, validate_parameters=False)
     @cancel_when_asked("finished tiles are kept")
     def segment_volume(name: str, url: str) -> str | State:  # noqa: ARG001 - what Prefect's page says of it
-        """One volume of a dataset: plan, infer, verify, report, publish.
+        """One volume of a dataset: plan, survey, infer, verify, report, publish.
 
         Args:
             name: Of the volume.

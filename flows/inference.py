@@ -33,7 +33,7 @@ def _run_name() -> str:
 @flow(name="halotile-inference", flow_run_name=_run_name, persist_result=False)
 @_cancel_when_asked
 def infer_volume(config: RunConfig, input_changed: Literal["redo", "keep"] | None = None) -> dict[str, Any]:
-    """Segment one volume: plan -> infer -> verify -> report. Running it again resumes.
+    """Segment one volume: plan -> survey -> infer -> verify -> report. Running it again resumes.
 
     Gives the report's content, and under `computed` the number of tiles that this run computed.
 
@@ -70,7 +70,7 @@ def _segment(
     keep_tiles_from_prefect()
     result_of(plan_stage(run, input_changed))
     account = stages.Account()
-    with stages.drive(run) as run:
-        for stage in following_tasks(started):
+    with stages.drive(run) as run, stages.workers_kept(run, started) as workers:
+        for stage in following_tasks(workers):
             account += result_of(stage(run))
     return account.to_dict()

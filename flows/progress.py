@@ -56,6 +56,11 @@ def tell_dashboard(link: str) -> None:
     say(f"Dask's dashboard: {link}", error=True)
 
 
+def tell_survey(word: str) -> None:
+    """Print how far the survey is."""
+    say(word, error=True)
+
+
 class ProgressArtifact:
     """A bar on the page of a Prefect run, moved some hundred times at most, however many tiles or steps there are.
 

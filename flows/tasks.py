@@ -15,7 +15,7 @@ from prefect.exceptions import PrefectException
 from prefect.tasks import Task
 
 from flows.interruption import cancel_when_asked
-from flows.progress import following, tell_dashboard
+from flows.progress import following, tell_dashboard, tell_survey
 from pipeline import stages
 from pipeline.cluster.pool import StartedWorkers
 from pipeline.errors import PipelineError
@@ -76,7 +76,9 @@ def following_tasks(started: StartedWorkers | None = None) -> list[Task[[stages.
     Args:
         started: Workers of the run that are started already.
     """
-    host = stages.Host(following=following, on_dashboard=tell_dashboard, on_report=_show, started=started)
+    host = stages.Host(
+        following=following, on_survey=tell_survey, on_dashboard=tell_dashboard, on_report=_show, started=started
+    )
     return [_task_of(stage, host) for stage in stages.SEQUENCE]
 
 

@@ -48,7 +48,7 @@ def logged(path: Path, config: LogConfig, *, run: str, stage: str) -> Iterator[N
         path: Appended to; made with the first record, in a folder that must be there.
         config: Level and format.
         run: Name of the output.
-        stage: plan, infer, verify or report.
+        stage: plan, survey, infer, verify or report.
     """
     handler = _RunLog(path, config, {"run": run, "stage": stage})
     before = _present.set(handler.present)

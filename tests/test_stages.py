@@ -191,7 +191,7 @@ def test_a_voxel_size_that_was_mended_reaches_plan_and_output_without_a_tile(tmp
 
     image_of(tmp_path, [*scale(30, 4, 4), {"type": "translation", "translation": [15, 0, 0]}], "µm")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resolve, "measured", lambda *_, **__: pytest.fail("statistics are measured again"))
+        patch.setattr(resolve, "sampled", lambda *_, **__: pytest.fail("numbers are looked for again"))
         stages.plan(run.now)
     assert run.plan.fingerprint == before.fingerprint
     assert run.plan.source.space == Space((30.0, 4.0, 4.0), (15.0, 0.0, 0.0), ("micrometer",) * 3)

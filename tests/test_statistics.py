@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from pipeline.core.geometry.box import Box
 from pipeline.core.normalization import Normalization
+from pipeline.core.statistics import BINS
 from pipeline.errors import PlanError
 from pipeline.planning import statistics
-from pipeline.planning.statistics import BINS, measured
+from pipeline.planning.statistics import measured
 from pipeline.volumes.volume import Volume, open_volume
 
 

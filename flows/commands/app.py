@@ -19,7 +19,7 @@ from pipeline import __version__
 
 COMMANDS = {
     "plan": ("run", "Dry run: print tiles, halo, amplification, memory and bytes to write; write plan.json."),
-    "run": ("run", "Segment a volume: plan, infer, verify, report. Run it again to resume."),
+    "run": ("run", "Segment a volume: plan, survey, infer, verify, report. Run it again to resume."),
     "reprocess": (
         "dataset",
         "Segment and publish all volumes of a dataset that are not done yet. Run it again for what is left.",

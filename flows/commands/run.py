@@ -46,7 +46,7 @@ def run(
     ] = None,
     set_: Overrides = None,
 ) -> int:
-    """Segment a volume: plan, infer, verify, report. Run it again to resume."""
+    """Segment a volume: plan, survey, infer, verify, report. Run it again to resume."""
     asked = read_run(config, set_)
 
     from flows.commands.running import run_volume  # noqa: PLC0415 - slow; `--help` needs none of it

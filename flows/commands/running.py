@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 def run_volume(
     config: RunConfig, *, prefect: bool, input_changed: Literal["redo", "keep"] | None = None
 ) -> dict[str, Any]:
-    """Plan, infer, verify, report; gives the report's content, and under `computed` the tiles of this session.
+    """Plan, survey, infer, verify, report; gives the report's content, and under `computed` the tiles of this session.
 
     Args:
         config: The run.
@@ -95,10 +95,10 @@ def _without_prefect(
 
 def _stages(run: Run, started: StartedWorkers | None) -> dict[str, Any]:
     """What follows the plan; what is done already is not done again."""
-    from flows.progress import show, tell_dashboard  # noqa: PLC0415 - slow, and not needed elsewhere
+    from flows.progress import show, tell_dashboard, tell_survey  # noqa: PLC0415 - slow, and not needed elsewhere
     from pipeline import stages  # noqa: PLC0415 - slow, and not needed elsewhere
 
-    host = stages.Host(following=show, on_dashboard=tell_dashboard, started=started)
+    host = stages.Host(following=show, on_survey=tell_survey, on_dashboard=tell_dashboard, started=started)
     return stages.follow(run, host).to_dict()
 
 

@@ -70,7 +70,7 @@ def machine(config: ClusterConfig) -> Machine:
 
 @contextmanager
 def open_pool(
-    config: ClusterConfig, spec: WorkerSpec, folder: Path, started: StartedWorkers | None = None
+    config: ClusterConfig, spec: WorkerSpec, folder: Path, started: StartedWorkers | None = None, *, keep: bool = False
 ) -> Iterator[Pool]:
     """Workers until the context ends.
 
@@ -81,6 +81,7 @@ def open_pool(
         spec: How many, how large.
         folder: For logs and keys of jobs, where all workers see it.
         started: Workers that are started already; they are taken where they are such ones, and nobody has taken them.
+        keep: Whether those are left, in the end, for the next one that asks for such workers.
 
     Raises:
         ConfigError, InferenceError: They cannot be had.
@@ -88,7 +89,7 @@ def open_pool(
     leave_if_run_again()
     with ExitStack() as stack:
         if started is not None and started.take(config, spec):
-            stack.callback(started.stack.close)
+            stack.callback(started.give_back if keep else started.stack.close)
             opened, seconds = started.opened.result()
         else:
             opened, seconds = _open(stack, _kind(config), config, spec, folder)
@@ -116,7 +117,7 @@ class SharedPool:
 
 
 class StartedWorkers:
-    """Workers that are started, or on their way, before a pool is opened: `open_pool` is given them, and may take them once.
+    """Workers that are started, or on their way, before a pool is opened: `open_pool` is given them, and has them alone.
 
     Args:
         config: Their cluster.
@@ -144,8 +145,12 @@ class StartedWorkers:
         self._taken = True
         return True
 
+    def give_back(self) -> None:
+        """They are there for whoever takes them next."""
+        self._taken = False
+
     def close(self) -> None:
-        """End them where nobody took them."""
+        """End them where nobody has them."""
         if not self._taken:
             self._taken = True
             self.stack.close()

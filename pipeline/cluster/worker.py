@@ -44,11 +44,13 @@ class Job:
         output: Path of the output; plan and locks lie beside it.
         fingerprint: Of the plan.
         token: Of the driver; a worker whose driver was replaced begins no more tiles.
+        statistics: Digest of what its survey has measured; empty where the plan has its numbers.
     """
 
     output: str
     fingerprint: str
     token: str
+    statistics: str = ""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,14 @@ def _load_plan(directory: RunDirectory, job: Job) -> Plan:
         raise StorageError(
             f"The plan in '{directory.path}' is not the one of this run: it was changed under the workers."
         )
-    return plan
+    if not job.statistics:
+        return plan
+    statistics = directory.load_statistics()
+    if statistics is None or statistics.digest != job.statistics:
+        raise StorageError(
+            f"'{directory.statistics_path}' is not what this run has measured: it was changed under the workers."
+        )
+    return replace(plan, statistics=statistics)
 
 
 def _open(directory: RunDirectory, job: Job, plan: Plan, earlier: UNetPredictor | None) -> _OpenJob:

@@ -1,4 +1,8 @@
-"""The plan: all that will be done, as a value that is printed, hashed and compared before a machine is touched."""
+"""The plan: all that will be done, as a value that is printed, hashed and compared before a machine is touched.
+
+It holds the rule by which stored values become the network's input. Where the numbers of that rule take passes over the volume, these are a
+stage of their own, the survey: the fingerprint covers the rule, and the ledger says which numbers its tiles stand by.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,19 @@ from pipeline.core.geometry.box import Triple
 from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
+from pipeline.core.statistics import Statistics, Survey
 from pipeline.core.stored import Stored
 from pipeline.core.strict_json import json_text
 from pipeline.core.tiles.cost import read_slices
 from pipeline.core.tiles.grid import TileGrid
 from pipeline.core.volume import Description
+from pipeline.errors import PlanError
 
 ALGORITHM_VERSION = 2
 """Raised whenever the same plan would give other bytes."""
+
+IDENTITY_VERSION = 2
+"""Of what a fingerprint covers. 1: the numbers of every normalisation, which plans measured; 2: where a survey measures them, its rule."""
 
 CODECS = "zstd(level=1), crc32c"
 """How every chunk is stored; the checksum guards the data, not only a shard's index."""
@@ -114,7 +123,11 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run, resolved: it holds no `auto`. Environment, warnings, sample and what is stored are recorded, and are no part of its identity."""
+    """One run, resolved: it holds no `auto`. Environment, warnings, sample and what is stored are recorded, and are no part of its identity.
+
+    `normalization` has its numbers where they follow from the rule, or were measured by an earlier version's plan (identity 1). Where a survey
+    measures them, it has those of a sample, for words and choices; whoever computes asks for `numbers`.
+    """
 
     source: Description
     nonfinite: str
@@ -131,6 +144,43 @@ class Plan:
     version: int = ALGORITHM_VERSION
     sample: Appearance | None = None  # of the volume, where there is something to compare it with
     stored: Stored | None = None
+    survey: Survey | None = None  # the passes that measure the numbers; None where they are known
+    statistics: Statistics | None = field(default=None, compare=False)  # what it has measured; in a file of its own
+    identity_version: int = IDENTITY_VERSION
+
+    @property
+    def numbers(self) -> Normalization:
+        """How stored values become the network's input.
+
+        Raises:
+            PlanError: A survey measures it, and has not yet.
+        """
+        if self.survey is None:
+            return self.normalization
+        if self.statistics is None:
+            raise PlanError(
+                f"The numbers of the normalisation '{self.normalization.mode}' of '{self.source.url}' are not measured yet: the stage "
+                "`survey` comes before any tile is computed."
+            )
+        return self.statistics.normalization
+
+    @property
+    def surveyed_over(self) -> dict[str, object]:
+        """What a survey of this plan measures, by the names of `identity`: whatever else differs, its numbers are the same."""
+        mine = self.identity()
+        return {key: mine[key] for key in mine if key.startswith("input.") or key == "normalize"}
+
+    def measured_by(self, earlier: Plan) -> Statistics | None:
+        """What an earlier plan or its survey has measured of the same voxels by the same rule, as statistics of this plan's survey."""
+        if self.survey is None:
+            return None
+        if earlier.survey is None:
+            mine, theirs = self.identity(), earlier.identity()
+            same = self.normalization.same_rule(earlier.normalization) and all(
+                mine[key] == theirs[key] for key in mine if key.startswith("input.")
+            )
+            return Statistics(earlier.normalization, self.surveyed_over) if same else None
+        return earlier.statistics if earlier.surveyed_over == self.surveyed_over else None
 
     @property
     def all_warnings(self) -> tuple[str, ...]:
@@ -179,7 +229,7 @@ class Plan:
             "input.nonfinite": self.nonfinite,
             "model.weights": self.model.sha256,
             "model.architecture": self.model.architecture.to_dict(),
-            "normalize": self.normalization.to_dict(),
+            "normalize": self._rule(),
             "output.dtype": output.dtype,
             "output.activation": output.activation,
             "output.chunks": list(output.chunks),
@@ -193,6 +243,12 @@ class Plan:
             "compute.threads": compute.threads,
         }
 
+    def _rule(self) -> dict[str, object]:
+        """Of a survey the rule, and the boxes in which it reads: they are in the low bits of what it measures. Else the numbers."""
+        if self.survey is None:
+            return self.normalization.to_dict()
+        return {**self.normalization.rule(), "boxes": list(self.survey.box)}
+
     @property
     def fingerprint(self) -> str:
         """Digest of `identity`: equal fingerprints mean equal bytes on one kind of processor."""
@@ -204,7 +260,9 @@ class Plan:
         return [f"{key}: {mine[key]} here, {theirs[key]} there" for key in mine if mine[key] != theirs[key]]
 
     def to_json(self) -> str:
-        content = {**asdict(self), "tiles": len(self.grid), "counts": self.grid.counts, "fingerprint": self.fingerprint}
+        content = asdict(self)
+        del content["statistics"]
+        content |= {"tiles": len(self.grid), "counts": self.grid.counts, "fingerprint": self.fingerprint}
         return json_text(content, indent=2)
 
     @classmethod
@@ -217,10 +275,23 @@ class Plan:
         content = dict(json.loads(text))
         told = content.pop("fingerprint")
         content.pop("tiles"), content.pop("counts")
+        version = content.setdefault("identity_version", 1)
+        if version == 1:
+            content = _of_identity_1(content)
+        elif version != IDENTITY_VERSION:
+            raise ValueError(f"its identity is of version {version}, and this version knows 1 and {IDENTITY_VERSION}")
         plan = cls(**{**content, **_parts(content)})
         if plan.fingerprint != told:
             raise ValueError(f"the fingerprint {told[:12]} is not that of its content, {plan.fingerprint[:12]}")
         return plan
+
+
+def _of_identity_1(content: dict[str, Any]) -> dict[str, Any]:
+    """A plan as versions before the survey stored it: the numbers of its normalisation are in it, measured or not, and its fingerprint covers them.
+
+    So it stays, for as long as its run does: there is nothing to survey, and its tiles, ledger and published versions hold.
+    """
+    return {**content, "survey": None}
 
 
 def _parts(content: dict[str, Any]) -> dict[str, Any]:
@@ -237,6 +308,7 @@ def _parts(content: dict[str, Any]) -> dict[str, Any]:
         "warnings": tuple(content["warnings"]),
         "sample": Appearance.from_dict(content["sample"]) if content.get("sample") else None,
         "stored": Stored.from_dict(content["stored"]) if content.get("stored") else None,
+        "survey": Survey.from_dict(content["survey"]) if content.get("survey") else None,
         **{key: tuple(content[key]) for key in ("core", "halo")},
     }
 

@@ -72,7 +72,7 @@ def choose_version(
     version = current_version(run, publication, machine, current) if current else None
     if version := version or _find_begun(run, publication, machine, origin):
         return version
-    earlier = next(_plans(publication, origin), None)  # its statistics hold, whatever else has changed
+    earlier = next(_plans(publication, origin), None)  # its numbers hold, whatever else has changed
     place = stages.Run(run(str(publication.image("new"))))
     made = make_plan(place.config, machine, earlier=earlier and place.relocate(earlier), like=like, inventory=inventory)
     if _is_of_others(publication, made.fingerprint, origin):
@@ -150,11 +150,13 @@ def _is_of_others(publication: Publication, fingerprint: str, origin: Origin | N
 
 
 def _plans(publication: Publication, origin: Origin | None) -> Iterator[Plan]:
+    """Of the versions that are there, with what their surveys have measured; those of other files left out."""
     for version in _newest_first(publication):
         if _is_of_others(publication, version.fingerprint, origin):
             continue
-        if plan := publication.directory(version.fingerprint).load_plan():
-            yield plan
+        directory = publication.directory(version.fingerprint)
+        if plan := directory.load_plan():
+            yield replace(plan, statistics=directory.load_statistics() if plan.survey else None)
 
 
 def _newest_first(publication: Publication) -> list[Version]:

@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -93,13 +93,11 @@ def infer_missing(
     Raises:
         InferenceError: Tiles failed, by name; all others are kept.
     """
-    job = worker.Job(config.output.url, plan.fingerprint, driver.token)
+    digest = plan.statistics.digest if plan.statistics else ""
+    job = worker.Job(config.output.url, plan.fingerprint, driver.token, digest)
     work = Work(functools.partial(worker.prepare, job), functools.partial(worker.infer, job), run=driver.token)
     to_do = progress.total - progress.count("done")
-    if shared:
-        hired = shared.lend(to_do)
-    else:
-        hired = _own(config, workers_for(config, plan, progress), driver.directory, on_dashboard, started)
+    hired = workers_of(to_do, config, plan, progress, driver.directory, on_dashboard, shared, started)
     with hired as pool, driver.directory.ledger() as ledger:
         log.info("%d tiles to do, %d workers wanted", to_do, pool.workers)
         current = _InferSession(plan, progress, pool, on_advance)
@@ -127,6 +125,36 @@ def infer_missing(
     return session
 
 
+def workers_of(
+    tasks: int,
+    config: RunConfig,
+    plan: Plan,
+    progress: Progress,
+    directory: RunDirectory,
+    on_dashboard: Callable[[str], None],
+    shared: SharedPool | None,
+    started: StartedWorkers | None,
+    *,
+    keep: bool = False,
+) -> AbstractContextManager[Pool]:
+    """Workers for so many tasks of a run: of those that it shares; or its own, which are the same ones for each of its stages.
+
+    Args:
+        tasks: For which the run wants some of those that it shares.
+        config: The run.
+        plan: Its plan.
+        progress: What the ledger adds up to.
+        directory: Its run directory.
+        on_dashboard: Told where Dask's dashboard is, where the run has workers of its own, and there is one.
+        shared: Workers that it shares with others.
+        started: Workers of its own that are started already.
+        keep: Whether those that were started are left for a later stage.
+    """
+    if shared:
+        return shared.lend(tasks)
+    return _own(config, workers_for(config, plan, progress), directory, on_dashboard, started, keep=keep)
+
+
 @contextmanager
 def _own(
     config: RunConfig,
@@ -134,9 +162,11 @@ def _own(
     directory: RunDirectory,
     on_dashboard: Callable[[str], None],
     started: StartedWorkers | None,
+    *,
+    keep: bool,
 ) -> Iterator[Pool]:
     """Workers of this run alone; what they log is handled here."""
-    opening = open_pool(config.cluster, spec, directory.jobs_path, started)
+    opening = open_pool(config.cluster, spec, directory.jobs_path, started, keep=keep)
     with opening as pool, forward(pool.client, config.log.level):
         if link := dashboard_link(pool.client, config.cluster):
             log.info("Dask's dashboard: %s", link)

@@ -52,6 +52,7 @@ class UNetPredictor:
 
     Raises:
         ModelError: The weights are not the plan's, or its device is not there.
+        PlanError: The numbers of its normalisation are not measured yet.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class UNetPredictor:
             )
         check_device(plan.compute.device)
         make_deterministic()
-        self._plan = plan
+        self._plan, self._numbers = plan, plan.numbers
         numbered = plan.compute.device == "cuda" and device_index is not None
         self._device = torch.device(f"cuda:{device_index}" if numbered else plan.compute.device)
         self._dtype = DTYPES[plan.compute.dtype]
@@ -118,7 +119,7 @@ class UNetPredictor:
         sweep = self._sweep(tile)
         _, y, x = sweep.schedule.window.within(tile.window)
         needed = self.resident.transfer.feed(slab[:, :, y, x] for slab in slabs)
-        inputs = (normalised(x_CZYX, self._plan.normalization) for x_CZYX in needed)
+        inputs = (normalised(x_CZYX, self._numbers) for x_CZYX in needed)
         output = self._plan.output
         for span, logits_ZYXC in sweep.run(inputs):
             box = Box((span.start, *tile.core.start[1:]), (span.stop, *tile.core.stop[1:]))

@@ -22,13 +22,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.core.ledger import INFER, TILED, Progress, Session, TileRecord, parse_lines, replay
+from pipeline.core.ledger import INFER, TILED, Progress, Record, parse_lines, replay
 from pipeline.core.plan import Plan
+from pipeline.core.statistics import PartRecord, Statistics
 from pipeline.core.stored import Inventory, Stored
 from pipeline.core.strict_json import json_text
 from pipeline.errors import FileError, StorageError
@@ -73,6 +74,8 @@ class RunDirectory:
         self.plan_path = self.path / "plan.json"
         self.origin_path = self.path / "origin.json"
         self.inventory_path = self.path / "input.npz"
+        self.statistics_path = self.path / "statistics.json"
+        self.survey_path = self.path / "survey.jsonl"
         self.ledger_path = self.path / "ledger.jsonl"
         self.log_path = self.path / "run.log"
         self.verification_path = self.path / "verification.json"
@@ -158,9 +161,45 @@ class RunDirectory:
             )
         return counted(volume, inventory)
 
+    # --- survey -----------------------------------------------------------------------------------------------------
+
+    def load_statistics(self) -> Statistics | None:
+        """What the survey has measured; None where it has not, or its file is not whole: it can be made again."""
+        try:
+            content = self.read_json(self.statistics_path)
+            return Statistics.from_dict(content) if content else None
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("'%s' is passed over, and made again: it is damaged (%s)", self.statistics_path, error)
+            return None
+
+    def write_statistics(self, statistics: Statistics) -> None:
+        """Keep what was measured, atomically and durably; what parts of passes gave is of no more use."""
+        self.write(self.statistics_path, statistics.to_json())
+        self._drop(self.survey_path)
+
+    def drop_survey(self) -> None:
+        """Forget what was measured, in whole and in part: it is of other voxels."""
+        self._drop(self.survey_path)
+        self._drop(self.statistics_path)
+
+    def _drop(self, path: Path) -> None:
+        with in_words(path, "be removed"):
+            if path.exists():
+                path.unlink()
+                sync(self.path)
+
+    def parts(self) -> Iterator[PartRecord]:
+        """What parts of passes gave to a survey that is not over, in order; damaged lines are passed over: they are measured again."""
+        if not self.survey_path.is_file():
+            return
+        with in_words(self.survey_path, "be read"), self.survey_path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if record := PartRecord.from_line(line):
+                    yield record
+
     # --- ledger -----------------------------------------------------------------------------------------------------
 
-    def records(self) -> Iterator[TileRecord | Session]:
+    def records(self) -> Iterator[Record]:
         """The ledger, in order; empty where there is none. A damaged line is passed over, and told in a warning.
 
         Raises:
@@ -194,18 +233,25 @@ class RunDirectory:
         replay(self.records(), progress)
         return progress
 
-    @contextmanager
-    def ledger(self) -> Iterator[LedgerWriter]:
+    def ledger(self) -> AbstractContextManager[LedgerWriter]:
         """The ledger, open for the driver to append to. A last line torn by a kill is cut off first.
 
-        Raises:
+        Raises (on entering and leaving):
             FileError: The system refuses; what went wrong before comes first.
         """
-        with in_words(self.ledger_path, "be written"):
-            is_new = not self.ledger_path.exists()
-            file = self.ledger_path.open("ab+", buffering=0)
+        return self._appended(self.ledger_path)
+
+    def survey_ledger(self) -> AbstractContextManager[LedgerWriter]:
+        """The same for what parts of a survey give."""
+        return self._appended(self.survey_path)
+
+    @contextmanager
+    def _appended(self, path: Path) -> Iterator[LedgerWriter]:
+        with in_words(path, "be written"):
+            is_new = not path.exists()
+            file = path.open("ab+", buffering=0)
         with file:
-            with in_words(self.ledger_path, "be written"):
+            with in_words(path, "be written"):
                 _cut_torn_line(file)
                 if is_new:
                     sync(self.path)
@@ -447,7 +493,7 @@ class LedgerWriter:
         self._flush: threading.Timer | None = None
         self._error: FileError | None = None
 
-    def append(self, record: TileRecord | Session) -> None:
+    def append(self, record: Record | PartRecord) -> None:
         """Append a record.
 
         Raises:

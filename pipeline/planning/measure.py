@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil, prod
 from statistics import median
@@ -49,7 +49,7 @@ class Expectation:
 
 
 def expectation(plan: Plan, workers: int) -> Expectation:
-    """Measure, on this machine and in this process, what `workers` such processes will take for a plan.
+    """Measure, on this machine and in this process, what `workers` such processes will take for a plan; a survey excluded.
 
     Raises:
         ModelError, StorageError, InferenceError: The model or the volume cannot be used.
@@ -65,7 +65,8 @@ def expectation(plan: Plan, workers: int) -> Expectation:
 def _arithmetic_rate(plan: Plan) -> float:
     """Multiply-adds a second of one worker, over its widest tile; the whole of it where it is short."""
     tile = plan.grid.widest()
-    predictor = UNetPredictor(load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding), plan)
+    checkpoint = load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding)
+    predictor = UNetPredictor(checkpoint, replace(plan, survey=None))  # the numbers of its sample take as long
     schedule = plan.stream.schedule(tile)
     turns = _turns_at_full_work(schedule)
     if len(turns) <= TURNS:

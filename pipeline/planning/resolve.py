@@ -19,7 +19,8 @@ from pipeline.core.geometry.box import Box
 from pipeline.core.lesson import lesson
 from pipeline.core.machine import Machine
 from pipeline.core.normalization import Normalization
-from pipeline.core.plan import Compute, Cost, Model, OutputSpec, Plan, output_bytes
+from pipeline.core.plan import IDENTITY_VERSION, Compute, Cost, Model, OutputSpec, Plan, output_bytes
+from pipeline.core.statistics import Survey
 from pipeline.core.stored import Inventory
 from pipeline.core.tiles.cost import (
     one_pass_multiply_adds,
@@ -42,7 +43,7 @@ from pipeline.networks.device import (
     visible_cards,
 )
 from pipeline.networks.probe import predicted, region
-from pipeline.planning.statistics import appearance, measured
+from pipeline.planning.statistics import appearance, sampled, survey_of
 from pipeline.volumes.counted import counted
 from pipeline.volumes.volume import Volume, open_volume
 
@@ -72,14 +73,14 @@ def make_plan(
     Args:
         config: What is asked for.
         machine: Where workers will run.
-        earlier: A plan made before for the same output; its statistics are taken over where they still hold.
+        earlier: A plan made before, for the same output or of the same voxels; its numbers are taken over where they still hold.
         governs: Whether the tiles, shards, threads, dtype and device of `earlier` are taken wherever the configuration
             says `auto`, whatever the number of workers now.
         like: A plan of another volume of the same set: its threads, dtype and device are taken wherever the configuration
             says `auto` and `earlier` does not govern.
-        rough: Whether to take statistics from the volume's middle: for what a run would cost, and never for a run.
+        rough: Whether to look at the volume's middle alone: for what a run would cost, and never for a run.
         inventory: What is stored of the volume, where that was counted; the plan holds its sum.
-        remeasure: Whether statistics of `earlier` are of other voxels.
+        remeasure: Whether numbers of `earlier` are of other voxels.
 
     Raises:
         StorageError, ModelError, ConfigError, PlanError: It cannot be a run; says what to do.
@@ -95,19 +96,21 @@ def make_plan(
     device = _device(config, machine, alike)
     rule, warnings = _rule(config, checkpoint)
     known = None if remeasure else earlier
-    normalization = _statistics(rule, volume, config, known, rough=rough)
+    normalization, survey = _numbers(rule, volume, config, known, governs=governs, rough=rough)
     sample = None if rough else _sample(volume, checkpoint, normalization, config, known, governs=governs)
     dtype, reason = _dtype(config, volume, checkpoint, normalization, device, alike)
     request = _tile_request(config, volume, checkpoint, machine, device, dtype, pinned)
     tiling, threads = _best_workers(
         request, worker_choices(config, machine, device, alike), config, machine, governed=governs
     )
-    return Plan(
+    plan = Plan(
         source=volume.description,
         nonfinite=config.input.nonfinite,
         output=_output(config, volume, checkpoint, tiling),
         model=_model(config, checkpoint),
         normalization=normalization,
+        survey=survey,
+        identity_version=1 if survey is None and rule.is_measured(volume.description.dtype) else IDENTITY_VERSION,
         core=tiling.grid.core,
         halo=tiling.halo,
         slab=tiling.stream.slab,
@@ -124,6 +127,7 @@ def make_plan(
         sample=sample,
         stored=inventory.stored if inventory else None,
     )
+    return replace(plan, statistics=plan.measured_by(known)) if known else plan
 
 
 def _check_same(config: RunConfig, checkpoint: Checkpoint) -> None:
@@ -364,18 +368,28 @@ def _rule(config: RunConfig, checkpoint: Checkpoint) -> tuple[Normalization, lis
     ]
 
 
-def _statistics(
-    rule: Normalization, volume: Volume, config: RunConfig, earlier: Plan | None, *, rough: bool
-) -> Normalization:
+def _numbers(
+    rule: Normalization, volume: Volume, config: RunConfig, earlier: Plan | None, *, governs: bool, rough: bool
+) -> tuple[Normalization, Survey | None]:
+    """The rule with the numbers that are known of it, or with those of a sample; and the survey that measures them, where one does.
+
+    Nothing here passes over the volume. A plan that governs keeps what it has: of an earlier version, numbers that it measured.
+    """
+    found = volume.description
     if earlier and _same_volume(earlier, volume, config) and rule.same_rule(earlier.normalization):
-        return earlier.normalization
-    box = Box.of_shape(volume.shape).middle(ROUGH_EXTENT) if rough else None
-    return measured(rule, volume, nonfinite="zero" if rough else config.input.nonfinite, box=box)
+        survey = earlier.survey if governs else survey_of(rule, found)
+        return earlier.normalization, survey
+    if rough:
+        middle = Box.of_shape(volume.shape).middle(ROUGH_EXTENT)
+        return sampled(rule, volume, nonfinite="zero", boxes=[middle]), survey_of(rule, found)
+    return sampled(rule, volume, nonfinite=config.input.nonfinite), survey_of(rule, found)
 
 
 def _same_volume(earlier: Plan, volume: Volume, config: RunConfig) -> bool:
-    """Whether two plans measure the same: where voxels lie, and how large they are, changes no statistics."""
+    """Whether two plans measure the same: how large voxels are changes no statistics, nor where they lie, if they were counted there and here."""
     here = replace(volume.description, space=earlier.source.space)
+    if earlier.stored is not None:
+        here = replace(here, url=earlier.source.url)
     return (earlier.source, earlier.nonfinite) == (here, config.input.nonfinite)
 
 
@@ -392,7 +406,7 @@ def precision_warnings(volume: Volume, normalization: Normalization) -> list[str
     ]
     largest = max(float(np.max(np.abs(v - normalization.offset), initial=0.0, where=np.isfinite(v))) for v in samples)
     if normalization.mode == "minmax":
-        largest = max(largest, 1 / normalization.scale)  # of the whole volume
+        largest = max(largest, 1 / normalization.scale)  # of the type, or of more places
     if largest <= EXACT_IN_FLOAT32:
         return []
     return [

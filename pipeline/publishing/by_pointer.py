@@ -51,6 +51,7 @@ PLAN = "plan.json"
 ARTIFACTS = (
     PLAN,
     "origin.json",
+    "statistics.json",
     "ledger.jsonl",
     "verification.json",
     "report.html",

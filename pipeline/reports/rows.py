@@ -28,6 +28,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("model", f"{plan.model.title}, weights {plan.model.sha256[:12]}, {plan.model.checkpoint}"),
         ("network", f"{kind}, {plan.model.parameters:,} parameters"),
         ("normalisation", _normalization(plan)),
+        *([("survey", str(plan.survey))] if plan.survey else []),
         *_sample_rows(plan),
         (
             "tiles",
@@ -107,8 +108,16 @@ def _by(extent: tuple[int, ...]) -> str:
 
 
 def _normalization(plan: Plan) -> str:
-    rule = plan.normalization
-    return "none" if rule.mode == "none" else f"{rule.mode}: (value - {rule.offset:g}) * {rule.scale:g}"
+    measured = plan.survey is None or plan.statistics is not None
+    rule = plan.numbers if measured else plan.normalization
+    if rule.mode == "none":
+        return "none"
+    formula = f"{rule.mode}: (value - {rule.offset:g}) * {rule.scale:g}"
+    return (
+        formula
+        if measured or plan.survey is None
+        else f"{formula} by {plan.survey.sample} boxes; the survey measures it"
+    )
 
 
 def ledger_rows(plan: Plan, infer: dict[str, Any]) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from pipeline.cluster.pool import StartedWorkers, join_allocation, starting
+from pipeline.cluster.pool import SharedPool, StartedWorkers, join_allocation, starting
 from pipeline.config import ClusterConfig, ComputeConfig
 from pipeline.core.ledger import Progress
 from pipeline.errors import StorageError
@@ -113,8 +113,28 @@ def part_in_cluster(
 
 
 @contextmanager
+def workers_kept(
+    run: Run, started: StartedWorkers | None = None, shared: SharedPool | None = None
+) -> Iterator[StartedWorkers | None]:
+    """Have one set of workers for all stages of a run: begin to start it where a survey comes first, and nobody has.
+
+    Gives what the stages are to be given; None where they have shared ones, or but one of them needs any.
+
+    Args:
+        run: The run; its plan must have been made.
+        started: Workers of its own that are started already.
+        shared: Workers that it shares with others.
+    """
+    if started or shared or run.plan.survey is None:
+        yield started
+        return
+    with workers_starting(run) as found:
+        yield found
+
+
+@contextmanager
 def workers_starting(run: Run, joined: StartedWorkers | None = None) -> Iterator[StartedWorkers | None]:
-    """Start the workers of the infer stage while this process still does other things; those that nobody takes end.
+    """Start the workers of the stages while this process still does other things; those that nobody takes end.
 
     Gives what the stage is to be given; None where nothing is to do.
 

@@ -1,4 +1,4 @@
-"""The infer stage: plan.json -> ledger + output.zarr."""
+"""The infer stage: plan.json + statistics.json -> ledger + output.zarr."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from datetime import UTC, datetime
 
 from pipeline.cluster.pool import SharedPool, StartedWorkers
 from pipeline.cluster.security import sweep_keys
-from pipeline.core.ledger import Progress, Session
+from pipeline.core.ledger import Progress, Session, Surveyed
+from pipeline.core.plan import Plan
 from pipeline.errors import StorageError
 from pipeline.inference.session import Advance, infer_missing
 from pipeline.outputs.image import Image
+from pipeline.outputs.rundir import RunDirectory
 from pipeline.stages.plan import refuse_foreign_output
 from pipeline.stages.run import Run
 from pipeline.stages.source import confirm
+from pipeline.stages.survey import surveyed, told
 
 log = logging.getLogger("pipeline")
 
@@ -43,12 +46,14 @@ def infer(
 
     Raises:
         InferenceError: Tiles failed, by name; all others are kept. Or the input changed meanwhile: nothing is published.
-        StorageError: The output is not the plan's, or another driver's.
+        StorageError: The output is not the plan's, or another driver's; or tiles that are done stand by other numbers.
+        PlanError: The numbers are not measured yet.
     """
-    plan, directory = run.plan, run.directory
+    directory = run.directory
     with run.lock() as driver, run.log("infer"):
         sweep_keys(directory.jobs_path)
         progress = run.progress()
+        plan = surveyed(run, progress)
         _refuse_another(run, progress)
         with directory.tiles_at_rest(run.config.cluster.orphan_seconds):
             _prepare(run.output)
@@ -57,6 +62,7 @@ def infer(
             run.output.publish()
             log.info("all %d tiles were done already; nothing to compute", progress.total)
             return Session(plan.fingerprint, 0, 0.0, 0.0, 0.0, 0, _now())
+        _note_statistics(plan, directory, progress)
         driver.open_tiles()
         try:
             session = infer_missing(run.config, plan, driver, progress, on_advance, on_dashboard, shared, started)
@@ -77,6 +83,19 @@ def _refuse_another(run: Run, progress: Progress) -> None:
             f"Output '{run.output.store.place}' is gone, but '{directory.ledger_path}' says that {progress.count('done')} of its tiles "
             f"are done. Put it back, or delete '{directory.path}' to start over."
         )
+
+
+def _note_statistics(plan: Plan, directory: RunDirectory, progress: Progress) -> None:
+    """Say in the ledger, before the first tile, which numbers of a survey the tiles stand by; nothing where the plan has them.
+
+    Raises:
+        PlanError: They are not measured yet.
+    """
+    log.debug("values become the network's input by %s", told(plan.numbers))
+    found = plan.statistics
+    if found and (progress.surveyed is None or progress.surveyed.digest != found.digest):
+        with directory.ledger() as ledger:
+            ledger.append(Surveyed(plan.fingerprint, found.digest, found.to_dict()))
 
 
 def _prepare(output: Image) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from pipeline.cluster.pool import machine
 from pipeline.config import RunConfig
 from pipeline.core.plan import Plan
+from pipeline.core.statistics import Statistics
 from pipeline.core.stored import Inventory
 from pipeline.errors import FileError, PlanError, StorageError
 from pipeline.main_guard import leave_if_run_again
@@ -78,7 +79,7 @@ def _make(run: Run, input_changed: InputChanged | None, *, anew: bool) -> Plan:
     earlier = None if stored is None else run.relocate(stored)
     begun = earlier is not None and _has_begun(earlier, run.directory)
     output = run.config.output.url
-    if stored is None and store_at(output).is_occupied():  # before a volume is read for its statistics
+    if stored is None and store_at(output).is_occupied():  # before a voxel is read
         raise _foreign(output)
     volume, inventory = count_input(run.config)
     settled = settle(run, stored, volume, inventory, input_changed, begun=begun, anew=anew)
@@ -113,7 +114,14 @@ def redescribe(earlier: Plan, now: Plan) -> Plan:
     old, new = earlier.source.space, now.source.space
     if old != new:
         log.info("voxel size of the input: %s now, was %s; no tile is computed for that", new, old)
-    return replace(earlier, source=replace(earlier.source, space=new), warnings=now.warnings, sample=now.sample)
+    return replace(
+        earlier,
+        source=replace(earlier.source, space=new),
+        warnings=now.warnings,
+        sample=now.sample,
+        normalization=now.normalization,  # of a survey, the numbers of the sample
+        statistics=now.statistics,
+    )
 
 
 def _resolve(config: RunConfig, earlier: Plan | None, settled: InputDecision, *, begun: bool) -> Plan:
@@ -141,7 +149,9 @@ def earlier_tiles(directory: RunDirectory, plan: Plan) -> int:
 
 
 def _refuse_other_plan(earlier: Plan, resolved: Plan, directory: RunDirectory, *, but_statistics: bool) -> None:
-    like = replace(earlier, normalization=resolved.normalization) if but_statistics else earlier
+    like = earlier
+    if but_statistics:
+        like = replace(earlier, normalization=resolved.normalization, survey=resolved.survey)
     different = resolved.differences(like)
     if different:
         raise StorageError(
@@ -192,13 +202,24 @@ def _write_plan(run: Run, begun: Plan | None, resolved: Plan, settled: InputDeci
             if begun and _lost_units(begun, resolved):
                 Image(resolved).drop_units()
             mark(directory, resolved, settled)
+            if settled.remeasure:
+                directory.drop_survey()
             if not keep:
                 directory.write(directory.plan_path, resolved.to_json())
+            if resolved.statistics:
+                _take_over(directory, resolved, resolved.statistics)
     except (FileError, OSError) as error:
         raise StorageError(
             f"Run directory '{directory.path}' cannot be written ({error}). Choose another output.url, or change the "
             "permissions of its folder."
         ) from error
+
+
+def _take_over(directory: RunDirectory, resolved: Plan, statistics: Statistics) -> None:
+    """Keep what an earlier plan has measured, where this one's survey has measured nothing yet."""
+    there = directory.load_statistics()
+    if there is None or there.over != resolved.surveyed_over:
+        directory.write_statistics(statistics)
 
 
 def _lost_units(before: Plan, now: Plan) -> bool:

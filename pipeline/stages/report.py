@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.core.ledger import INFER, Session
+from pipeline.core.ledger import INFER, Session, TileRecord
 from pipeline.core.plan import Plan
 from pipeline.errors import FileError
 from pipeline.outputs.image import Image
@@ -20,6 +20,7 @@ from pipeline.reports.page import page
 from pipeline.reports.pictures import picture, png
 from pipeline.stages.run import Run
 from pipeline.stages.source import open_source
+from pipeline.stages.survey import surveyed
 from pipeline.volumes.volume import Volume
 
 log = logging.getLogger("pipeline")
@@ -30,7 +31,7 @@ THUMBNAIL_EXTENT = 320
 
 def report(run: Run) -> dict[str, object]:
     """Write the page, the picture and `report.json` into the run directory; gives the latter's content."""
-    plan, directory = run.plan, run.directory
+    plan, directory = surveyed(run), run.directory
     with run.lock(), run.log("report"):
         content = write_report(plan, directory, open_source(run), run.output)
         log.info("report in '%s'", directory.path)
@@ -45,6 +46,7 @@ def figures(plan: Plan, directory: RunDirectory) -> dict[str, object]:
             continue
         if isinstance(record, Session):
             sessions.append(record)
+        if not isinstance(record, TileRecord):
             continue
         tile_seconds += record.seconds
         read_seconds += record.read_seconds
@@ -91,11 +93,17 @@ def summary(plan: Plan, directory: RunDirectory) -> dict[str, object]:
         "amplification": round(plan.amplification, 3),
         "read_amplification": round(plan.read_amplification, 3),
         "decoding_amplification": round(plan.decoding_amplification, 3),
+        "normalization": plan.normalization.to_dict() if plan.survey is None else _statistics(plan),
         "environment": plan.environment,
         "stored": asdict(plan.stored) | {"told": str(plan.stored)} if plan.stored else None,
         "warnings": list(plan.all_warnings),
         "stages": figures(plan, directory),
     }
+
+
+def _statistics(plan: Plan) -> dict[str, object] | None:
+    """What the survey has measured; None where it has not."""
+    return plan.statistics.to_dict() if plan.statistics else None
 
 
 def write_report(plan: Plan, directory: RunDirectory, volume: Volume, output: Image) -> dict[str, object]:

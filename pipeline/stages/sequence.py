@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.cluster.pool import SharedPool, StartedWorkers
 from pipeline.inference.session import Advance
-from pipeline.stages.driving import drive
+from pipeline.stages.driving import drive, workers_kept
 from pipeline.stages.infer import infer
 from pipeline.stages.report import report
 from pipeline.stages.run import Run
+from pipeline.stages.survey import survey
 from pipeline.stages.verify import verify
 
 
@@ -25,6 +26,7 @@ class Host:
     Args:
         following: Entered with the output's path around the infer stage; gives what is told after each tile.
         on_dashboard: Told where Dask's dashboard is, where there is one.
+        on_survey: Told now and then, in words, how far the survey is.
         on_report: Told the report's content, once it is written.
         shared: Workers that the run shares with others; it has its own otherwise.
         started: Workers of its own that are started already.
@@ -34,6 +36,7 @@ class Host:
         lambda _: None
     )
     on_dashboard: Callable[[str], None] = lambda _: None
+    on_survey: Callable[[str], None] = lambda _: None
     on_report: Callable[[dict[str, object]], None] = lambda _: None
     shared: SharedPool | None = None
     started: StartedWorkers | None = None
@@ -72,6 +75,11 @@ class Stage:
     work: Callable[[Run, Host], Account]
 
 
+def _survey(run: Run, host: Host) -> Account:
+    survey(run, host.on_survey, host.on_dashboard, host.shared, host.started)
+    return Account()
+
+
 def _infer(run: Run, host: Host) -> Account:
     with host.following(run.config.output.url) as on_advance:
         return Account(computed=infer(run, on_advance, host.on_dashboard, host.shared, host.started).tiles)
@@ -88,7 +96,7 @@ def _report(run: Run, host: Host) -> Account:
     return Account(report=content)
 
 
-SEQUENCE = (Stage("infer", _infer), Stage("verify", _verify), Stage("report", _report))
+SEQUENCE = (Stage("survey", _survey), Stage("infer", _infer), Stage("verify", _verify), Stage("report", _report))
 
 
 def follow(run: Run, host: Host | None = None) -> Account:
@@ -98,7 +106,8 @@ def follow(run: Run, host: Host | None = None) -> Account:
         PipelineError: A stage failed; those before it are done.
     """
     account = Account()
-    with drive(run) as run:
+    host = host or Host()
+    with drive(run) as run, workers_kept(run, host.started, host.shared) as started:
         for stage in SEQUENCE:
-            account += stage.work(run, host or Host())
+            account += stage.work(run, replace(host, started=started))
     return account

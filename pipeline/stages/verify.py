@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from pipeline.outputs.image import Image
 from pipeline.outputs.metadata import image_name
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.stages.run import Run
+from pipeline.stages.survey import surveyed
 
 log = logging.getLogger("pipeline")
 
@@ -43,6 +44,7 @@ class Verification:
         problems: One line for each of the first tiles with a problem.
         metadata: What is not as written of the metadata, and objects that no write unit has; a line each, of the first.
         others: Keys and names that are not ours: viewers and people may add theirs.
+        statistics: Digest of what the survey has measured, by which the tiles were computed; empty where the plan has its numbers.
     """
 
     fingerprint: str
@@ -54,6 +56,7 @@ class Verification:
     problems: tuple[str, ...]
     metadata: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    statistics: str = ""
 
     @property
     def complete(self) -> bool:
@@ -68,7 +71,7 @@ def verify(run: Run) -> Verification:
 
     Raises:
         VerificationError: The output does not cover the plan.
-        StorageError: The output is not the plan's.
+        StorageError: The output is not the plan's, or its tiles stand by other numbers than the survey's.
     """
     output, directory = run.output, run.directory
     with run.lock() as driver, directory.ledger() as ledger, run.log("verify"):
@@ -78,7 +81,9 @@ def verify(run: Run) -> Verification:
             )
         driver.close_tiles()
         with directory.tiles_at_rest(run.config.cluster.orphan_seconds):
+            statistics = surveyed(run).statistics
             verification = verify_output(output, directory, ledger.append, names=_names(directory))
+            verification = replace(verification, statistics=statistics.digest if statistics else "")
         directory.write_json(directory.verification_path, verification.to_dict())
         log.info("%d of %d tiles are as written", verification.valid, verification.tiles)
         if verification.others:

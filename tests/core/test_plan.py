@@ -12,7 +12,9 @@ from pipeline.core.network.receptive import receptive_radius
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Compute, Cost, Model, OutputSpec, Plan, output_bytes
+from pipeline.core.statistics import Statistics, Survey
 from pipeline.core.volume import Description, Space
+from pipeline.errors import PlanError
 
 ARCHITECTURE = Architecture(ndim=3, depth=1, width=4, in_channels=2)
 SPACE = Space((40.0, 4.0, 4.0), (20.0, 0.0, 0.0), ("nanometer", "nanometer", None))
@@ -29,7 +31,11 @@ PLAN = Plan(
     cost=Cost(10**15, 9 * 10**14, 10**9, 2 * 10**9, 10**9, 10**9),
     environment={"torch": "2.13.0", "processor": "fast"},
     warnings=("Voxels are large.",),
+    identity_version=1,
 )
+
+SURVEYED = replace(PLAN, survey=Survey((16, 32, 64), 1, 10**9, 16), identity_version=2)
+"""The same with a survey, which measures what the plan has a sample of."""
 
 
 def having(plan, name, value):
@@ -63,6 +69,21 @@ CHANGES = {
 }
 """A change of each part of the identity, by its name."""
 
+OF_A_SURVEY = {
+    "low": ("normalization.low", 0.25),
+    "mode": ("normalization.mode", "zscore"),
+    "boxes": ("survey.box", (8, 32, 64)),
+}
+"""Changes of what a survey measures, or of the last bits that it finds."""
+
+NOT_OF_A_SURVEY = {
+    "normalization": Normalization("percentile", 9.75, 0.25, 0.5, 99.5),
+    "survey.bytes_read": 3,
+    "survey.sample": 2,
+    "statistics": Statistics(Normalization("percentile", 9.5, 0.25, 0.5, 99.5), {}),
+}
+"""Numbers of a sample, and those that the survey has measured: the ledger says by which tiles were computed."""
+
 NEUTRAL = {
     "source.url": "/elsewhere/in.zarr",
     "source.space": Space.unknown(3),
@@ -82,6 +103,14 @@ NEUTRAL = {
 def test_a_plan_round_trips_through_json():
     """Workers read the plan that the driver wrote: a value that changed on the way would change the output."""
     assert Plan.from_json(PLAN.to_json()) == PLAN
+    assert Plan.from_json(SURVEYED.to_json()) == SURVEYED
+
+
+def test_a_plan_of_a_later_identity_is_refused():
+    """What its fingerprint covers is not known here."""
+    content = {**json.loads(PLAN.to_json()), "identity_version": 3}
+    with pytest.raises(ValueError, match="its identity is of version 3, and this version knows 1 and 2"):
+        Plan.from_json(json.dumps(content))
 
 
 def test_a_plan_without_shards_round_trips():
@@ -180,6 +209,43 @@ def test_a_fingerprint_does_not_change_with_what_leaves_the_bytes_alone(name):
     assert PLAN.differences(changed) == []
 
 
+@pytest.mark.parametrize("key", OF_A_SURVEY)
+def test_a_fingerprint_covers_the_rule_of_a_survey(key):
+    """The same plan measures the same numbers, to the last bit."""
+    changed = having(SURVEYED, *OF_A_SURVEY[key])
+    assert changed.fingerprint != SURVEYED.fingerprint != PLAN.fingerprint
+    assert changed.surveyed_over != SURVEYED.surveyed_over
+
+
+@pytest.mark.parametrize("name", NOT_OF_A_SURVEY)
+def test_a_fingerprint_does_not_cover_the_numbers_of_a_survey(name):
+    """They come after the plan; and nobody waits for a pass over ten terabytes to know which run this is."""
+    changed = having(SURVEYED, name, NOT_OF_A_SURVEY[name])
+    assert changed.fingerprint == SURVEYED.fingerprint
+    assert Plan.from_json(changed.to_json()).fingerprint == SURVEYED.fingerprint
+
+
+def test_the_numbers_of_a_sample_are_not_given_for_those_of_the_whole():
+    """Tiles by them would look right, and be wrong everywhere."""
+    assert PLAN.numbers == PLAN.normalization
+    with pytest.raises(PlanError, match="are not measured yet"):
+        _ = SURVEYED.numbers
+    measured = NOT_OF_A_SURVEY["statistics"]
+    assert replace(SURVEYED, statistics=measured).numbers == measured.normalization
+
+
+def test_what_was_measured_holds_for_another_plan_of_the_same_voxels_and_no_other():
+    """A new model over a thousand volumes reads none of them for numbers that are known."""
+    found = Statistics(PLAN.normalization, SURVEYED.surveyed_over)
+    other = replace(SURVEYED, core=(32, 32, 32), model=replace(PLAN.model, sha256="ef" * 32))
+    assert other.measured_by(PLAN) == other.measured_by(replace(SURVEYED, statistics=found)) == found
+    assert other.measured_by(SURVEYED) is None  # it has not measured yet
+    assert PLAN.measured_by(replace(SURVEYED, statistics=found)) is None  # it has its numbers
+    for earlier in (PLAN, replace(SURVEYED, statistics=found)):
+        for name, value in [("source.level", 0), ("nonfinite", "zero"), ("normalization.low", 2.0)]:
+            assert having(other, name, value).measured_by(earlier) is None
+
+
 def test_workers_are_no_part_of_a_plan():
     """The same bytes come of any number of workers, so a plan does not even know it."""
     assert "workers" not in PLAN.to_json()
@@ -227,4 +293,5 @@ def test_a_plan_of_0_1_is_read_and_is_the_same_plan():
     found = Plan.from_json((Path(__file__).parent / "plan-0.1.json").read_text(encoding="utf-8"))
     assert found.fingerprint == "2ba3576ca0fa7e5a2a1b95c7e9b0506065532b3e709bbad69ea1e604ff5d6ca1"
     assert found == PLAN
+    assert (found.identity_version, found.survey, found.numbers) == (1, None, PLAN.normalization)
     assert (len(found.grid), found.read_slices) == (24, 16)

@@ -1,6 +1,7 @@
 """Whole datasets on real workers: what is done, skipped and failed, what readers see meanwhile, and what a rerun does."""
 
 import csv
+import json
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ from pipeline.dataset.estimate import estimate
 from pipeline.dataset.outcome import read_mark
 from pipeline.dataset.pass_ import volumes_of
 from pipeline.errors import ConfigError, DatasetError, ModelError, StorageError
+from pipeline.inference import survey
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.planning import resolve
 from tests.dataset.dataset_cases import ARCHITECTURE, DataSet, make_dataset
@@ -333,6 +335,43 @@ def test_a_damaged_volume_that_plans_must_read_is_one_failure(tmp_path, pooled):
     (failed,) = [o for o in dataset.summary["outcomes"] if o["state"] == "failed"]
     assert failed["name"] == "v03"
     assert "could not be read: the box" in failed["reason"]
+
+
+def made_by_0_1(dataset: DataSet, name: str) -> Path:
+    """Have what readers of a volume see be what 0.1 would have made: a plan that has its numbers, and a fingerprint that covers them."""
+    image = dataset.current(name)
+    directory = RunDirectory(image)
+    plan, measured = directory.load_plan(), directory.load_statistics()
+    made = replace(plan, normalization=measured.normalization, survey=None, identity_version=1)
+    home = image.parent.rename(image.parent.with_name(made.fingerprint))
+    content = json.loads(made.to_json())
+    del content["survey"], content["identity_version"]
+    run = home / f"{name}.ome.zarr.run"
+    (run / "plan.json").write_text(json.dumps(content))
+    (run / "statistics.json").unlink()
+    for path in (home / "published.json", run / "ledger.jsonl", run / "verification.json"):
+        path.write_text(path.read_text().replace(plan.fingerprint, made.fingerprint))
+    link = dataset.output / name / "current"
+    link.unlink()
+    link.symlink_to(f"versions/{made.fingerprint}/{name}.ome.zarr")
+    return home
+
+
+def test_what_was_measured_of_a_volume_is_measured_once_whatever_model_comes(tmp_path, pooled, monkeypatch):
+    """A thousand volumes of a terabyte: a new model reads none of them for numbers that a version has, be it of 0.1."""
+    dataset = make_dataset(tmp_path, volumes=2, normalize={"mode": "zscore"})
+    assert go(dataset) == {"v00": "done", "v01": "done"}
+    numbers = {name: RunDirectory(dataset.current(name)).load_statistics().normalization for name in ("v00", "v01")}
+    home = made_by_0_1(dataset, "v00")
+    monkeypatch.setattr(survey, "dispatch", lambda *_, **__: pytest.fail("it is measured"))
+    assert go(dataset) == {"v00": "skipped", "v01": "skipped"}
+    assert dataset.current("v00").parent == home
+    dataset.register(seed=2)
+    assert go(dataset) == {"v00": "done", "v01": "done"}
+    for name, before in numbers.items():
+        directory = RunDirectory(dataset.current(name))
+        assert directory.load_plan().identity_version == 2
+        assert directory.load_statistics().normalization == before
 
 
 def test_a_dry_run_is_measured_by_another_volume_where_the_largest_is_damaged(tmp_path, caplog, monkeypatch):

@@ -50,6 +50,7 @@ CASES = {
 def computed(run: Run) -> np.ndarray:
     """The output of all stages, (K, Z, Y, X)."""
     stages.plan(run.now)
+    stages.survey(run.now)
     stages.infer(run.now)
     assert stages.verify(run.now).complete
     found = run.array()

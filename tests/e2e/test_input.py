@@ -15,7 +15,7 @@ from flows.commands.app import app
 from flows.commands.status import status
 from pipeline import stages
 from pipeline.core.network.unet import Architecture
-from pipeline.errors import InferenceError, StorageError
+from pipeline.errors import InferenceError, PlanError, StorageError
 from tests.pipeline_cases import Run, done_entries, make_run, one_pass, random_volume, stored_objects
 
 NETWORK = Architecture(3, 1, 2)
@@ -188,32 +188,39 @@ def test_redo_of_a_run_by_statistics_measures_and_computes_all_again(tmp_path, p
     """Each tile stands by the whole volume's statistics, so one chunk changes all of them; no tile of the old ones may stay."""
     run = run_of(tmp_path / "run", normalize={"mode": mode})
     stages.plan(run.now)
+    stages.survey(run.now)
     stages.infer(run.now)
     assert stages.verify(run.now).complete
     before, old = run.plan, stored_objects(run.output)
+    measured = run.directory.load_statistics()
     volume = run.volume.copy()
     volume[:16, :16, :16] = 255 - volume[:16, :16, :16] // 64
     zarr.open_array(str(run.folder / "input.zarr"), mode="r+")[:16, :16, :16] = volume[:16, :16, :16]
     assert command("run", run.yaml, "--no-prefect") == 2
     assert f"All {TILES} tiles read it." in capsys.readouterr().err
     assert run.plan == before
+    assert run.directory.load_statistics() == measured
     assert stored_objects(run.output) == old
 
     stages.plan(run.now, input_changed="redo")
     assert not is_published(run)
-    assert run.plan.normalization != before.normalization
-    assert run.plan.fingerprint != before.fingerprint
+    assert run.plan.fingerprint == before.fingerprint
+    assert run.directory.load_statistics() is None
     assert run.directory.progress(run.plan).count("done") == 0
+    with pytest.raises(PlanError, match="are not measured yet"):
+        stages.infer(run.now)
+    assert stages.survey(run.now) != measured
     assert stages.infer(run.now).tiles == TILES
     assert stages.verify(run.now).complete
     assert is_published(run)
     fresh = run_of(tmp_path / "fresh", volume, normalize={"mode": mode})
     stages.plan(fresh.now)
+    assert stages.survey(fresh.now).normalization == run.directory.load_statistics().normalization
     stages.infer(fresh.now)
-    assert fresh.plan.normalization == run.plan.normalization
     assert stored_objects(run.output) == stored_objects(fresh.output) != old
     assert f"{TILES} tile(s) that were done and read it are computed again" in run.plan.stored.history[0]
     stages.plan(run.now)  # settled
+    stages.survey(run.now)
     assert stages.infer(run.now).tiles == 0
 
 
@@ -222,12 +229,15 @@ def test_keep_of_a_run_by_statistics_measures_nothing_again(tmp_path, pooled, mo
     """The negative control: who says that the voxels are the same says so of their statistics, too."""
     run = run_of(tmp_path, normalize={"mode": mode})
     stages.plan(run.now)
+    measured = stages.survey(run.now)
     stages.infer(run.now)
     before, old = run.plan, stored_objects(run.output)
     os.utime(run.folder / "input.zarr/c/0/0/0")
     stages.plan(run.now, input_changed="keep")
     assert run.plan.fingerprint == before.fingerprint
-    assert run.plan.normalization == before.normalization
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.inference.survey.dispatch", lambda *_, **__: pytest.fail("it is measured again"))
+        assert stages.survey(run.now) == measured
     assert stages.infer(run.now).tiles == 0
     assert stored_objects(run.output) == old
 

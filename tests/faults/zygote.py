@@ -36,7 +36,7 @@ from flows.commands.status import status as status_of
 from pipeline import stages
 from pipeline.cluster import worker
 from pipeline.core.assignments import Outcome
-from pipeline.inference import session
+from pipeline.inference import session, survey
 
 EXT4_IOC_SHUTDOWN, WITHOUT_LOG = 0x8004587D, 2
 """Linux: the file system stops at once, and what its journal has not on disk is lost, as when the power goes."""
@@ -138,7 +138,7 @@ def serial(
     indices: Any,
     *,
     retries: int,
-    on_ready: Callable[[], None],
+    on_ready: Callable[[], None] = lambda: None,
     is_cancelled: Callable[[], bool],
 ) -> Iterator[Outcome]:
     """`cluster.dispatch.dispatch` without a cluster."""
@@ -177,7 +177,7 @@ def alone_with_datasets() -> None:
 def child(job: dict[str, Any], faults: Faults) -> int:
     """Run the command as the job asks; gives its exit status."""
     torch.set_num_threads(1)
-    session.dispatch = serial
+    session.dispatch = survey.dispatch = serial
     session._own = nobody
     there = SimpleNamespace(name="0")
     worker.get_worker = lambda: there

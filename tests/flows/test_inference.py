@@ -66,7 +66,7 @@ def test_a_run_is_one_named_flow_run_with_a_task_a_stage(tmp_path: Path, prefect
     seen = _seen(run, prefect_home)
     assert seen["told"] == ""
     assert (seen["name"], seen["state"]) == ("output.zarr", "Completed")
-    assert seen["tasks"] == dict.fromkeys(["plan", "infer", "verify", "report"], "Completed")
+    assert seen["tasks"] == dict.fromkeys(["plan", "survey", "infer", "verify", "report"], "Completed")
     assert seen["artifacts"]["halotile-progress"] == 100.0
     assert run.plan.fingerprint in seen["artifacts"]["halotile-report"]
 

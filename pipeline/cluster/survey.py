@@ -1,0 +1,69 @@
+"""What a worker process does with a part of a pass over the input: it reads its boxes, and sends back what they add up to."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+
+from pipeline.cluster.worker import ENDS
+from pipeline.core.plan import Plan
+from pipeline.core.statistics import PartRecord, Parts, Pass
+from pipeline.errors import StorageError
+from pipeline.outputs.rundir import RunDirectory
+from pipeline.volumes.values import finite
+from pipeline.volumes.volume import Volume, open_volume
+
+_looking = threading.Lock()
+"""One part at a time a process, also where somebody gave a worker several threads: memory is reckoned for one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyJob:
+    """What a worker is told of a pass.
+
+    Args:
+        output: Path of the output; the plan lies beside it.
+        fingerprint: Of the plan.
+        now: The pass.
+        of: Its digest, which goes into records.
+    """
+
+    output: str
+    fingerprint: str
+    now: Pass
+    of: str
+
+
+def prepare(job: SurveyJob) -> float | None:
+    """Find out that the input can be opened here, before any part is begun: one error is told once.
+
+    Returns:
+        When this process will be ended, seconds since the epoch; None where it will not.
+    """
+    _opened(job)
+    return float(os.environ[ENDS]) if ENDS in os.environ else None
+
+
+def look(job: SurveyJob, part: int) -> str:
+    """One part of a pass, as the line of its record: small, and whole if its checksum is. Nothing is written.
+
+    Raises:
+        StorageError: The input cannot be read, or the plan is another.
+        PlanError: It holds values that are not finite.
+    """
+    plan, source, parts = _opened(job)
+    with _looking:
+        found = job.now.look(finite(source, box, plan.nonfinite) for box in parts.boxes(part))
+    return PartRecord(part, job.of, found).to_line()
+
+
+def _opened(job: SurveyJob) -> tuple[Plan, Volume, Parts]:
+    directory = RunDirectory(job.output)
+    plan = directory.load_plan()
+    if plan is None or plan.survey is None or plan.fingerprint != job.fingerprint:
+        raise StorageError(
+            f"The plan in '{directory.path}' is not the one of this run: it was changed under the workers."
+        )
+    volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
+    return plan, directory.counted(plan, volume), Parts(plan.source.shape, plan.survey.box)

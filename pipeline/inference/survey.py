@@ -1,0 +1,154 @@
+"""The survey stage's inside: parts of passes to workers, what they give into a record, and the numbers that it adds up to."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from pipeline.cluster import survey
+from pipeline.cluster.dispatch import Work, dispatch
+from pipeline.cluster.pool import Pool
+from pipeline.config import RunConfig
+from pipeline.core.assignments import Outcome
+from pipeline.core.normalization import Normalization
+from pipeline.core.plan import Plan
+from pipeline.core.statistics import Measurement, PartRecord, Parts, Survey, digest_of_pass
+from pipeline.errors import InferenceError, PipelineError
+from pipeline.outputs.rundir import Driver, LedgerWriter, RunDirectory
+from pipeline.places.credentials import redacted
+
+log = logging.getLogger("pipeline")
+
+SAY_SECONDS = 15.0
+"""Between two words on how far it is."""
+
+
+def measure_missing(
+    config: RunConfig,
+    plan: Plan,
+    passes: Survey,
+    driver: Driver,
+    workers: Callable[[int], AbstractContextManager[Pool]],
+    tell: Callable[[str], None],
+) -> Normalization:
+    """The numbers of a plan's rule, by the passes that it names; what an earlier driver has measured of them is taken over.
+
+    The same for any number of workers, restarts and orders; see `core.statistics`.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+        passes: Its survey.
+        driver: Of its output.
+        workers: Lends workers for so many parts.
+        tell: Told now and then how far it is.
+
+    Raises:
+        PlanError: The volume holds values that are not finite.
+        StorageError, InferenceError: A part could not be measured; all others are kept.
+    """
+    source, directory = plan.source, driver.directory
+    parts = Parts(source.shape, passes.box)
+    found = Measurement(plan.normalization, source.dtype, source.channels * source.voxels, len(parts))
+    files = plan.stored.signature if plan.stored else ""
+    _take_over(found, directory, plan, files)
+    if found.now:
+        with workers(len(found.to_do)) as pool, directory.survey_ledger() as ledger:
+            said = _Word(found, passes, tell)
+            while found.now:
+                of = digest_of_pass(plan.surveyed_over, files, found.now)
+                job = survey.SurveyJob(config.output.url, plan.fingerprint, found.now, of)
+                work = Work(
+                    functools.partial(survey.prepare, job),
+                    functools.partial(survey.look, job),
+                    run=f"{driver.token}-survey-{found.number}",
+                )
+                log.info("pass %d, %s: %d parts, %d workers wanted", *_about(found), pool.workers)
+                outcomes = dispatch(
+                    pool, work, found.to_do, retries=config.cluster.retries, is_cancelled=driver.is_cancelled
+                )
+                try:
+                    for outcome in outcomes:
+                        _take_in(found, _line(outcome, parts, found.number), ledger)
+                        said.tell()
+                finally:
+                    outcomes.close()
+    if found.result is None:
+        raise InferenceError(
+            f"The survey of '{source.url}' came to no end. This is a defect of Halotile: please report it."
+        )
+    return found.result
+
+
+def _about(found: Measurement) -> tuple[int, str, int]:
+    return found.number, found.now.kind if found.now else "", len(found.to_do)
+
+
+def _take_over(found: Measurement, directory: RunDirectory, plan: Plan, files: str) -> None:
+    """Take in what is recorded of the present pass, and of those that follow from it."""
+    at = 0
+    while found.now and found.number > at:
+        at = found.number
+        of = digest_of_pass(plan.surveyed_over, files, found.now)
+        for record in directory.parts():
+            if record.of == of and 0 <= record.part < found.parts and found.number == at:
+                found.add(record.part, record.found)
+
+
+def _line(outcome: Outcome, parts: Parts, number: int) -> str:
+    """What a part gave, as its record's line.
+
+    Raises:
+        PipelineError: It gave nothing, and why.
+    """
+    if not outcome.failed:
+        return str(outcome.result)
+    first = next(parts.boxes(outcome.index))
+    about = f"Part {outcome.index} of pass {number} of the survey, from {first} on,"
+    error = outcome.error
+    if error is None:
+        raise InferenceError(
+            f"{about} failed: its worker vanished each time, {outcome.attempt} times, the last times with no other part on it. "
+            "Likely the memory is too small (see cluster.memory_gb, and the limits of the machine), or something outside ends the "
+            "process. What other parts gave is kept: run again to resume."
+        )
+    if isinstance(error, PipelineError):
+        raise error
+    raise InferenceError(redacted(f"{about} failed: {type(error).__name__}: {error}")) from error
+
+
+def _take_in(found: Measurement, line: str, ledger: LedgerWriter) -> None:
+    """Keep what a part gave, and add it up.
+
+    Raises:
+        InferenceError: It came damaged.
+    """
+    record = PartRecord.from_line(line)
+    if record is None:
+        raise InferenceError(
+            "What a worker sent of the survey came damaged: its checksum is not its own. Run again to resume."
+        )
+    ledger.append(record)
+    found.add(record.part, record.found)
+
+
+class _Word:
+    """How far a survey is, now and then."""
+
+    def __init__(self, found: Measurement, passes: Survey, tell: Callable[[str], None]) -> None:
+        self._found, self._passes, self._tell = found, passes, tell
+        self._said = time.monotonic()
+
+    def tell(self) -> None:
+        if time.monotonic() - self._said < SAY_SECONDS or not self._found.now:
+            return
+        self._said = time.monotonic()
+        number, kind, to_do = _about(self._found)
+        done = self._found.parts - to_do
+        most = "up to " if self._passes.passes > 1 else ""
+        self._tell(
+            f"survey: pass {number} of {most}{self._passes.passes} ({kind}), {done} of {self._found.parts} parts"
+        )

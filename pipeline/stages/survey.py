@@ -1,0 +1,119 @@
+"""The survey stage: plan.json -> statistics.json, the numbers by which the input's values become the network's.
+
+Where the plan has its numbers (they follow from the rule, or an earlier version's plan measured them) there is nothing to survey, and no file.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+from pipeline.cluster.pool import Pool, SharedPool, StartedWorkers
+from pipeline.core.ledger import Progress
+from pipeline.core.normalization import Normalization
+from pipeline.core.plan import Plan
+from pipeline.core.statistics import Statistics
+from pipeline.errors import StorageError
+from pipeline.inference.session import workers_of
+from pipeline.inference.survey import measure_missing
+from pipeline.stages.run import Run
+from pipeline.stages.source import confirm
+
+log = logging.getLogger("pipeline")
+
+
+def survey(
+    run: Run,
+    tell: Callable[[str], None] = lambda _: None,
+    on_dashboard: Callable[[str], None] = lambda _: None,
+    shared: SharedPool | None = None,
+    started: StartedWorkers | None = None,
+) -> Statistics | None:
+    """Measure what the plan's rule asks of the whole volume, in passes by the workers.
+
+    Safe to run again after any end: what parts of a pass gave is kept as it comes, and the numbers do not depend on who measured which.
+
+    Args:
+        run: The run; its plan must have been made.
+        tell: Told now and then how far it is.
+        on_dashboard: Told where Dask's dashboard is, where there is one.
+        shared: Workers that this run shares with others; it has its own otherwise.
+        started: Workers of its own that are started already; in the end they are left for its tiles.
+
+    Returns:
+        What was measured, now or before; None where the plan has its numbers.
+
+    Raises:
+        PlanError: The volume holds values that are not finite.
+        StorageError: It cannot be read; or tiles that are done stand by other numbers.
+        InferenceError: A part could not be measured, or the input changed meanwhile.
+    """
+    plan, directory = run.plan, run.directory
+    with run.lock() as driver, run.log("survey"):
+        if plan.survey is None:
+            log.info("nothing to survey: the plan has its numbers, %s", told(plan.normalization))
+            return None
+        progress = run.progress()
+        found = statistics_of(run, progress)
+        if found is None:
+
+            def workers(parts: int) -> AbstractContextManager[Pool]:
+                return workers_of(
+                    parts, run.config, plan, progress, directory, on_dashboard, shared, started, keep=True
+                )
+
+            numbers = measure_missing(run.config, plan, plan.survey, driver, workers, tell)
+            found = Statistics(numbers, plan.surveyed_over)
+            confirm(run)
+        if directory.load_statistics() != found:
+            directory.write_statistics(found)
+        log.info("statistics %s: %s", found.digest[:12], told(found.normalization))
+        return found
+
+
+def surveyed(run: Run, progress: Progress | None = None) -> Plan:
+    """The plan of a run with the numbers that its survey has measured, where it has.
+
+    Raises:
+        StorageError: Tiles that are done stand by others.
+    """
+    if run.plan.survey is None:
+        return run.plan
+    return replace(run.plan, statistics=statistics_of(run, progress or run.progress()))
+
+
+def statistics_of(run: Run, progress: Progress) -> Statistics | None:
+    """What is measured of a run's input: by its file; where that is lost, by the ledger, as long as tiles stand by it. None where nothing is.
+
+    Raises:
+        StorageError: The file has other numbers than those by which tiles were computed.
+    """
+    plan, path = run.plan, run.directory.statistics_path
+    there = run.directory.load_statistics()
+    if there is not None and there.over != plan.surveyed_over:
+        log.info("'%s' is of other voxels, or by another rule, and is passed over", path)
+        there = None
+    if progress.surveyed is None or not progress.count("done"):
+        return there
+    if there is None:
+        log.warning("'%s' is not there, or not whole: its numbers are taken from the ledger", path)
+        return Statistics.from_dict(progress.surveyed.values)
+    if there.digest != progress.surveyed.digest:
+        before = Statistics.from_dict(progress.surveyed.values)
+        raise StorageError(
+            f"'{path}' has other numbers than those by which {progress.count('done'):,} of {progress.total:,} tiles of "
+            f"'{plan.output.url}' were computed: {told(there.normalization)} (digest {there.digest[:12]}) there, "
+            f"{told(before.normalization)} (digest {before.digest[:12]}) in '{run.directory.ledger_path}'. Tiles of two normalisations are never "
+            f"mixed. Delete '{path}', and it is made again from the ledger; to start over with others, delete the output and "
+            f"'{run.directory.path}'."
+        )
+    return there
+
+
+def told(numbers: Normalization) -> str:
+    """A normalisation for a person, to its last digit."""
+    return (
+        "as stored" if numbers.mode == "none" else f"{numbers.mode}: (value - {numbers.offset!r}) * {numbers.scale!r}"
+    )
