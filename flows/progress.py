@@ -44,7 +44,7 @@ def following(output: str) -> Iterator[Callable[[Advance], None]]:
 
 @contextmanager
 def show(output: str) -> Iterator[Callable[[Advance], None]]:
-    """The same without Prefect: a bar on a terminal, lines in a log."""
+    """As `following`, without Prefect: a bar on a terminal, lines in a log."""
     follower = _Follower(None, Path(output).name)
     with follower.bar:
         yield follower.tell

@@ -34,7 +34,7 @@ _PREFECT = re.compile(r"/prefect/settings/|/pydantic_settings/")
 
 
 def explain(error: Exception) -> ConfigError | None:
-    """The same as an error for a user, where something around the command is to blame; None where it is not known to be."""
+    """Turn an error into one for a user, where something around the command is to blame; None where it is not known to be."""
     files = [""] + [frame.filename.replace(os.sep, "/") for frame in traceback.extract_tb(error.__traceback__)]
     for look in (_home, _text, _packages):
         if message := look(error):

@@ -46,7 +46,7 @@ def machine(config: ClusterConfig) -> Machine:
 
 @contextmanager
 def start(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[OpenCluster]:  # noqa: ARG001 - of any kind
-    """The scheduler that is there. At the end its workers let go of the network; they are not ended."""
+    """Take the scheduler that is there. At the end its workers let go of the network; they are not ended."""
     cluster = _somebody_elses(config)
     try:
         yield cluster

@@ -83,7 +83,7 @@ def _task_memory_bytes(cores: int) -> int:
 
 @contextmanager
 def join(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) -> Iterator[OpenCluster]:
-    """Be what this task is to be: the scheduler's and the workers' end here when the run is over, the driver's goes on.
+    """Take this task's part in the allocation: scheduler and workers end here when the run is over, the driver goes on.
 
     Gives the driver the allocation's scheduler.
 

@@ -155,7 +155,7 @@ class _Dispatcher:
         return []  # also of what was given up before
 
     def _look(self) -> list[Outcome]:
-        """Who is there; what is new, gone or spent."""
+        """Look at the workers: meet the new ones, give up those that are gone, let go of those whose time is over."""
         sharing, foreman = self._pool.sharing, self._foreman
         present = sharing.present(self._assignments.useful)
         outcomes: list[Outcome] = []

@@ -59,12 +59,12 @@ class Kind(Protocol):
         """What all workers have together."""
 
     def start(self, config: ClusterConfig, spec: WorkerSpec, folder: Path) -> AbstractContextManager[OpenCluster]:
-        """Have workers until the context ends; `folder` is for what must lie where all of them see it."""
+        """Start workers, which end with the context; `folder` is for what must lie where all of them see it."""
 
 
 @contextmanager
 def connect(opened: OpenCluster) -> Iterator[Client]:
-    """A connection to a scheduler.
+    """Connect to a scheduler until the context ends.
 
     Raises:
         InferenceError: It cannot be reached.

@@ -87,7 +87,7 @@ def machine(config: ClusterConfig) -> Machine:
 
 @contextmanager
 def start(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[OpenCluster]:
-    """Pods, running or on their way; all are deleted at the end.
+    """Start pods; all are deleted at the end.
 
     Raises:
         ConfigError: There is no API, or no operator, or it refuses such pods.
@@ -250,7 +250,7 @@ class _Pods(KubeCluster):
             await asyncio.sleep(0.5)
 
     async def fetch(self, kind: type[Pod] | type[Deployment], component: str) -> list[Json]:
-        """What the API says of this cluster's pods or Deployments of a component."""
+        """Ask the API for this cluster's pods or Deployments of a component."""
         selector = f"{self.selector},dask.org/component={component}"
         listing = kind.list(namespace=self.namespace, label_selector=selector)
         # a dict where raw ones are asked for

@@ -48,7 +48,7 @@ def _job_memory_bytes(cores: int) -> int:
 
 @contextmanager
 def start(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[OpenCluster]:  # noqa: ARG001 - of any kind
-    """Worker processes that end when this process does; each is replaced by its nanny when it dies."""
+    """Start worker processes, which end when this process does; a nanny replaces each that dies."""
     cards = visible_cards()[: spec.workers] if spec.device == "cuda" else ()
     with _environment({**worker_environment(spec.threads), CORES: str(CPU_COUNT)}), dask.config.set(SETTINGS):
         with _one_start:

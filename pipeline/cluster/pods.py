@@ -70,7 +70,7 @@ def refusal(deployments: Iterable[Json]) -> str:
 
 
 def summary(pods: Sequence[Json], deployments: Iterable[Json] = ()) -> str:
-    """In one line, how the pods are."""
+    """The state of the pods, in one line."""
     phases = Counter(pod.get("status", {}).get("phase", "Pending").lower() for pod in pods)
     counts = [f"{count} pods {phase}" for phase, count in sorted(phases.items())] or ["no pod yet"]
     reasons = dict.fromkeys(why for why in [refusal(deployments), *map(waiting, pods)] if why)

@@ -72,7 +72,7 @@ def machine(config: ClusterConfig) -> Machine:
 def open_pool(
     config: ClusterConfig, spec: WorkerSpec, folder: Path, started: StartedWorkers | None = None, *, keep: bool = False
 ) -> Iterator[Pool]:
-    """Workers until the context ends.
+    """Open a pool of workers, which ends with the context.
 
     They may still be on their way: `dispatch` gives work to each as it joins.
 
@@ -107,7 +107,7 @@ class SharedPool:
 
     @contextmanager
     def lend(self, workers: int) -> Iterator[Pool]:
-        """A run's part of the pool, up to so many workers."""
+        """Lend a run a part of the pool, up to so many workers, until the context ends."""
         with self._common.share() as sharing:
             yield replace(self._pool, workers=workers, start_seconds=0.0, tend=self._tend, sharing=sharing)
 
@@ -117,7 +117,7 @@ class SharedPool:
 
 
 class StartedWorkers:
-    """Workers that are started, or on their way, before a pool is opened: `open_pool` is given them, and has them alone.
+    """Workers that were started before their pool is opened. Whoever opens the pool is handed them, and has them alone.
 
     Args:
         config: Their cluster.
@@ -137,7 +137,7 @@ class StartedWorkers:
         self._config, self._spec, self._taken = config, spec, False
 
     def take(self, config: ClusterConfig, spec: WorkerSpec) -> bool:
-        """Whether the caller has them now, and ends them; False where they are others than it asks for, or were taken."""
+        """Take them, and the duty to end them. False where they are not what is asked for, or were taken before."""
         if self._spec is None:
             return True
         if self._taken or (config, spec) != (self._config, self._spec):
@@ -158,7 +158,7 @@ class StartedWorkers:
 
 @contextmanager
 def starting(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[StartedWorkers]:
-    """Begin to start a pool, while this process does other things; gives what `open_pool` takes them by."""
+    """Start workers in the background, while this process does other things; `open_pool` takes them by what this gives."""
     kind = _kind(config)  # imported in this thread
     stack = ExitStack()
     with ThreadPoolExecutor(1, thread_name_prefix="pool") as thread:
@@ -172,7 +172,7 @@ def starting(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[
 
 @contextmanager
 def join_allocation(config: ClusterConfig, threads: Literal["auto"] | int, folder: Path) -> Iterator[StartedWorkers]:
-    """Be what this task of an allocation is to be; see `allocation.join`. Gives its driver the workers."""
+    """Take this task's part in its allocation, see `allocation.join`; gives the driver the workers."""
     from pipeline.cluster.allocation import join  # noqa: PLC0415 - needs dask-jobqueue, which few have
 
     there: Future[tuple[OpenCluster, float]] = Future()

@@ -61,7 +61,7 @@ def greet_here(address: str, security: Security | None, seconds: float) -> None:
 
 
 def ask(client: Client, question: Callable[[], Awaitable[Any]]) -> Any:
-    """What a scheduler answers.
+    """Ask a scheduler, and give its answer.
 
     Args:
         client: Connected to it.
@@ -103,7 +103,7 @@ class Attendance:
         """Addresses of those that were there at the last look."""
 
     def look(self) -> set[str]:
-        """Addresses of those that are there; while the connection is down, of those that were.
+        """Look who is there, and give their addresses; while the connection is down, those of the last look.
 
         Raises:
             InferenceError: The scheduler is given up.

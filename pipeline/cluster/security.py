@@ -244,7 +244,7 @@ def _lock_of(folder: Path) -> Path:
 
 @contextmanager
 def share_security(config: ClusterConfig, folder: Path) -> Iterator[Security | None]:
-    """That of `own_security`, in files that jobs can read while the context is open."""
+    """Write the certificates of `own_security` to files that jobs can read while the context is open."""
     own = own_security(config)
     if own is None or isinstance(config.security, TlsConfig):
         yield own

@@ -69,7 +69,7 @@ class SharedWorkers:
 
     @contextmanager
     def share(self) -> Iterator[Lease]:
-        """A place in the line until the run ends."""
+        """Stand in the line until the run ends; gives the lease."""
         share = Lease(self)
         with self.lock:
             self._line.append(share)
@@ -82,14 +82,14 @@ class SharedWorkers:
             self._wake()
 
     def look(self) -> set[str]:
-        """Who is there."""
+        """Look who is there."""
         if time.monotonic() - self._looked > KNOWN_SECONDS:
             self._attendance.look()
             self._looked = time.monotonic()
         return self._attendance.seen
 
     def claim(self, share: Lease) -> set[str]:
-        """The workers of a run, after it has taken what it lacks and those before it leave."""
+        """Give a run the workers that it lacks and that those before it in the line leave; returns all that it has."""
         there = self.look()
         self._holders = {worker: holder for worker, holder in self._holders.items() if worker in there}
         free = sorted(there - set(self._holders))

@@ -66,7 +66,7 @@ def machine(config: ClusterConfig) -> Machine:
 
 @contextmanager
 def start(config: ClusterConfig, spec: WorkerSpec, folder: Path) -> Iterator[OpenCluster]:
-    """Jobs, in the queue or running; all are cancelled at the end.
+    """Submit jobs; all are cancelled at the end.
 
     Raises:
         ConfigError: SLURM is not there, or refuses such jobs.

@@ -75,7 +75,7 @@ def reprocess(
 
 
 def _look_at(volumes: Sequence[Member], offered: Machine, on_outcome: Callable[[Outcome], None]) -> list[Member]:
-    """Those that are not done, in order; the others are told."""
+    """Look at all volumes; give those that are not done, in order, and report the others."""
     left = []
     with Threads(LOOKERS, "look") as threads:
         looks: list[tuple[Member, Future[Outcome | None]]] = [

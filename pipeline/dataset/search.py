@@ -73,7 +73,7 @@ class Part:
 
 
 def search(rows: Sequence[Row]) -> list[Part]:
-    """What each row comes to.
+    """Find the volumes of each row.
 
     Raises:
         ConfigError: One gives a name to what is many volumes.

@@ -119,7 +119,7 @@ def current_outcome(volume: Member, machine: Machine) -> Outcome | None:
 
 
 def note(volume: Member, outcome: Outcome) -> Outcome:
-    """The same, with the mark in its folder brought up to it, and rid of what is left there.
+    """Bring the mark in its folder up to an outcome, and remove what readers need no more; gives the outcome.
 
     Raises:
         BusyError: Somebody else writes there.
@@ -177,7 +177,7 @@ def _outcome_of_current(volume: Member, version: ChosenVersion, source: Origin, 
 
 
 def _describe(publication: Publication, version: ChosenVersion, outcome: Outcome) -> Outcome:
-    """The same, where what describes the input has changed with the version's metadata brought up to it; no voxel is read."""
+    """Bring a version's metadata up to what describes its input now, without reading a voxel; gives the outcome, which says so."""
     space = version.plan.source.space
     if outcome.state != "skipped" or version.was in (None, space):
         return outcome
@@ -291,7 +291,7 @@ def _refuse_changing(volume: Member, origin: Origin) -> None:
 
 
 def _compute(version: ChosenVersion, team: DatasetWorkers, inventory: Inventory | None, *, moved: bool) -> int:
-    """The stages; gives the tiles that were computed now."""
+    """Run the stages; gives the number of tiles that were computed now."""
     stages.adopt(version.run, version.plan, inventory, input_changed="keep" if moved else None)
     return stages.follow(version.run, stages.Host(shared=team.pool)).computed
 
@@ -325,7 +325,7 @@ def _model(plan: Plan) -> str:
 
 
 def _mark(volume: Member, outcome: Outcome, before: Outcome | None) -> Outcome:
-    """The outcome as it is left beside the versions, where that can be written."""
+    """Leave the outcome beside the versions, where that can be written; gives it as it was left."""
     if before and not outcome.signature:  # what watchers saw holds
         outcome = replace(outcome, signature=before.signature)
     if before and outcome.state == "failed" and outcome.seen == before.seen:

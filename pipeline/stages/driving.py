@@ -50,7 +50,7 @@ def driving(directory: RunDirectory) -> Iterator[Driver]:
 
 @contextmanager
 def drive(run: Run) -> Iterator[Run]:
-    """The same for a run; gives it with its driver. One that has a driver already is left to whoever gave it.
+    """As `driving`, for a run; gives the run with its driver. One that has a driver already is left to whoever gave it.
 
     Raises (on entering):
         StorageError: Another process drives its output.

@@ -107,7 +107,7 @@ def _adopt(run: Run, stored: Plan | None, resolved: Plan, settled: InputDecision
 
 
 def redescribe(earlier: Plan, now: Plan) -> Plan:
-    """An earlier plan with what describes the input and computes nothing as it is told now: voxel size, origin, units, warnings.
+    """Give an earlier plan what describes the input now and computes nothing: voxel size, origin, units, warnings.
 
     It has the same fingerprint, so its tiles stay; the output's metadata are written again from it at the end of the next run.
     """

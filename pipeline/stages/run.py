@@ -82,7 +82,7 @@ class Run:
         return logged(self.directory.log_path, self.config.log, run=Path(self.config.output.url).name, stage=stage)
 
     def relocate(self, stored: Plan) -> Plan:
-        """A stored plan with paths as they are now: stores may be moved, or copied, between two sittings."""
+        """Give a stored plan the paths of now: stores may be moved, or copied, between two sessions."""
         config = self.config
         return replace(
             stored,
