@@ -41,7 +41,7 @@ def prepare(job: SurveyJob) -> float | None:
     Returns:
         When this process will be ended, seconds since the epoch; None where it will not.
     """
-    _opened(job)
+    _open(job)
     return float(os.environ[ENDS]) if ENDS in os.environ else None
 
 
@@ -52,13 +52,13 @@ def look(job: SurveyJob, part: int) -> str:
         StorageError: The input cannot be read, or the plan is another.
         PlanError: It holds values that are not finite.
     """
-    plan, source, parts = _opened(job)
+    plan, source, parts = _open(job)
     with _looking:
-        found = job.now.look(finite(source, box, plan.nonfinite) for box in parts.boxes(part))
-    return PartRecord(part, job.of, found).to_line()
+        numbers = job.now.look(finite(source, box, plan.nonfinite) for box in parts.boxes(part))
+    return PartRecord(part, job.of, numbers).to_line()
 
 
-def _opened(job: SurveyJob) -> tuple[Plan, Volume, Parts]:
+def _open(job: SurveyJob) -> tuple[Plan, Volume, Parts]:
     directory = RunDirectory(job.output)
     plan = directory.load_plan()
     if plan is None or plan.survey is None or plan.fingerprint != job.fingerprint:

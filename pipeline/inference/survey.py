@@ -52,50 +52,50 @@ def measure_missing(
     """
     source, directory = plan.source, driver.directory
     parts = Parts(source.shape, passes.box)
-    found = Measurement(plan.normalization, source.dtype, source.channels * source.voxels, len(parts))
+    measurement = Measurement(plan.normalization, source.dtype, source.channels * source.voxels, len(parts))
     files = plan.stored.signature if plan.stored else ""
-    _take_over(found, directory, plan, files)
-    if found.now:
-        with workers(len(found.to_do)) as pool, directory.survey_ledger() as ledger:
-            said = _Word(found, passes, tell)
-            while found.now:
-                of = digest_of_pass(plan.surveyed_over, files, found.now)
-                job = survey.SurveyJob(config.output.url, plan.fingerprint, found.now, of)
+    _take_over(measurement, directory, plan, files)
+    if measurement.now:
+        with workers(len(measurement.to_do)) as pool, directory.survey_ledger() as ledger:
+            word = _Word(measurement, passes, tell)
+            while measurement.now:
+                of = digest_of_pass(plan.surveyed_over, files, measurement.now)
+                job = survey.SurveyJob(config.output.url, plan.fingerprint, measurement.now, of)
                 work = Work(
                     functools.partial(survey.prepare, job),
                     functools.partial(survey.look, job),
-                    run=f"{driver.token}-survey-{found.number}",
+                    run=f"{driver.token}-survey-{measurement.number}",
                 )
-                log.info("pass %d, %s: %d parts, %d workers wanted", *_about(found), pool.workers)
+                log.info("pass %d, %s: %d parts, %d workers wanted", *_about(measurement), pool.workers)
                 outcomes = dispatch(
-                    pool, work, found.to_do, retries=config.cluster.retries, is_cancelled=driver.is_cancelled
+                    pool, work, measurement.to_do, retries=config.cluster.retries, is_cancelled=driver.is_cancelled
                 )
                 try:
                     for outcome in outcomes:
-                        _take_in(found, _line(outcome, parts, found.number), ledger)
-                        said.tell()
+                        _take_in(measurement, _line(outcome, parts, measurement.number), ledger)
+                        word.tell()
                 finally:
                     outcomes.close()
-    if found.result is None:
+    if measurement.result is None:
         raise InferenceError(
             f"The survey of '{source.url}' came to no end. This is a defect of Halotile: please report it."
         )
-    return found.result
+    return measurement.result
 
 
-def _about(found: Measurement) -> tuple[int, str, int]:
-    return found.number, found.now.kind if found.now else "", len(found.to_do)
+def _about(measurement: Measurement) -> tuple[int, str, int]:
+    return measurement.number, measurement.now.kind if measurement.now else "", len(measurement.to_do)
 
 
-def _take_over(found: Measurement, directory: RunDirectory, plan: Plan, files: str) -> None:
+def _take_over(measurement: Measurement, directory: RunDirectory, plan: Plan, files: str) -> None:
     """Take in what is recorded of the present pass, and of those that follow from it."""
     at = 0
-    while found.now and found.number > at:
-        at = found.number
-        of = digest_of_pass(plan.surveyed_over, files, found.now)
+    while measurement.now and measurement.number > at:
+        at = measurement.number
+        of = digest_of_pass(plan.surveyed_over, files, measurement.now)
         for record in directory.parts():
-            if record.of == of and 0 <= record.part < found.parts and found.number == at:
-                found.add(record.part, record.found)
+            if record.of == of and 0 <= record.part < measurement.parts and measurement.number == at:
+                measurement.add(record.part, record.found)
 
 
 def _line(outcome: Outcome, parts: Parts, number: int) -> str:
@@ -120,7 +120,7 @@ def _line(outcome: Outcome, parts: Parts, number: int) -> str:
     raise InferenceError(redacted(f"{about} failed: {type(error).__name__}: {error}")) from error
 
 
-def _take_in(found: Measurement, line: str, ledger: LedgerWriter) -> None:
+def _take_in(measurement: Measurement, line: str, ledger: LedgerWriter) -> None:
     """Keep what a part gave, and add it up.
 
     Raises:
@@ -132,23 +132,23 @@ def _take_in(found: Measurement, line: str, ledger: LedgerWriter) -> None:
             "What a worker sent of the survey came damaged: its checksum is not its own. Run again to resume."
         )
     ledger.append(record)
-    found.add(record.part, record.found)
+    measurement.add(record.part, record.found)
 
 
 class _Word:
     """How far a survey is, now and then."""
 
-    def __init__(self, found: Measurement, passes: Survey, tell: Callable[[str], None]) -> None:
-        self._found, self._passes, self._tell = found, passes, tell
+    def __init__(self, measurement: Measurement, passes: Survey, tell: Callable[[str], None]) -> None:
+        self._measurement, self._passes, self._tell = measurement, passes, tell
         self._said = time.monotonic()
 
     def tell(self) -> None:
-        if time.monotonic() - self._said < SAY_SECONDS or not self._found.now:
+        if time.monotonic() - self._said < SAY_SECONDS or not self._measurement.now:
             return
         self._said = time.monotonic()
-        number, kind, to_do = _about(self._found)
-        done = self._found.parts - to_do
+        number, kind, to_do = _about(self._measurement)
+        done = self._measurement.parts - to_do
         most = "up to " if self._passes.passes > 1 else ""
         self._tell(
-            f"survey: pass {number} of {most}{self._passes.passes} ({kind}), {done} of {self._found.parts} parts"
+            f"survey: pass {number} of {most}{self._passes.passes} ({kind}), {done} of {self._measurement.parts} parts"
         )

@@ -92,10 +92,10 @@ def _note_statistics(plan: Plan, directory: RunDirectory, progress: Progress) ->
         PlanError: They are not measured yet.
     """
     log.debug("values become the network's input by %s", told(plan.numbers))
-    found = plan.statistics
-    if found and (progress.surveyed is None or progress.surveyed.digest != found.digest):
+    statistics = plan.statistics
+    if statistics and (progress.surveyed is None or progress.surveyed.digest != statistics.digest):
         with directory.ledger() as ledger:
-            ledger.append(Surveyed(plan.fingerprint, found.digest, found.to_dict()))
+            ledger.append(Surveyed(plan.fingerprint, statistics.digest, statistics.to_dict()))
 
 
 def _prepare(output: Image) -> None:

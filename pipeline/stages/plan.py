@@ -68,9 +68,9 @@ def adopt(
     """
     stored = run.directory.load_plan()
     with run.log("plan"):
-        volume, found = count_input(run.config) if inventory is None else (open_input(run.config), inventory)
+        volume, counted = count_input(run.config) if inventory is None else (open_input(run.config), inventory)
         begun = stored is not None and _has_begun(stored, run.directory)
-        settled = settle(run, stored, volume, found, input_changed, begun=begun)
+        settled = settle(run, stored, volume, counted, input_changed, begun=begun)
         return _adopt(run, stored, resolved, settled, begun=begun)
 
 

@@ -56,8 +56,8 @@ def survey(
             log.info("nothing to survey: the plan has its numbers, %s", told(plan.normalization))
             return None
         progress = run.progress()
-        found = statistics_of(run, progress)
-        if found is None:
+        statistics = statistics_of(run, progress)
+        if statistics is None:
 
             def workers(parts: int) -> AbstractContextManager[Pool]:
                 return workers_of(
@@ -65,12 +65,12 @@ def survey(
                 )
 
             numbers = measure_missing(run.config, plan, plan.survey, driver, workers, tell)
-            found = Statistics(numbers, plan.surveyed_over)
+            statistics = Statistics(numbers, plan.surveyed_over)
             confirm(run)
-        if directory.load_statistics() != found:
-            directory.write_statistics(found)
-        log.info("statistics %s: %s", found.digest[:12], told(found.normalization))
-        return found
+        if directory.load_statistics() != statistics:
+            directory.write_statistics(statistics)
+        log.info("statistics %s: %s", statistics.digest[:12], told(statistics.normalization))
+        return statistics
 
 
 def surveyed(run: Run, progress: Progress | None = None) -> Plan:
