@@ -116,6 +116,7 @@ def test_tiles_stand_by_what_the_first_record_of_their_ledger_says(tmp_path, poo
     assert np.abs(run.array() - expected).max() <= 1e-5 * np.ptp(expected)
 
 
+@pytest.mark.slow
 def test_a_run_has_its_workers_started_once_for_all_its_stages(tmp_path, monkeypatch):
     """To start them twice would cost a small run as much as its tiles do."""
     from pipeline.cluster import local  # noqa: PLC0415 - of this test only
@@ -229,6 +230,7 @@ sys.meta_path.insert(0, Watch())
 """
 
 
+@pytest.mark.slow
 def test_a_survey_that_was_killed_goes_on_where_it_was(started, tmp_path, pooled, monkeypatch):  # noqa: F811 - the fixture
     """`kill -9` in the middle of a pass: what parts gave is kept, no part of it is read again, and the bytes are those of a calm run."""
     watch = tmp_path / "watch"
@@ -247,6 +249,7 @@ def test_a_survey_that_was_killed_goes_on_where_it_was(started, tmp_path, pooled
     assert first.is_running(), first.error
     family = first.family()
     first.kill()
+    first.wait()
     wait_until(lambda: not alive(family))
     kept = {record.part for record in run.directory.parts()}
     assert 8 <= len(kept) < 16
