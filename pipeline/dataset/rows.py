@@ -67,7 +67,7 @@ class Row:
 
     Args:
         place: Where, for errors; such as `volumes.csv, line 3`.
-        said: What was said of it.
+        values: What was written of it.
         alone: It is all of the source, and was given as it is, not in a list.
     """
 
