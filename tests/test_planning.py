@@ -121,7 +121,7 @@ def test_a_governing_plan_keeps_its_dtype(tmp_path, bfloat16):
         ("auto", "auto", [(1, 8), (2, 4), (4, 2), (8, 1)]),
     ],
 )
-def test_crews_use_the_whole_machine(tmp_path, workers, threads, expected):
+def test_workers_use_the_whole_machine(tmp_path, workers, threads, expected):
     """Compute threads in all are the machine's cores, however they are shared, unless the user says otherwise."""
     run = run_of(tmp_path, compute={"threads": threads}, cluster={"workers": workers})
     assert worker_choices(run.config, MACHINE, "cpu") == expected
@@ -155,7 +155,7 @@ def test_a_plan_for_few_workers_runs_with_as_many_as_the_memory_holds(tmp_path):
     assert workers_that_fit(given.config, small, again) == 8
 
 
-def test_no_crew_fits_a_machine_without_memory(tmp_path):
+def test_no_worker_fits_a_machine_without_memory(tmp_path):
     """The refusal speaks of the spec with the most memory a worker."""
     with pytest.raises(PlanError, match=r"A worker has 0\.5 GB"):
         make_plan(run_of(tmp_path).config, replace(MACHINE, memory_bytes=5 * 10**8))

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.section import Auto, Location, Margin, Positive, Section, Voxels, Whole
 from pipeline.core.locations import is_url
+from pipeline.core.normalization import Mode
 
 Level = Annotated[int, Field(ge=0, description="Resolution level of an OME-Zarr image, 0 the finest.")]
 Axes = Annotated[
@@ -99,7 +100,7 @@ class ModelConfig(Section):
 class NormalizeConfig(Section):
     """How stored values become the network's input; absent, the checkpoint's rule."""
 
-    mode: Literal["none", "minmax", "zscore", "percentile"] = Field(description="One set of numbers a volume.")
+    mode: Mode = Field(description="One set of numbers a volume.")
     low: float = Field(1.0, ge=0, le=100, description="Percentile that becomes 0 (mode percentile).")
     high: float = Field(99.0, ge=0, le=100, description="Percentile that becomes 1 (mode percentile).")
 

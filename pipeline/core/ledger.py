@@ -112,7 +112,7 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Surveyed:
+class StatisticsRecord:
     """Which statistics the tiles of a plan stand by, from here on.
 
     Args:
@@ -131,7 +131,7 @@ class Surveyed:
         return checked_line({"statistics": _content(self)})
 
 
-Record = TileRecord | Session | Surveyed
+Record = TileRecord | Session | StatisticsRecord
 
 
 def _content(record: Record) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class Progress:
         self._codes = np.zeros(tiles, dtype=np.uint8)
         self.fingerprint = fingerprint
         self.stage = stage
-        self.surveyed: Surveyed | None = None
+        self.surveyed: StatisticsRecord | None = None
         """Which statistics its tiles stand by, where the ledger says."""
 
     def owns(self, record: Record) -> TypeGuard[TileRecord]:
@@ -170,7 +170,10 @@ class Progress:
         """Take a record in; a session, and whatever is of another plan or stage, are passed over."""
         if self.owns(record):
             self._codes[record.tile] = _CODES[record.state]
-        elif isinstance(record, Surveyed) and (record.stage, record.fingerprint) == (self.stage, self.fingerprint):
+        elif isinstance(record, StatisticsRecord) and (record.stage, record.fingerprint) == (
+            self.stage,
+            self.fingerprint,
+        ):
             self.surveyed = record
 
     def count(self, state: str) -> int:
@@ -283,7 +286,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 }
 """What the values of a record are."""
 
-_RECORDS: dict[str, type[Record]] = {"session": Session, "statistics": Surveyed, "tile": TileRecord}
+_RECORDS: dict[str, type[Record]] = {"session": Session, "statistics": StatisticsRecord, "tile": TileRecord}
 """By the key that a line has for them; a tile's is its index."""
 
 

@@ -43,7 +43,9 @@ class Normalization:
 
     def is_measured(self, dtype: str) -> bool:
         """Whether the numbers come from the voxels of the whole volume, of this type."""
-        return self.mode in ("zscore", "percentile") or (self.mode == "minmax" and np.dtype(dtype).kind == "f")
+        if self.mode == "minmax":
+            return np.dtype(dtype).kind == "f"
+        return self.mode != "none"
 
     def apply(self, array: np.ndarray) -> NDArray[np.float32]:
         """`array` normalised, float32, a new array. Reduced in float64 where an offset would cost low bits."""
@@ -54,6 +56,11 @@ class Normalization:
         if self.scale != 1.0:
             values *= values.dtype.type(self.scale)
         return values.astype(np.float32, copy=False)
+
+
+def unknown_mode(mode: str) -> ValueError:
+    """Of a mode that somebody forgot: no mode is taken for another."""
+    return ValueError(f"No rule is known for the mode '{mode}' here.")
 
 
 def spanning(mode: Mode, low_value: float, high_value: float, **percent: float) -> Normalization:

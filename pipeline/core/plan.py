@@ -177,7 +177,7 @@ class Plan:
         if earlier.survey is None:
             mine, theirs = self.identity(), earlier.identity()
             same = self.normalization.same_rule(earlier.normalization) and all(
-                mine[key] == theirs[key] for key in mine if key.startswith("input.")
+                mine.get(key) == theirs.get(key) for key in mine | theirs if key.startswith("input.")
             )
             return Statistics(earlier.normalization, self.surveyed_over) if same else None
         return earlier.statistics if earlier.surveyed_over == self.surveyed_over else None
@@ -257,7 +257,8 @@ class Plan:
     def differences(self, other: Plan) -> list[str]:
         """What the identities disagree on, a line each, this plan's value first."""
         mine, theirs = self.identity(), other.identity()
-        return [f"{key}: {mine[key]} here, {theirs[key]} there" for key in mine if mine[key] != theirs[key]]
+        keys = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
+        return [f"{key}: {mine.get(key, 'nothing')} here, {theirs.get(key, 'nothing')} there" for key in keys]
 
     def to_json(self) -> str:
         content = asdict(self)

@@ -26,7 +26,7 @@ import numpy as np
 
 from pipeline.core.geometry.box import Box, Triple, per_axis, triple
 from pipeline.core.ledger import checked_content, checked_line
-from pipeline.core.normalization import Normalization, spanning
+from pipeline.core.normalization import Normalization, spanning, unknown_mode
 from pipeline.core.strict_json import json_text
 
 SURVEY = "survey"
@@ -84,14 +84,20 @@ def most_passes(rule: Normalization, dtype: str) -> int:
     """Passes over a volume of this type that a rule takes at most; 0 where its numbers are known without."""
     if not rule.is_measured(dtype):
         return 0
-    if rule.mode != "percentile":
+    if rule.mode in ("minmax", "zscore"):
         return 1
-    return 1 if _is_narrow(np.dtype(dtype)) else 1 + HISTOGRAMS
+    if rule.mode == "percentile":
+        return 1 if _is_narrow(np.dtype(dtype)) else 1 + HISTOGRAMS
+    raise unknown_mode(rule.mode)
 
 
 def known(rule: Normalization, dtype: str) -> Normalization:
     """A rule that takes no pass, with its numbers: of integers, `minmax` means their type's range."""
-    return rule if rule.mode == "none" else spanning("minmax", *_limits(np.dtype(dtype)))
+    if rule.mode == "none":
+        return rule
+    if rule.mode == "minmax":
+        return spanning("minmax", *_limits(np.dtype(dtype)))
+    raise unknown_mode(rule.mode)
 
 
 def _is_narrow(dtype: np.dtype) -> bool:
@@ -263,8 +269,10 @@ class Measurement:
             self._begin(Pass("moments"))
         elif rule.mode == "percentile" and _is_narrow(np.dtype(dtype)):
             self._begin_histograms(*_limits(np.dtype(dtype)))
-        else:
+        elif rule.mode in ("minmax", "percentile"):
             self._begin(Pass("limits"))
+        else:
+            raise unknown_mode(rule.mode)
 
     @property
     def to_do(self) -> np.ndarray:

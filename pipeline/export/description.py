@@ -13,6 +13,7 @@ import torch
 
 from pipeline.core.network.receptive import receptive_radius
 from pipeline.core.network.unet import Architecture
+from pipeline.core.normalization import unknown_mode
 from pipeline.export.case import Case
 from pipeline.export.extents import Extents
 from pipeline.export.source import CALLABLE
@@ -166,4 +167,6 @@ def _preprocessing(case: Case, names: str) -> list[dict[str, Any]]:
         low, high = (0.0, 100.0) if rule.mode == "minmax" else (rule.low, rule.high)
         kwargs = {"axes": axes, "min_percentile": low, "max_percentile": high, "eps": EPSILON}
         return [{"id": "scale_range", "kwargs": kwargs}]
-    return []
+    if rule.mode == "none":
+        return []
+    raise unknown_mode(rule.mode)

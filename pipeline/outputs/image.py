@@ -113,10 +113,10 @@ class Image:
         with in_words():
             return self._metadata.put(complete=True)
 
-    def drop_units(self) -> None:
+    def drop_axis_units(self) -> None:
         """Remove units that an earlier plan of the same output wrote and this one does not have."""
         with in_words():
-            self._metadata.drop_units()
+            self._metadata.drop_axis_units()
 
     def metadata(self, *, complete: bool, names: tuple[str, ...] = ()) -> Comparison:
         """What the stored metadata, which readers go by, are against the plan's; see `Metadata.compared`."""

@@ -81,7 +81,7 @@ class Metadata:
         said = {FINGERPRINT_ATTRIBUTE: {"fingerprint": fingerprint, "state": "incomplete"}}
         self._store.put(DOCUMENT, dumped({**there, "attributes": {**kept, **said}}))
 
-    def drop_units(self) -> None:
+    def drop_axis_units(self) -> None:
         """Remove the units of axes for which the plan has none any more: an earlier plan wrote them, and left they would be false."""
         document, ours = stored(self._store, DOCUMENT), described_image(self._plan)["multiscales"][0]["axes"]
         if document is None:

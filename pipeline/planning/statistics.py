@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.core.appearance import Appearance, appearance_of, sample_boxes
 from pipeline.core.geometry.box import Box, widened
-from pipeline.core.normalization import Normalization, spanning
+from pipeline.core.normalization import Normalization, spanning, unknown_mode
 from pipeline.core.statistics import Parts, Survey, known, measure, most_passes
 from pipeline.core.volume import Description
 from pipeline.errors import StorageError
@@ -76,8 +76,10 @@ def sampled(
     if rule.mode == "zscore":
         deviation = float(values.std())
         return Normalization("zscore", float(values.mean()), 1.0 / deviation if deviation > 0 else 1.0)
-    low, high = np.percentile(values, (rule.low, rule.high))
-    return spanning("percentile", low, high, low=rule.low, high=rule.high)
+    if rule.mode == "percentile":
+        low, high = np.percentile(values, (rule.low, rule.high))
+        return spanning("percentile", low, high, low=rule.low, high=rule.high)
+    raise unknown_mode(rule.mode)
 
 
 def _sample_boxes(volume: Description) -> list[Box]:

@@ -121,7 +121,7 @@ def _normalization(plan: Plan) -> str:
 
 
 def ledger_rows(plan: Plan, infer: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the sittings of a run add up to."""
+    """What the sessions of a run add up to."""
     seconds = infer["seconds"]
     rate = f"{plan.source.voxels / seconds / 1e6:.2f} Mvoxel/s" if seconds else "nothing computed"
     return [

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from pipeline.cluster.pool import SharedPool, StartedWorkers
 from pipeline.cluster.security import sweep_keys
-from pipeline.core.ledger import Progress, Session, Surveyed
+from pipeline.core.ledger import Progress, Session, StatisticsRecord
 from pipeline.core.plan import Plan
 from pipeline.errors import StorageError
 from pipeline.inference.session import Advance, infer_missing
@@ -95,7 +95,7 @@ def _note_statistics(plan: Plan, directory: RunDirectory, progress: Progress) ->
     statistics = plan.statistics
     if statistics and (progress.surveyed is None or progress.surveyed.digest != statistics.digest):
         with directory.ledger() as ledger:
-            ledger.append(Surveyed(plan.fingerprint, statistics.digest, statistics.to_dict()))
+            ledger.append(StatisticsRecord(plan.fingerprint, statistics.digest, statistics.to_dict()))
 
 
 def _prepare(output: Image) -> None:

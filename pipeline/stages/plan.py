@@ -200,7 +200,7 @@ def _write_plan(run: Run, begun: Plan | None, resolved: Plan, settled: InputDeci
             if begun and (len(settled.redo) or begun.fingerprint != resolved.fingerprint):
                 Image(begun).reopen(resolved)
             if begun and _lost_units(begun, resolved):
-                Image(resolved).drop_units()
+                Image(resolved).drop_axis_units()
             mark(directory, resolved, settled)
             if settled.remeasure:
                 directory.drop_survey()

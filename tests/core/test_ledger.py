@@ -13,7 +13,7 @@ from pipeline.core import ledger
 from pipeline.core.ledger import (
     Progress,
     Session,
-    Surveyed,
+    StatisticsRecord,
     TileRecord,
     checked_content,
     checked_line,
@@ -266,7 +266,9 @@ def test_what_is_to_do_is_plain_indices_in_order():
 
 # --- which numbers tiles stand by -----------------------------------------------------------------------------------------
 
-SURVEYED = Surveyed("ours", "ef" * 32, {"mode": "zscore", "offset": 0.1, "scale": 3.0, "over": {"input.shape": [1, 2]}})
+SURVEYED = StatisticsRecord(
+    "ours", "ef" * 32, {"mode": "zscore", "offset": 0.1, "scale": 3.0, "over": {"input.shape": [1, 2]}}
+)
 
 
 def test_the_statistics_of_a_plan_are_a_record_of_its_stage_and_its_own():

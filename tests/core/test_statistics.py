@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.geometry.box import Box
-from pipeline.core.normalization import Normalization
+from pipeline.core.normalization import Mode, Normalization
 from pipeline.core.statistics import (
     MOST_PARTS,
     Measurement,
@@ -263,3 +264,29 @@ def test_statistics_that_were_changed_by_hand_are_not_taken(key):
     content[key] = {"mode": "minmax", "over": {}, "digest": "0" * 64}.get(key, 10.250000000000002)
     with pytest.raises(ValueError, match="digest"):
         Statistics.from_dict(content)
+
+
+# --- every mode ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+@pytest.mark.parametrize("dtype", ["uint8", "uint32", "float32"])
+def test_every_mode_is_measured_or_known(mode, dtype):
+    """And keeps its name; where no pass is taken, the numbers follow from the type."""
+    rule, values = Normalization(mode), volume(dtype)
+    if most_passes(rule, dtype):
+        found = measure(rule, dtype, values.size, PARTS, lambda box: values[tuple(map(slice, box.start, box.stop))])
+    else:
+        found = known(rule, dtype)
+    assert found.mode == mode
+    assert rule.is_measured(dtype) == (most_passes(rule, dtype) > 0)
+
+
+def test_a_mode_that_nobody_knows_is_taken_for_no_other():
+    """Who adds one and forgets a place is told there."""
+    rule = Normalization("robust")
+    for ask in (most_passes, known):
+        with pytest.raises(ValueError, match="mode 'robust'"):
+            ask(rule, "uint8")
+    with pytest.raises(ValueError, match="mode 'robust'"):
+        Measurement(rule, "uint8", values=8, parts=1)

@@ -16,7 +16,7 @@ import zarr
 from flows.commands.app import app
 from flows.commands.status import status
 from pipeline import stages
-from pipeline.core.ledger import Surveyed, TileRecord
+from pipeline.core.ledger import StatisticsRecord, TileRecord
 from pipeline.core.machine import Machine
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
@@ -105,8 +105,8 @@ def test_tiles_stand_by_what_the_first_record_of_their_ledger_says(tmp_path, poo
     account = stages.follow(run.now)
     measured = run.directory.load_statistics()
     first, *rest = run.directory.records()
-    assert first == Surveyed(plan.fingerprint, measured.digest, json.loads(measured.to_json()))
-    assert not any(isinstance(record, Surveyed) for record in rest)
+    assert first == StatisticsRecord(plan.fingerprint, measured.digest, json.loads(measured.to_json()))
+    assert not any(isinstance(record, StatisticsRecord) for record in rest)
     assert account.report["normalization"] == measured.to_dict()
     assert json.loads(run.directory.verification_path.read_text())["statistics"] == measured.digest
     numbers = measured.normalization

@@ -143,8 +143,12 @@ def one_pass(network, weights, volume):
             made = F.conv_transpose3d(given[0], *weights[node.name], stride=operation.factor)
         elif isinstance(operation, MaxPool):
             made = F.max_pool3d(given[0], operation.factor)
+        elif isinstance(operation, Activation):
+            made = F.relu(given[0])
+        elif isinstance(operation, Concatenation):
+            made = torch.cat(given, dim=1)
         else:
-            made = F.relu(given[0]) if isinstance(operation, Activation) else torch.cat(given, dim=1)
+            raise TypeError(f"no layer of torch's stands here for a {type(operation).__name__}")
         found[node.name] = made
     return found[network.output.name][0].numpy()
 

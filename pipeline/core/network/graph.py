@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import lcm, prod
@@ -62,6 +63,15 @@ class Operation:
         """Whether it writes into memory of its own, and not where its reader wants it."""
         return True
 
+    @property
+    def takes_several(self) -> bool:
+        """Whether it may read several nodes."""
+        return False
+
+    def channels(self, given: Sequence[int]) -> int | None:
+        """Channels that it writes, of those of each node that it reads; None where its weights decide."""
+        return sum(given)
+
     def need(self, axis: int, span: Span, ends: Span | None) -> Span:
         """The voxels that it reads to write `span`; `ends` are those of what it reads, None where there are none."""
         return span
@@ -99,6 +109,9 @@ class Operation:
 class Input(Operation):
     """The volume, normalised."""
 
+    def channels(self, given: Sequence[int]) -> int | None:
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Convolution(Operation):
@@ -133,6 +146,9 @@ class Convolution(Operation):
     def lattice(self, axis: int, written: Lattice) -> Lattice:
         """Anywhere: it keeps what it cannot use yet. That is, where a tap reaches beyond the voxel itself."""
         return ANYWHERE if self.has_window else written
+
+    def channels(self, given: Sequence[int]) -> int | None:
+        return None
 
     def weights(self, in_channels: int, channels: int) -> int:
         return in_channels * channels * prod(self.kernel)
@@ -217,6 +233,9 @@ class TransposedConvolution(Operation):
         period = written.period // factor
         return Lattice(period, (written.phase - phase) // factor % period)
 
+    def channels(self, given: Sequence[int]) -> int | None:
+        return None
+
     def weights(self, in_channels: int, channels: int) -> int:
         return in_channels * channels * prod(self.factor)
 
@@ -242,6 +261,10 @@ class Concatenation(Operation):
     @property
     def has_own_memory(self) -> bool:
         return False
+
+    @property
+    def takes_several(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,11 +314,11 @@ class Graph:
         is_input = isinstance(node.operation, Input)
         if is_input != (number == 0) or is_input != (not node.inputs):
             raise ValueError(f"Node '{node.name}' reads {len(node.inputs)} nodes; the first node is the only input.")
-        if len(node.inputs) > 1 and not isinstance(node.operation, Concatenation):
+        if len(node.inputs) > 1 and not node.operation.takes_several:
             raise ValueError(f"Node '{node.name}' reads {len(node.inputs)} nodes, and its operation takes one.")
-        given = sum(known[name].channels for name in node.inputs)
-        if not isinstance(node.operation, Input | Convolution | TransposedConvolution) and node.channels != given:
-            raise ValueError(f"Node '{node.name}' writes {node.channels} channels, and is given {given}.")
+        written = node.operation.channels([known[name].channels for name in node.inputs])
+        if written not in (None, node.channels):
+            raise ValueError(f"Node '{node.name}' writes {node.channels} channels, and is given {written}.")
 
     def __hash__(self) -> int:
         return self._hash
