@@ -63,6 +63,7 @@ class TileRecord:
         attempt: 1 the first.
         error: Why it failed or is invalid.
         stage: Whose tile it is, one of `TILED`.
+        survey: Digest of the statistics that it was computed by; empty where the plan has its numbers.
     """
 
     tile: int
@@ -78,6 +79,7 @@ class TileRecord:
     attempt: int = 1
     error: str = ""
     stage: str = INFER
+    survey: str = ""
 
     def to_line(self) -> str:
         return checked_line({key: value for key, value in _content(self).items() if value not in ("", {})})
@@ -117,7 +119,7 @@ class StatisticsRecord:
 
     Args:
         fingerprint: Of the plan.
-        digest: Of the statistics.
+        digest: Of the statistics; empty: the tiles before stand by none that holds, and new ones are to be measured.
         values: Their content, so that they can be put back where their file is lost.
         stage: Whose tiles, one of `TILED`.
     """
@@ -155,8 +157,10 @@ class Progress:
         self._codes = np.zeros(tiles, dtype=np.uint8)
         self.fingerprint = fingerprint
         self.stage = stage
+        self.stand_by = ""
+        """Digest of the statistics that its tiles stand by; empty where there are none."""
         self.surveyed: StatisticsRecord | None = None
-        """Which statistics its tiles stand by, where the ledger says."""
+        """The same with their content, where the ledger has that."""
 
     def owns(self, record: Record) -> TypeGuard[TileRecord]:
         """Whether a record is of a tile of this stage and plan."""
@@ -167,14 +171,26 @@ class Progress:
         )
 
     def add(self, record: Record) -> None:
-        """Take a record in; a session, and whatever is of another plan or stage, are passed over."""
+        """Take a record in; a session, and whatever is of another plan or stage, are passed over.
+
+        Tiles stand by one set of statistics: where a record is of another than those before, these are not done any more. So a line that is
+        damaged leaves no tile of one beside tiles of the other.
+        """
         if self.owns(record):
+            if record.state == "done":
+                self._stand_by(record.survey)
             self._codes[record.tile] = _CODES[record.state]
         elif isinstance(record, StatisticsRecord) and (record.stage, record.fingerprint) == (
             self.stage,
             self.fingerprint,
         ):
-            self.surveyed = record
+            self._stand_by(record.digest)
+            self.surveyed = record if record.digest else None
+
+    def _stand_by(self, digest: str) -> None:
+        if digest != self.stand_by:
+            self._codes[self.done()] = 0
+            self.stand_by, self.surveyed = digest, None
 
     def count(self, state: str) -> int:
         return int(np.count_nonzero(self._codes == _CODES[state]))
@@ -279,7 +295,7 @@ _BEGINNINGS = ('{"tile": ', '{"session": ', '{"statistics": ')
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("tile", "peak_bytes", "attempt", "tiles", "workers"), int),
-    **dict.fromkeys(("state", "fingerprint", "worker", "error", "ended", "stage", "digest"), str),
+    **dict.fromkeys(("state", "fingerprint", "worker", "error", "ended", "stage", "digest", "survey"), str),
     **dict.fromkeys(("seconds", "read_seconds", "write_seconds", "wait_seconds"), (int, float)),
     **dict.fromkeys(("cluster_seconds", "model_seconds"), (int, float)),
     **dict.fromkeys(("units", "values"), dict),

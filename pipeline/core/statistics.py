@@ -28,6 +28,7 @@ from pipeline.core.geometry.box import Box, Triple, per_axis, triple
 from pipeline.core.ledger import checked_content, checked_line
 from pipeline.core.normalization import Normalization, spanning, unknown_mode
 from pipeline.core.strict_json import json_text
+from pipeline.errors import PlanError
 
 SURVEY = "survey"
 """The stage, in records."""
@@ -38,8 +39,14 @@ BINS = 2**16
 HISTOGRAMS = 3
 """At most, per percentile, each within a bin of the one before."""
 
+PARTS_VERSION = 1
+"""Raised whenever a part's record means something else."""
+
 MOST_PARTS = 2**10
 """Of a pass: each sends back a few hundred kilobytes at most, and costs as much where the run is killed at it."""
+
+MOST_AT_ONCE = 2**24
+"""Values whose squares are held at once, in float64; a box has no more, but where one chunk has."""
 
 PIECE = 2**20
 """Values of a box that are sorted into bins at once."""
@@ -49,6 +56,10 @@ Bracket = tuple[float, float, int]
 
 Found = tuple[np.ndarray, ...]
 """What a part gives, flat: limits (2 values); moments (3 a box); of each bracket the bins that hold values, their counts, least, greatest."""
+
+
+class InconsistentPartsError(ValueError):
+    """What parts gave does not add up: they are not of the same voxels."""
 
 
 # --- what a plan says ---------------------------------------------------------------------------------------------------
@@ -172,12 +183,17 @@ class Pass:
 
 
 def _moments(values: np.ndarray) -> tuple[float, float, float]:
-    """How many there are, their mean, and the sum of squared differences from it."""
-    return (
-        float(values.size),
-        float(values.mean(dtype=np.float64)),
-        float(values.var(dtype=np.float64)) * values.size,
-    )
+    """How many there are, their mean, and the sum of squared differences from it. Large boxes are taken a piece at a time."""
+    if values.size > MOST_AT_ONCE:
+        flat = values.reshape(-1)
+        pieces = [_moments(flat[first : first + MOST_AT_ONCE]) for first in range(0, flat.size, MOST_AT_ONCE)]
+        return _merged(np.array(pieces))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused in the end
+        return (
+            float(values.size),
+            float(values.mean(dtype=np.float64)),
+            float(values.var(dtype=np.float64)) * values.size,
+        )
 
 
 def _pieces(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -221,22 +237,30 @@ class _Histogram:
         there = np.flatnonzero(self.counts)
         return there.astype(np.uint16), self.counts[there], self.least[there], self.most[there]
 
-    def narrowed(self, rank: int) -> Bracket:
-        """The bin that holds a rank; its own least and greatest value bound it."""
+    @property
+    def total(self) -> int:
+        return int(self.counts.sum())
+
+    def narrowed(self, rank: int) -> tuple[Bracket, int]:
+        """The bin that holds a rank, and how many values are in it; its own least and greatest value bound it."""
         cumulated = np.cumsum(self.counts)
         below = self.bracket[2]
         place = int(np.searchsorted(cumulated, rank - below, side="right"))
-        return (
+        bracket = (
             float(self.least[place]) + 0.0,  # a zero has no sign: which came first would be told by it
             float(self.most[place]) + 0.0,
             below + int(cumulated[place] - self.counts[place]),
         )
+        return bracket, int(self.counts[place])
 
 
 def _binned(values: np.ndarray, low: float, high: float) -> np.ndarray:
     if high <= low:
         return np.zeros(values.size, dtype=np.int64)
-    share = (values / 2 - low / 2) / (high / 2 - low / 2)  # halves: limits of float64 do not overflow
+    span = high / 2 - low / 2  # halves: limits of float64 do not overflow
+    if not span > 0:  # they do underflow
+        return np.zeros(values.size, dtype=np.int64)
+    share = (values / 2 - low / 2) / span
     return np.minimum((share * BINS).astype(np.int64), BINS - 1)
 
 
@@ -259,11 +283,12 @@ class Measurement:
     """
 
     def __init__(self, rule: Normalization, dtype: str, values: int, parts: int) -> None:
-        self.rule, self.parts = rule, parts
+        self.rule, self.parts, self.values = rule, parts, values
         self.result: Normalization | None = None
         self.number = 0
         self._ranks = [percent / 100 * (values - 1) for percent in (rule.low, rule.high)]
         self._brackets: dict[int, Bracket] = {}
+        self._expected: dict[Bracket, int] = {}  # values in each
         self.now: Pass | None = None
         if rule.mode == "zscore":
             self._begin(Pass("moments"))
@@ -280,7 +305,12 @@ class Measurement:
         return np.flatnonzero(~self._in)
 
     def add(self, part: int, found: Found) -> None:
-        """Take in what a part of the present pass gave; one that is in counts once. The last one ends the pass."""
+        """Take in what a part of the present pass gave; one that is in counts once. The last one ends the pass.
+
+        Raises:
+            InconsistentPartsError: Parts do not add up to the volume, or to what the pass before has found.
+            PlanError: The numbers are none that values can be normalised by.
+        """
         if self.now is None or self._in[part]:
             return
         self._in[part] = True
@@ -300,14 +330,19 @@ class Measurement:
 
     def _begin_histograms(self, low: float, high: float) -> None:
         whole = {int(end(rank)) for rank in self._ranks for end in (np.floor, np.ceil)}
-        self._brackets, self._histograms = dict.fromkeys(whole, (float(low), float(high), 0)), 0
+        first = (float(low), float(high), 0)
+        self._brackets, self._histograms, self._expected = dict.fromkeys(whole, first), 0, {first: self.values}
         self._begin(Pass("histograms", tuple(sorted(set(self._brackets.values())))))
 
     def _end(self) -> None:
         """The pass is over: the next one, or the numbers."""
         kind = self.now.kind if self.now else ""
         if kind == "moments":
-            mean, deviation = _merged(np.concatenate([self._found[part] for part in range(self.parts)]).reshape(-1, 3))
+            count, mean, squares = _merged(
+                np.concatenate([self._found[part] for part in range(self.parts)]).reshape(-1, 3)
+            )
+            _check_count(int(count), self.values)
+            deviation = float(np.sqrt(squares / count))
             self._settle(Normalization("zscore", mean + 0.0, 1.0 / deviation if deviation > 0 else 1.0))
         elif kind == "limits":
             low = min(float(found[0]) for found in self._found.values()) + 0.0
@@ -321,7 +356,11 @@ class Measurement:
 
     def _narrow(self) -> None:
         sums = {histogram.bracket: histogram for histogram in self._sums}
-        self._brackets = {rank: sums[bracket].narrowed(rank) for rank, bracket in self._brackets.items()}
+        for bracket, histogram in sums.items():
+            _check_count(histogram.total, self._expected[bracket])
+        narrowed = {rank: sums[bracket].narrowed(rank) for rank, bracket in self._brackets.items()}
+        self._brackets = {rank: bracket for rank, (bracket, _) in narrowed.items()}
+        self._expected = dict(narrowed.values())
         self._histograms += 1
         brackets = tuple(sorted(set(self._brackets.values())))
         if self._histograms < HISTOGRAMS and any(low < high for low, high, _ in brackets):
@@ -335,12 +374,23 @@ class Measurement:
         self._settle(spanning("percentile", low, high, low=self.rule.low, high=self.rule.high))
 
     def _settle(self, result: Normalization) -> None:
+        if not (isfinite(result.offset) and isfinite(result.scale) and result.scale > 0):
+            raise PlanError(
+                f"By normalize.mode '{self.rule.mode}' the volume's values become (value - {result.offset!r}) * {result.scale!r}, which no network "
+                "can be given: they lie too far apart, or too close together, for float64. Set normalize.mode to 'none', and scale the volume "
+                "itself."
+            )
         self.result, self.now = result, None
         self._sums, self._found = [], {}
 
 
-def _merged(moments_B3: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation, merged box by box (Chan, Golub and LeVeque 1983)."""
+def _check_count(count: int, expected: int) -> None:
+    if count != expected:
+        raise InconsistentPartsError(f"{count:,} values where there should be {expected:,}")
+
+
+def _merged(moments_B3: np.ndarray) -> tuple[float, float, float]:
+    """Moments of all, merged box by box (Chan, Golub and LeVeque 1983)."""
     count, mean, squares = 0, 0.0, 0.0
     for size, m, s in moments_B3.tolist():
         n = int(size)
@@ -348,7 +398,7 @@ def _merged(moments_B3: np.ndarray) -> tuple[float, float]:
         squares += s + delta * delta * count * n / total
         mean += delta * n / total
         count = total
-    return mean, float(np.sqrt(squares / count))
+    return float(count), mean, squares
 
 
 # --- what parts gave, kept ----------------------------------------------------------------------------------------------
@@ -403,7 +453,8 @@ def digest_of_pass(over: Mapping[str, object], files: str, now: Pass) -> str:
         files: Signature of the files that hold the voxels.
         now: The pass.
     """
-    return hashlib.sha256(json.dumps([over, files, asdict(now)], sort_keys=True).encode()).hexdigest()
+    form = [PARTS_VERSION, MOST_PARTS, BINS]
+    return hashlib.sha256(json.dumps([form, over, files, asdict(now)], sort_keys=True).encode()).hexdigest()
 
 
 # --- what came of it ----------------------------------------------------------------------------------------------------

@@ -152,7 +152,9 @@ def workers_of(
     """
     if shared:
         return shared.lend(tasks)
-    return _own(config, workers_for(config, plan, progress), directory, on_dashboard, started, keep=keep)
+    spec = workers_for(config, plan, progress)
+    spec = replace(spec, workers=max(spec.workers, 1))  # a survey may have work where no tile has
+    return _own(config, spec, directory, on_dashboard, started, keep=keep)
 
 
 @contextmanager
@@ -236,7 +238,8 @@ def _record(outcome: Outcome, plan: Plan) -> TileRecord:
         record = outcome.result
         if not isinstance(record, TileRecord):
             raise TypeError(f"{plan.grid.tile(outcome.index)} gave a {type(record).__name__} instead of a record.")
-        return replace(record, attempt=outcome.attempt)
+        survey = plan.statistics.digest if plan.statistics else ""
+        return replace(record, attempt=outcome.attempt, survey=survey)
     tile, error = plan.grid.tile(outcome.index), outcome.error
     if error is None:
         text = (

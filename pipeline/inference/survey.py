@@ -56,7 +56,7 @@ def measure_missing(
     files = plan.stored.signature if plan.stored else ""
     _take_over(measurement, directory, plan, files)
     if measurement.now:
-        with workers(len(measurement.to_do)) as pool, directory.survey_ledger() as ledger:
+        with workers(len(parts)) as pool, directory.survey_ledger() as ledger:
             word = _Word(measurement, passes, tell)
             while measurement.now:
                 of = digest_of_pass(plan.surveyed_over, files, measurement.now)

@@ -177,6 +177,10 @@ class RunDirectory:
         self.write(self.statistics_path, statistics.to_json())
         self._drop(self.survey_path)
 
+    def drop_parts(self) -> None:
+        """Forget what parts of passes gave."""
+        self._drop(self.survey_path)
+
     def drop_survey(self) -> None:
         """Forget what was measured, in whole and in part: it is of other voxels."""
         self._drop(self.survey_path)

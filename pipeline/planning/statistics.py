@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.core.appearance import Appearance, appearance_of, sample_boxes
 from pipeline.core.geometry.box import Box, widened
 from pipeline.core.normalization import Normalization, spanning, unknown_mode
-from pipeline.core.statistics import Parts, Survey, known, measure, most_passes
+from pipeline.core.statistics import InconsistentPartsError, Parts, Survey, known, measure, most_passes
 from pipeline.core.volume import Description
 from pipeline.errors import StorageError
 from pipeline.volumes.values import finite
@@ -43,13 +43,20 @@ def measured(rule: Normalization, volume: Volume, *, nonfinite: str) -> Normaliz
 
     Raises:
         PlanError: The volume holds values that are not finite.
+        StorageError: It changed between two passes, or is not read alike each time.
     """
     what = volume.description
     survey = survey_of(rule, what)
     if survey is None:
         return known(rule, what.dtype)
     parts = Parts(what.shape, survey.box)
-    return measure(rule, what.dtype, what.channels * what.voxels, parts, lambda box: finite(volume, box, nonfinite))
+    try:
+        return measure(rule, what.dtype, what.channels * what.voxels, parts, lambda box: finite(volume, box, nonfinite))
+    except InconsistentPartsError as error:
+        raise StorageError(
+            f"Volume '{what.url}' changed while its values were measured, or is not read alike each time: a pass found {error}. See that "
+            "nobody writes to it, and run again."
+        ) from error
 
 
 def sampled(

@@ -55,6 +55,10 @@ def infer(
         progress = run.progress()
         plan = surveyed(run, progress)
         _refuse_another(run, progress)
+        if progress.count("done") < progress.total:
+            log.debug(
+                "values become the network's input by %s", told(plan.numbers)
+            )  # refused here where they are not measured
         with directory.tiles_at_rest(run.config.cluster.orphan_seconds):
             _prepare(run.output)
         if progress.count("done") == progress.total:
@@ -86,12 +90,7 @@ def _refuse_another(run: Run, progress: Progress) -> None:
 
 
 def _note_statistics(plan: Plan, directory: RunDirectory, progress: Progress) -> None:
-    """Say in the ledger, before the first tile, which numbers of a survey the tiles stand by; nothing where the plan has them.
-
-    Raises:
-        PlanError: They are not measured yet.
-    """
-    log.debug("values become the network's input by %s", told(plan.numbers))
+    """Say in the ledger, before the first tile, which numbers of a survey the tiles stand by; nothing where the plan has them."""
     statistics = plan.statistics
     if statistics and (progress.surveyed is None or progress.surveyed.digest != statistics.digest):
         with directory.ledger() as ledger:

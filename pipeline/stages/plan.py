@@ -98,7 +98,7 @@ def _adopt(run: Run, stored: Plan | None, resolved: Plan, settled: InputDecision
         resolved = redescribe(earlier, resolved)
     resolved = replace(resolved, stored=settled.stored)
     check_room(run.config.output.url, _bytes_to_write(resolved, run.directory))
-    _write_plan(run, earlier if begun else None, resolved, settled, keep=resolved == stored)
+    _write_plan(run, stored, resolved, settled, begun=begun)
     log.info("plan %s of %d tiles", resolved.fingerprint[:12], len(resolved.grid))
     log.info("stored: %s of '%s'", resolved.stored, resolved.source.url)
     for warning in settled.stored.warnings:
@@ -189,22 +189,39 @@ def _bytes_to_write(resolved: Plan, directory: RunDirectory) -> int:
     return int(resolved.cost.output_bytes * left)
 
 
-def _write_plan(run: Run, begun: Plan | None, resolved: Plan, settled: InputDecision, *, keep: bool) -> None:
+def _refuse_what_moved(run: Run, stored: Plan | None, resolved: Plan, *, begun: bool) -> None:
+    """Refuse a plan that was made while another process planned or began this output. For the driver alone."""
+    now = run.directory.load_plan()
+    is_other = now is not None and now.fingerprint != resolved.fingerprint
+    if _as_written(now) != _as_written(stored) or (is_other and now and not begun and _has_begun(now, run.directory)):
+        raise StorageError(
+            f"Another process planned or began '{resolved.output.url}' while this one made its plan. Nothing was changed. Run again: the "
+            "new plan is made on what is there now."
+        )
+
+
+def _as_written(plan: Plan | None) -> Plan | None:
+    return None if plan is None else replace(plan, statistics=None)
+
+
+def _write_plan(run: Run, stored: Plan | None, resolved: Plan, settled: InputDecision, *, begun: bool) -> None:
     """Write the plan, and what is stored. Where tiles that are done are computed again, the output is not complete any more.
 
     In this order: killed in between, the same command finds the same change again.
     """
     directory = run.directory
+    earlier = run.relocate(stored) if stored and begun else None
     try:
         with run.lock():
-            if begun and (len(settled.redo) or begun.fingerprint != resolved.fingerprint):
-                Image(begun).reopen(resolved)
-            if begun and _lost_units(begun, resolved):
+            _refuse_what_moved(run, stored, resolved, begun=begun)
+            if earlier and (len(settled.redo) or earlier.fingerprint != resolved.fingerprint):
+                Image(earlier).reopen(resolved)
+            if earlier and _lost_units(earlier, resolved):
                 Image(resolved).drop_axis_units()
             mark(directory, resolved, settled)
-            if settled.remeasure:
+            if settled.remeasure or (stored and stored.surveyed_over != resolved.surveyed_over):
                 directory.drop_survey()
-            if not keep:
+            if resolved != stored:
                 directory.write(directory.plan_path, resolved.to_json())
             if resolved.statistics:
                 _take_over(directory, resolved, resolved.statistics)

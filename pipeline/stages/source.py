@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.config import RunConfig
-from pipeline.core.ledger import TileRecord
+from pipeline.core.ledger import Record, StatisticsRecord, TileRecord
 from pipeline.core.plan import Plan
 from pipeline.core.stored import Change, Inventory, Stored, compare
 from pipeline.errors import InferenceError, StorageError
@@ -44,12 +44,14 @@ class InputDecision:
         inventory: What is stored of it.
         stored: The sum, for the plan, with what has become of it.
         redo: Tiles that are done and are computed again.
+        reads: Whether each tile reads what has changed; None where nothing is computed again.
         remeasure: Whether statistics of the whole volume are measured again.
     """
 
     inventory: Inventory
     stored: Stored
     redo: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    reads: np.ndarray | None = None
     remeasure: bool = False
 
 
@@ -125,15 +127,27 @@ def settle(
     kept = replace(kept, history=history)
     if choice == "keep":
         return InputDecision(inventory, kept)
-    return InputDecision(inventory, kept, np.flatnonzero(reads & done), remeasure=measured)
+    return InputDecision(inventory, kept, np.flatnonzero(reads & done), reads, remeasure=measured)
 
 
 def mark(directory: RunDirectory, plan: Plan, settled: InputDecision) -> None:
-    """Say in the ledger that tiles are to be computed again, and keep what is stored now. For the driver alone."""
-    if len(settled.redo):
-        with directory.ledger() as ledger:
-            for tile in settled.redo:
-                ledger.append(TileRecord(int(tile), "invalid", plan.fingerprint, error="the input has changed since"))
+    """Say in the ledger that tiles are to be computed again, and keep what is stored now. For the driver alone.
+
+    Each line is written twice, since one that is damaged would leave its tile as done. Where statistics are measured again, no tile stands by the
+    earlier ones.
+    """
+    if settled.reads is not None:
+        progress = directory.progress(plan)
+        redo = np.flatnonzero(settled.reads & progress.done())
+        lines: list[Record] = [
+            TileRecord(int(tile), "invalid", plan.fingerprint, error="the input has changed since") for tile in redo
+        ]
+        if settled.remeasure and progress.stand_by:
+            lines.append(StatisticsRecord(plan.fingerprint, "", {}))
+        if lines:
+            with directory.ledger() as ledger:
+                for line in (*lines, *lines):
+                    ledger.append(line)
     known = directory.load_inventory(settled.stored)
     if known is None or known.stored.strict != settled.inventory.stored.strict:
         directory.write_inventory(settled.inventory)

@@ -14,10 +14,11 @@ from pipeline.cluster.pool import Pool, SharedPool, StartedWorkers
 from pipeline.core.ledger import Progress
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
-from pipeline.core.statistics import Statistics
-from pipeline.errors import StorageError
+from pipeline.core.statistics import InconsistentPartsError, Statistics, Survey
+from pipeline.errors import InferenceError, StorageError
 from pipeline.inference.session import workers_of
 from pipeline.inference.survey import measure_missing
+from pipeline.outputs.rundir import Driver
 from pipeline.stages.run import Run
 from pipeline.stages.source import confirm
 
@@ -64,13 +65,40 @@ def survey(
                     parts, run.config, plan, progress, directory, on_dashboard, shared, started, keep=True
                 )
 
-            numbers = measure_missing(run.config, plan, plan.survey, driver, workers, tell)
-            statistics = Statistics(numbers, plan.surveyed_over)
-            confirm(run)
+            statistics = Statistics(_measure(run, plan.survey, driver, workers, tell), plan.surveyed_over)
         if directory.load_statistics() != statistics:
             directory.write_statistics(statistics)
+        directory.drop_parts()
         log.info("statistics %s: %s", statistics.digest[:12], told(statistics.normalization))
         return statistics
+
+
+def _measure(
+    run: Run,
+    passes: Survey,
+    driver: Driver,
+    workers: Callable[[int], AbstractContextManager[Pool]],
+    tell: Callable[[str], None],
+) -> Normalization:
+    """The numbers, of an input that was the same all the while. What was measured of another is not kept: it may be put back.
+
+    Raises:
+        PlanError, StorageError, InferenceError: As of `survey`.
+    """
+    try:
+        numbers = measure_missing(run.config, run.plan, passes, driver, workers, tell)
+    except InconsistentPartsError as error:
+        run.directory.drop_parts()
+        raise InferenceError(
+            f"The input '{run.plan.source.url}' changed while the survey read it, or is not read alike each time: a pass found {error}. "
+            "Nothing is kept of this survey. See that nobody writes to the input, and run again."
+        ) from error
+    try:
+        confirm(run)
+    except InferenceError:
+        run.directory.drop_parts()
+        raise
+    return numbers
 
 
 def surveyed(run: Run, progress: Progress | None = None) -> Plan:
@@ -95,8 +123,18 @@ def statistics_of(run: Run, progress: Progress) -> Statistics | None:
     if there is not None and there.over != plan.surveyed_over:
         log.info("'%s' is of other voxels, or by another rule, and is passed over", path)
         there = None
-    if progress.surveyed is None or not progress.count("done"):
+    if not progress.count("done") or (there is not None and there.digest == progress.stand_by):
         return there
+    if progress.surveyed is None:  # its record is damaged
+        if there is None:
+            log.warning("'%s' is not there, and the ledger has lost its numbers: they are measured again", path)
+            return None
+        raise StorageError(
+            f"'{path}' has other numbers ({told(there.normalization)}, digest {there.digest[:12]}) than those by which "
+            f"{progress.count('done'):,} of {progress.total:,} tiles of '{plan.output.url}' were computed (digest {progress.stand_by[:12]}; the ledger "
+            f"has lost the numbers). Tiles of two normalisations are never mixed. Delete '{path}', and it is measured again; to start over with "
+            f"others, delete the output and '{run.directory.path}'."
+        )
     if there is None:
         log.warning("'%s' is not there, or not whole: its numbers are taken from the ledger", path)
         return Statistics.from_dict(progress.surveyed.values)

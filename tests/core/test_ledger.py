@@ -274,7 +274,7 @@ SURVEYED = StatisticsRecord(
 def test_the_statistics_of_a_plan_are_a_record_of_its_stage_and_its_own():
     """The first one of a ledger; those of another plan, or of another stage, say nothing of these tiles."""
     others = [replace(SURVEYED, fingerprint="theirs"), replace(SURVEYED, digest="00" * 32)]
-    entries = [SURVEYED, others[0], replace(RECORD, fingerprint="ours", tile=2)]
+    entries = [SURVEYED, others[0], replace(RECORD, fingerprint="ours", tile=2, survey=SURVEYED.digest)]
     found = list(parse_lines(entry.to_line() for entry in entries))
     assert found == entries
     progress, nobody = Progress(10, "ours"), Progress(10, "nobody's")
@@ -283,7 +283,29 @@ def test_the_statistics_of_a_plan_are_a_record_of_its_stage_and_its_own():
     assert nobody.surveyed is None
     assert np.flatnonzero(progress.done()).tolist() == [2]
     progress.add(others[1])
-    assert progress.surveyed == others[1]  # measured again, once no tile stood by the first
+    assert progress.surveyed == others[1]
+    assert not progress.done().any()  # they stood by the first
+
+
+def test_no_damaged_line_leaves_tiles_of_two_statistics():
+    """Computed, computed again by other numbers of another input, and one line after the other is lost: what counts as done is of one."""
+    first, second = "11" * 32, "22" * 32
+    by = {digest: [TileRecord(tile, "done", "ours", survey=digest) for tile in range(4)] for digest in (first, second)}
+    void = StatisticsRecord("ours", "", {})
+    lines = [
+        *(replace(SURVEYED, digest=first), *by[first]),
+        *(*(TileRecord(tile, "invalid", "ours") for tile in range(4)), void) * 2,
+        *(replace(SURVEYED, digest=second), *by[second][:2]),
+    ]
+    for lost in range(len(lines) + 1):
+        progress = Progress(4, "ours")
+        replay((line for number, line in enumerate(lines) if number != lost), progress)
+        expected = {0, 1} - {number - len(lines) + 2 for number in [lost]}
+        assert (progress.stand_by, set(np.flatnonzero(progress.done()).tolist())) == (second, expected)
+        assert progress.surveyed is None or progress.surveyed.digest == second
+    before = Progress(4, "ours")
+    replay([line for line in lines[: 5 + 10] if line is not lines[7]], before)  # a line of the ten that say so twice
+    assert (before.count("done"), before.stand_by, before.surveyed) == (0, "", None)
 
 
 def test_statistics_that_lost_the_end_of_their_line_count_for_nothing():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import get_args
 
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core import statistics
 from pipeline.core.geometry.box import Box
 from pipeline.core.normalization import Mode, Normalization
 from pipeline.core.statistics import (
     MOST_PARTS,
+    InconsistentPartsError,
     Measurement,
     PartRecord,
     Parts,
@@ -24,6 +27,7 @@ from pipeline.core.statistics import (
     measure,
     most_passes,
 )
+from pipeline.errors import PlanError
 
 SHAPE, BOX = (9, 17, 13), (4, 8, 8)
 PARTS = Parts(SHAPE, BOX)
@@ -290,3 +294,61 @@ def test_a_mode_that_nobody_knows_is_taken_for_no_other():
             ask(rule, "uint8")
     with pytest.raises(ValueError, match="mode 'robust'"):
         Measurement(rule, "uint8", values=8, parts=1)
+
+
+# --- what cannot be ---------------------------------------------------------------------------------------------------------
+
+
+def measured_of(rule: Normalization, read) -> Measurement:
+    """All passes; `read` is given the number of the pass and a box."""
+    measurement = Measurement(rule, "float32", int(np.prod(SHAPE)), len(PARTS))
+    while measurement.now:
+        for part in measurement.to_do.tolist():
+            measurement.add(part, measurement.now.look(read(measurement.number, box) for box in PARTS.boxes(part)))
+    return measurement
+
+
+def test_a_volume_that_changes_between_passes_is_noticed():
+    """Parts that do not add up to the volume, or to what the pass before has found, are of different voxels."""
+    values, rule = volume("float32"), Normalization("percentile")
+    values[0, 0, 0] = 1e9  # so that most are in one bin at first
+
+    def read(number, box, *, changes):
+        return values[tuple(map(slice, box.start, box.stop))] + np.float32(1000 * (number == changes))
+
+    for changes in (2, 3):
+        with pytest.raises(InconsistentPartsError, match="values where there should be"):
+            measured_of(rule, partial(read, changes=changes))
+    assert measured_of(rule, partial(read, changes=None)).result is not None
+
+
+def test_a_box_that_is_read_short_is_noticed():
+    """Its mean would be another."""
+    values, rule = volume("float32"), Normalization("zscore")
+    with pytest.raises(InconsistentPartsError, match="values where there should be"):
+        measured_of(rule, lambda _, box: values[tuple(map(slice, box.start, box.stop))][..., 1:])
+
+
+@pytest.mark.parametrize(
+    ("mode", "values"),
+    [
+        ("minmax", [-1.7e308, 1.7e308]),
+        ("zscore", [-1.7e308, 1.7e308]),
+        ("minmax", [0.0, 5e-324]),
+    ],
+)
+def test_numbers_that_no_network_can_be_given_are_refused(mode, values):
+    """They would turn all into 0, or into nothing finite."""
+    array = np.array(values).reshape(1, 1, -1)
+    with pytest.raises(PlanError, match="no network can be given"):
+        measure(Normalization(mode), "float64", array.size, Parts(array.shape, array.shape), lambda _: array)
+
+
+def test_moments_of_a_box_that_is_one_large_chunk_are_taken_in_pieces(monkeypatch):
+    """Squares of it all in float64 would be eight times a byte's volume."""
+    values = volume("uint8")
+    whole = measure(Normalization("zscore"), "uint8", values.size, Parts(SHAPE, SHAPE), lambda _: values)
+    monkeypatch.setattr(statistics, "MOST_AT_ONCE", 100)
+    pieces = measure(Normalization("zscore"), "uint8", values.size, Parts(SHAPE, SHAPE), lambda _: values)
+    assert pieces.offset == pytest.approx(values.mean(), rel=1e-12)
+    assert pieces.scale == pytest.approx(whole.scale, rel=1e-12)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -201,6 +202,7 @@ def test_tiles_are_not_computed_by_the_numbers_of_a_sample(tmp_path):
     with pytest.raises(PlanError, match="are not measured yet: the stage `survey` comes before"):
         stages.infer(run.now)
     assert done_entries(run.directory) == []
+    assert not run.output.exists()  # with one, what is asked for could not be changed any more
 
 
 # --- killed and resumed ---------------------------------------------------------------------------------------------------
@@ -408,8 +410,72 @@ def test_voxels_that_change_while_they_are_measured_are_noticed(tmp_path, pooled
         with pytest.raises(InferenceError, match="changed while it was read: 1 chunk is written again"):
             stages.survey(run.now)
     assert not run.directory.statistics_path.exists()
+    assert not run.directory.survey_path.exists()  # the input may be put back, and nothing would tell of these parts
     stages.plan(run.now, input_changed="redo")
     assert stages.follow(run.now).computed == 4
+
+
+def test_numbers_go_with_the_voxels_that_they_were_measured_of(tmp_path, pooled):
+    """Written again in other chunks, and once more in the first: a plan of each, and no numbers of what was there before."""
+    run = run_of(tmp_path)
+    first = stages.plan(run.now)
+    before = stages.survey(run.now)
+    save_array(tmp_path / "input.zarr", run.volume + 1000, (32, 32, 32), overwrite=True)
+    stages.plan(run.now)
+    assert run.directory.load_statistics() is None
+    chunks = first.source.chunks
+    save_array(tmp_path / "input.zarr", run.volume + 2000, chunks, overwrite=True)
+    assert stages.plan(run.now).fingerprint == first.fingerprint
+    stages.follow(run.now)
+    low = np.percentile((run.volume + 2000).astype(np.float64), 1)
+    assert run.directory.load_statistics().normalization.offset == pytest.approx(low)
+    assert before.normalization.offset != pytest.approx(low)  # the control: these it would have been
+
+
+def meanwhile(monkeypatch, what) -> None:
+    """Have something done by others while a plan is made, after the run's state was looked at."""
+    from pipeline.stages import plan as planning  # noqa: PLC0415 - the module, which has the name of its function
+
+    resolve = sys.modules[planning.__module__]._resolve
+
+    def late(*arguments, **options):
+        resolved = resolve(*arguments, **options)
+        what()
+        return resolved
+
+    monkeypatch.setattr(sys.modules[planning.__module__], "_resolve", late)
+
+
+def test_tiles_that_others_finish_while_a_redo_is_planned_are_computed_again(done, monkeypatch):
+    """They were computed of the earlier voxels, by the earlier numbers."""
+    last = [record for record in done.directory.records() if isinstance(record, TileRecord)][-1]
+    with done.directory.ledger() as ledger:
+        ledger.append(replace(last, state="invalid", units={}))
+
+    def finish():
+        with done.directory.ledger() as ledger:
+            ledger.append(last)
+
+    os.utime(done.yaml.parent / "input.zarr/c/0/0/0")
+    with monkeypatch.context() as patch:
+        meanwhile(patch, finish)
+        plan = stages.plan(done.now, input_changed="redo")
+    progress = done.directory.progress(plan)
+    assert (progress.count("done"), progress.stand_by, progress.surveyed) == (0, "", None)
+    assert stages.follow(done.now).computed == 4
+
+
+def test_a_plan_that_others_made_meanwhile_is_not_written_over(tmp_path, monkeypatch):
+    """Theirs may have begun; whoever runs again plans on what is there."""
+    run = run_of(tmp_path)
+    stages.plan(run.now)
+    other = run.having(tiles={"core": [32, 16, 64]})
+    with monkeypatch.context() as patch:
+        meanwhile(patch, lambda: run.directory.write(run.directory.plan_path, theirs.to_json()))
+        theirs = make_plan(other.config, Machine(1, 2**32))
+        with pytest.raises(StorageError, match="Another process planned or began"):
+            stages.plan(run.now)
+    assert run.directory.load_plan().fingerprint == theirs.fingerprint
 
 
 def test_voxels_that_change_between_survey_and_tiles_are_not_published(tmp_path, pooled):
