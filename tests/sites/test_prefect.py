@@ -147,7 +147,7 @@ def test_cancelled_on_the_page_it_ends_in_order_and_the_next_run_resumes(place, 
     wait_until(lambda: not alive(processes))
     history = place.ask(f"/flow_run_states/?flow_run_id={first}", method="GET")
     assert "finished tiles are kept; run again to resume" in [state["message"] for state in history]
-    eventually(lambda: place.tasks_of(first).get("infer") == "CANCELLED", 30, "the task was Cancelled")
+    eventually(lambda: place.tasks_of(first).get("infer") == "CANCELLED", 240, "the task was Cancelled")
     kept = done_entries(run.directory)
     assert 2 <= len(kept) < 32
 
@@ -202,9 +202,8 @@ def test_a_run_that_is_terminated_is_cancelled_with_130(place, tmp_path):
         "CANCELLED",
         "finished tiles are kept; run again to resume",
     )
-    eventually(
-        lambda: place.tasks_of(found["id"]) == {"plan": "COMPLETED", "infer": "CANCELLED"}, 30, "its tasks were told"
-    )
+    expected = {"plan": "COMPLETED", "survey": "COMPLETED", "infer": "CANCELLED"}
+    eventually(lambda: place.tasks_of(found["id"]) == expected, 240, "its tasks were told")
 
 
 def test_the_database_grows_by_as_much_for_many_tiles_as_for_few(place, tmp_path):
@@ -227,7 +226,7 @@ def test_the_database_grows_by_as_much_for_many_tiles_as_for_few(place, tmp_path
         grown.append(place.settled_rows_of(found["id"]))
     few, many = grown
     print(took, few, many, sep="\n")
-    assert few["task_run"] == 4
+    assert few["task_run"] == 1 + len(stages.SEQUENCE)  # the plan, and what follows it
     assert few["artifact"] == 2
     for name in few | many:
         more = 2 + max(took) / by_time[name] if name in by_time else 0
