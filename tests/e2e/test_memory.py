@@ -54,6 +54,7 @@ def test_projected_bytes_bound_the_measured_peak(tmp_path, monkeypatch, architec
         peaks, held = [], []
         for run in (tiny, large):
             stages.plan(run.now)
+            stages.survey(run.now)
             pool.client.run(held_memory.start)
             stages.infer(run.now)
             held += pool.client.run(held_memory.most_bytes).values()
