@@ -17,15 +17,15 @@ from tests.e2e.commands import ROOT, wait_until
 from tests.pipeline_cases import stored_objects
 from tests.sites.site_cases import TILES, done, site_run
 
-pytestmark = [pytest.mark.site, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.site, pytest.mark.timeout(900)]
 
 SITE = ROOT / "tests" / "sites"
 
-STALL_SECONDS = 40
-"""Of the write in which worker 2 is cut off: it is still at it when its tile is given to another."""
-
 TCP_SECONDS = 12
 """After so long the scheduler gives a silent worker up for lost; Dask allows no less."""
+
+DEAF_SECONDS = 300
+"""After so long the worker itself takes note of silence: it is at its write, and at nothing else, until it is healed."""
 
 
 @contextmanager
@@ -55,6 +55,8 @@ def writes(witness: Path) -> dict[str, list[tuple[float, float, str]]]:
     turn: dict[tuple[str, str], int] = defaultdict(int)
     for line in witness.read_text().splitlines():
         worker, event, seconds, key = line.split()
+        if event == "refused":
+            continue
         turn[worker, key] += event == "begin"
         heard[key, f"{worker} {turn[worker, key]}"].append(float(seconds))
     found: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
@@ -63,10 +65,22 @@ def writes(witness: Path) -> dict[str, list[tuple[float, float, str]]]:
     return {key: sorted(intervals) for key, intervals in found.items()}
 
 
+def at_once(witness: Path) -> list[tuple[str, str]]:
+    """Writes of one unit of which the second began before the first was last heard of: whose they were."""
+    pairs = (pair for intervals in writes(witness).values() for pair in pairwise(intervals))
+    return [(first[2], second[2]) for first, second in pairs if second[0] <= first[1]]
+
+
+def refused(witness: Path) -> bool:
+    """Whether a worker found that somebody else holds the lock of its tile."""
+    return any(line.split()[1] == "refused" for line in witness.read_text().splitlines())
+
+
 @pytest.mark.parametrize("locked", [True, False], ids=["locked", "not locked, the negative control"])
 def test_no_unit_has_two_writers_when_a_worker_is_cut_off_and_healed(machines, calm, started, tmp_path, locked):
     """The classic split brain: both sides believe that the tile is theirs. The lock decides, and no byte differs."""
     witness, stall, address = tmp_path / "witness", tmp_path / "stall", tmp_path / "scheduler.json"
+    held = stall.with_suffix(".held")
     options = {"SITE_WITNESS": witness} | ({} if locked else {"SITE_NO_LOCK": 1})
     scheduler = dask(
         "scheduler", "--host", machines.here, "--port", 0, "--scheduler-file", address,
@@ -80,7 +94,12 @@ def test_no_unit_has_two_writers_when_a_worker_is_cut_off_and_healed(machines, c
             inside=machines.inside(number), LOG=tmp_path / f"w{number}.log", **options, **more,
         )  # fmt: skip
 
-    with scheduler, worker(1), worker(2, SITE_STALL=stall), worker(3):
+    with (
+        scheduler,
+        worker(1),
+        worker(2, SITE_STALL=stall, DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP=f"{DEAF_SECONDS}s"),
+        worker(3),
+    ):
         wait_until(lambda: address.is_file() and address.read_text())
         cluster = {
             "kind": "address",
@@ -93,21 +112,22 @@ def test_no_unit_has_two_writers_when_a_worker_is_cut_off_and_healed(machines, c
         wait_until(lambda: done(run) >= 3 or not command.is_running())
         assert command.is_running(), (command.wait(), command.error, lost(tmp_path / "scheduler.log"))
 
-        stall.write_text(str(STALL_SECONDS))
-        wait_until(lambda: not stall.exists())
+        stall.touch()
+        wait_until(held.exists)
         machines.cut(2)
         try:
             wait_until(lambda: "w2" in lost(tmp_path / "scheduler.log"))
+            wait_until(lambda: refused(witness) if locked else at_once(witness))
             assert command.is_running()
         finally:
             machines.heal(2)
+            held.unlink()
         assert command.wait() == 0, command.error
 
     assert done(run) == TILES
     again = [intervals for intervals in writes(witness).values() if len(intervals) > 1]
     assert any(writer.startswith("w2-") for _, _, writer in again[0]), "the tile of worker 2 was given to no other"
-    at_once = [pair for intervals in again for pair in pairwise(intervals) if pair[1][0] <= pair[0][1]]
-    assert bool(at_once) is not locked
+    assert bool(at_once(witness)) is not locked
     if locked:
         assert stored_objects(run.output) == calm
 

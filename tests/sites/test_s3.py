@@ -32,7 +32,7 @@ from tests.storage.publishing_cases import (
     told,
 )
 
-pytestmark = [pytest.mark.site, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.site, pytest.mark.timeout(900)]
 
 A, B = fingerprint(1), fingerprint(2)
 

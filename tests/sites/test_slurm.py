@@ -12,7 +12,7 @@ from tests.e2e.commands import Command, wait_until
 from tests.pipeline_cases import Run, sessions, stored_objects
 from tests.sites.site_cases import PRELOAD, TILES, Slurm, done, site_run, slurm_run
 
-pytestmark = [pytest.mark.site, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.site, pytest.mark.timeout(900)]
 
 
 def computing(command: Command, run: Run, tiles: int) -> None:
