@@ -32,6 +32,7 @@ def convert(
     missing: Missing = "fail",
 ) -> int:
     """Write a volume as an OME-Zarr, box by box; no voxel changes."""
+    from pipeline.core.volume import Selection  # noqa: PLC0415 - as below
     from pipeline.outputs.convert import convert as convert_volume  # noqa: PLC0415 - slow; `--help` needs none of it
     from pipeline.volumes.volume import open_volume  # noqa: PLC0415 - slow; `--help` needs none of it
 
@@ -50,6 +51,6 @@ def convert(
         f"{target}: axes {description.axes}, shape (z, y, x) {description.shape}, {description.channels} channel(s), {description.dtype}"
     )
     say(f"voxel size: {description.space}")
-    for warning in open_volume(source, axes=axes).warnings:
+    for warning in open_volume(source, Selection(axes=axes)).warnings:
         say(f"warning: {warning}")
     return DONE

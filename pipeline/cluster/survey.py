@@ -65,5 +65,5 @@ def _open(job: SurveyJob) -> tuple[Plan, Volume, Parts]:
         raise StorageError(
             f"The plan in '{directory.path}' is not the one of this run: it was changed under the workers."
         )
-    volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
+    volume = open_volume(plan.source.url, plan.source.selection)
     return plan, directory.counted(plan, volume), Parts(plan.source.shape, plan.survey.box)

@@ -200,7 +200,7 @@ def _load_plan(directory: RunDirectory, job: Job) -> Plan:
 def _open(directory: RunDirectory, job: Job, plan: Plan, earlier: UNetPredictor | None) -> _OpenJob:
     checkpoint = load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding)
     directory.meet_driver(job.token)
-    volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
+    volume = open_volume(plan.source.url, plan.source.selection)
     return _OpenJob(
         job=job,
         plan=plan,

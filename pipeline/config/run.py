@@ -12,35 +12,35 @@ from pipeline.config.cluster import ClusterConfig
 from pipeline.config.section import Auto, Location, Margin, Positive, Section, Voxels, Whole
 from pipeline.core.locations import is_url
 from pipeline.core.normalization import Mode
-
-Level = Annotated[int, Field(ge=0, description="Resolution level of an OME-Zarr image, 0 the finest.")]
-Axes = Annotated[
-    str,
-    Field(
-        description="yx, cyx, zyx or czyx; auto: as told by the image, dimension_names or _ARRAY_DIMENSIONS, else by their number."
-    ),
-]
-Nonfinite = Annotated[
-    Literal["fail", "zero"],
-    Field(description="What to do with NaN and infinity: fail by the tile's name, or take them as 0."),
-]
-
-Missing = Annotated[
-    Literal["fail", "fill"],
-    Field(
-        description="An array of which nothing is stored, or whose chunks lie under other names: refuse it, or read it as fill."
-    ),
-]
+from pipeline.core.volume import SELECTION_KEYS, Selection
 
 
-class InputConfig(Section):
+class ReadingConfig(Section):
+    """How volumes are read, whichever they are; of a dataset, where its catalogue says nothing else of one."""
+
+    level: Annotated[int, Field(ge=0, description="Resolution level of an OME-Zarr image, 0 the finest.")] = 0
+    axes: str = Field(
+        "auto",
+        description="yx, cyx, zyx or czyx; auto: as told by the image, dimension_names or _ARRAY_DIMENSIONS, else by their number.",
+    )
+    nonfinite: Literal["fail", "zero"] = Field(
+        "fail", description="What to do with NaN and infinity: fail by the tile's name, or take them as 0."
+    )
+    missing: Literal["fail", "fill"] = Field(
+        "fail",
+        description="An array of which nothing is stored, or whose chunks lie under other names: refuse it, or read it as fill.",
+    )
+
+    @property
+    def selection(self) -> Selection:
+        """What of a location is read."""
+        return Selection(**{key: getattr(self, key) for key in SELECTION_KEYS})
+
+
+class InputConfig(ReadingConfig):
     """What is read: a Zarr array, an OME-Zarr group, HDF5 (`FILE.h5/dataset`) or TIFF."""
 
     url: Location = Field(description="A path, or FILE.h5/dataset; never written to.")
-    level: Level = 0
-    axes: Axes = "auto"
-    nonfinite: Nonfinite = "fail"
-    missing: Missing = "fail"
 
 
 class OutputConfig(Section):

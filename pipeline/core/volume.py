@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from typing import Any
 
@@ -62,6 +62,25 @@ class Space:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """What of a location is read. A key of `input` of the same name says each.
+
+    Args:
+        level: Resolution level of an OME-Zarr group or of a TIFF with a pyramid, 0 the finest.
+        axes: Axes as stored, one of `KNOWN_AXES`, or `auto`: as the store names them, else by their number.
+    """
+
+    level: int = 0
+    axes: str = "auto"
+
+
+SELECTION_KEYS = tuple(field.name for field in fields(Selection))
+
+FINEST = Selection()
+"""The finest level, by the axes that the store names."""
+
+
+@dataclass(frozen=True, slots=True)
 class Description:
     """A stored volume.
 
@@ -91,6 +110,11 @@ class Description:
     def voxels(self) -> int:
         z, y, x = self.shape
         return z * y * x
+
+    @property
+    def selection(self) -> Selection:
+        """What of the location is read again, to read the same."""
+        return Selection(**{key: getattr(self, key) for key in SELECTION_KEYS})
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)

@@ -19,9 +19,9 @@ Only metadata of groups is read; no voxel is.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import overload
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
 
 from pipeline.core.locations import is_url
 from pipeline.core.names import Place, distinct_names
@@ -37,15 +37,13 @@ class Entry:
     Args:
         name: Unique in it, one path component; the folder of its output.
         url: Where it lies: an absolute path, or a URL.
-        level: In place of the dataset's, where one was given.
-        axes: Likewise.
+        reading: Keys of `input` that were given for it, in place of the dataset's.
         store: What it is, or lies in: a store, a file, a plate or a collection.
     """
 
     name: str
     url: str
-    level: int | None = None
-    axes: str | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict, hash=False)
     store: str = ""
 
 
@@ -159,6 +157,5 @@ def _entries(volumes: Sequence[Volume]) -> tuple[Entry, ...]:
             f"The catalogue cannot name its volumes apart: {error}. Give each a name of its own."
         ) from error
     return tuple(
-        Entry(name, one.url, one.row.values.level, one.row.values.axes, one.store)
-        for name, one in zip(names, volumes, strict=True)
+        Entry(name, one.url, one.row.values.reading, one.store) for name, one in zip(names, volumes, strict=True)
     )

@@ -18,13 +18,14 @@ import logging
 import platform
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
 from pipeline.core.arrival import Judgement, Look, judged
+from pipeline.core.volume import FINEST, Selection
 from pipeline.dataset.catalogue import Entry, read_catalogue
 from pipeline.dataset.observations import Observations, Seen
 from pipeline.dataset.outcome import reason_of
@@ -69,8 +70,7 @@ class Inbox:
         observations: The file that its watchers share; not used with a marker.
         quiet_seconds: How long nothing may have changed.
         marker: Suffix of the file that tells a volume complete, such as `.done`; in place of `quiet_seconds`.
-        level: Of the dataset, to open its volumes.
-        axes: Likewise.
+        selection: Of the dataset: what of its volumes is read, where an entry says nothing else.
         clock: A name for the wall clock, the same for all watchers whose clocks are kept together, so that their looks add up. None:
             this machine's seconds since boot, which nobody can set; then two looks of the same machine are needed.
         without: Folders or prefixes where nothing is a volume.
@@ -86,8 +86,7 @@ class Inbox:
         *,
         quiet_seconds: float | None = None,
         marker: str | None = None,
-        level: int = 0,
-        axes: str = "auto",
+        selection: Selection = FINEST,
         clock: str | None = None,
         without: Sequence[str] = (),
     ) -> None:
@@ -101,7 +100,7 @@ class Inbox:
         if marker is not None and (not marker or "/" in marker):
             raise ConfigError(f"marker is {marker!r}; expected a suffix for the volume's name, such as .done.")
         self.source, self.quiet_seconds, self.marker = source, quiet_seconds, marker
-        self.level, self.axes, self.clock, self.without = level, axes, clock, without
+        self.selection, self.clock, self.without = selection, clock, without
         self.observations = Observations(Path(observations))
         self.left_out: tuple[LeftOut, ...] = ()
         """What the last look found that is no volume, markers aside."""
@@ -189,9 +188,8 @@ class Inbox:
         return Arrival(entry, "growing", look.signature, judgement.seconds_left, why)
 
     def _open(self, entry: Entry, signature: str, why: str) -> Arrival:
-        level = self.level if entry.level is None else entry.level
         try:
-            open_volume(entry.url, level=level, axes=entry.axes or self.axes)
+            open_volume(entry.url, replace(self.selection, **entry.reading))
         except Exception as error:  # one volume that nobody foresaw does not end the look at the others
             log.debug("%s cannot be opened", entry.name, exc_info=True)
             return Arrival(entry, "unreadable", signature, None, f"{why}, but: {reason_of(error)}")

@@ -152,7 +152,7 @@ def _sizes(volumes: Sequence[Member]) -> Iterator[tuple[int, RunConfig]]:
     for volume in volumes:
         try:
             config = volume.run(str(volume.folder / "plan"))
-            source = open_volume(config.input.url, level=config.input.level, axes=config.input.axes)
+            source = open_volume(config.input.url, config.input.selection)
         except Exception as error:  # as above
             log.debug("%s cannot be opened: %s", volume.name, reason_of(error), exc_info=True)
         else:

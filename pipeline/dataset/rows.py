@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
 
-from pipeline.config import TOLD, Location, Section, Whole, content_of_yaml, violations
+from pipeline.config import TOLD, Location, ReadingConfig, Section, Whole, content_of_yaml, violations
 from pipeline.core.locations import is_url
 from pipeline.core.names import why_no_name
 from pipeline.errors import ConfigError
@@ -48,6 +48,11 @@ class VolumeRow(Whole):
     name: Annotated[str, AfterValidator(_check_name)] | None = None
     level: Annotated[int, Field(ge=0)] | None = None
     axes: Literal["auto", "yx", "cyx", "zyx", "czyx"] | None = None
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Keys of `input` that are given here."""
+        return self.model_dump(include=set(ReadingConfig.model_fields), exclude_none=True)
 
 
 class VolumesFile(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,18 +10,15 @@ from pydantic import Field, model_validator
 
 from pipeline.config import (
     Auto,
-    Axes,
     ClusterConfig,
     ComputeConfig,
-    Level,
     Location,
     LogConfig,
-    Missing,
     ModelConfig,
-    Nonfinite,
     NormalizeConfig,
     OutputConfig,
     Positive,
+    ReadingConfig,
     RunConfig,
     Section,
     TilesConfig,
@@ -34,15 +32,6 @@ from pipeline.dataset.rows import Source, VolumeRow
 
 if TYPE_CHECKING:
     from pipeline.outputs.rundir import RunDirectory
-
-
-class InputRule(Section):
-    """How all volumes are read, where the catalogue says nothing else of one."""
-
-    level: Level = 0
-    axes: Axes = "auto"
-    nonfinite: Nonfinite = "fail"
-    missing: Missing = "fail"
 
 
 class KeepConfig(Section):
@@ -91,7 +80,7 @@ class DatasetConfig(Whole):
     staging: Location | None = Field(
         None, description="A folder where outputs are computed before they go to an object store."
     )
-    input: InputRule = InputRule()
+    input: ReadingConfig = ReadingConfig()
     normalize: NormalizeConfig | None = None
     tiles: TilesConfig = TilesConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -135,23 +124,20 @@ class DatasetConfig(Whole):
 
         return RunDirectory(self.home)
 
-    def run(self, url: str, image: str, *, level: int | None, axes: str | None, **sections: Any) -> RunConfig:
+    def run(self, url: str, image: str, reading: Mapping[str, Any], **sections: Any) -> RunConfig:
         """The run of one volume.
 
         Args:
             url: The volume.
             image: Path of its output.
-            level: As the catalogue says.
-            axes: As the catalogue says.
+            reading: Keys of `input` that the catalogue says of it.
             sections: In place of the set's own.
 
         Raises:
             ConfigError: Input and output lie inside one another.
         """
-        given = {"url": url, "level": level, "axes": axes}
-        read = self.input.model_dump() | {key: value for key, value in given.items() if value is not None}
         content = {
-            "input": read,
+            "input": {**self.input.model_dump(), **reading, "url": url},
             "output": {**self.output.model_dump(), "url": image},
             **{name: getattr(self, name) for name in ("model", "normalize", "tiles", "compute", "cluster", "log")},
             **sections,

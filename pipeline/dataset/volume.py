@@ -89,7 +89,7 @@ class Member:
 
     def run(self, image: str) -> RunConfig:
         """The run that writes to an image's path."""
-        return self.config.run(self.entry.url, image, level=self.entry.level, axes=self.entry.axes)
+        return self.config.run(self.entry.url, image, self.entry.reading)
 
     def outcome(self, state: State, reason: str = "") -> Outcome:
         """What became of it, in short."""

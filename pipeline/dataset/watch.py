@@ -48,8 +48,7 @@ def watch(
         observations,
         quiet_seconds=None if rule.marker else 60 * rule.quiet_minutes,
         marker=rule.marker,
-        level=resolved.input.level,
-        axes=resolved.input.axes,
+        selection=resolved.input.selection,
         clock=rule.clock,
         without=places(resolved),
     )

@@ -21,7 +21,7 @@ from pipeline.core.geometry.box import Box, Triple, per_axis, round_up, widened
 from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.core.stored import Inventory, compare
 from pipeline.core.tiles.tiling import LARGEST_CHUNK_EXTENT, LARGEST_PLANE_CHUNK_EXTENT, LARGEST_SHARD
-from pipeline.core.volume import Description, Space
+from pipeline.core.volume import Description, Selection, Space
 from pipeline.errors import StorageError
 from pipeline.outputs.documents import dumped
 from pipeline.outputs.level import DOCUMENT, Level
@@ -83,7 +83,7 @@ def convert(
         StorageError: The source cannot be opened or read, the target cannot be made, or something lies there already.
     """
     source, target = without_file_scheme(source), without_file_scheme(target)
-    volume = open_volume(source, axes=axes)
+    volume = open_volume(source, Selection(axes=axes))
     inventory = take_inventory(volume, missing)
     volume = counted(volume, inventory)
     layout = _layout(volume.shape, chunks, shards)
@@ -111,7 +111,7 @@ def _refuse_changed(source: str, axes: str, before: Inventory) -> None:
     Raises:
         StorageError: It is.
     """
-    change = compare(before, take_inventory(open_volume(source, axes=axes), "fill"))
+    change = compare(before, take_inventory(open_volume(source, Selection(axes=axes)), "fill"))
     if change:
         raise StorageError(
             f"Source '{source}' changed while it was converted: {change}. Nothing of it is left; convert it again."

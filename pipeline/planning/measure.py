@@ -104,7 +104,7 @@ def _noting(slabs: Iterator[np.ndarray], asked: list[float]) -> Iterator[np.ndar
 
 def _seconds_a_voxel_decoded(plan: Plan) -> float:
     """Of reading one block of the widest tile, from wherever the volume lies."""
-    volume = open_volume(plan.source.url, level=plan.source.level, axes=plan.source.axes)
+    volume = open_volume(plan.source.url, plan.source.selection)
     tile = plan.grid.widest()
     window = tile.window
     block = next(read_spans(Span(window.start[0], window.stop[0]), volume.shape[0], plan.read_slices))

@@ -85,7 +85,7 @@ def make_plan(
     Raises:
         StorageError, ModelError, ConfigError, PlanError: It cannot be a run; says what to do.
     """
-    volume = open_volume(config.input.url, level=config.input.level, axes=config.input.axes)
+    volume = open_volume(config.input.url, config.input.selection)
     if inventory:
         volume = counted(volume, inventory)
     checkpoint = load_checkpoint(config.model.checkpoint, padding=config.model.padding)

@@ -12,7 +12,7 @@ from pipeline.core.geometry.box import Triple
 from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.core.network.receptive import least_halo, receptive_radius
 from pipeline.core.tiles.cost import one_pass_multiply_adds
-from pipeline.core.volume import Description
+from pipeline.core.volume import Description, Selection
 from pipeline.errors import StorageError
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
 from pipeline.volumes.volume import is_volume_file, open_volume, store_levels
@@ -39,7 +39,7 @@ def _store_rows(url: str) -> Rows:
     levels = store_levels(url)
     rows, warnings = [("store", url), ("levels", str(levels))], dict[str, None]()
     for level in range(levels):
-        volume = open_volume(url, level=level)
+        volume = open_volume(url, Selection(level))
         description = volume.description
         shards = f", shards {_by(volume.shards)}" if volume.shards else ""
         rows += [

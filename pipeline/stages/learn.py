@@ -17,6 +17,7 @@ from pipeline.core.geometry.box import Box, per_axis, triple
 from pipeline.core.lesson import lesson
 from pipeline.core.network.unet import Architecture
 from pipeline.core.strict_json import json_text
+from pipeline.core.volume import Selection
 from pipeline.evaluation.evaluation import Evaluation, evaluate
 from pipeline.evaluation.rule import Rule
 from pipeline.export.package import export
@@ -60,7 +61,7 @@ def _score(
 ) -> Evaluation:
     values = prediction(checkpoint, region, resolved_device(config.device))
     volume = config.data.volumes[region.volume]
-    labels = open_counted(volume.labels, level=volume.level)
+    labels = open_counted(volume.labels, Selection(volume.level))
     rule = Rule(
         predicts=target,
         labels_are=config.data.labels_are,

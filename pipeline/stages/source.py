@@ -61,7 +61,7 @@ def open_input(config: RunConfig) -> Volume:
     Raises:
         StorageError: It cannot be opened.
     """
-    return open_volume(config.input.url, level=config.input.level, axes=config.input.axes)
+    return open_volume(config.input.url, config.input.selection)
 
 
 def count_input(config: RunConfig, missing: Missing | None = None) -> tuple[Volume, Inventory]:
@@ -81,7 +81,7 @@ def open_source(run: Run) -> Volume:
         StorageError: It cannot be opened, or what was counted is lost.
     """
     source = run.plan.source
-    return run.directory.counted(run.plan, open_volume(source.url, level=source.level, axes=source.axes))
+    return run.directory.counted(run.plan, open_volume(source.url, source.selection))
 
 
 def settle(

@@ -16,7 +16,7 @@ from pipeline.core.appearance import Appearance, sample_boxes
 from pipeline.core.geometry.box import Box, per_axis, triple
 from pipeline.core.normalization import Normalization
 from pipeline.core.strict_json import json_text
-from pipeline.core.volume import Description
+from pipeline.core.volume import Description, Selection
 from pipeline.errors import ConfigError
 from pipeline.places.durable import make_folder, replace
 from pipeline.planning.statistics import appearance, measured
@@ -154,8 +154,8 @@ def gather(
 
 
 def _opened(number: int, pair: PairConfig, config: TrainConfig) -> _Pair:
-    image = open_counted(pair.image, level=pair.level, axes=pair.axes, on_holes=_tell_holes)
-    labels = open_counted(pair.labels, level=pair.level, on_holes=_tell_holes)
+    image = open_counted(pair.image, Selection(pair.level, pair.axes), on_holes=_tell_holes)
+    labels = open_counted(pair.labels, Selection(pair.level), on_holes=_tell_holes)
     for warning in image.warnings:
         log.warning("'%s': %s", pair.image, warning)
     what, that = image.description, labels.description

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.core.geometry.axes import Reading, nothing_told, refuse_colours_last
 from pipeline.core.locations import is_url
-from pipeline.core.volume import KNOWN_AXES, Space
+from pipeline.core.volume import KNOWN_AXES, Selection, Space
 from pipeline.errors import PipelineError, StorageError
 from pipeline.volumes.file_metadata import Found, Place, first_line
 from pipeline.volumes.hdf5 import open_hdf5
@@ -128,24 +128,25 @@ def foreign_place(url: str) -> Place | None:
     return None
 
 
-def open_foreign(place: Place, url: str, *, level: int, axes: str) -> Foreign:
+def open_foreign(place: Place, url: str, selection: Selection) -> Foreign:
     """Open a volume of a file.
 
     Args:
         place: The file.
         url: As it was asked for, for errors.
-        level: Of a TIFF with a pyramid; 0 otherwise.
-        axes: Axes as stored, or `auto`: the file's, else by their number.
+        selection: What of it is read: a level other than 0 of a TIFF with a pyramid; axes, where they are `auto`, are the
+            file's, else by their number.
 
     Raises:
         StorageError: There is no such file, dataset, level or axes; it is damaged; or the package that reads it is missing.
     """
     with _understood(place, url):
-        found = open_hdf5(place, url, level) if place.kind == "HDF5" else open_tiff(place, url, level)
-    names, order = _read_as(found, axes, url)
+        opened = open_hdf5 if place.kind == "HDF5" else open_tiff
+        found = opened(place, url, selection.level)
+    names, order = _read_as(found, selection.axes, url)
     space, files = _space(found, names), found.files or (str(place.path),)
     array = ForeignArray(found.source, order, place.kind, found.chunks, url, found.stored, files)
-    return Foreign(array, names, space, (*found.warnings, *_warnings(found, axes, names, space)))
+    return Foreign(array, names, space, (*found.warnings, *_warnings(found, selection.axes, names, space)))
 
 
 def foreign_levels(place: Place, url: str) -> int:

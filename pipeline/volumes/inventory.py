@@ -30,6 +30,7 @@ from pipeline.core.stored import (
     sample,
 )
 from pipeline.core.strict_json import json_text
+from pipeline.core.volume import FINEST, Selection
 from pipeline.errors import StorageError
 from pipeline.places.listing import Look, looks, looks_at, signature
 from pipeline.volumes.counted import counted
@@ -47,9 +48,8 @@ FEW = 16
 
 def open_counted(
     url: str,
+    selection: Selection = FINEST,
     *,
-    level: int = 0,
-    axes: str = "auto",
     missing: Missing = "fail",
     on_holes: Callable[[str, str], None] | None = None,
 ) -> Volume:
@@ -57,15 +57,14 @@ def open_counted(
 
     Args:
         url: As of `open_volume`.
-        level: As of `open_volume`.
-        axes: As of `open_volume`.
+        selection: As of `open_volume`.
         missing: `fail` refuses an array of which nothing is stored, or whose chunks lie under other names; `fill` takes it.
         on_holes: Told `url` and each warning of what is not stored, and is read as fill.
 
     Raises:
         StorageError: It cannot be opened, or is refused.
     """
-    volume = open_volume(url, level=level, axes=axes)
+    volume = open_volume(url, selection)
     inventory = take_inventory(volume, missing)
     if on_holes:
         for warning in inventory.stored.warnings:

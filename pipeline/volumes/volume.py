@@ -23,7 +23,7 @@ from zarr.types import AnyArray
 from pipeline.core.geometry.axes import Told, nothing_told, read_as
 from pipeline.core.geometry.box import Box, Triple, per_axis
 from pipeline.core.locations import is_url, without_file_scheme
-from pipeline.core.volume import Description, Space
+from pipeline.core.volume import FINEST, Description, Selection, Space
 from pipeline.errors import PipelineError, StorageError
 from pipeline.places.objects import ObjectStore, refusal, told
 from pipeline.places.stores import input_store
@@ -126,14 +126,13 @@ class Volume:
         return found if "c" in axes else found[np.newaxis]
 
 
-def open_volume(url: str, *, level: int = 0, axes: str = "auto") -> Volume:
+def open_volume(url: str, selection: Selection = FINEST) -> Volume:
     """Open a volume.
 
     Args:
         url: A Zarr array or an OME-Zarr group, its path or a URL such as `s3://bucket/volume.zarr`; a dataset of an HDF5 file
             (`FILE.h5/inner/dataset`), or a TIFF file.
-        level: Resolution level of an OME-Zarr group or of a TIFF with a pyramid, 0 the finest.
-        axes: Axes as stored (`yx`, `cyx`, `zyx`, `czyx`), or `auto`: those of the image that it is a level of, else its own
+        selection: What of it is read. Axes are, where they are `auto`, those of the image that it is a level of, else its own
             `dimension_names`, else xarray's `_ARRAY_DIMENSIONS`, else by their number.
 
     Raises:
@@ -142,17 +141,17 @@ def open_volume(url: str, *, level: int = 0, axes: str = "auto") -> Volume:
     url = without_file_scheme(url)
     place = foreign_place(url)
     if place is not None:
-        file = open_foreign(place, url, level=level, axes=axes)
+        file = open_foreign(place, url, selection)
         found = _Opened(file.array, file.axes, file.space, file.warnings)
     else:
-        found = _open_zarr(url, level, axes)
+        found = _open_zarr(url, selection)
     array = found.array
     if array.dtype.kind not in "buif":
         raise StorageError(f"Volume '{url}' has dtype {array.dtype}; expected integers or floats. Convert it first.")
     if 0 in array.shape:
         raise StorageError(f"Volume '{url}' has shape {array.shape}: there is no voxel to predict. Check input.url.")
     check_extents(array.shape, array.chunks, array.dtype.itemsize, url)
-    return Volume(_description(url, level, array, found.axes, found.space), array, found.warnings)
+    return Volume(_description(url, selection.level, array, found.axes, found.space), array, found.warnings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,16 +164,18 @@ class _Opened:
     warnings: tuple[str, ...] = ()
 
 
-def _open_zarr(url: str, level: int, axes: str) -> _Opened:
+def _open_zarr(url: str, selection: Selection) -> _Opened:
     with _understood(url):
         node = _open(url)
         image, warnings = _image(node, url)
-        array = checked(_level(node, image.image if image else None, url, level), url)
+        array = checked(_level(node, image.image if image else None, url, selection.level), url)
     told = [*([image.image.axes] if image else []), *_own_axes(array)]
-    reading = read_as(told, array.shape, axes, url)
+    reading = read_as(told, array.shape, selection.axes, url)
     warnings += reading.warnings
     if image:
-        space, unclear = image.image.space(level if isinstance(node, zarr.Group) else image.level, reading.axes)
+        space, unclear = image.image.space(
+            selection.level if isinstance(node, zarr.Group) else image.level, reading.axes
+        )
         unnamed = (
             () if reading.is_told else (f"no axes are told, read as {reading.axes}; set input.axes if they are others",)
         )

@@ -258,7 +258,7 @@ def test_a_catalogue_of_paths_is_relative_to_its_file(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
     assert list(read_catalogue(tmp_path / name)) == [
         Entry("x", str(x), store=str(x)),
-        Entry("why", str(y), 0, "zyx", str(y)),
+        Entry("why", str(y), {"level": 0, "axes": "zyx"}, str(y)),
     ]
 
 
@@ -273,7 +273,7 @@ def test_a_list_holds_sources_of_every_kind(tmp_path, monkeypatch):
     monkeypatch.setenv("WHERE", "/nowhere")
     found = read_catalogue(["more", "[y].zarr", "p.zarr", "c.csv", {"url": "${WHERE}/gone.tif", "level": 1}])
     assert list(by_name(found)) == ["x", "y", "p-A-1-0", "z", "gone"]
-    assert (found[-1].url, found[-1].level) == ("/nowhere/gone.tif", 1)
+    assert (found[-1].url, found[-1].reading) == ("/nowhere/gone.tif", {"level": 1})
     assert len(found[1:3]) == 2
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from pipeline.core.volume import Selection
 from pipeline.dataset import inbox as inbox_module
 from pipeline.dataset import observations as observations_module
 from pipeline.dataset.inbox import Inbox, since_boot
@@ -149,7 +150,7 @@ def test_an_axes_or_level_of_its_own_opens_a_volume(place, tmp_path):
         inbox = Inbox([{"url": str(image), **said}], tmp_path / "seen.json", quiet_seconds=10)
         inbox.look(0)
         assert [arrival.state for arrival in inbox.look(100)] == [state]
-    inbox = Inbox(str(place), tmp_path / "seen.json", quiet_seconds=10, level=1)
+    inbox = Inbox(str(place), tmp_path / "seen.json", quiet_seconds=10, selection=Selection(level=1))
     assert [arrival.state for arrival in inbox.look(100)] == ["unreadable"]
 
 
@@ -318,10 +319,10 @@ def test_a_folder_that_cannot_be_listed_keeps_no_other_volume_waiting(place, tmp
 def test_a_volume_that_nobody_foresaw_is_unreadable_and_told(quiet, place, monkeypatch):
     """Libraries raise anything about a broken file; that ends the look at this file alone."""
 
-    def opened(url: str, **how: object) -> object:
+    def opened(url: str, *how: object) -> object:
         if "bad" in url:
             raise RuntimeError("a codec of tomorrow")
-        return real(url, **how)
+        return real(url, *how)
 
     real = inbox_module.open_volume
     monkeypatch.setattr(inbox_module, "open_volume", opened)

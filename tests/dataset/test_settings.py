@@ -51,4 +51,4 @@ def test_a_volume_inside_its_own_output_is_refused_by_name(tmp_path):
     """The input store is never written to."""
     config = validated(DatasetConfig, {**LEAST, "output": {"url": str(tmp_path)}}, source="set.yaml")
     with pytest.raises(ConfigError, match="lie inside one another"):
-        config.run(str(tmp_path / "x"), str(tmp_path / "x" / "versions" / "f" / "x.ome.zarr"), level=None, axes=None)
+        config.run(str(tmp_path / "x"), str(tmp_path / "x" / "versions" / "f" / "x.ome.zarr"), {})

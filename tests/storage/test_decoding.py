@@ -19,6 +19,7 @@ import pytest
 import zarr
 
 from pipeline.core.geometry.box import Box
+from pipeline.core.volume import Selection
 from pipeline.errors import StorageError
 from pipeline.volumes.volume import open_volume, store_levels
 
@@ -172,7 +173,7 @@ def test_a_level_that_was_added_after_consolidation_is_there(tmp_path, zarr_form
     )
     metadata = Path(url) / (".zattrs" if zarr_format == 2 else "zarr.json")
     metadata.write_text(metadata.read_text().replace("s9", "s1"))
-    assert open_volume(url, level=1).shape == (5, 4, 4)
+    assert open_volume(url, Selection(level=1)).shape == (5, 4, 4)
     assert store_levels(url) == 2
 
 

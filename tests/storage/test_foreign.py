@@ -15,7 +15,7 @@ import tifffile
 
 from pipeline.core.geometry.box import Box
 from pipeline.core.geometry.lengths import NANOMETERS
-from pipeline.core.volume import Space
+from pipeline.core.volume import Selection, Space
 from pipeline.errors import StorageError
 from pipeline.volumes import tiff
 from pipeline.volumes.inventory import take_inventory
@@ -250,7 +250,9 @@ def test_types_of_tiff_are_kept(tmp_path, dtype):
 def test_channels_between_slices_are_brought_in_front(tmp_path, options, axes):
     """ImageJ keeps ZCYX. A plan opens its input again by the axes that it found, which must give the same voxels."""
     array = random_volume((5, 2, 33, 47), "uint16")
-    volume = open_volume(save_tiff(tmp_path / "v.tif", array, metadata={"axes": "ZCYX"}, **options), axes=axes)
+    volume = open_volume(
+        save_tiff(tmp_path / "v.tif", array, metadata={"axes": "ZCYX"}, **options), Selection(axes=axes)
+    )
     assert (volume.description.axes, volume.description.channels, volume.shape) == ("czyx", 2, SHAPE)
     assert volume.array.shape == (2, *SHAPE)
     np.testing.assert_array_equal(volume.read(BOX), part(array.swapaxes(0, 1), BOX))
@@ -279,7 +281,7 @@ def test_colours_are_channels(tmp_path, planar):
 def test_axes_of_one_voxel_are_dropped_and_given_axes_are_followed(tmp_path, shape, stored, axes, shown):
     """Stacks are often called time series by mistake; saying what they are must be enough."""
     array = random_volume(shape)
-    volume = open_volume(save_tiff(tmp_path / "v.tif", array, metadata={"axes": stored}), axes=axes)
+    volume = open_volume(save_tiff(tmp_path / "v.tif", array, metadata={"axes": stored}), Selection(axes=axes))
     assert volume.description.axes == shown
     np.testing.assert_array_equal(whole(volume).ravel(), array.ravel())
 
@@ -303,7 +305,7 @@ def test_axes_that_are_no_volume_are_refused(tmp_path, shape, stored, axes, told
     """Time points side by side would be predicted as depth."""
     url = save_tiff(tmp_path / "v.tif", random_volume(shape), metadata={"axes": stored})
     with pytest.raises(StorageError, match=told):
-        open_volume(url, axes=axes)
+        open_volume(url, Selection(axes=axes))
 
 
 @pytest.mark.parametrize("unit", ["um", "micron", "\\u00B5m"])
@@ -334,7 +336,7 @@ def test_physical_sizes_of_ome_xml_place_the_volume_and_its_levels(tmp_path):
         file.write(array, subifds=1, metadata=metadata)
         file.write(array[:, ::2, ::2], subfiletype=1)
     url = str(tmp_path / "v.ome.tif")
-    fine, coarse = open_volume(url), open_volume(url, level=1)
+    fine, coarse = open_volume(url), open_volume(url, Selection(level=1))
     assert store_levels(url) == 2
     assert fine.description.space == Space((2.0, 0.25, 4.0), (0.0,) * 3, ("micrometer", "micrometer", "nanometer"))
     assert (coarse.shape, coarse.description.level) == ((5, 16, 24), 1)
@@ -535,7 +537,7 @@ def test_the_digest_changes_with_how_a_file_is_stored_and_read_alone(tmp_path, k
     other = stored_in(tmp_path / "other", kind, array.astype("uint16"))
     first, *rest = (open_volume(u).description.metadata_sha256 for u in (url, again, other))
     assert [digest == first for digest in rest] == [True, False]
-    assert open_volume(url, axes="cyx").description.metadata_sha256 != first
+    assert open_volume(url, Selection(axes="cyx")).description.metadata_sha256 != first
 
 
 @pytest.mark.parametrize(("name", "package"), [("v.h5/raw", "h5py"), ("v.tif", "tifffile")])
@@ -563,7 +565,7 @@ def test_a_level_that_a_file_lacks_is_refused(tmp_path, kind):
     url = stored_in(tmp_path, kind, random_volume((12, 64, 80)))
     assert store_levels(url) == 1
     with pytest.raises(StorageError, match=r"input.level is 1, but"):
-        open_volume(url, level=1)
+        open_volume(url, Selection(level=1))
 
 
 @pytest.mark.parametrize("array", [np.zeros((3, 0, 5), "uint8"), np.zeros((3, 4, 5), "complex64")])

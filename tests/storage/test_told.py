@@ -16,7 +16,7 @@ from zarr.storage import LocalStore
 
 from pipeline.core.geometry.axes import Told, letter_of, read_as
 from pipeline.core.geometry.lengths import NANOMETERS, unit_of
-from pipeline.core.volume import KNOWN_AXES, Space
+from pipeline.core.volume import KNOWN_AXES, Selection, Space
 from pipeline.errors import StorageError
 from pipeline.reports.inspection import inspect_path
 from pipeline.volumes.ome import image_attributes
@@ -155,7 +155,7 @@ def test_names_of_dimensions_are_read_or_refused(tmp_path, by, names, read):
             StorageError, match=rf"expected yx, cyx, zyx, czyx. They are told by {by.split()[0]}. .*{told}"
         ):
             open_volume(url)
-        volume = open_volume(url, axes="zyx")
+        volume = open_volume(url, Selection(axes="zyx"))
         assert "input.axes 'zyx' governs, but the axes are told as" in said(volume)
         return
     volume = open_volume(url)
@@ -168,7 +168,7 @@ def test_names_for_another_number_of_axes_are_refused(tmp_path):
     url = array_at(tmp_path / "a.zarr", attributes={"_ARRAY_DIMENSIONS": ["y", "x"]})
     with pytest.raises(StorageError, match=r"3 axes, shape .* read as 'yx'"):
         open_volume(url)
-    assert open_volume(url, axes="zyx").description.axes == "zyx"
+    assert open_volume(url, Selection(axes="zyx")).description.axes == "zyx"
 
 
 @pytest.mark.parametrize("told", [c for n in (2, 3) for c in itertools.permutations("czyx", n)])
@@ -188,7 +188,7 @@ def test_axes_that_nobody_tells_are_said_once(tmp_path):
     assert open_volume(url).warnings == (
         "no axes are told, read as zyx, and the voxel size is unknown; set input.axes if they are others",
     )
-    assert open_volume(url, axes="zyx").warnings == ("voxel size unknown: nobody tells it",)
+    assert open_volume(url, Selection(axes="zyx")).warnings == ("voxel size unknown: nobody tells it",)
 
 
 def test_a_type_says_more_than_a_name_that_is_not_known():
@@ -214,7 +214,7 @@ def test_a_picture_with_its_colours_last_is_refused_with_both_readings(tmp_path,
     words = rf"{len(shape)} axes without names.* set input.axes to '{'cz'[-len(shape) + 2 :]}.*yx'.*yxc.*must come first.*'c"
     with pytest.raises(StorageError, match=words):
         open_volume(url)
-    assert open_volume(url, axes="zyx" if len(shape) == 3 else "czyx").shape[-1] == shape[-1]
+    assert open_volume(url, Selection(axes="zyx" if len(shape) == 3 else "czyx")).shape[-1] == shape[-1]
 
 
 @pytest.mark.parametrize("shape", [(20, 30, 5), (3, 20, 30), (16, 30, 3), (30, 16, 4), (20, 30, 2)])
@@ -352,7 +352,7 @@ def test_the_scale_of_a_channel_is_no_voxel_size(tmp_path):
     """Whatever it is, it stands in no one's way."""
     url = image_at(tmp_path / "i.zarr", [{"type": "scale", "scale": [0, 4, 4]}], axes="cyx")
     assert open_volume(url).description.space == Space((4.0, 4.0), (0.0, 0.0), ("nanometer",) * 2)
-    again = open_volume(url, axes="zyx")
+    again = open_volume(url, Selection(axes="zyx"))
     assert again.description.space == Space.unknown(3)
     assert "voxel size unknown: an axis that is read as space is told as 'cyx' (multiscales)" in said(again)
 

@@ -11,7 +11,7 @@ import zarr
 from PIL import Image
 
 from pipeline.core.geometry.box import Box
-from pipeline.core.volume import Space
+from pipeline.core.volume import Selection, Space
 from pipeline.errors import StorageError
 from pipeline.places.stores import s3
 from pipeline.volumes.volume import Volume, is_volume_file, open_volume, store_levels
@@ -43,7 +43,7 @@ def test_every_codec_of_the_reference_store_gives_the_reference_picture(shared_d
     picture = np.asarray(Image.open(root / "data/reference_image.png"))
     with pytest.raises(StorageError, match="its last axis may be x, 3 voxels wide, or the channels of a picture"):
         open_volume(str(root / "examples/zarr.zr" / codec))
-    volume = open_volume(str(root / "examples/zarr.zr" / codec), axes="zyx")
+    volume = open_volume(str(root / "examples/zarr.zr" / codec), Selection(axes="zyx"))
     assert (volume.description.axes, volume.description.dtype, volume.shape) == ("zyx", "uint8", (512, 512, 3))
     np.testing.assert_array_equal(whole(volume)[0], picture)
 
@@ -70,7 +70,7 @@ def test_the_example_images_of_the_specification_are_read(shared_data, name, axe
 def test_a_level_is_chosen_by_its_index(shared_data):
     """Each level has its own extents and its own voxel size; the wrong pair would misplace the output."""
     url = str(shared_data / "zarr/ngio/test_image_zyx.zarr")
-    fine, coarse = open_volume(url), open_volume(url, level=1)
+    fine, coarse = open_volume(url), open_volume(url, Selection(level=1))
     assert (fine.shape, fine.description.space.scale) == ((3, 64, 64), (2.0, 0.5, 0.5))
     assert (coarse.shape, coarse.description.space.scale) == ((3, 32, 32), (2.0, 1.0, 1.0))
     assert coarse.description.level == 1
@@ -122,7 +122,7 @@ def test_arrays_without_metadata_are_read_by_their_number_of_axes(tmp_path, zarr
 def test_given_axes_come_before_what_the_number_of_axes_suggests(tmp_path):
     """Three channels of a picture look like three slices until the run says otherwise."""
     array = random_volume((3, 9, 7))
-    volume = open_volume(str(save_array(tmp_path / "a.zarr", array)), axes="cyx")
+    volume = open_volume(str(save_array(tmp_path / "a.zarr", array)), Selection(axes="cyx"))
     assert (volume.description.channels, volume.shape) == (3, (1, 9, 7))
     box = Box((0, 2, 1), (1, 8, 6))
     np.testing.assert_array_equal(volume.read(box), array[:, np.newaxis, 2:8, 1:6])
@@ -133,7 +133,7 @@ def test_axes_that_do_not_fit_the_array_are_refused(tmp_path, asked):
     """Other orders would be predicted transposed without a word."""
     url = str(save_array(tmp_path / "a.zarr", random_volume((3, 9, 7))))
     with pytest.raises(StorageError, match=rf"3 axes, shape \(3, 9, 7\), read as '{asked}'"):
-        open_volume(url, axes=asked)
+        open_volume(url, Selection(axes=asked))
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
@@ -335,16 +335,16 @@ def test_an_array_of_an_unknown_codec_is_refused(tmp_path):
 def test_a_level_that_is_not_there_is_refused(tmp_path, shared_data):
     """Levels are counted from 0; a plain array has that one alone."""
     with pytest.raises(StorageError, match=r"input.level is 2, but .* has levels 0 to 1"):
-        open_volume(str(shared_data / "zarr/ngio/test_image_zyx.zarr"), level=2)
+        open_volume(str(shared_data / "zarr/ngio/test_image_zyx.zarr"), Selection(level=2))
     with pytest.raises(StorageError, match=r"input.level is 1, but .* is a plain array with level 0 alone"):
-        open_volume(str(save_array(tmp_path / "a.zarr", random_volume((3, 4, 5)))), level=1)
+        open_volume(str(save_array(tmp_path / "a.zarr", random_volume((3, 4, 5)))), Selection(level=1))
 
 
 def test_a_group_without_its_level_is_refused(tmp_path):
     """A store that was copied in part has metadata and no array."""
     path = write_image(tmp_path / "i", random_volume((3, 4, 5)), "zyx", {"datasets": [{"path": "s0"}, {"path": "s1"}]})
     with pytest.raises(StorageError, match=r"Level 1 of .* should be the array 's1', which is not there"):
-        open_volume(str(path), level=1)
+        open_volume(str(path), Selection(level=1))
 
 
 def test_metadata_that_cannot_be_understood_is_refused(tmp_path):
