@@ -85,7 +85,7 @@ class _WorkerState:
     until: float = math.inf
     line: deque[Attempt] = field(default_factory=deque)
     began: float = 0.0
-    done: int = 0
+    has_done_one: bool = False
 
 
 class Assignments:
@@ -182,7 +182,7 @@ class Assignments:
         hand.line.remove(attempt)
         hand.began = now
         if error is None:
-            hand.done += 1
+            hand.has_done_one = True
             return [Outcome(attempt.index, attempt.number, result)]
         if attempt.number > self._retries:
             return [Outcome(attempt.index, attempt.number, error=error)]
@@ -214,10 +214,12 @@ class Assignments:
 
     def _kept_for_suspects(self, hands: dict[str, _WorkerState], now: float) -> list[str]:
         """Those with the shortest lines."""
+        if not self._suspects:
+            return []
         busy = sum(_has_suspect(hand) for hand in self._hands.values())
-        room = min(max(self.fit // 2, 1) - busy, len(self._suspects))
-        able = [worker for worker, hand in hands.items() if self._has_time(hand, now)] if room > 0 else []
-        return sorted(able, key=lambda worker: len(hands[worker].line))[: max(room, 0)]
+        room = max(min(max(self.fit // 2, 1) - busy, len(self._suspects)), 0)
+        able = [worker for worker, hand in hands.items() if self._has_time(hand, now)]
+        return sorted(able, key=lambda worker: len(hands[worker].line))[:room]
 
     def spent(self, now: float) -> list[str]:
         """Workers without a tile that have no time for another: to be let go."""
@@ -239,7 +241,7 @@ class Assignments:
 
     def _has_time(self, hand: _WorkerState, now: float) -> bool:
         """Whether one more tile can end before its worker does. One that has done none gets one: else none ever would."""
-        if hand.until == math.inf or not (hand.done or hand.line):
+        if hand.until == math.inf or not (hand.has_done_one or hand.line):
             return True
         return now + DRAIN_FACTOR * self._longest * (len(hand.line) + 1) + DRAIN_SECONDS <= hand.until
 

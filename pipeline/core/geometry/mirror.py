@@ -14,7 +14,7 @@ def mirrored_index(start: int, stop: int, extent: int) -> np.ndarray:
     """
     period = max(2 * (extent - 1), 1)
     folded = np.arange(start, stop) % period
-    return np.minimum(folded, period - folded) if extent > 1 else np.zeros(stop - start, dtype=int)
+    return np.minimum(folded, period - folded)
 
 
 def mirrored_ends(start: int, stop: int, extent: int) -> tuple[int, int]:

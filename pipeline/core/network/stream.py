@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipeline.core.geometry.box import Span, Triple, per_axis, round_up, triple
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import Needs, needs
-from pipeline.core.network.receptive import legal_extent, receptive_radius
+from pipeline.core.network.receptive import receptive_radius, whole_window
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.tiles.grid import Tile, TileGrid
 
@@ -42,7 +42,7 @@ class Stream:
         radius = receptive_radius(graph)
         if graph.is_padded:
             return cls(graph, TileGrid(volume, core, graph.stride, per_axis(min, halo, radius)), slab)
-        rest = triple(legal_extent(graph, axis, 2 * radius[axis] + s) % s for axis, s in enumerate(graph.stride))
+        rest = per_axis(lambda n, s: n % s, whole_window(graph, volume), graph.stride)
         return cls(graph, TileGrid(volume, core, graph.stride, radius, "valid", rest), slab)
 
     def schedule(self, tile: Tile) -> Schedule:

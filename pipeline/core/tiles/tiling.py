@@ -271,7 +271,7 @@ def _candidates(request: TileRequest, axis: int) -> list[int]:
 
 def _slices(in_chunk: int, extent: int, unit: int) -> int:
     """Slices of a stack that a 2D tile takes: whole input chunks, some 32, since z costs no halo."""
-    chunk = in_chunk if in_chunk <= LARGEST_CHUNK_EXTENT else _largest_part(in_chunk, LARGEST_CHUNK_EXTENT, 1)
+    chunk = _largest_part(in_chunk, LARGEST_CHUNK_EXTENT, 1)
     wanted = chunk * max(32 // chunk, 1)
     return round_up(min(wanted, extent), unit)
 
