@@ -360,3 +360,21 @@ def test_whoever_is_given_a_tile_later_has_a_higher_serial():
     first = list(assignments.assign(0.0))
     assignments.land(first[0], 1.0)
     assert [attempt.serial for attempt in [*first, *assignments.assign(1.0)]] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("workers", "suspects", "is_begun"), [(2, 5, False), (2, 4, True), (6, 15, False), (6, 14, True)]
+)
+def test_no_tile_is_begun_while_two_a_worker_are_suspected(workers, suspects, is_begun):
+    """Beside those that are being tried: where all tiles end their workers, more than this is learned from no other."""
+    assignments = Assignments(range(100), retries=2)
+    gone = [f"gone {number}" for number in range(suspects)]
+    ready(assignments, *gone)
+    for attempt in [*assignments.assign(0.0)][:suspects]:  # the first of each
+        assignments.land(attempt, 1.0)
+    for worker in gone:
+        assignments.leave(worker)
+    ready(assignments, *(f"worker {number}" for number in range(workers)))
+    found = list(assignments.assign(1.0))
+    assert sum(attempt.alone for attempt in found) == workers // 2
+    assert any(not attempt.alone for attempt in found) == is_begun

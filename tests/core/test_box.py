@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.geometry.box import Box, per_axis, round_up, triple
+from pipeline.core.geometry.box import Box, Span, per_axis, round_up, triple, widened
 from tests.core.core_cases import triples
 
 
@@ -51,6 +51,11 @@ def test_splitting_partitions_a_box_in_order(box, step):
     assert all(n <= s for part in parts for n, s in zip(part.shape, step, strict=True))
 
 
+def test_a_span_grows_at_both_ends():
+    """What an output needs of its input reaches as far behind it as before."""
+    assert Span(4, 9).grown(2) == Span(2, 11)
+
+
 @given(triples(1, 6), triples(0, 5), triples(1, 6))
 def test_slices_within_a_frame_select_the_box(start, offset, shape):
     """A slab is cut from its tile's array by these slices; a frame need not begin at the origin."""
@@ -90,6 +95,51 @@ def test_a_moved_box_holds_each_voxel_so_far_on(box, offset):
 def test_a_box_is_made_of_its_spans(box):
     """Windows are known an axis at a time: first voxel and stop."""
     assert Box.of_spans(zip(box.start, box.stop, strict=True)) == box
+
+
+@pytest.mark.parametrize(
+    ("extent", "middle"),
+    [
+        (2, Box((4, 11, 21), (6, 12, 23))),
+        (3, Box((3, 11, 20), (6, 12, 23))),
+        (9, Box((2, 11, 20), (8, 12, 24))),
+    ],
+)
+def test_the_middle_of_a_box_leaves_as_much_on_both_sides(extent, middle):
+    """An image's look is judged there; an axis that is shorter than what is asked for is taken whole."""
+    assert Box((2, 11, 20), (8, 12, 24)).middle(extent) == middle
+
+
+def test_corners_of_a_box_are_its_first_and_last_voxels():
+    """What an image shows at its ends; where two corners are one part of an axis, it is looked at once."""
+    assert Box((10, 20, 30), (15, 21, 33)).corners(2) == [
+        Box((10, 20, 30), (12, 21, 32)),
+        Box((10, 20, 31), (12, 21, 33)),
+        Box((13, 20, 30), (15, 21, 32)),
+        Box((13, 20, 31), (15, 21, 33)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("most", "step"),
+    [
+        (1, (4, 5, 6)),  # a unit alone may be more
+        (4 * 5 * 6 * 2 * 3 - 1, (4, 5, 12)),
+        (4 * 5 * 6 * 2 * 3, (4, 5, 18)),
+        (4 * 5 * 24 * 2 * 2 - 1, (4, 5, 24)),
+        (4 * 5 * 24 * 2 * 2, (4, 10, 24)),
+        (4 * 10 * 24 * 2 * 3, (12, 10, 24)),
+        (10**9, (12, 10, 24)),
+    ],
+)
+def test_units_are_read_together_as_far_as_bytes_allow(most, step):
+    """A small chunk at a time is slow, and a row of large ones fills the memory: along x first, two bytes a voxel."""
+    assert widened((4, 5, 6), (9, 10, 20), 2, most) == step
+
+
+def test_units_larger_than_the_volume_count_as_what_they_hold():
+    """A chunk of ten slices around a volume of one is a slice: eight of them along x may be read at once."""
+    assert widened((10, 8, 8), (1, 8, 64), 1, 8 * 64) == (10, 8, 64)
 
 
 @given(triples(-5, 5), triples(-5, 5))

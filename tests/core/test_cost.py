@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.core.geometry.box import Box, Span
 from pipeline.core.geometry.mirror import shown
+from pipeline.core.network.graph import Convolution, Graph, Input, Node
 from pipeline.core.network.receptive import least_halo, receptive_radius, whole_window
 from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
@@ -285,6 +286,14 @@ def test_sweep_values_bound_what_a_sweep_holds(architecture, slab):
 def test_sweep_values_bound_what_any_sweep_holds(stream):
     """The same, wherever the ends lie."""
     assert held(stream) - FEW_VALUES <= sweep_values(stream)
+
+
+def test_a_layer_s_input_and_output_are_held_twice():
+    """A convolution library may copy both into a layout of its own, which no count of tensors shows: four slices a turn."""
+    pointwise = Node("layer", Convolution((1, 1, 1), (0, 0, 0)), ("input",), 3)
+    graph = Graph((Node("input", Input(), (), 1), pointwise))
+    stream = Stream.over(graph, (40, 8, 8), (40, 8, 8), (0, 0, 0), 4)
+    assert sweep_values(stream) == 2 * (1 + 3) * 4 * 8 * 8
 
 
 @given(architectures(depths=(1, 4)), st.sampled_from((1, 2, 4)))

@@ -53,6 +53,13 @@ def test_the_unet_has_the_layers_of_the_notes(architecture):
         assert before == sources(architecture, layer)
 
 
+def test_poolings_and_concatenations_have_the_numbers_of_their_levels():
+    """A refusal names them: people look for `pool2` between the second encoder and the third."""
+    built = Architecture(3, 2, 1).graph
+    named = [node.name for node in built.nodes if isinstance(node.operation, MaxPool | Concatenation)]
+    assert named == ["pool1", "pool2", "concatenation2", "concatenation1"]
+
+
 @given(architectures(depths=(1, 4)))
 def test_strides_and_channels_of_the_graph_are_those_of_the_architecture(architecture):
     """Two ways to the same numbers: plans were made with the one, and tiles are computed with the other."""

@@ -2,23 +2,36 @@ import re
 import time
 import tracemalloc
 from dataclasses import replace
-from math import prod
+from math import log2, prod
 
 import pytest
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.network.receptive import receptive_radius
+from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
 from pipeline.core.tiles.cost import (
+    PROCESS_BYTES,
     one_pass_multiply_adds,
     read_slices,
     sweep_values,
+    tile_bytes,
     total_multiply_adds,
     total_voxels_decoded,
     total_voxels_read,
+    weights,
 )
-from pipeline.core.tiles.tiling import DEVICE_MEMORY_SHARE, TileRequest, _candidates, choose_tiling, worker_bytes
+from pipeline.core.tiles.tiling import (
+    DEVICE_MEMORY_SHARE,
+    MEMORY_SHARE,
+    TileRequest,
+    _candidates,
+    _halo,
+    _Prices,
+    choose_tiling,
+    worker_bytes,
+)
 from pipeline.errors import PlanError
 from tests.core.core_cases import architectures, triples
 
@@ -120,6 +133,20 @@ REFUSALS = {
     "too little memory": (
         {"memory_bytes": GB},
         ["A worker has 1.0 GB, of which 0.9 may be planned", "3D network of depth 2, width 4", "cluster.memory_gb"],
+    ),
+    "too small a card": (
+        {"core": (256, 256, 256), "volume": (512, 512, 512), "device": "cuda", "device_memory_bytes": 10**9}
+        | {"architecture": Architecture(3, 2, 64)},
+        [
+            "A GPU has 1.0 GB free, of which 0.6 may be planned",
+            "[256, 256, 256]",
+            "needs up to 1.6 GB",
+            "a card with more",
+        ],
+    ),
+    "too little memory beside a large card": (
+        {"memory_bytes": GB, "device": "cuda", "device_memory_bytes": 80 * GB},
+        ["A worker has 1.0 GB, of which 0.9 may be planned", "cluster.memory_gb"],
     ),
     "too little memory for the core": (
         {"core": (1024, 1024, 1024), "volume": (4096, 4096, 4096), "architecture": Architecture(3, 2, 32)},
@@ -310,6 +337,83 @@ def test_what_a_gpu_holds_is_not_asked_of_the_worker():
     assert answer(replace(asked, device="cuda", device_memory_bytes=80 * GB))[0]
 
 
+def test_a_worker_holds_a_process_a_network_and_a_tile():
+    """The weights four times, four bytes each: the file, its tensors, and two forms of their kernels. A GPU holds the values."""
+    asked = request(architecture=Architecture(3, 3, 64), core=(8, 8, 8))
+    stream = choose_tiling(asked).stream
+    around = tile_bytes(stream, asked.in_bytes, asked.out_bytes, asked.in_chunks[0], 8)
+    standing = PROCESS_BYTES + 16 * weights(stream.graph)
+    assert worker_bytes(replace(asked, device_memory_bytes=80 * GB), stream) == standing + around
+    assert worker_bytes(asked, stream) == standing + around + 4 * sweep_values(stream)
+
+
+def test_a_tile_may_fill_memory_to_the_last_byte():
+    """What is needed is an upper bound already: to ask for more than it would refuse tiles that fit."""
+    asked = request(core=(64, 64, 64), slab=4)
+    needed = choose_tiling(asked).worker_bytes
+    memory = next(m for m in range(int(needed / MEMORY_SHARE) - 2, 2 * needed) if int(m * MEMORY_SHARE) == needed)
+    assert choose_tiling(replace(asked, memory_bytes=memory)).worker_bytes == needed
+    assert "A worker has" in refusal(core=(64, 64, 64), slab=4, memory_bytes=memory - 2)
+
+
+@pytest.mark.parametrize(
+    ("volume", "core", "cpu", "cuda"),
+    [
+        (
+            (512, 128, 128),
+            (256, 128, 128),
+            32,
+            64,
+        ),  # 2^19 voxels on a CPU; 2^23 would be 512 slices, of which 64 at most
+        ((512, 512, 512), (256, 256, 256), 8, 64),
+        ((512, 512, 512), (256, 512, 512), 4, 32),
+        ((512, 200, 200), (256, 200, 200), 16, 64),  # 13.1, rounded up to the stride
+        ((512, 64, 128), (256, 256, 256), 64, 64),  # a core beyond the volume has the volume's plane alone
+        ((512, 128, 64), (256, 256, 256), 64, 64),
+        ((512, 64, 64), (16, 64, 64), 16, 16),  # no more than the core
+        ((10, 64, 64), (16, 64, 64), 12, 12),  # nor than the volume
+        ((4096, 4096, 4096), (512, 2048, 2048), 4, 4),  # a stride at least
+    ],
+)
+def test_slabs_keep_a_device_busy_and_are_no_thicker(volume, core, cpu, cuda):
+    """Too thin, and starting a layer costs more than the layer; too thick, and memory is held for nothing."""
+    known = {"volume": volume, "core": core, "memory_bytes": 1000 * GB}
+    assert choose_tiling(request(**known)).stream.slab == cpu
+    assert choose_tiling(request(**known, device="cuda", device_memory_bytes=1000 * GB)).stream.slab == cuda
+
+
+# --- the output's layout ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("core", "known", "shards", "chunks"),
+    [
+        ((256, 512, 512), {}, (128, 256, 256), (64, 64, 64)),
+        ((64, 128, 256), {}, (64, 128, 256), (64, 64, 64)),
+        ((8, 8, 8), {}, (8, 8, 8), (8, 8, 8)),
+        ((100, 148, 296), {}, (100, 148, 148), (50, 37, 37)),
+        (
+            (268, 1072, 64),
+            {},
+            (67, 134, 64),
+            (67, 67, 64),
+        ),  # a little more than the limit, where all others are slivers
+        ((32, 64, 1088), {}, (32, 64, 136), (32, 64, 34)),
+        ((96, 96, 96), {"chunks": (24, 12, 48)}, (96, 96, 96), (24, 12, 48)),
+        ((288, 288, 576), {"chunks": (24, 12, 48)}, (96, 144, 192), (24, 12, 48)),
+        ((96, 192, 96), {"chunks": (24, 12, 48), "shards": (48, 96, 96)}, (48, 96, 96), (24, 12, 48)),
+        ((96, 192, 96), {"shards": ()}, None, (48, 64, 48)),
+        ((96, 192, 96), {"shards": (48, 96, 96)}, (48, 96, 96), (48, 48, 48)),
+        ((1, 512, 1024), {"architecture": planar(2)}, (1, 256, 256), (1, 256, 256)),  # one slice: larger chunks
+        ((2, 512, 1024), {"architecture": planar(2)}, (2, 256, 256), (2, 64, 64)),
+    ],
+)
+def test_shards_and_chunks_are_whole_parts_of_the_core_near_a_good_extent(core, known, shards, chunks):
+    """A tile writes whole units; files of a gigabyte are slow to read in part, and those of a kilobyte are too many."""
+    tiling = choose_tiling(request(volume=core, core=core, memory_bytes=1000 * GB, **known))
+    assert (tiling.shards, tiling.chunks) == (shards, chunks)
+
+
 # --- how good it is -----------------------------------------------------------------------------------------------------
 
 
@@ -368,6 +472,79 @@ def test_a_price_is_arithmetic_and_some_reading():
     asked = request(volume=(64, 64, 64), core=(64, 64, 64), workers=1)
     assert choose_tiling(asked).price == pytest.approx(1.02)
     assert choose_tiling(replace(asked, workers=3)).price == pytest.approx(3 * 1.02)
+
+
+@pytest.mark.parametrize(
+    ("extent", "factor"), [(16, 1.0), (24, 1.0), (32, 1.0), (36, 1.03), (64, 1.0), (72, 1.03), (96, 1.0)]
+)
+def test_cores_of_odd_extents_cost_a_little_more(extent, factor):
+    """Above 32 voxels, extents that are multiples of 32 are computed, cut and stored faster: three in a hundred an axis."""
+    for axis in range(3):
+        volume = tuple(extent if a == axis else 64 for a in range(3))
+        assert choose_tiling(request(volume=volume, core=volume, workers=1)).price == pytest.approx(1.02 * factor)
+
+
+def test_few_large_tiles_cost_a_little_more():
+    """Four a worker keep all busy to the end, and few are lost where a run is killed: below that, two in a hundred."""
+    asked = request(architecture=Architecture(3, 2, 16), volume=(1024, 1024, 1024), memory_bytes=1000 * GB, workers=1)
+    four = replace(asked, core=(256, 1024, 1024))
+    alone, shared = (choose_tiling(replace(four, workers=workers)).price for workers in (1, 2))
+    assert shared / alone == pytest.approx(1.02)
+    eight = replace(asked, core=(256, 512, 1024))
+    assert choose_tiling(replace(eight, workers=2)).price == pytest.approx(choose_tiling(eight).price)
+    small = replace(asked, volume=(128, 128, 128), core=(64, 128, 128))
+    assert choose_tiling(replace(small, workers=2)).price == pytest.approx(choose_tiling(small).price)
+
+
+def test_a_tile_of_hours_costs_more_than_its_arithmetic():
+    """All of it is lost with its worker: a twentieth for each doubling beyond 2^46 multiply-adds."""
+    asked = request(
+        architecture=Architecture(3, 2, 32), volume=(1024,) * 3, core=(1024,) * 3, memory_bytes=10**13, workers=1
+    )
+    doublings = log2(one_pass_multiply_adds(asked.architecture.graph, asked.volume) / 2**46)
+    assert doublings > 1
+    assert choose_tiling(asked).price == pytest.approx(1.02 * 1.02 * (1 + 0.05 * doublings))
+
+
+@pytest.mark.parametrize("extent", [100, 1000, 4096])
+def test_cores_that_cut_the_volume_into_equal_parts_are_looked_at(extent):
+    """Three parts of a third leave no sliver that costs a tile's halo; common extents and small ones stand beside them."""
+    found = _candidates(request(volume=(extent,) * 3, chunks=(6, 6, 6), shards=()), 2)  # of units of 12
+    assert all(n % 12 == 0 for n in found)
+    for parts in range(1, 17):
+        assert any(extent <= n * parts < extent + 12 * parts for n in found)
+    assert [n for n in (192, 384, 768) if n < extent and n not in found] == []
+    assert [n for n in range(12, min(extent, 128) + 1, 12) if n not in found] == []
+    assert max(found) < extent + 192
+    assert all(128 in _candidates(request(volume=(extent,) * 3), axis) for axis in range(3) if extent > 128)
+
+
+CARD = {"device": "cuda", "device_memory_bytes": 80 * GB}
+
+HEAVY = {
+    "a network": ({"architecture": Architecture(3, 2, 64)}, 1.1),
+    "an unpadded network": ({"architecture": UNPADDED}, 2.0),
+    "slices of a stack": ({"architecture": planar(2)}, 2.0),
+    "input": ({**CARD, "architecture": Architecture(3, 2, 4, in_channels=3), "in_bytes": 8, "out_bytes": 1}, 1.1),
+    "one deep chunk": ({**CARD, "in_chunks": (200, 64, 64), "in_bytes": 8, "out_bytes": 1}, 1.1),
+    "more than a block": ({**CARD, "volume": (9999, 9999, 9999), "in_bytes": 8, "out_bytes": 1}, 2.0),
+    "slabs under way": ({**CARD, "in_chunks": (1, 64, 64), "out_bytes": 1, "shards": (), "chunks": (4, 4, 4)}, 1.25),
+}
+
+
+@pytest.mark.parametrize(("known", "short"), HEAVY.values(), ids=HEAVY)
+def test_memory_is_told_of_all_cores_at_once_as_of_each(known, short):
+    """The network's to the value, and a little less than all: else what fits is passed over, or much is tried in vain."""
+    asked = request(**known)
+    halo, stride = _halo(asked), asked.architecture.stride
+    prices = _Prices(asked, halo, [_candidates(asked, axis)[::5] for axis in range(3)])
+    network = prices.network_bytes()
+    rest = prices.tile_bytes(network)
+    for number in range(0, len(network), 7):
+        stream = Stream.over(asked.architecture.graph, asked.volume, prices.core(number), halo, stride[0])
+        assert network[number] == sweep_values(stream) * asked.value_bytes
+        whole = worker_bytes(asked, stream) - PROCESS_BYTES - 16 * weights(stream.graph)
+        assert rest[number] <= whole <= short * rest[number]
 
 
 def test_the_search_looks_at_few_cores_however_large_the_volume():
