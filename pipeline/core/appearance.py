@@ -105,23 +105,23 @@ class Appearance:
             Channel(_numbers(c["percentiles"], len(PERCENTS)), _range(c["reach"])) for c in content["channels"]
         )
         size = content.get("voxel_size_nm")
-        found = cls(
+        appearance = cls(
             str(content["dtype"]),
             _range(content["limits"]),
             channels,
             int(content["boxes"]),
             _numbers(size) if size else None,
         )
-        if not channels or (found.voxel_size_nm and min(found.voxel_size_nm) <= 0):
+        if not channels or (appearance.voxel_size_nm and min(appearance.voxel_size_nm) <= 0):
             raise ValueError("an appearance without channels, or of voxels without extent")
-        return found
+        return appearance
 
 
 def _numbers(values: Iterable[float], count: int | None = None) -> tuple[float, ...]:
-    found = tuple(float(value) for value in values)
-    if not all(map(isfinite, found)) or (count is not None and len(found) != count):
+    numbers = tuple(float(value) for value in values)
+    if not all(map(isfinite, numbers)) or (count is not None and len(numbers) != count):
         raise ValueError(f"{values} are not {count or ''} finite numbers")
-    return found
+    return numbers
 
 
 def _range(values: Iterable[float]) -> Range:
@@ -165,11 +165,11 @@ def _evenly(count: int) -> Iterator[tuple[float, ...]]:
 
 def _mirrored(number: int, base: int) -> float:
     """The digits of a number behind the point, last first: 0, 1/2, 1/4, 3/4, ... of base 2 (van der Corput)."""
-    found, unit = 0.0, 1.0 / base
+    fraction, unit = 0.0, 1.0 / base
     while number:
         number, digit = divmod(number, base)
-        found, unit = found + digit * unit, unit / base
-    return found
+        fraction, unit = fraction + digit * unit, unit / base
+    return fraction
 
 
 def _box(frame: Box, extent: Triple, chunks: Triple, share: tuple[float, ...]) -> Box:
@@ -212,11 +212,11 @@ def _channel(boxes: list[np.ndarray]) -> Channel | None:
     boxes = [values for values in boxes if values.size]
     if not boxes:
         return None
-    found = np.percentile(np.concatenate(boxes), PERCENTS)
+    percentiles = np.percentile(np.concatenate(boxes), PERCENTS)
     ranges = [tuple(map(float, np.percentile(values, (PERCENTS[0], PERCENTS[-1])))) for values in boxes]
     lively = [(low, high) for low, high in ranges if low < high] or ranges
     reach = min(low for low, _ in lively), max(high for _, high in lively)
-    return Channel(tuple(float(value) for value in found), reach)
+    return Channel(tuple(float(value) for value in percentiles), reach)
 
 
 def span(values: Range) -> float:
@@ -224,6 +224,6 @@ def span(values: Range) -> float:
     return values[1] - values[0]
 
 
-def ranges(found: Appearance) -> str:
+def ranges(sample: Appearance) -> str:
     """1st to 99th percentile of each channel, for a person."""
-    return ", ".join(f"{low:.3g} to {high:.3g}" for low, high in (channel.range for channel in found.channels))
+    return ", ".join(f"{low:.3g} to {high:.3g}" for low, high in (channel.range for channel in sample.channels))

@@ -34,7 +34,7 @@ WHOLE_NUMBERS = 2**24
 WORDS = {"narrow": "far narrower than", "wide": "far wider than", "apart": "far from"}
 
 
-def strangeness(found: Appearance, seen: Sequence[Appearance]) -> str:
+def strangeness(sample: Appearance, seen: Sequence[Appearance]) -> str:
     """How a volume differs from all that a network has seen: `narrow`, `wide` or `apart`; empty where it does not.
 
     It is strange where some channel is, beside every volume that the network was trained on:
@@ -46,15 +46,15 @@ def strangeness(found: Appearance, seen: Sequence[Appearance]) -> str:
     `reach` is from the darkest box to the brightest, so one box with something in it makes a mostly empty volume no
     narrower than training was. A volume of which every box holds one value alone is compared with nothing.
     """
-    if found.is_flat:
+    if sample.is_flat:
         return ""
-    like = [other for other in seen if len(other.channels) == len(found.channels) and not other.is_flat]
-    reasons = [_strange(found, other) for other in like]
+    like = [other for other in seen if len(other.channels) == len(sample.channels) and not other.is_flat]
+    reasons = [_strange(sample, other) for other in like]
     return reasons[0] if reasons and all(reasons) else ""
 
 
-def _strange(found: Appearance, other: Appearance) -> str:
-    pairs = zip(found.channels, other.channels, strict=True)
+def _strange(sample: Appearance, other: Appearance) -> str:
+    pairs = zip(sample.channels, other.channels, strict=True)
     return next((reason for reason in (_beside(now, then) for now, then in pairs) if reason), "")
 
 
@@ -68,59 +68,59 @@ def _beside(now: Channel, then: Channel) -> str:
 
 
 def strange_values(
-    found: Appearance, seen: Sequence[Appearance], rule: Normalization, trained: Normalization | None
+    sample: Appearance, seen: Sequence[Appearance], rule: Normalization, trained: Normalization | None
 ) -> Iterator[str]:
     """A warning where the network has seen nothing like the values of a sample.
 
     Args:
-        found: The sample, under `rule`.
+        sample: The volume's sample, under `rule`.
         seen: Its training data.
         rule: How the run normalises.
         trained: How the training did; None where nobody says.
     """
-    if found.is_flat:
+    if sample.is_flat:
         yield (
-            f"Each of {found.boxes} boxes of the volume, evenly spread, holds one value alone: whether the network has seen "
+            f"Each of {sample.boxes} boxes of the volume, evenly spread, holds one value alone: whether the network has seen "
             "anything like the rest cannot be said. Check that input.url is the volume that you mean."
         )
-    elif reason := strangeness(found, seen):
+    elif reason := strangeness(sample, seen):
         then = " and ".join(f"{ranges(other)} ({other.dtype})" for other in seen[:3])
         mode = trained.mode if trained else rule.mode
         yield (
-            f"This network has seen nothing like this volume. As it sees them, {_formula(rule)}, the values of {found.boxes} boxes "
-            f"({found.dtype}) are {ranges(found)} from the 1st to the 99th percentile: {WORDS[reason]} those of its training, "
-            f"{then}, normalised by '{mode}'. Its prediction will mean little. {_remedy(found, seen, rule, mode)}"
+            f"This network has seen nothing like this volume. As it sees them, {_formula(rule)}, the values of {sample.boxes} boxes "
+            f"({sample.dtype}) are {ranges(sample)} from the 1st to the 99th percentile: {WORDS[reason]} those of its training, "
+            f"{then}, normalised by '{mode}'. Its prediction will mean little. {_remedy(sample, seen, rule, mode)}"
         )
 
 
-def _remedy(found: Appearance, seen: Sequence[Appearance], rule: Normalization, trained: str) -> str:
-    for other in _other_rules(found, rule, trained):
-        there = _under(found, rule, other)
+def _remedy(sample: Appearance, seen: Sequence[Appearance], rule: Normalization, trained: str) -> str:
+    for other in _other_rules(sample, rule, trained):
+        there = _under(sample, rule, other)
         if not strangeness(there, seen):
             return f"Set normalize.mode to '{other.mode}', under which they would be {ranges(there)}; or take another checkpoint."
     return "Check that input.url is the volume that you mean, or take another checkpoint."
 
 
-def _other_rules(found: Appearance, rule: Normalization, trained: str) -> list[Normalization]:
+def _other_rules(sample: Appearance, rule: Normalization, trained: str) -> list[Normalization]:
     """What other modes would come to, roughly; the one of the training first."""
-    pairs = [channel.stored(rule) for channel in found.channels]
+    pairs = [channel.stored(rule) for channel in sample.channels]
     percentiles = spanning("percentile", min(low for low, _ in pairs), max(high for _, high in pairs))
-    kind = np.dtype(found.dtype)
-    limits = (np.iinfo(kind).min, np.iinfo(kind).max) if kind.kind in "iu" else found.limits
+    kind = np.dtype(sample.dtype)
+    limits = (np.iinfo(kind).min, np.iinfo(kind).max) if kind.kind in "iu" else sample.limits
     rules = [percentiles, spanning("minmax", *limits), Normalization()]
     return sorted((other for other in rules if other.mode != rule.mode), key=lambda other: other.mode != trained)
 
 
-def _under(found: Appearance, rule: Normalization, other: Normalization) -> Appearance:
+def _under(sample: Appearance, rule: Normalization, other: Normalization) -> Appearance:
     """The same sample under another rule; each is a line."""
     slope, shift = other.scale / rule.scale, (rule.offset - other.offset) * other.scale
     channels = (
         Channel(
             tuple(v * slope + shift for v in c.percentiles), (c.reach[0] * slope + shift, c.reach[1] * slope + shift)
         )
-        for c in found.channels
+        for c in sample.channels
     )
-    return replace(found, channels=tuple(channels))
+    return replace(sample, channels=tuple(channels))
 
 
 def _formula(rule: Normalization) -> str:
@@ -135,14 +135,14 @@ def strange_voxels(sizes: tuple[float, ...], seen: Sequence[tuple[float, ...]], 
         seen: Of the training's volumes, nm.
         ndim: Of the network; one of slices does not mind how far apart they are.
     """
-    found = sizes[-ndim:]
-    if seen and not any(_near(found, trained[-ndim:]) for trained in seen):
+    volume_sizes = sizes[-ndim:]
+    if seen and not any(_near(volume_sizes, trained[-ndim:]) for trained in seen):
         then = " and ".join(str(trained) for trained in dict.fromkeys(seen))
         yield f"Voxels are {sizes} nm, but the checkpoint was trained at {then} nm: choose another input.level."
 
 
-def _near(found: tuple[float, ...], trained: tuple[float, ...]) -> bool:
-    pairs = zip(found[-len(trained) :], trained[-len(found) :], strict=True)
+def _near(sizes: tuple[float, ...], trained: tuple[float, ...]) -> bool:
+    pairs = zip(sizes[-len(trained) :], trained[-len(sizes) :], strict=True)
     return all(0.8 <= f / t <= 1.25 for f, t in pairs)
 
 
@@ -155,14 +155,14 @@ def is_wide(dtype: str) -> bool:
     return kind.kind in "iu" and kind.itemsize > 2
 
 
-def lost_bits(found: Appearance, rule: Normalization) -> Iterator[str]:
+def lost_bits(sample: Appearance, rule: Normalization) -> Iterator[str]:
     """A warning where whole numbers of a sample are larger than float32 can tell apart."""
-    largest = max(abs(value - rule.offset) for value in found.limits)
-    if not is_wide(found.dtype) or largest <= WHOLE_NUMBERS:
+    largest = max(abs(value - rule.offset) for value in sample.limits)
+    if not is_wide(sample.dtype) or largest <= WHOLE_NUMBERS:
         return
-    low, high = found.limits
+    low, high = sample.limits
     yield (
-        f"Values are {found.dtype}, {low:.0f} to {high:.0f} in a sample, and the network sees them as float32, {_formula(rule)}: it "
+        f"Values are {sample.dtype}, {low:.0f} to {high:.0f} in a sample, and the network sees them as float32, {_formula(rule)}: it "
         f"loses bits, as float32 holds whole numbers up to 2^24 = {WHOLE_NUMBERS:,}; values less than "
         f"{2 ** ceil(log2(largest / WHOLE_NUMBERS)):,} apart may become one. Where that matters, store fewer bits, or "
         "normalise by 'percentile', which takes off an offset first."

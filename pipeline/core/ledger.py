@@ -137,11 +137,11 @@ Record = TileRecord | Session | StatisticsRecord
 
 
 def _content(record: Record) -> dict[str, Any]:
-    """What a line says of a record."""
-    found = asdict(record)
+    """The fields of a record's line."""
+    content = asdict(record)
     if record.stage == INFER:
-        del found["stage"]
-    return found
+        del content["stage"]
+    return content
 
 
 class Progress:
@@ -221,13 +221,13 @@ def replay(records: Iterable[Record], *stages: Progress) -> None:
 
 def parse_lines(
     lines: Iterable[str],
-    on_damage: Callable[[int, str], None] = lambda number, why: None,  # noqa: ARG005 - names say what is told
+    on_damage: Callable[[int, str], None] = lambda number, why: None,  # noqa: ARG005 - names say what is reported
 ) -> Iterator[Record]:
     """Records of a ledger, in order; what is damaged is passed over.
 
     Args:
         lines: Of the ledger, each with its end. One without is torn, or a piece of one that is too long.
-        on_damage: Told the number of each damaged line, and what is wrong with it.
+        on_damage: Called with the number of each damaged line, and what is wrong with it.
 
     Raises:
         ValueError: A line is whole, and no record that this version knows.
@@ -236,13 +236,13 @@ def parse_lines(
         if not line.endswith("\n"):
             continue
         try:
-            found = list(_records(line[:-1], number))
+            records = list(_records(line[:-1], number))
         except _Damaged as damage:
             on_damage(number, str(damage))
             continue
-        if any(record is None for record in found):
+        if any(record is None for record in records):
             on_damage(number, "its checksum is not that of its text")
-        yield from (record for record in found if record is not None)
+        yield from (record for record in records if record is not None)
 
 
 class _Damaged(Exception):  # noqa: N818 - it ends a line, not a reading
@@ -260,8 +260,8 @@ def checked_content(line: str) -> dict[str, object] | None:
     text = line[: -len(_CHECKSUM) - 11]
     if not text or line != f'{text}{_CHECKSUM}{_checksum(text)}"}}\n':
         return None
-    found: dict[str, object] = json.loads(f"{text}}}")
-    return found
+    content: dict[str, object] = json.loads(f"{text}}}")
+    return content
 
 
 def _checksum(text: str) -> str:

@@ -62,5 +62,5 @@ def lesson(learned: bool | None, metrics: Mapping[str, object]) -> Iterator[str]
 def _figures(metrics: Mapping[str, object]) -> dict[str, float]:
     """The figures that tell what was learnt; none where one of them is no number."""
     names = {"auc", *LOSSES, *map(beside, LOSSES)} & metrics.keys()
-    found = {name: value for name in names if isinstance(value := metrics[name], int | float)}
-    return found if len(found) == len(names) else {}
+    figures = {name: value for name in names if isinstance(value := metrics[name], int | float)}
+    return figures if len(figures) == len(names) else {}

@@ -29,5 +29,5 @@ def is_s3(url: str) -> bool:
 
 def without_file_scheme(location: str) -> str:
     """The same, without the `file://` that stands before a path; the rest is the path as it is, nothing in it decoded."""
-    found = _OF_FILES.match(location)
-    return location[found.end() :] if found else location
+    scheme = _OF_FILES.match(location)
+    return location[scheme.end() :] if scheme else location

@@ -59,8 +59,8 @@ def why_no_name(text: str) -> str | None:
 
 def cleaned(text: str) -> str:
     """Any text as a name: what cannot be in one becomes `-`."""
-    found = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
-    return _RUN.sub("-run", found) or "volume"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
+    return _RUN.sub("-run", name) or "volume"
 
 
 def bare(component: str) -> str:
@@ -94,10 +94,10 @@ def distinct_names(places: Sequence[Place]) -> list[str]:
 
 
 def _groups(names: Iterable[str]) -> list[list[int]]:
-    found: dict[str, list[int]] = defaultdict(list)
+    groups: dict[str, list[int]] = defaultdict(list)
     for i, name in enumerate(names):
-        found[name.lower()].append(i)
-    return list(found.values())
+        groups[name.lower()].append(i)
+    return list(groups.values())
 
 
 def _ways(place: Place) -> Iterator[str]:

@@ -15,7 +15,7 @@ _ACTING = re.compile(
 
 def one_line(text: str) -> str:
     """The text with every sign escaped that acts instead of being seen, as in a Python literal: `a\\nb`, `\\x1b[2J`."""
-    return _ACTING.sub(lambda found: _escaped(found[0]), text)
+    return _ACTING.sub(lambda match: _escaped(match[0]), text)
 
 
 def lines(text: str, indent: str = "  ") -> str:
@@ -26,7 +26,7 @@ def lines(text: str, indent: str = "  ") -> str:
 
 def json_escaped(document: str) -> str:
     """A JSON document, one line, with the same signs escaped as JSON does: what is read from it is what was written."""
-    return _ACTING.sub(lambda found: _as_json(found[0]), document)
+    return _ACTING.sub(lambda match: _as_json(match[0]), document)
 
 
 def _escaped(sign: str) -> str:

@@ -1,8 +1,8 @@
 """What is stored of a volume: which of its chunks are there, and a signature by which a later change is noticed.
 
 A fingerprint knows shapes and settings, not voxels. So the plan counts the objects that hold the voxels, and keeps what a store
-tells of each that changes when it is written. What was counted and is absent at reading is an error, never fill; what differs
-later is told by chunk, and by the tiles that read it.
+reports of each that changes when it is written. What was counted and is absent at reading is an error, never fill; what
+differs later is reported by chunk, and by the tiles that read it.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ class Stored:
             return ()
         absent = self.total - self.count
         looked = "that were sampled " if self.sampled else ""
-        told = (
+        message = (
             f"{absent:,} of the {self.total:,} {self.unit}s {looked}of the input {'are' if absent != 1 else 'is'} absent, and "
             "read as its fill value: normal for a sparse volume, and not for one that should be whole."
         )
-        return (told,)
+        return (message,)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, object]) -> Stored:
@@ -121,9 +121,9 @@ class Inventory:
         return Box.of_spans(spans.get(axis, (0, 1)) for axis in "zyx")
 
 
-def digest(told: Sequence[str]) -> int:
-    """64 bits of what is told of an object."""
-    return int.from_bytes(hashlib.sha256("\0".join(told).encode()).digest()[:8], "little")
+def digest(fields: Sequence[str]) -> int:
+    """64 bits of a hash of an object's fields."""
+    return int.from_bytes(hashlib.sha256("\0".join(fields).encode()).digest()[:8], "little")
 
 
 def sample(total: int) -> np.ndarray:
@@ -169,16 +169,16 @@ class Change:
             (self.new, "new"),
             (self.written, "written again (another size, time or ETag)"),
         ]
-        told = [f"{self._count(found)} {what}: {self._names(found)}" for found, what in parts if len(found)]
-        return "; ".join(told) or "its files have other sizes or times, and which is not known"
+        clauses = [f"{self._count(places)} {what}: {self._names(places)}" for places, what in parts if len(places)]
+        return "; ".join(clauses) or "its files have other sizes or times, and which is not known"
 
-    def _count(self, found: np.ndarray) -> str:
+    def _count(self, places: np.ndarray) -> str:
         unit = "file" if self.now.coarse else self.now.stored.unit
-        return f"{len(found):,} {unit}{'s' if len(found) != 1 else ''} {'are' if len(found) != 1 else 'is'}"
+        return f"{len(places):,} {unit}{'s' if len(places) != 1 else ''} {'are' if len(places) != 1 else 'is'}"
 
-    def _names(self, found: np.ndarray) -> str:
-        named = ", ".join(self.now.name(place) for place in found[:NAMED])
-        return f"{named}, and {len(found) - NAMED:,} more" if len(found) > NAMED else named
+    def _names(self, places: np.ndarray) -> str:
+        names = ", ".join(self.now.name(place) for place in places[:NAMED])
+        return f"{names}, and {len(places) - NAMED:,} more" if len(places) > NAMED else names
 
     def tiles(self, grid: TileGrid) -> np.ndarray:
         """Whether each tile reads what has changed: its window touches an object that did."""
@@ -220,7 +220,7 @@ def _both(before: Inventory, now: Inventory) -> tuple[np.ndarray, np.ndarray]:
 
 def touched(grid: TileGrid, boxes: Iterator[Box]) -> np.ndarray:
     """Whether each tile's window shows a voxel of one of the boxes, mirrored voxels included."""
-    found = np.zeros(grid.counts, dtype=bool)
+    mask = np.zeros(grid.counts, dtype=bool)
     windows = [_windows(grid, axis) for axis in range(3)]
     for box in boxes:
         hit = [
@@ -228,8 +228,8 @@ def touched(grid: TileGrid, boxes: Iterator[Box]) -> np.ndarray:
             for axis, (starts, stops) in enumerate(windows)
         ]
         if all(len(one) for one in hit):
-            found[tuple(slice(one[0], one[-1] + 1) for one in hit)] = True
-    return found.ravel()
+            mask[tuple(slice(one[0], one[-1] + 1) for one in hit)] = True
+    return mask.ravel()
 
 
 def _windows(grid: TileGrid, axis: int) -> tuple[np.ndarray, np.ndarray]:

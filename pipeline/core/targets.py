@@ -23,11 +23,11 @@ def foreground(ids: NDArray[np.integer], axes: str = "zyx", ignore: int | None =
     Returns:
         1 for the inside, else 0; uint8, (Z, Y, X).
     """
-    told = (ids != 0) if ignore is None else (ids != 0) & (ids != ignore)
+    known = (ids != 0) if ignore is None else (ids != 0) & (ids != ignore)
     inside: NDArray[np.bool] = ids != 0
     for axis in ("zyx".index(name) for name in axes):
         along = np.moveaxis(ids, axis, 0)
-        kept, cells = (np.moveaxis(array, axis, 0) for array in (inside, told))
+        kept, cells = (np.moveaxis(array, axis, 0) for array in (inside, known))
         meets = (along[:-1] != along[1:]) & cells[:-1] & cells[1:]
         kept[:-1] &= ~meets
         kept[1:] &= ~meets

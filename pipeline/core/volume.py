@@ -20,7 +20,7 @@ class Space:
     Args:
         scale: Size of a voxel an axis, in `units`.
         translation: Centre of voxel 0, in `units`.
-        units: The specification's names, such as `nanometer`; None where none is told, or none that is known.
+        units: The specification's names, such as `nanometer`; None where none is written, or none that is known.
     """
 
     scale: tuple[float, ...]

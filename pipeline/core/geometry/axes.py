@@ -1,4 +1,6 @@
-"""Axes as they are told of an array, and as it is read: by the first who tells them, never dropped without a word."""
+"""Axes as the sources name them, and as an array is read: the first source that names any is believed, and every
+conflict is a warning.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,9 @@ class Told:
     """Names of an array's axes, in order.
 
     Args:
-        by: Who tells them, as a user knows it: `dimension_names`.
-        names: As they are told; None, or what is no text, tells nothing of that axis.
-        types: The specification's types, where they are told; `channel` and `time` say more than a name.
+        by: The source, as a user knows it: `dimension_names`.
+        names: As they are written; None, or what is no text, names no axis.
+        types: The specification's types, where they are written; `channel` and `time` say more than a name.
     """
 
     by: str
@@ -45,15 +47,15 @@ class Told:
 
     @property
     def letters(self) -> tuple[str, ...]:
-        """A letter an axis, empty where nothing is told of it; a name that is not known stays as it is."""
+        """A letter per axis, empty where the source names none; an unknown name stays as it is."""
         types = self.types or (None,) * len(self.names)
         return tuple(letter_of(name, kind) for name, kind in zip(self.names, types, strict=True))
 
     @property
     def plain(self) -> str:
         """The names as text; those that are not letters between commas."""
-        told = [name if isinstance(name, str) and name else "-" for name in self.names]
-        return ("" if all(len(name) == 1 for name in told) else ", ").join(told)[:80]
+        labels = [name if isinstance(name, str) and name else "-" for name in self.names]
+        return ("" if all(len(name) == 1 for name in labels) else ", ").join(labels)[:80]
 
     def __str__(self) -> str:
         """`'zyx' (dimension_names)`."""
@@ -61,13 +63,13 @@ class Told:
 
 
 def letter_of(name: object, kind: object = None) -> str:
-    """The letter of an axis by its name, or by its type; empty where nothing is told, the name itself where it is not known."""
-    told = name.strip().lower() if isinstance(name, str) else ""
-    if told in _LETTERS:
-        return _LETTERS[told]
+    """The letter of an axis by its name or its type; empty where there is neither, an unknown name as it is."""
+    word = name.strip().lower() if isinstance(name, str) else ""
+    if word in _LETTERS:
+        return _LETTERS[word]
     if kind in ("channel", "time"):
         return str(kind)[0]
-    return "" if _PLACEHOLDER.fullmatch(told) or not told else told
+    return "" if _PLACEHOLDER.fullmatch(word) or not word else word
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +87,11 @@ class Reading:
     warnings: tuple[str, ...] = ()
 
 
-def read_as(told: Sequence[Told], shape: Sequence[int], asked: str, url: str) -> Reading:
-    """The axes of an array: as asked for; as the first tells who tells any; else by their number.
+def read_as(sources: Sequence[Told], shape: Sequence[int], asked: str, url: str) -> Reading:
+    """The axes of an array: as asked for; as the first source names them that names any; else by their number.
 
     Args:
-        told: What is told of them, the most trusted first.
+        sources: Their names by each source, the most trusted first.
         shape: Of the array.
         asked: Of the configuration: axes, or `auto`.
         url: For messages.
@@ -97,7 +99,7 @@ def read_as(told: Sequence[Told], shape: Sequence[int], asked: str, url: str) ->
     Raises:
         StorageError: They come to no volume, or nobody can know which is meant.
     """
-    telling = [one for one in told if any(one.letters)]
+    telling = [one for one in sources if any(one.letters)]
     if asked != "auto":
         axes = _checked(asked, asked, shape, url)
         first = next((one for one in telling if len(one.names) == len(shape)), None)
@@ -133,7 +135,7 @@ def nothing_told(reading: Reading) -> str:
 
 
 def _agrees(axes: str, letters: Sequence[str]) -> bool:
-    return all(told in ("", letter) for letter, told in zip(axes, letters, strict=True))
+    return all(letter in ("", axis) for axis, letter in zip(axes, letters, strict=True))
 
 
 def _same(one: Sequence[str], other: Sequence[str]) -> bool:

@@ -39,15 +39,15 @@ _AMBIGUOUS = frozenset({"Mm", "Pm", "Pc"})
 
 def unit_of(spelling: object) -> str | None:
     """The specification's name of a unit of length; None for what is none, such as `pixel`, or is no text at all."""
-    told = spelling.decode("utf-8", "replace") if isinstance(spelling, bytes) else spelling
-    if not isinstance(told, str) or len(told) > 100 or told.strip() in _AMBIGUOUS:
+    text = spelling.decode("utf-8", "replace") if isinstance(spelling, bytes) else spelling
+    if not isinstance(text, str) or len(text) > 100 or text.strip() in _AMBIGUOUS:
         return None
-    told = re.sub(r"\\u(00[bB]5|03[bB][cC])", "u", html.unescape(told))  # as Java writes a micro sign
-    told = unicodedata.normalize("NFKC", told).replace("Âμ", "μ").lower()  # UTF-8 that was read as Latin-1
-    told = re.sub(r"[\s_.\0-]+", "", told.replace("μ", "u"))
-    told = re.sub(r"metres?$|meters$", "meter", told)
-    return _named(told) or (_named(told[:-1]) if told.endswith("s") and len(told) > 4 else None)
+    text = re.sub(r"\\u(00[bB]5|03[bB][cC])", "u", html.unescape(text))  # as Java writes a micro sign
+    text = unicodedata.normalize("NFKC", text).replace("Âμ", "μ").lower()  # UTF-8 that was read as Latin-1
+    text = re.sub(r"[\s_.\0-]+", "", text.replace("μ", "u"))
+    text = re.sub(r"metres?$|meters$", "meter", text)
+    return _named(text) or (_named(text[:-1]) if text.endswith("s") and len(text) > 4 else None)
 
 
-def _named(told: str) -> str | None:
-    return told if told in NANOMETERS else _SYMBOLS.get(told)
+def _named(text: str) -> str | None:
+    return text if text in NANOMETERS else _SYMBOLS.get(text)

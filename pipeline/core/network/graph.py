@@ -181,12 +181,12 @@ class MaxPool(Operation):
         return (available - self.phase[axis]) // self.factor[axis]
 
     def ends(self, axis: int, ends: Span) -> Span:
-        found = Span(self.ready(axis, ends.start), self.ready(axis, ends.stop))
-        if self.need(axis, found, None) != ends:
+        output = Span(self.ready(axis, ends.start), self.ready(axis, ends.stop))
+        if self.need(axis, output, None) != ends:
             raise ValueError(
                 f"A pooling by {self.factor[axis]} finds no whole groups from {ends.start} to {ends.stop}."
             )
-        return found
+        return output
 
     def lattice(self, axis: int, written: Lattice) -> Lattice:
         factor = self.factor[axis]
@@ -371,21 +371,21 @@ class Graph:
     def waiting(self) -> tuple[Node, ...]:
         """Nodes whose output waits, in order: not the very next node alone reads it, or reads it later than it comes."""
         reached = self.reached(0, self.lattice(0, self.input.name).phase)
-        found = []
+        waiting = []
         for node, following in zip(self.nodes, self.nodes[1:], strict=False):
             alone = self.readers(node.name) == (following,)
             if not alone or (not following.operation.has_window and self.lag(0, node, following, reached) > 0):
-                found.append(node)
-        return tuple(found)
+                waiting.append(node)
+        return tuple(waiting)
 
     def reached(self, axis: int, start: int) -> dict[str, int]:
         """By node, the first voxel that it has not written when the input is there up to `start`, but for its ends."""
-        found = {self.input.name: start}
+        stops = {self.input.name: start}
         for node in self.nodes[1:]:
-            stop = min(node.operation.ready(axis, found[name]) for name in node.inputs)
+            stop = min(node.operation.ready(axis, stops[name]) for name in node.inputs)
             period, phase = self.lattice(axis, node.name)
-            found[node.name] = stop - (stop - phase) % period
-        return found
+            stops[node.name] = stop - (stop - phase) % period
+        return stops
 
     def lag(self, axis: int, node: Node, reader: Node, reached: dict[str, int]) -> int:
         """Voxels of a node that one of its readers still needs when all have `reached` so far."""
@@ -401,16 +401,16 @@ class Graph:
         Raises:
             ValueError: A node writes more than one for each, or concatenates what differs.
         """
-        found: dict[str, Triple] = {self.input.name: (1, 1, 1)}
+        scales: dict[str, Triple] = {self.input.name: (1, 1, 1)}
         for node in self.nodes[1:]:
-            given = {found[name] for name in node.inputs}
-            scale = per_axis(lambda n, down: n * down, found[node.inputs[0]], node.operation.down)
-            if len(given) > 1 or any(per_axis(lambda n, up: n % up, scale, node.operation.up)):
+            levels = {scales[name] for name in node.inputs}
+            scale = per_axis(lambda n, down: n * down, scales[node.inputs[0]], node.operation.down)
+            if len(levels) > 1 or any(per_axis(lambda n, up: n % up, scale, node.operation.up)):
                 raise ValueError(
-                    f"Node '{node.name}' reads levels {sorted(given)} and up-samples by {node.operation.up}."
+                    f"Node '{node.name}' reads levels {sorted(levels)} and up-samples by {node.operation.up}."
                 )
-            found[node.name] = per_axis(lambda n, up: n // up, scale, node.operation.up)
-        return found
+            scales[node.name] = per_axis(lambda n, up: n // up, scale, node.operation.up)
+        return scales
 
     @cached_property
     def stride(self) -> Triple:
@@ -428,13 +428,13 @@ class Graph:
         Raises:
             ValueError: A pooling finds no whole groups; see `Operation.ends`.
         """
-        found = {self.input.name: ends}
+        spans = {self.input.name: ends}
         for node in self.nodes[1:]:
-            given = found[node.inputs[0]]
+            span = spans[node.inputs[0]]
             for name in node.inputs[1:]:
-                given = given.clipped(found[name])
-            found[node.name] = node.operation.ends(axis, given)
-        return found
+                span = span.clipped(spans[name])
+            spans[node.name] = node.operation.ends(axis, span)
+        return spans
 
     @cached_property
     def _lattices(self) -> dict[int, dict[str, Lattice]]:
@@ -452,13 +452,13 @@ class Graph:
         return self._lattices[axis][name]
 
     def _lattices_along(self, axis: int) -> dict[str, Lattice]:
-        found: dict[str, Lattice] = {}
+        lattices: dict[str, Lattice] = {}
         for node in reversed(self.nodes):
             lattice = ANYWHERE
             for reader in self.readers(node.name):
-                lattice = _common(lattice, reader.operation.lattice(axis, found[reader.name]), node)
-            found[node.name] = lattice
-        return found
+                lattice = _common(lattice, reader.operation.lattice(axis, lattices[reader.name]), node)
+            lattices[node.name] = lattice
+        return lattices
 
     def digest(self) -> str:
         """SHA-256 of all that it is; equal digests mean the same function of the same weights, on every machine."""

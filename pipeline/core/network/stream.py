@@ -53,10 +53,12 @@ class Stream:
         """
         spans = zip(tile.core.start, tile.core.stop, tile.window.start, tile.window.stop, strict=True)
         axes = triple(self.needs(axis, Span(a, b), Span(c, d)) for axis, (a, b, c, d) in enumerate(spans))
-        found = Schedule(self.graph, axes, self.slab)
-        if not tile.window.contains(found.window):
-            raise ValueError(f"The network needs the voxels {found.window} for {tile}, whose window is {tile.window}.")
-        return found
+        schedule = Schedule(self.graph, axes, self.slab)
+        if not tile.window.contains(schedule.window):
+            raise ValueError(
+                f"The network needs the voxels {schedule.window} for {tile}, whose window is {tile.window}."
+            )
+        return schedule
 
     def needs(self, axis: int, core: Span, window: Span) -> Needs:
         """What a core needs along one axis; where its window ends, on the stride, layers pad themselves."""

@@ -109,10 +109,10 @@ def pair_phases(architecture: Architecture) -> tuple[int, ...]:
     """
     if architecture.padding == "same":
         return (0,) * architecture.depth
-    found = []
+    phases = []
     first = -(3 * 2 ** (architecture.depth + 1) - 4)
     for _ in range(architecture.depth):
         first += 2
-        found.append(first % 2)
+        phases.append(first % 2)
         first = (first - first % 2) // 2
-    return tuple(found)
+    return tuple(phases)

@@ -187,8 +187,8 @@ def held_channels(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
 
 def held_extents(stream: Stream, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Extents along an axis, of the widest tile: of buffers and skips, and of what each layer writes in a turn."""
-    found = [_held(stream, needs) for needs, _ in stream.distinct_needs(axis)]
-    held, written = (np.max(np.array(values), axis=0) for values in zip(*found, strict=True))
+    extents = [_held(stream, needs) for needs, _ in stream.distinct_needs(axis)]
+    held, written = (np.max(np.array(values), axis=0) for values in zip(*extents, strict=True))
     return held, written
 
 

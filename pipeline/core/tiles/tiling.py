@@ -148,19 +148,19 @@ def choose_tiling(request: TileRequest) -> Tiling:
     """Tiles that keep every rule.
 
     Raises:
-        PlanError: What was asked for breaks rules (all of them are told), or no tile fits the memory.
+        PlanError: What was asked for breaks rules (all of them are listed), or no tile fits the memory.
     """
     problems = [*_layout_problems(request), *_halo_problems(request), *_core_problems(request)]
     if problems:
         raise PlanError("\n".join(["The tiles asked for cannot be exact:", *(f"  {p}" for p in problems)]))
     halo = _halo(request)
     cores = [request.core] if request.core else _cores(request, halo)
-    found = _first_that_fits(request, cores, halo)
-    core = found.grid.core
+    stream = _first_that_fits(request, cores, halo)
+    core = stream.grid.core
     shards = _shards(request, core)
     price = _Prices(request, halo, [[c] for c in core]).all()[0]
     chunks = _chunks(request, shards or core)
-    return Tiling(found, halo, chunks, shards, worker_bytes(request, found), float(price))
+    return Tiling(stream, halo, chunks, shards, worker_bytes(request, stream), float(price))
 
 
 def worker_bytes(request: TileRequest, stream: Stream) -> int:
@@ -343,8 +343,8 @@ class _Prices:
 
 
 def _outer(axes: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = np.einsum("z,y,x->zyx", *axes)
-    return found.ravel()
+    product: NDArray[np.float64] = np.einsum("z,y,x->zyx", *axes)
+    return product.ravel()
 
 
 def _first_that_fits(request: TileRequest, cores: list[Triple], halo: Triple) -> Stream:
@@ -355,11 +355,11 @@ def _first_that_fits(request: TileRequest, cores: list[Triple], halo: Triple) ->
     """
     for core in cores:
         for slab in [request.slab] if request.slab else _slabs(request, core):
-            found = Stream.over(request.architecture.graph, request.volume, core, halo, slab)
-            needed = worker_bytes(request, found)
-            if needed <= request.usable_bytes and _fits_device(request, found):
-                return found
-    raise PlanError(_too_large(request, found, needed))
+            stream = Stream.over(request.architecture.graph, request.volume, core, halo, slab)
+            needed = worker_bytes(request, stream)
+            if needed <= request.usable_bytes and _fits_device(request, stream):
+                return stream
+    raise PlanError(_too_large(request, stream, needed))
 
 
 def _fits_device(request: TileRequest, stream: Stream) -> bool:
