@@ -28,22 +28,22 @@ def check_extents(shape: Sequence[Any], chunks: Sequence[Any], itemsize: int, ur
     Raises:
         StorageError: An extent is no whole number, below 1 or beyond bounds, or a chunk is larger than the memory.
     """
-    told = f"Volume '{url}' has shape {_listed(shape)} and chunks {_listed(chunks)}"
+    layout = f"Volume '{url}' has shape {_listed(shape)} and chunks {_listed(chunks)}"
     if any(type(n) is bool or n != int(n) for n in (*shape, *chunks)):
-        raise StorageError(f"{told}: extents are whole numbers. Its metadata are damaged: copy it again.")
+        raise StorageError(f"{layout}: extents are whole numbers. Its metadata are damaged: copy it again.")
     if min(chunks, default=1) < 1:
         raise StorageError(
-            f"{told}: a chunk has at least one voxel along each axis. Its metadata are damaged: copy it again."
+            f"{layout}: a chunk has at least one voxel along each axis. Its metadata are damaged: copy it again."
         )
     if max(shape, default=0) > LONGEST or prod(shape) * itemsize > MOST_BYTES:
         raise StorageError(
-            f"{told}: at most {LONGEST:,} voxels along an axis and {MOST_BYTES:,} bytes are planned for. Its metadata are "
+            f"{layout}: at most {LONGEST:,} voxels along an axis and {MOST_BYTES:,} bytes are planned for. Its metadata are "
             "damaged; or name a part of it as an array of its own."
         )
     needed, there = prod(chunks) * itemsize, memory_bytes()
     if needed > there:
         raise StorageError(
-            f"{told}: one chunk takes {needed:,} bytes when it is decoded, and this machine has {there:,} bytes of memory. "
+            f"{layout}: one chunk takes {needed:,} bytes when it is decoded, and this machine has {there:,} bytes of memory. "
             "Its metadata are damaged; or write it anew in smaller chunks."
         )
 
@@ -55,5 +55,5 @@ def memory_bytes() -> int:
 
 def _listed(extents: Sequence[Any]) -> str:
     """Extents for an error, not all of hundreds."""
-    told = ", ".join(str(n)[:24] for n in extents[:8])
-    return f"({told}{', ...' if len(extents) > 8 else ''})"
+    text = ", ".join(str(n)[:24] for n in extents[:8])
+    return f"({text}{', ...' if len(extents) > 8 else ''})"

@@ -60,21 +60,21 @@ class Content:
 
 
 def classify(items: Sequence[Item | str]) -> list[Content]:
-    """What each is. Files are told by their names; of folders at most four documents are read, those of all at once.
+    """Say what each item is: files by their names, folders by at most four documents, read for all of them at once.
 
     Args:
-        items: As a listing found them; or locations of which nothing is known.
+        items: As a listing has them; or locations of which nothing is known.
 
     Raises:
         StorageError: A store cannot be asked.
     """
     urls = [item if isinstance(item, str) else item.url for item in items]
     files = [isinstance(item, Item) and not item.folder for item in items]
-    found = {url: _by_name(url) for url, is_file in zip(urls, files, strict=True) if is_file or foreign_place(url)}
+    contents = {url: _by_name(url) for url, is_file in zip(urls, files, strict=True) if is_file or foreign_place(url)}
     for look in (_version_3, _version_2):
-        found |= look([url for url in dict.fromkeys(urls) if url not in found])
+        contents |= look([url for url in dict.fromkeys(urls) if url not in contents])
     known = {item.url for item in items if isinstance(item, Item)}
-    return [found.get(url) or _without_metadata(url, url in known) for url in urls]
+    return [contents.get(url) or _without_metadata(url, url in known) for url in urls]
 
 
 def members(contents: Sequence[Content]) -> list[list[str]]:
@@ -121,10 +121,10 @@ def _series(collection: Content) -> list[str]:
 
 
 def _version_3(urls: Sequence[str]) -> dict[str, Content]:
-    found = {}
-    for url, document in _documents(urls, "zarr.json"):
-        found[url] = _whole(url, document, _node(url, document if isinstance(document, dict) else {}))
-    return found
+    return {
+        url: _whole(url, document, _node(url, document if isinstance(document, dict) else {}))
+        for url, document in _documents(urls, "zarr.json")
+    }
 
 
 def _node(url: str, document: Mapping[str, Any]) -> Content:
@@ -136,16 +136,16 @@ def _node(url: str, document: Mapping[str, Any]) -> Content:
 
 def _version_2(urls: Sequence[str]) -> dict[str, Content]:
     """Groups that their attributes make an image, a plate, or the like; then the others."""
-    found: dict[str, Content] = {}
+    contents: dict[str, Content] = {}
     plain: dict[str, Content] = {}
     for url, document in _documents(urls, ".zattrs"):
         content = _whole(url, document, _group(url, document))
-        (plain if content.kind == "group" else found)[url] = content
-    for url, document in _documents([url for url in urls if url not in found], ".zgroup"):
-        found[url] = _whole(url, document, plain.get(url, Content(url, "group")))
-    for url, document in _documents([url for url in urls if url not in found], ".zarray"):
-        found[url] = _whole(url, document, Content(url, "array"))
-    return found
+        (plain if content.kind == "group" else contents)[url] = content
+    for url, document in _documents([url for url in urls if url not in contents], ".zgroup"):
+        contents[url] = _whole(url, document, plain.get(url, Content(url, "group")))
+    for url, document in _documents([url for url in urls if url not in contents], ".zarray"):
+        contents[url] = _whole(url, document, Content(url, "array"))
+    return contents
 
 
 def _whole(url: str, document: dict[str, Any] | str, content: Content) -> Content:
@@ -170,8 +170,8 @@ def _documents(urls: Sequence[str], name: str) -> Iterable[tuple[str, dict[str, 
 
 def _group(url: str, attributes: Any) -> Content:
     """A group by its attributes. What is an image is one, whatever else it says; a plate before a collection, as specified."""
-    told = attributes if isinstance(attributes, dict) else {}
-    ome = told.get("ome", told)
+    document = attributes if isinstance(attributes, dict) else {}
+    ome = document.get("ome", document)
     ome = ome if isinstance(ome, dict) else {}
     if ome.get("multiscales"):
         return Content(url, "image", attributes=ome)

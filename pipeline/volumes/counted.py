@@ -61,9 +61,13 @@ class _Count:
 
     def place(self, key: str) -> int | None:
         """The object's index in the grid; None for what is no object of the array."""
-        found = self.inventory
+        inventory = self.inventory
         name = key.removeprefix(self.prefix)
-        return place_of(name, found.grid, found.start, found.separator) if key.startswith(self.prefix) else None
+        return (
+            place_of(name, inventory.grid, inventory.start, inventory.separator)
+            if key.startswith(self.prefix)
+            else None
+        )
 
     def size(self, place: int) -> int:
         """Bytes that were counted; -1 where it was there and they are not known, -2 where it was not there or not looked for."""
@@ -73,9 +77,9 @@ class _Count:
         there = at < len(self.inventory.places) and self.inventory.places[at] == place
         return int(self.inventory.sizes[at]) if there else -2
 
-    def refusal(self, key: str, found: str) -> StorageError:
+    def refusal(self, key: str, fault: str) -> StorageError:
         return StorageError(
-            f"{self.inventory.stored.unit.title()} '{key}' of '{self.url}' {found}. The input was moved, deleted, cut or replaced since it was "
+            f"{self.inventory.stored.unit.title()} '{key}' of '{self.url}' {fault}. The input was moved, deleted, cut or replaced since it was "
             "counted: nothing is taken for fill. Put it back, then run again: finished tiles are kept."
         )
 
@@ -93,22 +97,22 @@ class CountedStore(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        found = await self._store.get(key, prototype or default_buffer_prototype(), byte_range)
+        buffer = await self._store.get(key, prototype or default_buffer_prototype(), byte_range)
         if (place := self._count.place(key)) is not None:
-            await self._check(key, place, found, whole=byte_range is None)
-        return found
+            await self._check(key, place, buffer, whole=byte_range is None)
+        return buffer
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
-    async def _check(self, key: str, place: int, found: Buffer | None, *, whole: bool) -> None:
+    async def _check(self, key: str, place: int, buffer: Buffer | None, *, whole: bool) -> None:
         size = self._count.size(place)
-        if found is None:
+        if buffer is None:
             await self._check_absent(key, size)
-        elif whole and size >= 0 and len(found) != size:
-            raise self._count.refusal(key, f"had {size:,} bytes when it was counted, and has {len(found):,}")
+        elif whole and size >= 0 and len(buffer) != size:
+            raise self._count.refusal(key, f"had {size:,} bytes when it was counted, and has {len(buffer):,}")
 
     async def _check_absent(self, key: str, size: int) -> None:
         stored = self._count.inventory.stored

@@ -56,15 +56,15 @@ def checked(array: AnyArray, url: str) -> AnyArray:
     """An array whose chunks are checked; the same object.
 
     Raises:
-        StorageError: It has a codec of which damage cannot be told, or that runs what it reads (`pickle`).
+        StorageError: It has a codec whose damage cannot be detected, or that runs what it reads (`pickle`).
     """
-    found = array.async_array
+    async_array = array.async_array
     spec = _spec(array)
-    stored = found.codec_pipeline
+    stored = async_array.codec_pipeline
     if not isinstance(stored, Iterable):
         raise _unknown(type(stored).__name__, url)
     codecs = _checked_codecs(stored, spec, url)
-    object.__setattr__(found, "codec_pipeline", CheckedPipeline.from_codecs(codecs))
+    object.__setattr__(async_array, "codec_pipeline", CheckedPipeline.from_codecs(codecs))
     return array
 
 
@@ -88,8 +88,8 @@ class CheckedPipeline(BatchedCodecPipeline):
             return await super().read_batch(batch, out, drop_axes)  # nothing before zarr 3.2
         except ValueError as error:  # ours, or of a shape that does not fit
             names = ", ".join(str(getter) for getter, *_ in batch if "/" in str(getter))
-            told = f"chunk {names}: {error}" if names and "chunk " not in str(error) else str(error)
-            raise ChunkError(told) from error
+            message = f"chunk {names}: {error}" if names and "chunk " not in str(error) else str(error)
+            raise ChunkError(message) from error
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,14 @@ class Stage:
         ChunkError: They are not what the codec wrote of so many bytes.
         """
         try:
-            found = self.undo(_bytes_of(data))
-            count = memoryview(found).nbytes
+            decoded = self.undo(_bytes_of(data))
+            count = memoryview(decoded).nbytes
         except ChunkError:
             raise
         except Exception as error:  # codecs raise whatever their libraries do
             raise ChunkError(f"{self.name} cannot decode it ({type(error).__name__}: {error})") from error
         self.size.check(count, f"decoded by {self.name} it has")
-        return found
+        return decoded
 
 
 def _bytes_of(data: Any) -> np.ndarray:
@@ -138,8 +138,8 @@ class CheckedCodec(BytesBytesCodec):
         return bool(getattr(self.inner, "is_fixed_size", False))
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> Buffer:
-        found = await asyncio.to_thread(self.stage.decode, chunk_data.as_numpy_array())
-        return chunk_spec.prototype.buffer.from_array_like(_bytes_of(found))
+        decoded = await asyncio.to_thread(self.stage.decode, chunk_data.as_numpy_array())
+        return chunk_spec.prototype.buffer.from_array_like(_bytes_of(decoded))
 
     async def _encode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> Buffer | None:
         encoded: Buffer | None = await self.inner._encode_single(chunk_data, chunk_spec)
@@ -166,16 +166,16 @@ class ExactGetter:
     asked: list[ByteRequest]
 
     async def get(self, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        found = await self.getter.get(prototype, byte_range)
-        if found is None and not self.asked:
+        buffer = await self.getter.get(prototype, byte_range)
+        if buffer is None and not self.asked:
             return None
-        count = len(found) if found is not None else 0
+        count = len(buffer) if buffer is not None else 0
         if byte_range is not None:
             self.asked.append(byte_range)
         wanted = _length(byte_range)
         if count != wanted if wanted is not None else count == 0:
             raise ChunkError(f"chunk {self.getter}: it ends early: {count:,} bytes where {wanted or 'some'} should be")
-        return found
+        return buffer
 
     def __str__(self) -> str:
         return str(self.getter)
@@ -198,13 +198,13 @@ class CheckedSharding(ShardingCodec):
         return await super()._decode_partial_single(ExactGetter(byte_getter, []), selection, shard_spec)
 
     async def _load_full_shard_maybe(self, byte_getter: ByteGetter, prototype: Any, chunks_per_shard: Any) -> Any:
-        found = await super()._load_full_shard_maybe(byte_getter, prototype, chunks_per_shard)
-        if found is not None:
-            self._check_room(len(found.buf), chunks_per_shard)
-            starts, lengths = _extents(found.index.offsets_and_lengths)
-            if starts.size and int((starts + lengths).max()) > len(found.buf):
-                raise ChunkError(f"its index names bytes behind its end ({len(found.buf):,} bytes)")
-        return found
+        shard = await super()._load_full_shard_maybe(byte_getter, prototype, chunks_per_shard)
+        if shard is not None:
+            self._check_room(len(shard.buf), chunks_per_shard)
+            starts, lengths = _extents(shard.index.offsets_and_lengths)
+            if starts.size and int((starts + lengths).max()) > len(shard.buf):
+                raise ChunkError(f"its index names bytes behind its end ({len(shard.buf):,} bytes)")
+        return shard
 
     def _check_room(self, count: int, chunks_per_shard: tuple[int, ...]) -> None:
         least = self._shard_index_size(chunks_per_shard)
@@ -241,27 +241,27 @@ def _extents(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _checked_codecs(codecs: Iterable[Codec], spec: ArraySpec, url: str) -> list[Codec]:
-    found: list[Codec] = []
+    checked_codecs: list[Codec] = []
     size, itemsize = _size_of(spec), _itemsize(spec)
     for codec in codecs:
         if isinstance(codec, V2Codec):
-            found.append(_checked_v2(codec, spec, url))
+            checked_codecs.append(_checked_v2(codec, spec, url))
         elif isinstance(codec, ShardingCodec):
-            found.append(_checked_sharding(codec, spec, url))
+            checked_codecs.append(_checked_sharding(codec, spec, url))
             size, itemsize = size.compressed(), 1
         elif isinstance(codec, ArrayArrayCodec):
-            found.append(_known_filter(codec, url))
+            checked_codecs.append(_known_filter(codec, url))
             spec = codec.resolve_metadata(spec)
             size, itemsize = _size_of(spec), _itemsize(spec)
         elif isinstance(codec, BytesCodec):
-            found.append(codec)
+            checked_codecs.append(codec)
         elif isinstance(codec, BytesBytesCodec):
             checked_codec, size = _checked_bytes(codec, size, itemsize, url)
-            found.append(checked_codec)
+            checked_codecs.append(checked_codec)
             itemsize = itemsize if isinstance(codec, Crc32cCodec) else 1
         else:
             raise _unknown(type(codec).__name__, url)
-    return found
+    return checked_codecs
 
 
 def _size_of(spec: ArraySpec) -> Size:
@@ -291,8 +291,8 @@ def _checked_bytes(codec: BytesBytesCodec, size: Size, itemsize: int, url: str) 
 
 
 def _numcodecs_name(codec: Any) -> str:
-    told = str(getattr(codec, "codec_name", ""))
-    return told.removeprefix("numcodecs.") if told.startswith("numcodecs.") else ""
+    name = str(getattr(codec, "codec_name", ""))
+    return name.removeprefix("numcodecs.") if name.startswith("numcodecs.") else ""
 
 
 def _numcodec(codec: Any) -> Any:

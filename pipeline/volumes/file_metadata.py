@@ -1,4 +1,4 @@
-"""What a file of another kind says of its array: axes, sizes, origins and units, before it is read as a volume."""
+"""What the metadata of an HDF5 or TIFF file say of its array: axes, sizes, origins and units, before it is a volume."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Found:
-    """What a file says of its array, before it is read as a volume. Sizes, origins and units by axis; what was told and is not believed.
+    """What a file says of its array, before it is read as a volume; sizes, origins and units by axis.
 
     Args:
+        warnings: What is written in the file and not believed.
         stored: Chunks that hold voxels, and how many there are.
         files: All that hold them, where they are more than the one that was named.
     """
@@ -64,10 +65,10 @@ def lengths_of(values: Any) -> dict[str, float]:
 def numbers_of(values: Any) -> list[float]:
     """Finite numbers, of whatever somebody wrote; none where one of them is no number."""
     try:
-        found = np.asarray(values, dtype=np.float64).ravel().tolist()
+        numbers = np.asarray(values, dtype=np.float64).ravel().tolist()
     except (TypeError, ValueError):
         return []
-    return found if all(map(isfinite, found)) else []
+    return numbers if all(map(isfinite, numbers)) else []
 
 
 def shown(value: Any) -> str:
@@ -75,9 +76,13 @@ def shown(value: Any) -> str:
     return " ".join(str(value).split())[:60]
 
 
-def strange_units(told: Mapping[str, Any], units: Mapping[str, str | None]) -> list[str]:
-    """A warning of each unit that is told, is not empty, and is no length."""
-    strange = {shown(told[axis]): None for axis, unit in units.items() if unit is None and shown(told.get(axis) or "")}
+def strange_units(spellings: Mapping[str, Any], units: Mapping[str, str | None]) -> list[str]:
+    """A warning for each unit that is written, is not empty, and is no length."""
+    strange = {
+        shown(spellings[axis]): None
+        for axis, unit in units.items()
+        if unit is None and shown(spellings.get(axis) or "")
+    }
     return [f"unit unknown: '{unit}' is no unit of length that is known" for unit in strange]
 
 

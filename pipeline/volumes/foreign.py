@@ -81,7 +81,7 @@ class ForeignArray:
         for axis, part in zip(self.order, asked, strict=True):
             stored[axis] = part if isinstance(part, slice) else slice(part, part + 1)
         try:
-            found = np.asarray(self.source[tuple(stored)])
+            voxels = np.asarray(self.source[tuple(stored)])
         except PipelineError:
             raise
         except Exception as error:  # decoders raise whatever they meet in a damaged file
@@ -90,8 +90,8 @@ class ForeignArray:
                 "The file is damaged, incomplete, or gone: copy it again."
             ) from error
         kept = sorted(self.order)
-        found = found.transpose([kept.index(axis) for axis in self.order])
-        return found[tuple(slice(None) if isinstance(part, slice) else 0 for part in asked)]
+        voxels = voxels.transpose([kept.index(axis) for axis in self.order])
+        return voxels[tuple(slice(None) if isinstance(part, slice) else 0 for part in asked)]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Foreign:
         array: Its voxels.
         axes: Of the array, one of `KNOWN_AXES`.
         space: Where they lie.
-        warnings: What is told of them and was not believed, and what nobody tells.
+        warnings: What the file says of them and was not believed, and what it lacks.
     """
 
     array: ForeignArray
@@ -141,12 +141,12 @@ def open_foreign(place: Place, url: str, selection: Selection) -> Foreign:
         StorageError: There is no such file, dataset, level or axes; it is damaged; or the package that reads it is missing.
     """
     with _understood(place, url):
-        opened = open_hdf5 if place.kind == "HDF5" else open_tiff
-        found = opened(place, url, selection.level)
-    names, order = _read_as(found, selection.axes, url)
-    space, files = _space(found, names), found.files or (str(place.path),)
-    array = ForeignArray(found.source, order, place.kind, found.chunks, url, found.stored, files)
-    return Foreign(array, names, space, (*found.warnings, *_warnings(found, selection.axes, names, space)))
+        open_file = open_hdf5 if place.kind == "HDF5" else open_tiff
+        description = open_file(place, url, selection.level)
+    names, order = _read_as(description, selection.axes, url)
+    space, files = _space(description, names), description.files or (str(place.path),)
+    array = ForeignArray(description.source, order, place.kind, description.chunks, url, description.stored, files)
+    return Foreign(array, names, space, (*description.warnings, *_warnings(description, selection.axes, names, space)))
 
 
 def foreign_levels(place: Place, url: str) -> int:
@@ -191,7 +191,7 @@ def _spelled_out(selection: Any, shape: tuple[int, ...]) -> tuple[int | slice, .
     )
 
 
-def _read_as(found: Found, asked: str, url: str) -> tuple[str, tuple[int, ...]]:
+def _read_as(description: Found, asked: str, url: str) -> tuple[str, tuple[int, ...]]:
     """The volume's axes, and which stored axis is behind each.
 
     A plan opens its input again by the axes that it found: where the file's own names come to what is asked, they are
@@ -200,16 +200,16 @@ def _read_as(found: Found, asked: str, url: str) -> tuple[str, tuple[int, ...]]:
     Raises:
         StorageError: They come to no volume.
     """
-    shape = found.source.shape
-    if asked == "auto" and not _is_told(found.names):
+    shape = description.source.shape
+    if asked == "auto" and not _is_told(description.names):
         refuse_colours_last(shape, url)
-    for letters in (_by_name(found.names, shape), _by_order(found.names, shape, asked)):
+    for letters in (_by_name(description.names, shape), _by_order(description.names, shape, asked)):
         names = "".join(axis for axis in "czyx" if axis in letters)
         if names in KNOWN_AXES and len(names) == len(letters.replace(".", "")) and asked in (names, "auto"):
             return names, tuple(letters.index(axis) for axis in names)
-    told = f"the axes '{found.names}'" if found.names else f"{len(shape)} axes without names"
+    stored_axes = f"the axes '{description.names}'" if description.names else f"{len(shape)} axes without names"
     raise StorageError(
-        f"Volume '{url}' has {told}, shape {tuple(shape)}, and input.axes is '{asked}'; expected {', '.join(KNOWN_AXES)}, "
+        f"Volume '{url}' has {stored_axes}, shape {tuple(shape)}, and input.axes is '{asked}'; expected {', '.join(KNOWN_AXES)}, "
         "and others of extent 1. Save one time point at a time, or set input.axes to how its axes are stored."
     )
 
@@ -219,16 +219,16 @@ def _is_told(names: str) -> bool:
     return bool(names) and not set(names) & {"q", "i"}
 
 
-def _warnings(found: Found, asked: str, names: str, space: Space) -> list[str]:
+def _warnings(description: Found, asked: str, names: str, space: Space) -> list[str]:
     """What nobody tells, and where the configuration says something else than the file."""
     warnings = []
-    letters = _by_name(found.names, found.source.shape).replace(".", "")
-    if asked != "auto" and _is_told(found.names) and "".join(sorted(letters, key="czyx".find)) != names:
-        warnings.append(f"input.axes '{asked}' governs, but the axes are told as '{found.names}'")
-    reading = Reading(names, is_told=asked != "auto" or _is_told(found.names))
-    if space.is_unknown and not any("voxel size unknown" in one for one in found.warnings):
+    letters = _by_name(description.names, description.source.shape).replace(".", "")
+    if asked != "auto" and _is_told(description.names) and "".join(sorted(letters, key="czyx".find)) != names:
+        warnings.append(f"input.axes '{asked}' governs, but the axes are told as '{description.names}'")
+    reading = Reading(names, is_told=asked != "auto" or _is_told(description.names))
+    if space.is_unknown and not any("voxel size unknown" in one for one in description.warnings):
         return [*warnings, nothing_told(reading)]
-    missing = [axis for axis in names.removeprefix("c") if axis not in found.sizes]
+    missing = [axis for axis in names.removeprefix("c") if axis not in description.sizes]
     if missing and not space.is_unknown:
         warnings.append(f"voxel size along {', '.join(missing)} unknown, taken as 1 without a unit")
     if not reading.is_told:
@@ -252,12 +252,12 @@ def _by_order(names: str, shape: Sequence[int], asked: str) -> str:
     return "".join(next(letters) if keep else "." for keep in kept) if sum(kept) == len(asked) else ""
 
 
-def _space(found: Found, axes: str) -> Space:
+def _space(description: Found, axes: str) -> Space:
     spatial = axes.removeprefix("c")
-    if not any(axis in found.sizes for axis in spatial):
+    if not any(axis in description.sizes for axis in spatial):
         return Space.unknown(len(spatial))
     return Space(
-        tuple(found.sizes.get(axis, 1.0) for axis in spatial),
-        tuple(found.origins.get(axis, 0.0) for axis in spatial),
-        tuple(found.units.get(axis) if axis in found.sizes else None for axis in spatial),
+        tuple(description.sizes.get(axis, 1.0) for axis in spatial),
+        tuple(description.origins.get(axis, 0.0) for axis in spatial),
+        tuple(description.units.get(axis) if axis in description.sizes else None for axis in spatial),
     )

@@ -1,4 +1,4 @@
-"""Stored bytes against what they claim to hold: each compressed format is told whole from cut before a C library sees it.
+"""Stored bytes against what they claim to hold: each compressed format is checked for cuts before a C library sees it.
 
 A stage of a chunk is undone with a bound: the chunk's own shape says how many bytes may come out, so that a few kilobytes
 never expand to fill the memory. What cannot be known: a format without a checksum (raw, Blosc, LZ4, zstd as Zarr writes
@@ -82,7 +82,7 @@ class BloscRule:
         cname: The compressor inside; empty where the metadata name none.
         shuffle: 0 none, 1 bytes, 2 bits, -1 by the type's size.
         typesize: Of what was compressed.
-        seen: Type sizes that chunks told; some writers tell 1 for any type, but then in all chunks.
+        seen: Type sizes in the headers of chunks; some writers put 1 for any type, but then in all chunks.
     """
 
     cname: str
@@ -195,25 +195,25 @@ def undo_zstd(codec: Any, data: np.ndarray, size: Size) -> Any:
     """Frames that end where the chunk ends, into a place of the size that they must have."""
     if size.exact:
         return codec.decode(data, np.empty(size.most, "u1"))
-    told = zstd_content(data)
-    if told is None:
+    count = zstd_content(data)
+    if count is None:
         raise ChunkError("its zstd frame does not tell how much it holds, nor does its array")
-    size.check(told, "its zstd header tells")
-    return codec.decode(data, np.empty(told, "u1"))
+    size.check(count, "its zstd header tells")
+    return codec.decode(data, np.empty(count, "u1"))
 
 
 def zstd_content(data: np.ndarray) -> int | None:
-    """Bytes that a zstd frame's header tells; None where it tells none.
+    """Number of bytes that a zstd frame's header states; None where it states none.
 
     Raises:
         ChunkError: It is no zstd frame.
     """
     if len(data) < 6 or data[:4].tobytes() != b"\x28\xb5\x2f\xfd":
         raise ChunkError("it does not begin as zstd")
-    told = int(data[4])
-    single = told >> 5 & 1
-    width = (single, 2, 4, 8)[told >> 6]
-    start = 5 + (1 - single) + (0, 1, 2, 4)[told & 3]
+    descriptor = int(data[4])
+    single = descriptor >> 5 & 1
+    width = (single, 2, 4, 8)[descriptor >> 6]
+    start = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
     count = int.from_bytes(data[start : start + width].tobytes(), "little")
     return count + 256 * (width == 2) if width else None
 
@@ -221,8 +221,7 @@ def zstd_content(data: np.ndarray) -> int | None:
 def undo_zlib(data: np.ndarray, size: Size) -> bytes:
     """One stream, and nothing behind it."""
     decoder = zlib.decompressobj()
-    found = decoder.decompress(data.data, size.most + 1)
-    return _ended(found, decoder, size, "zlib")
+    return _ended(decoder.decompress(data.data, size.most + 1), decoder, size, "zlib")
 
 
 def undo_gzip(data: np.ndarray, size: Size) -> bytes:
@@ -239,10 +238,10 @@ def undo_lzma(codec: Any, data: np.ndarray, size: Size) -> bytes:
     """All streams of xz or lzma, or a raw one by the filters of its array."""
     if codec.format == lzma.FORMAT_RAW:  # LZMA1 has no mark of its end there: the size alone tells
         decoder = lzma.LZMADecompressor(format=codec.format, filters=codec.filters)
-        found = decoder.decompress(data.data, size.most + 1)
+        content = decoder.decompress(data.data, size.most + 1)
         if decoder.eof and decoder.unused_data:
             raise ChunkError("something follows its lzma stream")
-        return found
+        return content
     return _members(
         lambda: lzma.LZMADecompressor(format=codec.format, memlimit=LZMA_MEMORY_BYTES), data, size, "lzma", padding=True
     )
@@ -250,29 +249,29 @@ def undo_lzma(codec: Any, data: np.ndarray, size: Size) -> bytes:
 
 def _members(make: Callable[[], Any], data: np.ndarray, size: Size, name: str, padding: bool = False) -> bytes:
     """What streams one after another hold, no more than the size allows."""
-    found: list[bytes] = []
+    pieces: list[bytes] = []
     rest: Any = data.data
     while True:
         decoder = make()
-        room = size.most + 1 - sum(map(len, found))
-        found.append(decoder.decompress(rest, room))
+        room = size.most + 1 - sum(map(len, pieces))
+        pieces.append(decoder.decompress(rest, room))
         rest = decoder.unused_data if decoder.eof else b""
         if padding and not rest.strip(b"\0"):
             rest = b""
         if not rest:
-            _ended(b"", decoder, size, name, sum(map(len, found)))
-            return found[0] if len(found) == 1 else b"".join(found)
+            _ended(b"", decoder, size, name, sum(map(len, pieces)))
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _ended(found: bytes, decoder: Any, size: Size, name: str, count: int | None = None) -> bytes:
-    count = len(found) if count is None else count
+def _ended(content: bytes, decoder: Any, size: Size, name: str, count: int | None = None) -> bytes:
+    count = len(content) if count is None else count
     if count > size.most:
         raise ChunkError(f"its {name} stream holds more than the {size.most:,} bytes of its shape and data type")
     if not decoder.eof:
         raise ChunkError(f"its {name} stream is cut")
     if name == "zlib" and decoder.unused_data:
         raise ChunkError("something follows its zlib stream")
-    return found
+    return content
 
 
 def undo_base64(data: np.ndarray) -> bytes:

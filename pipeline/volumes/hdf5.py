@@ -52,9 +52,9 @@ def open_hdf5(place: Place, url: str, level: int) -> Found:
         chunks = dataset.chunks or (1,) * (len(shape) - 2) + tuple(shape[-2:])
         axes, ignored = _hdf5_axes(dataset)
         sizes, origins, units, warnings = _hdf5_places(dataset.attrs)
-        source, told = located(dataset, url), (*ignored, *warnings)
+        source = located(dataset, url)
         files = tuple(map(str, (place.path, *source.needed))) if isinstance(source, Elsewhere) else ()
-        return Found(source, chunks, axes, sizes, origins, units, told, _stored(dataset), files)
+        return Found(source, chunks, axes, sizes, origins, units, (*ignored, *warnings), _stored(dataset), files)
     except BaseException:
         file.close()
         raise
@@ -76,12 +76,12 @@ def dataset_names(path: str) -> list[str]:
         StorageError: The file cannot be opened.
     """
     h5py = imported("h5py", path)
-    found: list[str] = []
+    names: list[str] = []
 
     def note(name: str, node: Any) -> bool | None:
         if isinstance(node, h5py.Dataset) and node.ndim >= 2 and node.dtype.kind in "buif":
-            found.append(name)
-        return True if len(found) > NAMED else None  # anything but None ends the visit
+            names.append(name)
+        return True if len(names) > NAMED else None  # anything but None ends the visit
 
     try:
         with h5py.File(path, "r") as file:
@@ -90,10 +90,10 @@ def dataset_names(path: str) -> list[str]:
         raise StorageError(
             f"'{path}' is no readable HDF5 file ({first_line(error)}). It is incomplete or damaged, or being written: copy it again."
         ) from error
-    return found
+    return names
 
 
-def _no_dataset(h5py: ModuleType, file: Any, place: Place, url: str, found: Any) -> StorageError:
+def _no_dataset(h5py: ModuleType, file: Any, place: Place, url: str, dataset: Any) -> StorageError:
     there: dict[str, str] = {}
 
     def note(name: str, node: Any) -> bool | None:
@@ -103,7 +103,9 @@ def _no_dataset(h5py: ModuleType, file: Any, place: Place, url: str, found: Any)
 
     file.visititems(note)
     listed = "; ".join(there.values()) or "no dataset at all"
-    asked = f"'{place.inner}' is {'a group' if found is not None else 'not there'}" if place.inner else "none was named"
+    asked = (
+        f"'{place.inner}' is {'a group' if dataset is not None else 'not there'}" if place.inner else "none was named"
+    )
     first = next(iter(there), "raw")
     return StorageError(
         f"Input '{url}' should name a dataset of the HDF5 file '{place.path}', but {asked}. It holds: {listed}. "
@@ -147,10 +149,10 @@ def _names_of_axes(dataset: Any) -> Iterator[tuple[str, list[Any]]]:
             yield "axistags", [axis["key"] for axis in json.loads(attributes["axistags"])["axes"]]
         except (KeyError, TypeError, ValueError, RecursionError):
             yield "axistags", ["what cannot be read"]
-    told = attributes.get("axes")
-    if told is not None:
-        told = told.decode("utf-8", "replace") if isinstance(told, bytes) else told
-        names = list(told) if isinstance(told, str) else np.ravel(told).tolist()
+    axes = attributes.get("axes")
+    if axes is not None:
+        axes = axes.decode("utf-8", "replace") if isinstance(axes, bytes) else axes
+        names = list(axes) if isinstance(axes, str) else np.ravel(axes).tolist()
         yield (
             "the attribute axes",
             [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names],
@@ -189,11 +191,15 @@ def _hdf5_places(
     return sizes, origins, units, (*warnings, *strange)
 
 
-def _hdf5_units(told: Any, sizes: Mapping[str, float], usual: str) -> tuple[dict[str, str | None], list[str]]:
-    """Unit by axis, of one name for all or one for each, the last along x; the usual one where none is told."""
-    if told is None:
+def _hdf5_units(unit_names: Any, sizes: Mapping[str, float], usual: str) -> tuple[dict[str, str | None], list[str]]:
+    """Unit by axis, of one name for all or one for each, the last along x; the usual one where none is written."""
+    if unit_names is None:
         return dict.fromkeys(sizes, usual), []
-    spelled = [told] * len(sizes) if isinstance(told, str | bytes) else np.ravel(told).tolist()[-len(sizes) :]
+    spelled = (
+        [unit_names] * len(sizes)
+        if isinstance(unit_names, str | bytes)
+        else np.ravel(unit_names).tolist()[-len(sizes) :]
+    )
     spelled = [*[None] * (len(sizes) - len(spelled)), *spelled]
     units = dict(zip(sizes, map(unit_of, spelled), strict=True))
     return units, strange_units(dict(zip(sizes, spelled, strict=True)), units)

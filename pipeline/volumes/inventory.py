@@ -78,12 +78,12 @@ def take_inventory(volume: Volume, missing: Missing = "fail") -> Inventory:
     Raises:
         StorageError: They may not be looked at; or nothing is stored, or it lies under other names, and `missing` is `fail`.
     """
-    found, elsewhere = _looked_for(volume)
+    inventory, elsewhere = _looked_for(volume)
     if missing == "fail":
-        _refuse_elsewhere(volume, found, elsewhere)
-        _refuse_nothing(volume, found)
-    strict = missing == "fail" and found.stored.sampled and found.stored.count == found.stored.total
-    return replace(found, stored=replace(found.stored, strict=strict))
+        _refuse_elsewhere(volume, inventory, elsewhere)
+        _refuse_nothing(volume, inventory)
+    strict = missing == "fail" and inventory.stored.sampled and inventory.stored.count == inventory.stored.total
+    return replace(inventory, stored=replace(inventory.stored, strict=strict))
 
 
 def _looked_for(volume: Volume) -> tuple[Inventory, dict[str, int]]:
@@ -95,25 +95,25 @@ def _looked_for(volume: Volume) -> tuple[Inventory, dict[str, int]]:
     if protocol(volume.place) in UNLISTED or prod(grid) > MOST_OBJECTS:
         return _sampled(volume, grid, extent)
     try:
-        found = looks(volume.place)
+        listing = looks(volume.place)
     except StorageError as error:
         if not isinstance(error.__cause__, PermissionError):
             raise
         return _sampled(volume, grid, extent)  # a store that lets nobody list it
-    return _listed(volume, grid, extent, found)
+    return _listed(volume, grid, extent, listing)
 
 
 # --- kinds of stores ----------------------------------------------------------------------------------------------------
 
 
 def _listed(
-    volume: Volume, grid: tuple[int, ...], extent: tuple[int, ...], found: list[Look]
+    volume: Volume, grid: tuple[int, ...], extent: tuple[int, ...], listing: list[Look]
 ) -> tuple[Inventory, dict[str, int]]:
     start, separator = _form(volume)
-    by_place = {place: look for look in found if (place := place_of(look.name, grid, start, separator)) is not None}
-    stored = Stored(len(by_place), prod(grid), volume.unit, signature(found))
+    by_place = {place: look for look in listing if (place := place_of(look.name, grid, start, separator)) is not None}
+    stored = Stored(len(by_place), prod(grid), volume.unit, signature(listing))
     whole = len(by_place) == prod(grid)
-    elsewhere = {} if whole else _elsewhere([look.name for look in found], by_place, grid, (start, separator))
+    elsewhere = {} if whole else _elsewhere([look.name for look in listing], by_place, grid, (start, separator))
     return _inventory(volume, stored, grid, extent, by_place), elsewhere
 
 
@@ -121,11 +121,11 @@ def _sampled(volume: Volume, grid: tuple[int, ...], extent: tuple[int, ...]) -> 
     looked = sample(prod(grid))
     start, separator = _form(volume)
     names = {int(place): _name(place, grid, start, separator) for place in looked}
-    found = dict(zip(names, looks_at(volume.place, list(names.values())), strict=True))
-    by_place = {place: look for place, look in found.items() if look}
+    look_of = dict(zip(names, looks_at(volume.place, list(names.values())), strict=True))
+    by_place = {place: look for place, look in look_of.items() if look}
     metadata = Look(("", "", volume.description.metadata_sha256), ())
     stored = Stored(len(by_place), len(looked), volume.unit, signature([metadata, *by_place.values()]), sampled=True)
-    absent = [place for place, look in found.items() if look is None][:FEW]
+    absent = [place for place, look in look_of.items() if look is None][:FEW]
     others = [_name(place, grid, *form) for form in FORMS if form != (start, separator) for place in absent]
     there = [look.name for look in looks_at(volume.place, others) if look] if others else []
     elsewhere = _elsewhere(there, by_place, grid, (start, separator))
@@ -135,16 +135,16 @@ def _sampled(volume: Volume, grid: tuple[int, ...], extent: tuple[int, ...]) -> 
 def _of_file(volume: Volume, array: ForeignArray) -> Inventory:
     """Of a file that holds all: it is what changes, and its own format says how many chunks are in it."""
     count, total = array.stored
-    found = [look for path in array.files for look in looks(path)]
-    stored = Stored(count, total, "chunk", signature(found))
-    return _coarse(volume, stored, found)
+    listing = [look for path in array.files for look in looks(path)]
+    stored = Stored(count, total, "chunk", signature(listing))
+    return _coarse(volume, stored, listing)
 
 
-def _coarse(volume: Volume, stored: Stored, found: list[Look]) -> Inventory:
-    by_place = dict(enumerate(found))
+def _coarse(volume: Volume, stored: Stored, listing: list[Look]) -> Inventory:
+    by_place = dict(enumerate(listing))
     name = volume.place.rpartition("/")[2]
     shape = volume.array.shape
-    made = _inventory(volume, stored, (len(found), *(1,) * (len(shape) - 1)), shape, by_place)
+    made = _inventory(volume, stored, (len(listing), *(1,) * (len(shape) - 1)), shape, by_place)
     return replace(made, start=name, coarse=True)
 
 
@@ -198,7 +198,7 @@ def _elsewhere(
     names: list[str], there: Mapping[int, Look], grid: tuple[int, ...], form: tuple[str, str]
 ) -> dict[str, int]:
     """How many objects lie under names of each other form and not where the metadata says; by an example of the name."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for start, separator in FORMS:
         if (start, separator) == form:
             continue
@@ -206,30 +206,30 @@ def _elsewhere(
             name for name in names if (p := place_of(name, grid, start, separator)) is not None and p not in there
         ]
         if matching:
-            found[min(matching)] = len(matching)
-    return found
+            counts[min(matching)] = len(matching)
+    return counts
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------------
 
 
-def _refuse_elsewhere(volume: Volume, found: Inventory, elsewhere: dict[str, int]) -> None:
+def _refuse_elsewhere(volume: Volume, inventory: Inventory, elsewhere: dict[str, int]) -> None:
     if not elsewhere:
         return
     name, count = max(elsewhere.items(), key=lambda item: item[1])
     raise StorageError(
-        f"Input '{volume.description.url}' says that its {found.stored.unit}s are named as '{found.name(0)}', but {count:,} lie as "
-        f"'{name}' in '{volume.place}', and would be read as fill (stored: {found.stored}). Its metadata lost how they are named: put "
+        f"Input '{volume.description.url}' says that its {inventory.stored.unit}s are named as '{inventory.name(0)}', but {count:,} lie as "
+        f"'{name}' in '{volume.place}', and would be read as fill (stored: {inventory.stored}). Its metadata lost how they are named: put "
         "dimension_separator (.zarray) or chunk_key_encoding (zarr.json) right. To read what is not where the metadata says as its fill value, set "
         "input.missing to 'fill' (`--missing fill` of convert and evaluate)."
     )
 
 
-def _refuse_nothing(volume: Volume, found: Inventory) -> None:
-    if found.stored.count:
+def _refuse_nothing(volume: Volume, inventory: Inventory) -> None:
+    if inventory.stored.count:
         return
     raise StorageError(
-        f"Input '{volume.description.url}' has a header and no voxels (stored: {found.stored}, in '{volume.place}'): all of it would be read "
+        f"Input '{volume.description.url}' has a header and no voxels (stored: {inventory.stored}, in '{volume.place}'): all of it would be read "
         "as its fill value. The copy is incomplete, or it was never written: copy it again, or check input.url and input.level. If "
         "that is what is meant, set input.missing to 'fill' (`--missing fill` of convert and evaluate)."
     )
@@ -256,9 +256,9 @@ def to_bytes(inventory: Inventory) -> bytes:
 def from_bytes(content: bytes) -> Inventory | None:
     """What `to_bytes` made; None where it is damaged."""
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as found:
-            about = json.loads(found["about"].tobytes())
-            arrays = {name: found[name] for name in (*_ARRAYS, "looked") if name in found}
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            about = json.loads(archive["about"].tobytes())
+            arrays = {name: archive[name] for name in (*_ARRAYS, "looked") if name in archive}
         grid, extent = (tuple(about.pop(name)) for name in ("grid", "extent"))
         rest = {name: about.pop(name) for name in ("axes", "start", "separator", "coarse")}
         return Inventory(Stored.from_dict(about), grid, extent, **rest, **arrays)

@@ -29,10 +29,10 @@ class Multiscale:
     Args:
         url: Of the group.
         name: Of the image; empty where it has none.
-        axes: What is told of its axes.
-        units: Unit an axis as it is told.
+        axes: Their names as they are written.
+        units: Unit of each axis as it is written.
         paths: Array paths, level 0 first.
-        transforms: What places each level, as it is told, and what places the whole after it.
+        transforms: What places each level, as it is written, and what places the whole after it.
     """
 
     url: str
@@ -50,7 +50,7 @@ class Multiscale:
         """Placement of a level's voxels, read as `axes`, along those other than c; and what of it is not known, and why.
 
         Raises:
-            StorageError: What is told has another number of axes.
+            StorageError: The metadata have another number of axes.
         """
         keep = [i for i, name in enumerate(axes) if name != "c"]
         unknown = Space.unknown(len(keep))
@@ -84,12 +84,12 @@ class Multiscale:
             f"unit unknown: {unit} is no unit of length that the specification has, told by '{self.url}'"
             for unit in strange
         ]
-        found = Space(tuple(scale), tuple(translation), tuple(units))
-        if found.is_unknown and not strange:
+        space = Space(tuple(scale), tuple(translation), tuple(units))
+        if space.is_unknown and not strange:
             warnings.append(f"voxel size unknown: '{self.url}' tells sizes of 1 in no unit")
         elif not any(units) and not strange:
             warnings.append(f"unit unknown: '{self.url}' tells none of a voxel size of {_plain(scale)}")
-        return found, tuple(warnings)
+        return space, tuple(warnings)
 
     def _placed(self, level: int) -> Diagonal:
         own, common = self.transforms[level]
@@ -124,9 +124,9 @@ def first_of(images: Sequence[Multiscale]) -> tuple[str, ...]:
     """A warning where one of several images is taken, which names them."""
     if len(images) < 2:
         return ()
-    told = "; ".join(f"'{image.name}' ({', '.join(image.paths[:4])})" for image in images[:8])
+    names = "; ".join(f"'{image.name}' ({', '.join(image.paths[:4])})" for image in images[:8])
     other = f"{images[0].url.rstrip('/')}/{images[1].paths[0] if images[1].paths else '0'}"
-    warning = f"'{images[0].url}' holds {len(images)} multiscale images, {told}: the first is read. To read another, name its array, such as '{other}'"
+    warning = f"'{images[0].url}' holds {len(images)} multiscale images, {names}: the first is read. To read another, name its array, such as '{other}'"
     return (warning,)
 
 
@@ -172,7 +172,7 @@ def image_attributes(*, name: str, axes: str, space: Space, path: str = "0") -> 
         space: Placement along the axes other than c.
         path: Path of the array.
     """
-    space = space.sound()  # plans of earlier versions may hold what was told, whatever it was
+    space = space.sound()  # plans of earlier versions may hold whatever the metadata said
     spatial = iter(zip(space.scale, space.translation, space.units, strict=True))
     described: list[v05.ChannelAxis | v05.SpaceAxis] = []
     scale: list[float] = []
@@ -191,6 +191,6 @@ def image_attributes(*, name: str, axes: str, space: Space, path: str = "0") -> 
         transforms.append(v05.TranslationTransformation(translation=translation))
     dataset = v05.Dataset(path=path, coordinateTransformations=transforms)
     image = v05.Image(multiscales=[v05.Multiscale(name=name, axes=described, datasets=[dataset])])
-    found = image.model_dump(mode="json", exclude_none=True)
-    json.dumps(found, allow_nan=False)  # a bare NaN is no JSON, and readers fail on it
-    return found
+    attributes = image.model_dump(mode="json", exclude_none=True)
+    json.dumps(attributes, allow_nan=False)  # a bare NaN is no JSON, and readers fail on it
+    return attributes

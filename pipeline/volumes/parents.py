@@ -75,10 +75,10 @@ def _attributes(content: bytes | OSError | None) -> Mapping[str, Any]:
     if not isinstance(content, bytes):
         return {}
     try:
-        found = json.loads(content)
+        document = json.loads(content)
     except (ValueError, RecursionError):
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         return {}
-    attributes = found.get("attributes") if "node_type" in found or "zarr_format" in found else found
+    attributes = document.get("attributes") if "node_type" in document or "zarr_format" in document else document
     return attributes if isinstance(attributes, dict) else {}

@@ -70,9 +70,9 @@ def open_series(place: Place, url: str) -> tuple[Any, Any]:
                     "The file is damaged or incomplete: copy it again."
                 )
             if len(series) > 1 and series[1].size == series[0].size:
-                told = "; ".join(f"{one.axes} {one.shape}" for one in islice(series, NAMED))
+                images = "; ".join(f"{one.axes} {one.shape}" for one in islice(series, NAMED))
                 raise StorageError(
-                    f"Input '{url}' holds {len(series)} images ({told}), and none is larger than all others. "
+                    f"Input '{url}' holds {len(series)} images ({images}), and none is larger than all others. "
                     "Save the one that is meant in a file of its own."
                 )
         except BaseException:
@@ -90,23 +90,23 @@ def _broken_chain(file: Any) -> str | None:
 
 
 class _Listener(logging.Handler):
-    def __init__(self, told: list[str]) -> None:
+    def __init__(self, messages: list[str]) -> None:
         super().__init__(logging.WARNING)
-        self._told = told
+        self._messages = messages
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._told.append(record.getMessage())
+        self._messages.append(record.getMessage())
 
 
 @contextmanager
 def _complaints(logger: str) -> Iterator[list[str]]:
-    """What a logger is told meanwhile: tifffile logs damage, and reads what is left."""
-    told: list[str] = []
-    handler = _Listener(told)
+    """Collect what a logger is given meanwhile: tifffile logs damage, and reads what is left."""
+    messages: list[str] = []
+    handler = _Listener(messages)
     listened = logging.getLogger(logger)
     listened.addHandler(handler)
     try:
-        yield told
+        yield messages
     finally:
         listened.removeHandler(handler)
 
@@ -117,21 +117,21 @@ def _is_apart(series: Any) -> bool:
 
 
 def _check_whole(file: Any, series: Any, url: str) -> tuple[int, int]:
-    """Refuse what would be read as zeros, or raise in mid-run; gives how many strips or tiles are stored, and of how many.
+    """Refuse what would be read as zeros, or raise in mid-run; return how many strips or tiles are stored, of how many.
 
     Raises:
         StorageError: Pages are missing, lie behind the file's end, or are compressed in a way that cannot be read here.
     """
     stored = total = 0
-    for number, found in enumerate(series if _is_apart(series) else ()):
-        if found is None:
+    for number, plane in enumerate(series if _is_apart(series) else ()):
+        if plane is None:
             missing = sum(one is None for one in series)
             raise StorageError(
                 f"Input '{url}' is a TIFF of {len(series)} planes, {missing} of which are in no file that is there; they "
                 "would be read as zeros. Copy it again; of an OME-TIFF, put its other files beside it."
             )
-        stored += _check_page(found, number, url)
-        total += len(found.databytecounts)
+        stored += _check_page(plane, number, url)
+        total += len(plane.databytecounts)
     if _is_apart(series) and not stored:
         raise StorageError(
             f"Input '{url}' is a TIFF of {len(series)} pages, but nothing is stored of any. Copy it again."
@@ -167,12 +167,12 @@ def _check_page(page: Any, number: int, url: str) -> int:
     behind = max((offset + count for offset, count in zip(offsets, counts, strict=False)), default=0)
     if whole and behind <= end:
         return sum(count > 0 for count in counts)
-    told = (
+    fault = (
         f"page {number} should reach to byte {behind}, but its file ends at {end}"
         if whole
         else f"page {number} lost places of its data"
     )
-    raise StorageError(f"Input '{url}' is a damaged TIFF: {told}. Copy it again.")
+    raise StorageError(f"Input '{url}' is a damaged TIFF: {fault}. Copy it again.")
 
 
 def _chunk_mode(series: Any) -> int:
@@ -188,7 +188,7 @@ def _coarser(series: Any, chosen: Any) -> dict[str, int]:
 
 
 Places = tuple[dict[str, float], dict[str, str | None], tuple[str, ...]]
-"""Size and unit by axis, and what was told and is not believed."""
+"""Size and unit by axis, and warnings of what is written and not believed."""
 
 
 def _tiff_places(file: Any, series: Any) -> Places:
@@ -198,30 +198,30 @@ def _tiff_places(file: Any, series: Any) -> Places:
     return _imagej_places(file.imagej_metadata, series) if file.imagej_metadata else ({}, {}, ())
 
 
-def _imagej_places(told: Mapping[str, Any], series: Any) -> Places:
-    spacing = told.get("spacing", 1.0)
+def _imagej_places(metadata: Mapping[str, Any], series: Any) -> Places:
+    spacing = metadata.get("spacing", 1.0)
     sizes = {
         "z": abs((numbers_of(spacing) or [0.0])[0]),  # Fiji writes a negative one for stacks that go down
         "y": _inverse(series.keyframe, "YResolution"),
         "x": _inverse(series.keyframe, "XResolution"),
     }
-    unit = unit_of(told.get("unit", ""))
+    unit = unit_of(metadata.get("unit", ""))
     if unit is None and set(sizes.values()) == {1.0}:
         return {}, {}, ()
     used = {axis: size for axis, size in sizes.items() if axis in series.axes.lower() or axis != "z"}
     if not all(map(is_size, used.values())):
         return {}, {}, (f"voxel size unknown: ImageJ's metadata come to {_spelled(used)}",)
     units: dict[str, str | None] = dict.fromkeys(used, unit)
-    return used, units, tuple(strange_units(dict.fromkeys(used, told.get("unit")), units))
+    return used, units, tuple(strange_units(dict.fromkeys(used, metadata.get("unit")), units))
 
 
 def _inverse(page: Any, tag: str) -> float:
-    """Length a pixel, of a tag that tells pixels a length; 0 where it tells none that can be."""
-    found = page.tags.get(tag)
-    if found is None:
+    """Length per pixel, of a tag of pixels per length; 1 where the tag is absent, 0 where its value makes no sense."""
+    entry = page.tags.get(tag)
+    if entry is None:
         return 1.0
     try:
-        count, length = found.value
+        count, length = entry.value
         return length / count if count else 0.0
     except (TypeError, ValueError, OverflowError):
         return 0.0
@@ -233,12 +233,14 @@ def _ome_places(xml: str, index: int) -> Places:
         pixels = [node for node in ElementTree.fromstring(xml).iter() if node.tag.endswith("}Pixels")]
     except ElementTree.ParseError:
         return {}, {}, ("voxel size unknown: the OME-XML cannot be read",)
-    told = pixels[index].attrib if index < len(pixels) else {}
-    written = {axis: told[f"PhysicalSize{axis.upper()}"] for axis in "zyx" if f"PhysicalSize{axis.upper()}" in told}
+    attributes = pixels[index].attrib if index < len(pixels) else {}
+    written = {
+        axis: attributes[f"PhysicalSize{axis.upper()}"] for axis in "zyx" if f"PhysicalSize{axis.upper()}" in attributes
+    }
     sizes = {axis: (numbers_of(value) or [0.0])[0] for axis, value in written.items()}
     if not all(map(is_size, sizes.values())):
         return {}, {}, (f"voxel size unknown: PhysicalSize is {_spelled(written)} in the OME-XML",)
-    spelled = {axis: told.get(f"PhysicalSize{axis.upper()}Unit", "um") for axis in sizes}
+    spelled = {axis: attributes.get(f"PhysicalSize{axis.upper()}Unit", "um") for axis in sizes}
     units = {axis: unit_of(unit) for axis, unit in spelled.items()}
     return sizes, units, tuple(strange_units(spelled, units))
 

@@ -17,16 +17,16 @@ MOST_TRANSFORMS = 100
 
 
 class NotPlacedError(ValueError):
-    """What is told is no scale and translation an axis; says why."""
+    """The metadata give no scale and translation per axis; says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Diagonal:
-    """value -> value * scale + translation, an axis each. The numbers are what is told: they may be of no use.
+    """value -> value * scale + translation, per axis. The numbers are as they are written: they may be of no use.
 
     Args:
-        scale: Size of a voxel an axis.
-        translation: Centre of voxel 0 an axis.
+        scale: Size of a voxel per axis.
+        translation: Centre of voxel 0 per axis.
     """
 
     scale: tuple[float, ...]
@@ -51,7 +51,7 @@ def diagonal_of(transforms: Any, ndim: int, *, optional: bool = False) -> Diagon
         NotPlacedError: It is not what the specification allows, or no scale and translation an axis.
         ValueError: It has numbers for another number of axes.
     """
-    found = Diagonal((1.0,) * ndim, (0.0,) * ndim)
+    diagonal = Diagonal((1.0,) * ndim, (0.0,) * ndim)
     steps = list(_steps(transforms, 0)) if transforms is not None else []
     if not steps and not optional:
         raise NotPlacedError("there are no coordinateTransformations")
@@ -64,8 +64,8 @@ def diagonal_of(transforms: Any, ndim: int, *, optional: bool = False) -> Diagon
     if not optional and not counted.keys() & {"scale", "affine", "identity"}:
         raise NotPlacedError("there is no transformation 'scale'")
     for kind, step in steps:
-        found = found.then(_diagonal(kind, step, ndim))
-    return found
+        diagonal = diagonal.then(_diagonal(kind, step, ndim))
+    return diagonal
 
 
 def _steps(transforms: Any, depth: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -102,9 +102,9 @@ def _diagonal(kind: str, step: Mapping[str, Any], ndim: int) -> Diagonal:
     raise NotPlacedError(f"the transformation '{kind[:40]}' is no scale and no translation")
 
 
-def _of_matrix(told: Any, kind: str, ndim: int) -> Diagonal:
+def _of_matrix(matrix: Any, kind: str, ndim: int) -> Diagonal:
     """A matrix that mixes no axes, a row an axis, its last column the translation; a rotation has none."""
-    rows = told if isinstance(told, list | tuple) and all(isinstance(row, list | tuple) for row in told) else []
+    rows = matrix if isinstance(matrix, list | tuple) and all(isinstance(row, list | tuple) for row in matrix) else []
     if len(rows) == ndim + 1 and kind == "affine":  # homogeneous, as some write it
         *rows, last = rows
         if list(last) != [0] * ndim + [1]:
@@ -119,26 +119,26 @@ def _of_matrix(told: Any, kind: str, ndim: int) -> Diagonal:
     return Diagonal(tuple(numbers[i][i] for i in range(ndim)), translation)
 
 
-def _numbers(told: Any, kind: str, count: int) -> tuple[float, ...]:
+def _numbers(values: Any, kind: str, count: int) -> tuple[float, ...]:
     """So many numbers; NaN for what is none.
 
     Raises:
         NotPlacedError: It is no list.
         ValueError: It has others than so many.
     """
-    if not isinstance(told, list | tuple):
+    if not isinstance(values, list | tuple):
         raise NotPlacedError(f"the transformation '{kind}' has no numbers")
-    if len(told) != count:
-        raise ValueError(f"{count} axes, but a transformation of {len(told)} numbers")
-    return tuple(map(number_of, told))
+    if len(values) != count:
+        raise ValueError(f"{count} axes, but a transformation of {len(values)} numbers")
+    return tuple(map(number_of, values))
 
 
-def number_of(told: Any) -> float:
-    """A number that somebody told; NaN for what is none: a text, a truth, an integer that no float holds."""
-    if isinstance(told, bool) or not isinstance(told, int | float):
+def number_of(value: Any) -> float:
+    """A number of the metadata; NaN for what is none: a text, a truth value; infinity for an integer that no float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return float("nan")
     try:
-        return float(told)
+        return float(value)
     except OverflowError:
         return float("inf")
 

@@ -54,9 +54,9 @@ class Elsewhere:
         Raises:
             StorageError: One is not there, or has become shorter.
         """
-        found = self.dataset[selection]
+        voxels = self.dataset[selection]
         _check_files(self.needed, self.url)
-        return found
+        return voxels
 
 
 def located(dataset: Any, url: str) -> Any:
@@ -112,7 +112,7 @@ def _virtual(
     if name == ".":
         yield from _inside(h5py, dataset.file, own, used, url, depth)
         return
-    path = _found(name, own)
+    path = _resolve(name, own)
     yield path, 1
     if not path.is_file():
         return
@@ -130,24 +130,24 @@ def _inside(h5py: Any, file: Any, path: Path, used: Sequence[Any], url: str, dep
     """What the sources in one file lie in, in turn."""
     for source in {one.dset_name: one for one in used}.values():
         pattern = "%b" in source.dset_name
-        found = None if pattern else file.get(source.dset_name)
-        if not pattern and not isinstance(found, h5py.Dataset):
+        dataset = None if pattern else file.get(source.dset_name)
+        if not pattern and not isinstance(dataset, h5py.Dataset):
             raise StorageError(
                 f"Input '{url}' takes voxels from dataset '{source.dset_name}' of '{path}', which is not there."
             )
-        if found is not None:
-            _check_stored(found, path, url)
-            yield from _files(found, url, depth + 1)
+        if dataset is not None:
+            _check_stored(dataset, path, url)
+            yield from _files(dataset, url, depth + 1)
 
 
-def _check_stored(found: Any, path: Path, url: str) -> None:
-    if not found.is_virtual and not found.external and found.size and not found.id.get_storage_size():
+def _check_stored(dataset: Any, path: Path, url: str) -> None:
+    if not dataset.is_virtual and not dataset.external and dataset.size and not dataset.id.get_storage_size():
         raise StorageError(
-            f"Input '{url}' takes voxels from dataset '{found.name}' of '{path}', of which nothing is stored. Copy it again."
+            f"Input '{url}' takes voxels from dataset '{dataset.name}' of '{path}', of which nothing is stored. Copy it again."
         )
 
 
-def _found(name: str, own: Path) -> Path:
+def _resolve(name: str, own: Path) -> Path:
     """The file that HDF5 would open by a name: beside the dataset's own, or in the working directory."""
     folders = [
         prefix.replace("${ORIGIN}", str(own.parent))
@@ -159,7 +159,7 @@ def _found(name: str, own: Path) -> Path:
 
 
 def _check_files(needed: dict[Path, int], url: str) -> None:
-    bad = [told for path, length in needed.items() if (told := _wrong(path, length))]
+    bad = [fault for path, length in needed.items() if (fault := _wrong(path, length))]
     if bad:
         more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         raise StorageError(

@@ -44,7 +44,7 @@ class Volume:
     Args:
         description: What it is.
         array: What is behind it, with its axes: shape, dtype, chunks, and slices as of numpy.
-        warnings: What is told of it and was not believed, and what nobody tells.
+        warnings: What its metadata say and was not believed, and what they lack.
     """
 
     description: Description
@@ -59,8 +59,8 @@ class Volume:
     def place(self) -> str:
         """Where its voxels are stored: the array's folder or prefix, or the file."""
         url = self.description.url
-        if found := foreign_place(url):
-            return str(found.path)
+        if file := foreign_place(url):
+            return str(file.path)
         return f"{url.rstrip('/')}/{self.stored.path}".rstrip("/")
 
     @property
@@ -113,7 +113,7 @@ class Volume:
         by_axis = dict(zip("zyx", per_axis(slice, box.start, box.stop), strict=True))
         axes = self.description.axes
         try:
-            found = np.asarray(self.array[tuple(by_axis.get(axis, slice(None)) for axis in axes)])
+            voxels = np.asarray(self.array[tuple(by_axis.get(axis, slice(None)) for axis in axes)])
         except PipelineError:
             raise
         except Exception as error:  # file systems, stores and codecs raise anything, zlib.error and EOFError too
@@ -122,8 +122,8 @@ class Volume:
                 "damaged or out of reach there; repair it."
             ) from error
         if "z" not in axes:
-            found = np.expand_dims(found, axes.index("y"))
-        return found if "c" in axes else found[np.newaxis]
+            voxels = np.expand_dims(voxels, axes.index("y"))
+        return voxels if "c" in axes else voxels[np.newaxis]
 
 
 def open_volume(url: str, selection: Selection = FINEST) -> Volume:
@@ -142,21 +142,21 @@ def open_volume(url: str, selection: Selection = FINEST) -> Volume:
     place = foreign_place(url)
     if place is not None:
         file = open_foreign(place, url, selection)
-        found = _Opened(file.array, file.axes, file.space, file.warnings)
+        opened = _Opened(file.array, file.axes, file.space, file.warnings)
     else:
-        found = _open_zarr(url, selection)
-    array = found.array
+        opened = _open_zarr(url, selection)
+    array = opened.array
     if array.dtype.kind not in "buif":
         raise StorageError(f"Volume '{url}' has dtype {array.dtype}; expected integers or floats. Convert it first.")
     if 0 in array.shape:
         raise StorageError(f"Volume '{url}' has shape {array.shape}: there is no voxel to predict. Check input.url.")
     check_extents(array.shape, array.chunks, array.dtype.itemsize, url)
-    return Volume(_description(url, selection.level, array, found.axes, found.space), array, found.warnings)
+    return Volume(_description(url, selection.level, array, opened.axes, opened.space), array, opened.warnings)
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """An array, with what is told of it."""
+    """An array, with what its metadata say."""
 
     array: AnyArray | ForeignArray
     axes: str
@@ -169,8 +169,8 @@ def _open_zarr(url: str, selection: Selection) -> _Opened:
         node = _open(url)
         image, warnings = _image(node, url)
         array = checked(_level(node, image.image if image else None, url, selection.level), url)
-    told = [*([image.image.axes] if image else []), *_own_axes(array)]
-    reading = read_as(told, array.shape, selection.axes, url)
+    sources = [*([image.image.axes] if image else []), *_own_axes(array)]
+    reading = read_as(sources, array.shape, selection.axes, url)
     warnings += reading.warnings
     if image:
         space, unclear = image.image.space(
@@ -188,8 +188,8 @@ def _open_zarr(url: str, selection: Selection) -> _Opened:
 def _image(node: AnyArray | zarr.Group, url: str) -> tuple[Level | None, tuple[str, ...]]:
     """The image that a store is or is a level of, where there is one; and what should be known of it."""
     if isinstance(node, zarr.Array):
-        found, warnings = level_of(url)
-        return found, (*warnings, *(found.warnings if found else ()))
+        level, warnings = level_of(url)
+        return level, (*warnings, *(level.warnings if level else ()))
     images = read_multiscales(dict(node.attrs), url)
     return (Level(images[0], 0) if images else None), first_of(images)
 
@@ -242,12 +242,12 @@ def _open(url: str) -> AnyArray | zarr.Group:
 def _absent(url: str) -> StorageError:
     """What a store has in place of a volume: no bucket, nothing, or something else."""
     with told(url, "be read"):
-        found = ObjectStore(url).children("")
-    if not found:
+        children = ObjectStore(url).children("")
+    if not children:
         return StorageError(
             f"Input '{url}' was asked for, but there is nothing there. Check the URL and AWS_ENDPOINT_URL."
         )
-    return _no_store(url, f"it holds {', '.join(found[:8])}")
+    return _no_store(url, f"it holds {', '.join(children[:8])}")
 
 
 def _no_store(url: str, detail: str) -> StorageError:
@@ -288,13 +288,13 @@ def _level(node: AnyArray | zarr.Group, multiscale: Multiscale | None, url: str,
         raise StorageError(
             f"input.level is {level}, but '{url}' has levels 0 to {len(multiscale.paths) - 1}. Choose one of them."
         )
-    found = node.get(multiscale.paths[level])
-    if not isinstance(found, zarr.Array):
+    array = node.get(multiscale.paths[level])
+    if not isinstance(array, zarr.Array):
         raise StorageError(
             f"Level {level} of '{url}' should be the array '{multiscale.paths[level]}', which is not there. "
             "The store is incomplete: copy it again."
         )
-    return found
+    return array
 
 
 def _description(url: str, level: int, array: AnyArray | ForeignArray, axes: str, space: Space) -> Description:
@@ -326,11 +326,11 @@ def _metadata_sha256(array: AnyArray | ForeignArray, axes: str) -> str:
         }
     else:
         name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
-        found = sync((array.store_path / name).get(default_buffer_prototype()))
-        if found is None:
+        buffer = sync((array.store_path / name).get(default_buffer_prototype()))
+        if buffer is None:
             raise StorageError(
                 f"'{array.store_path / name}' was there a moment ago and is gone: the input is being written, or removed."
             )
-        content = json.loads(found.to_bytes())
+        content = json.loads(buffer.to_bytes())
         content.pop("attributes", None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
