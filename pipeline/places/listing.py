@@ -65,7 +65,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A file or an object, as it was found.
+    """A file or an object, as a listing shows it.
 
     Args:
         row: Its place in what was looked at, its size, and what changes when it is written.
@@ -92,11 +92,11 @@ def children(url: str) -> list[Item] | None:
         StorageError: It cannot be listed.
     """
     try:
-        with _told(url):
-            found = _local_children(url) if not is_url(url) else _remote_children(url)
+        with _in_words(url):
+            items = _local_children(url) if not is_url(url) else _remote_children(url)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return sorted(found, key=lambda item: item.name)
+    return sorted(items, key=lambda item: item.name)
 
 
 def item_at(url: str) -> Item | None:
@@ -108,7 +108,7 @@ def item_at(url: str) -> Item | None:
     if not is_url(url):
         return Item(url, os.path.isdir(url), os.path.islink(url)) if os.path.lexists(url) else None  # noqa: PTH112, PTH114 - a `Path` apiece costs as much
     try:
-        with _told(url):
+        with _in_words(url):
             system, path = file_system(url)
             return Item(url, system.info(path)["type"] == "directory")
     except FileNotFoundError:
@@ -121,19 +121,19 @@ def small_files(urls: Sequence[str]) -> list[bytes | OSError | None]:
     Raises:
         StorageError: A store cannot be asked.
     """
-    found: list[bytes | OSError | None] = [None if is_url(url) else _local_file(url) for url in urls]
+    contents: list[bytes | OSError | None] = [None if is_url(url) else _local_file(url) for url in urls]
     asked: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
     for i, url in enumerate(urls):
         if is_url(url):
-            with _told(url):
+            with _in_words(url):
                 system, path = file_system(url)
             asked.setdefault(id(system), (system, []))[1].append((i, path))
     for system, wanted in asked.values():
-        with _told(urls[wanted[0][0]]):
+        with _in_words(urls[wanted[0][0]]):
             answers = _contents(system, [path for _, path in wanted], of_s3=is_s3(urls[wanted[0][0]]))
             for (i, _), answer in zip(wanted, answers, strict=True):
-                found[i] = _answer(answer)
-    return found
+                contents[i] = _answer(answer)
+    return contents
 
 
 def stamps(url: str) -> list[tuple[str, ...]]:
@@ -154,7 +154,7 @@ def looks(url: str) -> list[Look]:
         StorageError: Something in it may not be listed.
     """
     try:
-        with _told(url):
+        with _in_words(url):
             return sorted(_local_looks(url) if not is_url(url) else _remote_looks(url), key=lambda look: look.row)
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -167,9 +167,9 @@ def looks_at(url: str, names: Sequence[str]) -> list[Look | None]:
         StorageError: The store cannot be asked.
     """
     if is_url(url):
-        with _told(url):
+        with _in_words(url):
             return _remote_looks_at(url, names)
-    with _told(url):
+    with _in_words(url):
         return [_local_look_at(url, name) for name in names]
 
 
@@ -182,9 +182,9 @@ def signature_of(url: str) -> str:
     return signature(looks(url))
 
 
-def signature(found: Sequence[Look]) -> str:
-    """SHA-256 of what was found."""
-    return hashlib.sha256(json.dumps([look.row for look in found]).encode()).hexdigest()
+def signature(listing: Sequence[Look]) -> str:
+    """SHA-256 of a listing."""
+    return hashlib.sha256(json.dumps([look.row for look in listing]).encode()).hexdigest()
 
 
 # --- a file system ------------------------------------------------------------------------------------------------------
@@ -222,10 +222,10 @@ def _local_looks(root: str) -> Iterator[Look]:
     while waiting:
         try:
             folder = waiting.pop()
-            found = os.stat(folder)  # noqa: PTH116 - as above
-            if (found.st_dev, found.st_ino) in met:
+            status = os.stat(folder)  # noqa: PTH116 - as above
+            if (status.st_dev, status.st_ino) in met:
                 continue
-            met.add((found.st_dev, found.st_ino))
+            met.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if _is_folder(entry):
@@ -251,9 +251,9 @@ def _local_look_at(root: str, name: str) -> Look | None:
         return None
 
 
-def _look(key: str, found: os.stat_result) -> Look:
-    time = str(found.st_mtime_ns)
-    return Look((key, str(found.st_size), time, str(found.st_ctime_ns)), (time,))
+def _look(key: str, status: os.stat_result) -> Look:
+    time = str(status.st_mtime_ns)
+    return Look((key, str(status.st_size), time, str(status.st_ctime_ns)), (time,))
 
 
 # --- object stores, by fsspec -------------------------------------------------------------------------------------------
@@ -262,15 +262,15 @@ def _look(key: str, found: os.stat_result) -> Look:
 def _contents(system: Any, paths: list[str], *, of_s3: bool) -> list[Any]:
     """Objects, or why one could not be had. `cat` would take a `[` for a pattern, and S3's client ask for each size first."""
     how = {"max_concurrency": 1} if of_s3 else {}
-    found: list[Any] = system.cat_ranges(paths, None, None, on_error="return", **how)
-    return found
+    answers: list[Any] = system.cat_ranges(paths, None, None, on_error="return", **how)
+    return answers
 
 
 def _remote_children(url: str) -> list[Item]:
     system, path = file_system(url)
-    found = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in system.ls(path, detail=True)]
-    inside = [(name, folder) for name, folder in found if name != path]
-    if found and not inside and not found[0][1]:
+    entries = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in system.ls(path, detail=True)]
+    inside = [(name, folder) for name, folder in entries if name != path]
+    if entries and not inside and not entries[0][1]:
         raise NotADirectoryError(url)
     return [Item(f"{url.rstrip('/')}/{name.rpartition('/')[2]}", folder) for name, folder in inside]
 
@@ -282,19 +282,19 @@ def _remote_looks(url: str) -> Iterator[Look]:
 
 
 def _look_of(name: str, entry: Mapping[str, Any]) -> Look:
-    told = tuple(str(entry[key]) for key in _STAMPS if entry.get(key) is not None)
+    changing = tuple(str(entry[key]) for key in _STAMPS if entry.get(key) is not None)
     content = tuple(str(entry[key]) for key in _CONTENT if entry.get(key) is not None)
-    return Look((name, str(entry.get("size")), *told), content or told)
+    return Look((name, str(entry.get("size")), *changing), content or changing)
 
 
 def _remote_looks_at(url: str, names: Sequence[str]) -> list[Look | None]:
     system, path = file_system(url)
     paths = [f"{path}/{name}" for name in names]
     if getattr(system, "async_impl", False):
-        found = fsspec.asyn.sync(system.loop, _infos, system, paths)
+        results = fsspec.asyn.sync(system.loop, _infos, system, paths)
     else:
-        found = [_info(system, one) for one in paths]
-    answers = [answer if isinstance(answer, Mapping) else _answer(answer) for answer in found]
+        results = [_info(system, one) for one in paths]
+    answers = [answer if isinstance(answer, Mapping) else _answer(answer) for answer in results]
     for answer in answers:
         if isinstance(answer, Exception):  # one that may not be looked at
             raise answer
@@ -305,10 +305,10 @@ def _remote_looks_at(url: str, names: Sequence[str]) -> list[Look | None]:
 
 
 async def _infos(system: Any, paths: Sequence[str]) -> list[Any]:
-    found: list[Any] = await fsspec.asyn._run_coros_in_chunks(
+    results: list[Any] = await fsspec.asyn._run_coros_in_chunks(
         [system._info(path) for path in paths], batch_size=PROBES, return_exceptions=True
     )
-    return found
+    return results
 
 
 def _info(system: Any, path: str) -> Any:
@@ -318,24 +318,24 @@ def _info(system: Any, path: str) -> Any:
         return error
 
 
-def _answer(found: bytes | Exception) -> bytes | OSError | None:
+def _answer(result: bytes | Exception) -> bytes | OSError | None:
     """One that is not there, or may not be read, says something of a volume; what else goes wrong, of the store."""
     if (
-        isinstance(found, FileNotFoundError | NotADirectoryError | IsADirectoryError)
-        and code_of(found) != "NoSuchBucket"
+        isinstance(result, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        and code_of(result) != "NoSuchBucket"
     ):
         return None
-    if isinstance(found, bytes | PermissionError):
-        return found
-    raise found
+    if isinstance(result, bytes | PermissionError):
+        return result
+    raise result
 
 
 # --- errors -------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _told(url: str) -> Iterator[None]:
-    """Tell what file systems and stores refuse; what is not there is for the caller.
+def _in_words(url: str) -> Iterator[None]:
+    """Turn what file systems and stores refuse into an error in words; what is not there is for the caller.
 
     Raises:
         StorageError: Anything else.
@@ -348,10 +348,10 @@ def _told(url: str) -> Iterator[None]:
         absent = isinstance(error, FileNotFoundError | NotADirectoryError)
         if absent and not (is_url(url) and code_of(error) == "NoSuchBucket"):
             raise
-        found = refusal(url, "be listed or read", error) if is_url(url) else _of_files(url, error)
-        if found is None:
+        storage_error = refusal(url, "be listed or read", error) if is_url(url) else _of_files(url, error)
+        if storage_error is None:
             raise
-        raise found from error
+        raise storage_error from error
 
 
 def _of_files(url: str, error: Exception) -> StorageError | None:

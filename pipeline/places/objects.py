@@ -1,4 +1,4 @@
-"""Object stores: what is asked of them, and what they refuse, told."""
+"""Object stores: requests to them, and their refusals in words."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ class ObjectStore:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Bytes of each object below a prefix, by key."""
-        found = self._system.find(self._path(prefix), detail=True)
-        return {self._key(path): int(entry["size"] or 0) for path, entry in found.items()}
+        entries = self._system.find(self._path(prefix), detail=True)
+        return {self._key(path): int(entry["size"] or 0) for path, entry in entries.items()}
 
     def children(self, prefix: str) -> list[str]:
         """Names one step below a prefix."""
         try:
-            found = self._system.ls(self._path(prefix), detail=False)
+            paths = self._system.ls(self._path(prefix), detail=False)
         except FileNotFoundError as error:
             if code_of(error) == "NoSuchBucket":
                 raise
             return []
-        return sorted({path.rstrip("/").rpartition("/")[2] for path in found})
+        return sorted({path.rstrip("/").rpartition("/")[2] for path in paths})
 
     def _key(self, path: str) -> str:
         return path.removeprefix(f"{self._root}/")
@@ -76,10 +76,10 @@ class ObjectStore:
 
     def digest(self, key: str, size: int) -> str:
         """SHA-256 of an object of so many bytes, read in pieces."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for start in range(0, size, PIECE):
-            found.update(self._system.cat_file(self._path(key), start=start, end=min(start + PIECE, size)))
-        return found.hexdigest()
+            digest.update(self._system.cat_file(self._path(key), start=start, end=min(start + PIECE, size)))
+        return digest.hexdigest()
 
     def write(self, key: str, content: bytes) -> None:
         self._system.pipe_file(self._path(key), content)
@@ -98,13 +98,13 @@ class ObjectStore:
 
     def modified(self, key: str) -> datetime:
         """When an object was stored."""
-        found: datetime = self._system.modified(self._path(key))
-        return found if found.tzinfo else found.replace(tzinfo=UTC)
+        moment: datetime = self._system.modified(self._path(key))
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 @contextmanager
 def told(url: str, what: str) -> Iterator[None]:
-    """Tell what a store refuses.
+    """Turn what a store refuses into an error in words.
 
     Args:
         url: Of the store, or in it.
@@ -116,9 +116,9 @@ def told(url: str, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (found := refusal(url, what, error)) is None:
+        if (storage_error := refusal(url, what, error)) is None:
             raise
-        raise found from error
+        raise storage_error from error
 
 
 def _how_to_have(kind: str, detail: str) -> str:

@@ -48,13 +48,13 @@ def matching(pattern: str) -> Matches:
     parts = rest.split("/")
     literal = next(i for i, part in enumerate(parts) if any(mark in part for mark in "*?["))
     start = scheme + sign + "/".join(parts[:literal])
-    found = [Item(start or "/", True)]
+    items = [Item(start or "/", True)]
     for part in _patterns(parts[literal:]):
-        deeper = [item for folder in found if folder.folder for item in _fitting(folder, part)]
+        deeper = [item for folder in items if folder.folder for item in _fitting(folder, part)]
         if not deeper:
-            return _stuck(found[0].url, part)
-        found = deeper
-    return Matches(sorted({item.url: item for item in found}.values(), key=lambda item: item.url))
+            return _stuck(items[0].url, part)
+        items = deeper
+    return Matches(sorted({item.url: item for item in items}.values(), key=lambda item: item.url))
 
 
 def _patterns(parts: list[str]) -> list[str]:
@@ -71,8 +71,8 @@ def _fitting(folder: Item, part: str) -> Iterator[Item]:
         for item in children(folder.url) or ():
             if fnmatchcase(item.name, part) and (hidden or not item.name.startswith(".")):
                 yield item
-    elif (found := item_at(f"{folder.url.rstrip('/')}/{part}")) is not None:
-        yield found
+    elif (child := item_at(f"{folder.url.rstrip('/')}/{part}")) is not None:
+        yield child
 
 
 def _folders(folder: Item) -> Iterator[Item]:
@@ -80,10 +80,10 @@ def _folders(folder: Item) -> Iterator[Item]:
     waiting = [folder]
     while waiting:
         item = waiting.pop()
-        found = children(item.url) or []
-        if STORE_FILES.isdisjoint(child.name for child in found):
+        inside = children(item.url) or []
+        if STORE_FILES.isdisjoint(child.name for child in inside):
             yield item
-            waiting += [child for child in found if child.folder and not child.link and not child.name.startswith(".")]
+            waiting += [child for child in inside if child.folder and not child.link and not child.name.startswith(".")]
 
 
 def _stuck(url: str, part: str) -> Matches:

@@ -97,11 +97,11 @@ def _s3(process: int, asynchronous: bool, given: frozenset[tuple[str, str]]) -> 
     retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
     patience = {"retries": retries, "connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
     own = {"skip_instance_cache": True, "use_listings_cache": False}  # others change what is there meanwhile
-    found = fsspec.filesystem("s3", asynchronous=asynchronous, config_kwargs=patience, max_concurrency=2, **own)
-    found.retries = AGAIN
+    system = fsspec.filesystem("s3", asynchronous=asynchronous, config_kwargs=patience, max_concurrency=2, **own)
+    system.retries = AGAIN
     if asynchronous:  # the others close themselves
-        atexit.register(_close, found)
-    return found
+        atexit.register(_close, system)
+    return system
 
 
 def _close(system: Any) -> None:

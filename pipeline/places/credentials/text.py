@@ -93,16 +93,16 @@ def redacted(text: str) -> str:
 
 def _without_values(text: str, head: re.Pattern[str]) -> Iterator[str]:
     """A text in parts, without the secrets that stand behind such a head; what is none may be, or hold, another head."""
-    done, found = 0, head.search(text)
-    while found:
-        value = _VALUE.match(text, found.end())
-        yield text[done : found.end()]
-        done = found.end()
-        if value and _is_secret(found, value["quoted"] if value["bare"] is None else value["bare"]):
+    done, match = 0, head.search(text)
+    while match:
+        value = _VALUE.match(text, match.end())
+        yield text[done : match.end()]
+        done = match.end()
+        if value and _is_secret(match, value["quoted"] if value["bare"] is None else value["bare"]):
             quote = value["quote"] or ""
             yield f"{quote}{BLOT}{quote}"
             done = value.end()
-        found = head.search(text, done)
+        match = head.search(text, done)
     yield text[done:]
 
 
@@ -126,6 +126,6 @@ def _looks_secret(value: str, least: int) -> bool:
     return len(value) >= 24 or (re.search(r"\d", value) is not None and re.search(r"[A-Za-z]", value) is not None)
 
 
-def _without_encoded(found: re.Match[str]) -> str:
-    run = found[0]
+def _without_encoded(match: re.Match[str]) -> str:
+    run = match[0]
     return BLOT if ("%" in run or "\\" in run) and carried(run.replace(f"{BLOT}@", "")) else run

@@ -32,8 +32,8 @@ _GOES_ON = re.compile(r"(?: [^\s&;<>]*)+[&;][\w.%-]+=" + _UNQUOTED.pattern)
 
 def carried(text: str) -> str | None:
     """What kind of credentials the URLs in a text carry, in words that do not repeat them; None for none."""
-    found = dict.fromkeys((text, decoded(text)))
-    return next((kind for one in found if (kind := _carried(one))), None)
+    texts = dict.fromkeys((text, decoded(text)))
+    return next((kind for one in texts if (kind := _carried(one))), None)
 
 
 def blotted(text: str) -> str:
@@ -59,7 +59,7 @@ def is_signed(query: str) -> bool:
 def _carried(text: str) -> str | None:
     parts = _CHAIN.split(text)
     if any(
-        _names_a_user(found[1], found[2], part[found.end() :]) for part in parts for found in _AUTHORITY.finditer(part)
+        _names_a_user(match[1], match[2], part[match.end() :]) for part in parts for match in _AUTHORITY.finditer(part)
     ):
         return "a user or a password"
     if "://" in text and (is_signed(text) or KNOWN.search(text)):
@@ -88,11 +88,11 @@ def _end_of_line(text: str, start: re.Match[str]) -> int:
     return len(text) if end < 0 else end
 
 
-def _blotted_one(start: re.Match[str], said: str) -> str:
+def _blotted_one(start: re.Match[str], text: str) -> str:
     """What follows a scheme, up to the next one or the end of the line."""
-    user = _length_of_user(start, said)
-    length = _length(start["quote"], said[user:])
-    url, rest = said[user : user + length], said[user + length :]
+    user = _length_of_user(start, text)
+    length = _length(start["quote"], text[user:])
+    url, rest = text[user : user + length], text[user + length :]
     end = next((at for at, letter in enumerate(url) if letter in "?#;&"), len(url))
     place, mark, query = url[:end], url[end : end + 1], url[end + 1 :]
     if is_signed(f"{mark}{query}"):
@@ -101,21 +101,21 @@ def _blotted_one(start: re.Match[str], said: str) -> str:
     return f"{'***@' if user else ''}{place}{mark}{query}{rest}"
 
 
-def _length(quote: str | None, said: str) -> int:
+def _length(quote: str | None, text: str) -> int:
     """Of a URL: to the quote that was opened before it, or to what no URL holds."""
-    closed = re.search(rf"{re.escape(quote)}(?!\w)", said) if quote else None
+    closed = re.search(rf"{re.escape(quote)}(?!\w)", text) if quote else None
     if closed:
         return closed.start()
-    found = _UNQUOTED.match(said)
-    return found.end() if found else 0
+    match = _UNQUOTED.match(text)
+    return match.end() if match else 0
 
 
-def _length_of_user(start: re.Match[str], said: str) -> int:
+def _length_of_user(start: re.Match[str], text: str) -> int:
     """Of the user and the password, with the `@` behind them; 0 where there is none."""
-    authority = re.split(r"[/\s]", said, maxsplit=1)[0]
-    if not _names_a_user(start["scheme"], authority, said[len(authority) :]):
+    authority = re.split(r"[/\s]", text, maxsplit=1)[0]
+    if not _names_a_user(start["scheme"], authority, text[len(authority) :]):
         return 0
-    url = said[: _length(start["quote"], said)]
+    url = text[: _length(start["quote"], text)]
     place = re.split(r"[?#]", url, maxsplit=1)[0]
-    found = max(authority.rfind("@"), place.rfind("@"))
-    return (found if found >= 0 else said.rfind("@")) + 1
+    at = max(authority.rfind("@"), place.rfind("@"))
+    return (at if at >= 0 else text.rfind("@")) + 1
