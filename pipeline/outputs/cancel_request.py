@@ -22,24 +22,24 @@ class CancelRequest:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._told: set[str] = set()
+        self._reasons: set[str] = set()
 
     def is_for(self, token: str) -> bool:
-        """Whether the driver of this token is asked to end. What was read is swept away, for whomever it was.
+        """Whether the driver of this token is asked to end. The file is removed once read, for whomever it was.
 
-        What is no request is not heeded: that is told in the log, once, also where it cannot be swept away.
+        What is no request is not heeded: the log says so once, also where the file cannot be removed.
         """
         try:
             asked = _content(self.path)
         except FileNotFoundError:
             return False
         except OSError as error:
-            self._tell(f"it cannot be read ({error.strerror or error})")
+            self._warn_once(f"it cannot be read ({error.strerror or error})")
             return False
         if asked is None:
-            self._tell(f"it is no text of at most {MOST_BYTES} bytes in a file")
+            self._warn_once(f"it is no text of at most {MOST_BYTES} bytes in a file")
         elif asked != token:
-            self._tell("it does not name this run's driver")
+            self._warn_once("it does not name this run's driver")
         self._sweep()
         return asked == token
 
@@ -51,9 +51,9 @@ class CancelRequest:
         except OSError as error:
             log.debug("'%s' cannot be removed (%s)", self.path, error)
 
-    def _tell(self, why: str) -> None:
-        if why not in self._told:
-            self._told.add(why)
+    def _warn_once(self, why: str) -> None:
+        if why not in self._reasons:
+            self._reasons.add(why)
             log.warning("'%s' is not heeded: %s. To end a run: halotile cancel", self.path, why)
 
 

@@ -62,7 +62,7 @@ def convert(
     shards: Triple | None = None,
     voxel_size_nm: tuple[float, float, float] | None = None,
     missing: Missing = "fail",
-    on_advance: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005 - names say what is told
+    on_advance: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005 - names say what is reported
 ) -> Description:
     """Write a volume as an OME-Zarr 0.5 image: same voxels, dtype, axes and place.
 
@@ -144,34 +144,34 @@ def _layout(shape: Triple, chunks: Triple | None, shards: Triple | None) -> Layo
     return Layout(chunks, None if shards == chunks else shards)
 
 
-def _space(found: Description, voxel_size_nm: tuple[float, float, float] | None) -> Space:
+def _space(description: Description, voxel_size_nm: tuple[float, float, float] | None) -> Space:
     """The source's place, or one of voxels of another size, its origin shifted by as many voxels.
 
     Raises:
         StorageError: A size is not positive.
     """
     if voxel_size_nm is None:
-        return found.space
+        return description.space
     if any(not (isfinite(size) and size > 0) for size in voxel_size_nm):
         raise StorageError(f"A voxel size of {voxel_size_nm} nm (z, y, x) was asked for; each must be more than 0.")
-    scale = tuple(map(float, voxel_size_nm))[-len(found.space.scale) :]
-    moved = zip(found.space.translation, found.space.scale, scale, strict=True)
+    scale = tuple(map(float, voxel_size_nm))[-len(description.space.scale) :]
+    moved = zip(description.space.translation, description.space.scale, scale, strict=True)
     return Space(scale, tuple(t / old * new for t, old, new in moved), ("nanometer",) * len(scale))
 
 
-def _empty(store: Store, found: Description, name: str, layout: Layout, space: Space) -> Level:
+def _empty(store: Store, description: Description, name: str, layout: Layout, space: Space) -> Level:
     """The image's one level, with all documents and no voxel."""
     level = Level(
         store,
         FINEST,
-        axes=found.axes,
-        channels=found.channels,
-        shape=found.shape,
-        dtype=found.dtype,
+        axes=description.axes,
+        channels=description.channels,
+        shape=description.shape,
+        dtype=description.dtype,
         chunks=layout.chunks,
         shards=layout.shards,
     )
-    ome = image_attributes(name=name, axes=found.axes, space=space, path=level.name)
+    ome = image_attributes(name=name, axes=description.axes, space=space, path=level.name)
     store.put(DOCUMENT, dumped({"attributes": {"ome": ome}, "zarr_format": 3, "node_type": "group"}))
     store.put(level.document_key, level.document)
     return level

@@ -18,7 +18,7 @@ GROWING = ("multiscales", "datasets")
 """Lists that others may append to; of all other lists every item is ours."""
 
 _LONGEST = 80
-"""Characters of a value that is told."""
+"""Characters of a value in a message, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,10 @@ class Comparison:
 def parsed(content: bytes) -> dict[str, Any] | None:
     """A document; None where it is none: empty, cut, zeros, another thing than an object."""
     try:
-        found = json.loads(content)
+        document = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return document if isinstance(document, dict) else None
 
 
 def stored(store: Store, key: str) -> dict[str, Any] | None:
@@ -56,8 +56,8 @@ def dumped(document: dict[str, Any]) -> bytes:
 
 def compared(ours: dict[str, Any], stored: dict[str, Any]) -> Comparison:
     """What a stored document is against ours."""
-    found = list(_walk(ours, stored, ""))
-    return Comparison(*(tuple(text for is_ours, text in found if is_ours is wanted) for wanted in (True, False)))
+    lines = list(_walk(ours, stored, ""))
+    return Comparison(*(tuple(text for is_ours, text in lines if is_ours is wanted) for wanted in (True, False)))
 
 
 def merged(ours: Any, stored: Any, key: str = "") -> Any:

@@ -52,10 +52,10 @@ class Image:
         """`absent`, `ours` (this plan's), or `foreign`: anything else that lies at its place."""
         if not self.store.is_occupied():
             return "absent"
-        found = stored_fingerprint(self.store)
-        if found is None:
+        fingerprint = stored_fingerprint(self.store)
+        if fingerprint is None:
             return "ours" if self._is_ours_by_evidence() else "foreign"
-        return "ours" if found == self.plan.fingerprint else "foreign"
+        return "ours" if fingerprint == self.plan.fingerprint else "foreign"
 
     def _is_ours_by_evidence(self) -> bool:
         """Whether a store that names no plan was made by ours, whose run directory lies beside it.
@@ -135,19 +135,19 @@ class Image:
 
     def contents(self) -> Contents:
         """What lies in the store beside our documents and objects; lists every folder of ours."""
-        found = Contents()
+        contents = Contents()
         with in_words():
             for entry in self.store.children():
                 if entry.name not in self._names:
-                    (found.parts if entry.is_part else found.others).append(entry.key)
+                    (contents.parts if entry.is_part else contents.others).append(entry.key)
             for level in self.levels:
-                level.sort(found)
-        return found
+                level.sort(contents)
+        return contents
 
     def sweep(self) -> list[str]:
         """Remove what killed writers left, and objects that no write unit has. Nobody may be writing. Gives the latter's keys."""
-        found = self.contents()
+        contents = self.contents()
         with in_words():
-            for key in (*found.parts, *found.strays):
+            for key in (*contents.parts, *contents.strays):
                 self.store.remove(key)
-        return found.strays
+        return contents.strays

@@ -144,7 +144,7 @@ class Level:
         self._array[region] = array[tuple(slice(None) if axis in self.axes else 0 for axis in "czyx")]
         keys = [key for unit in self.units(box) for key in self.keys(unit)]
         encoded = {key: self._encoded.pop(key, None) for key in keys}
-        return {key: self._put(key, found, permit) for key, found in encoded.items()}
+        return {key: self._put(key, data, permit) for key, data in encoded.items()}
 
     def _put(self, key: str, encoded: Buffer | None, permit: Callable[[], None]) -> str | None:
         if encoded is None:
@@ -161,8 +161,8 @@ class Level:
         """
         try:
             array = zarr.open_array(self.store.as_zarr(), path=self.name, mode="r")
-            found = np.asarray(array[self._stored(slice(None), tuple(map(slice, box.start, box.stop)))])
-            return found.reshape(self.channels, *box.shape)
+            voxels = np.asarray(array[self._stored(slice(None), tuple(map(slice, box.start, box.stop)))])
+            return voxels.reshape(self.channels, *box.shape)
         except OSError as error:
             raise file_error(self.place, error, "be read") from error
         except Exception as error:  # damaged objects raise whatever they happen to meet
@@ -178,24 +178,24 @@ class Level:
 
     # --- what else lies there ---------------------------------------------------------------------------------------
 
-    def sort(self, found: Contents) -> None:
+    def sort(self, contents: Contents) -> None:
         """Add what lies below the level's key beside its document and its units' objects; lists every folder of it."""
         for entry in self.store.children(self.name):
             if entry.name not in (CHUNKS, DOCUMENT):
-                self._sort(entry, found)
+                self._sort(entry, contents)
         for entry in self.store.walk(f"{self.name}/{CHUNKS}"):
             if not entry.is_folder:
-                self._sort(entry, found)
+                self._sort(entry, contents)
             elif self.is_unit(entry.key):
-                found.strays.append(entry.key)
+                contents.strays.append(entry.key)
 
-    def _sort(self, entry: Entry, found: Contents) -> None:
+    def _sort(self, entry: Entry, contents: Contents) -> None:
         if entry.is_part:
-            found.parts.append(entry.key)
+            contents.parts.append(entry.key)
         elif self._place(entry.key) is None:
-            found.others.append(entry.key)
+            contents.others.append(entry.key)
         elif not self.is_unit(entry.key):
-            found.strays.append(entry.key)
+            contents.strays.append(entry.key)
 
     def is_unit(self, key: str) -> bool:
         """Whether an object of a write unit has this key."""

@@ -51,11 +51,11 @@ class Metadata:
             names: That the image may have besides its own: it was moved since.
         """
         group = self._group(complete)
-        found = [_labelled(DOCUMENT, self._group_compared(_named(group, stored(self._store, DOCUMENT), names)))]
-        found += [_labelled(f"{name}/{DOCUMENT}", array.compared()) for name, array in self._arrays.items()]
+        comparisons = [_labelled(DOCUMENT, self._group_compared(_named(group, stored(self._store, DOCUMENT), names)))]
+        comparisons += [_labelled(f"{name}/{DOCUMENT}", array.compared()) for name, array in self._arrays.items()]
         return Comparison(
-            tuple(line for each in found for line in each.differences),
-            tuple(line for each in found for line in each.others),
+            tuple(line for each in comparisons for line in each.differences),
+            tuple(line for each in comparisons for line in each.others),
         )
 
     def put(self, *, complete: bool) -> list[str]:
@@ -78,8 +78,8 @@ class Metadata:
             return
         attributes = there.get("attributes")
         kept = {key: value for key, value in attributes.items() if key != "ome"} if isinstance(attributes, dict) else {}
-        said = {FINGERPRINT_ATTRIBUTE: {"fingerprint": fingerprint, "state": "incomplete"}}
-        self._store.put(DOCUMENT, dumped({**there, "attributes": {**kept, **said}}))
+        mark = {FINGERPRINT_ATTRIBUTE: {"fingerprint": fingerprint, "state": "incomplete"}}
+        self._store.put(DOCUMENT, dumped({**there, "attributes": {**kept, **mark}}))
 
     def drop_axis_units(self) -> None:
         """Remove the units of axes for which the plan has none any more: an earlier plan wrote them, and left they would be false."""
@@ -99,8 +99,8 @@ class Metadata:
     # --- the group --------------------------------------------------------------------------------------------------
 
     def _group(self, complete: bool) -> dict[str, Any]:
-        said = {"fingerprint": self._plan.fingerprint, "state": "complete" if complete else "incomplete"}
-        attributes: dict[str, Any] = {FINGERPRINT_ATTRIBUTE: said}
+        mark = {"fingerprint": self._plan.fingerprint, "state": "complete" if complete else "incomplete"}
+        attributes: dict[str, Any] = {FINGERPRINT_ATTRIBUTE: mark}
         if complete:
             attributes["ome"] = described_image(self._plan)
         return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
@@ -109,14 +109,14 @@ class Metadata:
         there = stored(self._store, DOCUMENT)
         if there is None:
             return Comparison(("is not there, or no document",), ())
-        found = compared(ours, there)
+        comparison = compared(ours, there)
         extra = [key for key in there if key not in ours and key != CONSOLIDATED]
         wrong = [
-            *found.differences,
+            *comparison.differences,
             *(f"{told(key)} is no key of a group" for key in extra),
             *self._consolidated_wrong(there),
         ]
-        return Comparison(tuple(wrong), tuple(line for line in found.others if line.startswith("attributes.")))
+        return Comparison(tuple(wrong), tuple(line for line in comparison.others if line.startswith("attributes.")))
 
     def _consolidated_wrong(self, group: dict[str, Any]) -> list[str]:
         copies = group.get(CONSOLIDATED)
@@ -134,25 +134,25 @@ class Metadata:
     def _group_mended(self, ours: dict[str, Any], there: dict[str, Any] | None) -> dict[str, Any]:
         if there is None:
             return ours
-        found: dict[str, Any] = merged(
+        document: dict[str, Any] = merged(
             ours, {key: value for key, value in there.items() if key in ours or key == CONSOLIDATED}
         )
-        if self._consolidated_wrong(found):
-            metadata = found[CONSOLIDATED].get("metadata") if isinstance(found[CONSOLIDATED], dict) else None
+        if self._consolidated_wrong(document):
+            metadata = document[CONSOLIDATED].get("metadata") if isinstance(document[CONSOLIDATED], dict) else None
             if isinstance(metadata, dict):
                 metadata.update({name: array.ours for name, array in self._arrays.items()})
-            if self._consolidated_wrong(found):
-                del found[CONSOLIDATED]
-        return found
+            if self._consolidated_wrong(document):
+                del document[CONSOLIDATED]
+        return document
 
 
 def stored_fingerprint(store: Store) -> str | None:
     """The fingerprint that a store says it was made for; None where it says none."""
     try:
-        found = _halotile(stored(store, DOCUMENT)).get("fingerprint")
+        fingerprint = _halotile(stored(store, DOCUMENT)).get("fingerprint")
     except PermissionError:
         return None
-    return found if isinstance(found, str) else None
+    return fingerprint if isinstance(fingerprint, str) else None
 
 
 def described_image(plan: Plan) -> dict[str, Any]:
@@ -168,8 +168,8 @@ def image_name(root: Path) -> str:
 
 def _halotile(document: dict[str, Any] | None) -> dict[str, Any]:
     attributes = (document or {}).get("attributes")
-    found = attributes.get(FINGERPRINT_ATTRIBUTE) if isinstance(attributes, dict) else None
-    return found if isinstance(found, dict) else {}
+    mark = attributes.get(FINGERPRINT_ATTRIBUTE) if isinstance(attributes, dict) else None
+    return mark if isinstance(mark, dict) else {}
 
 
 def _named(ours: dict[str, Any], there: dict[str, Any] | None, names: tuple[str, ...]) -> dict[str, Any]:
@@ -186,8 +186,8 @@ def _named(ours: dict[str, Any], there: dict[str, Any] | None, names: tuple[str,
     return ours
 
 
-def _labelled(key: str, found: Comparison) -> Comparison:
-    return Comparison(tuple(f"{key}: {line}" for line in found.differences), found.others)
+def _labelled(key: str, comparison: Comparison) -> Comparison:
+    return Comparison(tuple(f"{key}: {line}" for line in comparison.differences), comparison.others)
 
 
 def _copy_wrong(array: ArrayDocument, copy: object) -> list[str]:

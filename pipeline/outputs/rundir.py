@@ -58,7 +58,7 @@ CLOSED = "closed"
 """Second line of `driver.lock`, once the driver has no workers any more."""
 
 _warned: set[tuple[Path, int]] = set()
-"""Damaged lines of ledgers that this process has told of."""
+"""Damaged lines of ledgers that this process has warned of."""
 
 
 class RunDirectory:
@@ -111,10 +111,10 @@ class RunDirectory:
         with in_words(path, "be read"):
             if not path.is_file():
                 return None
-            found = parsed(path.read_bytes())
-        if found is None:
+            document = parsed(path.read_bytes())
+        if document is None:
             raise ValueError("it is no JSON object: empty, cut, or damaged")
-        return found
+        return document
 
     def load_plan(self) -> Plan | None:
         """The plan, or None where there is none.
@@ -142,8 +142,8 @@ class RunDirectory:
         if not self.inventory_path.is_file():
             return None
         with in_words(self.inventory_path):
-            found = from_bytes(self.inventory_path.read_bytes())
-        return found if found and found.stored.signature == stored.signature else None
+            inventory = from_bytes(self.inventory_path.read_bytes())
+        return inventory if inventory and inventory.stored.signature == stored.signature else None
 
     def counted(self, plan: Plan, volume: Volume) -> Volume:
         """The input of a plan, which refuses to read as fill what the plan counted as stored.
@@ -204,7 +204,7 @@ class RunDirectory:
     # --- ledger -----------------------------------------------------------------------------------------------------
 
     def records(self) -> Iterator[Record]:
-        """The ledger, in order; empty where there is none. A damaged line is passed over, and told in a warning.
+        """The ledger, in order; empty where there is none. A damaged line is passed over, with a warning.
 
         Raises:
             StorageError: It is of another version.
@@ -326,13 +326,13 @@ class RunDirectory:
         """
         with in_words(self._lock_path, "be read"), self._lock_path.open("rb") as file:
             lives = not self._sees_locks or is_taken(file)
-            said = file.read().decode(errors="replace")
-        if said == token and lives:
+            holder = file.read().decode(errors="replace")
+        if holder == token and lives:
             return
         why = "Another driver has taken over, or its own has ended"
-        if said == token:
+        if holder == token:
             why = "The driver of this worker was killed"
-        elif said.startswith(token):
+        elif holder.startswith(token):
             why = "The stage of this worker has ended"
         raise StorageError(f"{why}: output '{self.output}' is left alone, and this worker writes nothing more.")
 
