@@ -87,10 +87,10 @@ class Checkpoint:
     @cached_property
     def digest(self) -> str:
         """Of all that decides what a run computes: the weights, and what else the file says, but not where they came from."""
-        said = {
+        identity = {
             field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("state", "provenance")
         }
-        return hashlib.sha256(f"{self.sha256} {sorted(said.items())}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.sha256} {sorted(identity.items())}".encode()).hexdigest()
 
     def build(self) -> UNet:
         """The network with these weights, in evaluation mode."""
@@ -112,8 +112,8 @@ def load_checkpoint(path: str | Path, *, padding: Padding | None = None) -> Chec
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"Checkpoint '{path}' was asked for, but there is no such file. Check model.checkpoint.")
-    found = path.stat()
-    return _loaded(path, padding, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+    status = path.stat()
+    return _loaded(path, padding, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
 @lru_cache(maxsize=1)  # the runs of a dataset have one network
@@ -121,32 +121,32 @@ def _loaded(path: Path, padding: Padding | None, _state: tuple[int, ...]) -> Che
     tensors, metadata = _read(path)
     _refuse_strange(tensors, str(path))
     state = {name: t.to(torch.float32) if t.is_floating_point() else t for name, t in tensors.items()}
-    said = _metadata(path, metadata)
-    told = said["architecture"].padding if said else None
-    if told and padding and told != padding:
+    content = _metadata(path, metadata)
+    stored_padding = content["architecture"].padding if content else None
+    if stored_padding and padding and stored_padding != padding:
         raise ModelError(
-            f"model.padding is '{padding}', but checkpoint '{path}' was trained with '{told}'. "
+            f"model.padding is '{padding}', but checkpoint '{path}' was trained with '{stored_padding}'. "
             "Leave model.padding out: it is only for checkpoints that do not say."
         )
-    architecture = recognise(state, padding=told or padding or "same", source=str(path))
-    if said:
-        _check_told(path, said["architecture"], architecture)
+    architecture = recognise(state, padding=stored_padding or padding or "same", source=str(path))
+    if content:
+        _check_architecture(path, content["architecture"], architecture)
     return Checkpoint(
         architecture=architecture,
         state=_completed(state, architecture, str(path)),
-        padding_known=told is not None,
-        normalization=said.get("normalization"),
-        axes=said.get("axes"),
-        voxel_size_nm=said.get("voxel_size_nm"),
-        provenance=said.get("provenance", {}),
-        training_data=said.get("training_data", ()),
-        learned=said.get("learned"),
+        padding_known=stored_padding is not None,
+        normalization=content.get("normalization"),
+        axes=content.get("axes"),
+        voxel_size_nm=content.get("voxel_size_nm"),
+        provenance=content.get("provenance", {}),
+        training_data=content.get("training_data", ()),
+        learned=content.get("learned"),
     )
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     """Write our own kind: safetensors with all that a run needs in its metadata."""
-    said = {
+    content = {
         "format": 1,
         "architecture": checkpoint.architecture.to_dict(),
         "normalization": checkpoint.normalization.to_dict() if checkpoint.normalization else None,
@@ -158,7 +158,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     }
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.state.items()}
     # Not `save_file`: it makes files that only their owner may read.
-    replace(Path(path), save(tensors, metadata={METADATA_KEY: json_text(said, sort_keys=True)}))
+    replace(Path(path), save(tensors, metadata={METADATA_KEY: json_text(content, sort_keys=True)}))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -209,10 +209,10 @@ def _check_header(path: Path) -> None:
         if length > LARGEST_HEADER:
             raise ValueError(f"a header of {length:,} bytes; at most {LARGEST_HEADER:,} are read")
         header = json.loads(content)
-        said = header.get("__metadata__") or {}
+        metadata = header.get("__metadata__") or {}
         if len(header) > MOST_TENSORS:
             raise ValueError(f"{len(header):,} tensors; at most {MOST_TENSORS:,} are read")
-        if not all(isinstance(value, str) for value in said.values()):
+        if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("metadata that are no texts")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
@@ -253,12 +253,12 @@ def _metadata(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         ) from error
 
 
-def _parsed(said: dict[str, Any]) -> dict[str, Any]:
-    if _depth_of(said) > DEEPEST_METADATA:
+def _parsed(content: dict[str, Any]) -> dict[str, Any]:
+    if _depth_of(content) > DEEPEST_METADATA:
         raise ValueError(f"values stand in values more than {DEEPEST_METADATA} levels deep")
-    architecture = Architecture(**said["architecture"])
-    rule = Normalization(**said["normalization"]) if said.get("normalization") else None
-    size = tuple(float(v) for v in said.get("voxel_size_nm") or ())
+    architecture = Architecture(**content["architecture"])
+    rule = Normalization(**content["normalization"]) if content.get("normalization") else None
+    size = tuple(float(v) for v in content.get("voxel_size_nm") or ())
     if architecture.padding not in get_args(Padding):
         raise ValueError(f"padding '{architecture.padding}'")
     if rule and rule.mode not in get_args(Mode):
@@ -269,18 +269,18 @@ def _parsed(said: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"normalization {rule.to_dict()}")
     if len(size) > 3 or not all(0 < v < inf for v in size):
         raise ValueError(f"voxel size {size}")
-    if not set(said.get("axes") or "") <= set("czyx"):
-        raise ValueError(f"axes {said['axes']!r}")
-    if not isinstance(said.get("learned"), bool | None):
-        raise ValueError(f"learned '{said['learned']}'")
+    if not set(content.get("axes") or "") <= set("czyx"):
+        raise ValueError(f"axes {content['axes']!r}")
+    if not isinstance(content.get("learned"), bool | None):
+        raise ValueError(f"learned '{content['learned']}'")
     return {
         "architecture": architecture,
         "normalization": rule,
-        "axes": said.get("axes"),
+        "axes": content.get("axes"),
         "voxel_size_nm": size or None,
-        "provenance": dict(said.get("provenance") or {}),
-        "training_data": tuple(Appearance.from_dict(part) for part in said.get("training_data") or ()),
-        "learned": said.get("learned"),
+        "provenance": dict(content.get("provenance") or {}),
+        "training_data": tuple(Appearance.from_dict(part) for part in content.get("training_data") or ()),
+        "learned": content.get("learned"),
     }
 
 
@@ -377,12 +377,12 @@ def _refuse_inexact_norms(state: Mapping[str, Tensor], source: str) -> None:
 def _completed(state: dict[str, Tensor], architecture: Architecture, source: str) -> dict[str, Tensor]:
     """`state` checked against the architecture; biases that single layers lack are zero."""
     expected = {name: tuple(tensor.shape) for name, tensor in _meta_state(architecture).items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    optional = {n for n in expected if n.endswith(".num_batches_tracked") or (n.endswith(".bias") and n not in found)}
-    affine = {n for n in expected if n.endswith((".1.weight", ".1.bias")) and n not in found}
-    missing = sorted(set(expected) - set(found) - optional - affine)
-    unknown = sorted(set(found) - set(expected))
-    shapes = [f"{n} {found[n]} instead of {expected[n]}" for n in expected if n in found and found[n] != expected[n]]
+    stored = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    optional = {n for n in expected if n.endswith(".num_batches_tracked") or (n.endswith(".bias") and n not in stored)}
+    affine = {n for n in expected if n.endswith((".1.weight", ".1.bias")) and n not in stored}
+    missing = sorted(set(expected) - set(stored) - optional - affine)
+    unknown = sorted(set(stored) - set(expected))
+    shapes = [f"{n} {stored[n]} instead of {expected[n]}" for n in expected if n in stored and stored[n] != expected[n]]
     if missing or unknown or shapes:
         raise ModelError(
             f"Checkpoint '{source}' looks like depth {architecture.depth}, width {architecture.width}, "
@@ -408,10 +408,10 @@ def _refuse_nonfinite(state: Mapping[str, Tensor], source: str) -> None:
         )
 
 
-def _check_told(path: Path, told: Architecture, found: Architecture) -> None:
-    if told != found:
-        said = told.to_dict()
-        different = [f"{k} {said[k]} but found {v}" for k, v in found.to_dict().items() if said[k] != v]
+def _check_architecture(path: Path, written: Architecture, actual: Architecture) -> None:
+    if written != actual:
+        values = written.to_dict()
+        different = [f"{k} {values[k]} but found {v}" for k, v in actual.to_dict().items() if values[k] != v]
         raise ModelError(
             f"The metadata of checkpoint '{path}' does not describe its weights: {', '.join(different)}. "
             "Write the checkpoint again."

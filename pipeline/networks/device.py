@@ -71,15 +71,15 @@ def cpuinfo(key: str) -> str:
 
 def environment() -> dict[str, str]:
     """What is recorded beside a plan: versions that may change low bits."""
-    found = {"torch": str(torch.__version__)}
+    versions = {"torch": str(torch.__version__)}
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-        found["cudnn"] = str(torch.backends.cudnn.version())
-    return found
+        versions["gpu"] = torch.cuda.get_device_name()
+        versions["cudnn"] = str(torch.backends.cudnn.version())
+    return versions
 
 
 def cudnn_warnings(ndim: int, device: str, dtype: str, version: int | None = None) -> list[str]:
-    """What must be told of the library that convolves on this GPU.
+    """Warnings about the library that convolves on this GPU.
 
     Args:
         ndim: Of the network.
@@ -89,14 +89,14 @@ def cudnn_warnings(ndim: int, device: str, dtype: str, version: int | None = Non
     """
     if device != "cuda" or ndim != 3 or dtype == "float32":
         return []
-    found = torch.backends.cudnn.version() if version is None else version
-    if found is None or not BROKEN_CUDNN[0] <= found < BROKEN_CUDNN[1]:
+    cudnn = torch.backends.cudnn.version() if version is None else version
+    if cudnn is None or not BROKEN_CUDNN[0] <= cudnn < BROKEN_CUDNN[1]:
         return []
-    told = (
-        f"cuDNN {found} is known for wrong or slow 3D convolutions in {dtype} (9.8 up to 9.15). The start of each worker "
+    warning = (
+        f"cuDNN {cudnn} is known for wrong or slow 3D convolutions in {dtype} (9.8 up to 9.15). The start of each worker "
         "compares a slab with float32; install a torch with cuDNN 9.15.1 or later, or set compute.dtype to float32."
     )
-    return [told]
+    return [warning]
 
 
 def make_deterministic() -> None:

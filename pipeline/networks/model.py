@@ -60,8 +60,8 @@ class UNet(nn.Module):
         return nn.Sequential(*block, nn.ReLU(inplace=True))
 
     def _run(self, name: str, x_BCS: Tensor) -> Tensor:
-        found: Tensor = self.get_submodule(name)(x_BCS)
-        return found
+        output: Tensor = self.get_submodule(name)(x_BCS)
+        return output
 
     def forward(self, x_BCS: Tensor) -> Tensor:
         """Logits for `x_BCS`; the extents must be legal (`core.network.receptive.legal_extent`).

@@ -42,7 +42,7 @@ def predicted(
     core = per_axis(round_up, (shape[0], min(shape[1], COLUMN), min(shape[2], COLUMN)), graph.stride)
     tiles = Stream.over(graph, shape, core, least_halo(graph), round_up(8, graph.stride[0]))
     weights, arena = kernels(checkpoint.build(), device=place, dtype=DTYPES[dtype]), Arena()
-    found = np.empty((architecture.out_channels, *shape), dtype=np.float32)
+    prediction = np.empty((architecture.out_channels, *shape), dtype=np.float32)
     for tile in tiles.grid:
         schedule = tiles.schedule(tile)
         inside, indices = shown(schedule.window, shape)
@@ -53,8 +53,8 @@ def predicted(
         sweep = Sweep(weights, schedule, arena)
         logits_ZYXC = torch.cat([logits.to(torch.float32) for _, logits in sweep.run(slabs)])
         values = activated(logits_ZYXC.permute(3, 0, 1, 2), activation)
-        found[:, *tile.core.within(Box.of_shape(shape))] = values.cpu().numpy()
-    return found
+        prediction[:, *tile.core.within(Box.of_shape(shape))] = values.cpu().numpy()
+    return prediction
 
 
 def self_test(checkpoint: Checkpoint, plan: Plan) -> None:
@@ -67,9 +67,9 @@ def self_test(checkpoint: Checkpoint, plan: Plan) -> None:
     shape = (24, 40, 40) if a.ndim == 3 else (2, 64, 64)
     noise = np.random.default_rng(0).normal(size=(a.in_channels, *shape)).astype(np.float32)
     compute, rule = plan.compute, Normalization()
-    found = predicted(checkpoint, noise, rule, "none", compute.device, compute.dtype)
+    prediction = predicted(checkpoint, noise, rule, "none", compute.device, compute.dtype)
     expected = predicted(checkpoint, noise, rule, "none", "cpu", "float32")
-    difference = float(np.abs(found - expected).max() / max(np.ptp(expected), np.finfo(np.float32).tiny))
+    difference = float(np.abs(prediction - expected).max() / max(np.ptp(expected), np.finfo(np.float32).tiny))
     limit = SELF_TEST_LIMITS[compute.dtype]
     if not difference <= limit:
         raise ModelError(

@@ -52,7 +52,7 @@ class Kernel:
 def kernels(model: UNet, *, device: torch.device, dtype: torch.dtype) -> dict[str, Kernel]:
     """Kernels by node. Folding is done in float64."""
     graph = model.architecture.graph
-    found = {}
+    by_node = {}
     for node in graph.nodes:
         operation = node.operation
         if isinstance(operation, TransposedConvolution):  # a matrix: each voxel makes a group, channels last
@@ -69,8 +69,8 @@ def kernels(model: UNet, *, device: torch.device, dtype: torch.dtype) -> dict[st
             weight = weight.flatten(1).to(device, dtype).contiguous()
         else:
             continue
-        found[node.name] = Kernel(weight, bias if bias is None else bias.to(device, dtype))
-    return found
+        by_node[node.name] = Kernel(weight, bias if bias is None else bias.to(device, dtype))
+    return by_node
 
 
 def _of(module: torch.nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -505,7 +505,7 @@ class _Raised(_Weighted, _Momentary):
         operation, channels = self._node.operation, self._node.channels
         wanted = (span, *self._plane)
         cropped = [one.start - operation.computed(axis, one).start for axis, one in enumerate(wanted)]
-        found = []
+        pairs = []
         for number, place in enumerate(product(*map(range, operation.up))):
             there, here = [], []
             for one, skip, factor, along in zip(place, cropped, operation.up, wanted, strict=True):
@@ -513,8 +513,8 @@ class _Raised(_Weighted, _Momentary):
                 there.append(slice(first, None, factor))
                 here.append(slice(int(one < skip), int(one < skip) + len(range(first, along.extent, factor))))
             here.append(slice(number * channels, (number + 1) * channels))
-            found.append((tuple(there), tuple(here)))
-        return found
+            pairs.append((tuple(there), tuple(here)))
+        return pairs
 
 
 class _Windowed(_Weighted):
