@@ -50,14 +50,14 @@ def chosen(
 
 
 def _two_values(labels: Volume, ignore: int | None) -> bool:
-    found: set[int] = set()
+    extremes: set[int] = set()
     z, y, x = labels.shape
     for box in Box.of_shape((z, y, x)).split((max(SLAB_VOXELS // (y * x), 1), y, x)):
         values = labels.read(box)
         counted = values[values != 0] if ignore is None else values[(values != 0) & (values != ignore)]
         if counted.size:
-            found |= {int(counted.min()), int(counted.max())}
-        if len(found) > 1:
+            extremes |= {int(counted.min()), int(counted.max())}
+        if len(extremes) > 1:
             return False
     return True
 

@@ -37,8 +37,8 @@ class Table:
         """
         weights = np.ones(true.shape, dtype=np.int64) if counts is None else counts
         shape = int(true.max(initial=0)) + 1, int(predicted.max(initial=0)) + 1
-        found = sparse.coo_array((weights, (true, predicted)), shape=shape).tocsr().tocoo()
-        return cls(found.row.astype(np.int64), found.col.astype(np.int64), found.data)
+        pairs = sparse.coo_array((weights, (true, predicted)), shape=shape).tocsr().tocoo()
+        return cls(pairs.row.astype(np.int64), pairs.col.astype(np.int64), pairs.data)
 
 
 @dataclass(frozen=True)

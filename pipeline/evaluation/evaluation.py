@@ -116,17 +116,17 @@ class Evaluation:
                 f"{name} against {rule.labels_are}; touching along {rule.neighbours}, segments by {rule.segments}",
             ),
             ("ROC AUC", f"{pixels.auc:.4f}"),
-            (f"Dice of {name}", self._told(pixels.dice)),
-            (f"IoU of {name}", self._told(pixels.iou)),
-            ("pixel error", self._told(pixels.error)),
-            (f"V_rand, thinned, by {self.rule.segments}", self._told(self.v_rand)),
+            (f"Dice of {name}", self._describe(pixels.dice)),
+            (f"IoU of {name}", self._describe(pixels.iou)),
+            ("pixel error", self._describe(pixels.error)),
+            (f"V_rand, thinned, by {self.rule.segments}", self._describe(self.v_rand)),
             (
                 f"variation of information, by {self.rule.segments}",
                 f"{_bits(now)} at {self.at:g}; least {_bits(least)} at {least.threshold:g}",
             ),
         ]
 
-    def _told(self, reading: Reading) -> str:
+    def _describe(self, reading: Reading) -> str:
         return f"{reading.at:.4f} at {self.at:g}; best {reading.best:.4f} at {reading.threshold:.3g}"
 
 
@@ -158,7 +158,7 @@ def evaluate(
         at: The threshold that a user of the prediction would take.
         box: What to compare; the whole, if None.
         slices_at_once: Held together; None for whole chunks of about `SLAB_VOXELS`.
-        on_advance: Told the voxels that each slab adds.
+        on_advance: Called with the voxels that each slab adds.
 
     Raises:
         ConfigError: The two have different shapes or are not what the rule says, the box lies outside, a threshold
@@ -171,11 +171,11 @@ def evaluate(
     by_rule = SliceSegments if rule.segments == "slices" else VolumeSegments
     segments = by_rule([_limit(levels, rule, threshold) for threshold in tried], mask=rule.labels_are == "mask")
     for slab in _slabs(prediction, frame, slices_at_once):
-        found = levels.read(slab)
+        values = levels.read(slab)
         cells, counted = truth.read(slab, frame)
         chosen = ... if counted is None else counted
-        pixels.add(found[chosen], ((cells == 0) == (rule.predicts == "membrane"))[chosen])
-        segments.add(found if rule.predicts == "membrane" else levels.scale - found, cells)
+        pixels.add(values[chosen], ((cells == 0) == (rule.predicts == "membrane"))[chosen])
+        segments.add(values if rule.predicts == "membrane" else levels.scale - values, cells)
         on_advance(slab.voxels)
     _check_both(pixels, labels, rule, frame)
     scores = tuple(_scores(*pair) for pair in zip(tried, segments.agreements(), strict=True))
@@ -203,23 +203,23 @@ def compare(
         at: As `evaluate`.
         box: As `evaluate`.
         missing: As of `open_counted`.
-        on_advance: Told how many voxels are compared, of how many.
+        on_advance: Called with how many voxels are compared, of how many.
         **options: As `choice.chosen`.
 
     Raises:
         StorageError: There is no such volume.
         ConfigError: As `evaluate`.
     """
-    found, truth = open_counted(prediction, missing=missing), open_counted(labels, missing=missing)
-    total, done = (box or Box.of_shape(found.shape)).voxels, 0
+    probabilities, truth = open_counted(prediction, missing=missing), open_counted(labels, missing=missing)
+    total, done = (box or Box.of_shape(probabilities.shape)).voxels, 0
 
-    def told(voxels: int) -> None:
+    def advance(voxels: int) -> None:
         nonlocal done
         done += voxels
         on_advance(done, total)
 
-    rule = chosen(found, truth, **options)
-    return evaluate(found, truth, rule, thresholds=thresholds, at=at, box=box, on_advance=told)
+    rule = chosen(probabilities, truth, **options)
+    return evaluate(probabilities, truth, rule, thresholds=thresholds, at=at, box=box, on_advance=advance)
 
 
 def _frame(prediction: Volume, labels: Volume, box: Box | None) -> Box:

@@ -62,10 +62,10 @@ class Levels:
                 "probabilities are from 0 to 1. Logits? Set output.activation to 'sigmoid' and infer again."
             )
         wide = values.astype(np.float64)
-        found: np.ndarray = np.floor(wide * self.scale)
-        found -= found / self.scale > wide  # a product that was rounded over an edge, up or down
-        found += (found + 1) / self.scale <= wide
-        return found.astype(np.uint16)
+        levels: np.ndarray = np.floor(wide * self.scale)
+        levels -= levels / self.scale > wide  # a product that was rounded over an edge, up or down
+        levels += (levels + 1) / self.scale <= wide
+        return levels.astype(np.uint16)
 
     def cut(self, threshold: float) -> int:
         """The least level whose probability is at least `threshold`."""
