@@ -44,17 +44,17 @@ class Told:
     lead: str
 
 
-def description(checkpoint: Checkpoint, case: Case, told: Told, files: dict[str, Path]) -> dict[str, Any]:
+def description(checkpoint: Checkpoint, case: Case, about: Told, files: dict[str, Path]) -> dict[str, Any]:
     """The package's description, as the format's YAML has it, format 0.5."""
     architecture = checkpoint.architecture
     return {
         "type": "model",
         "format_version": "0.5.12",
-        "name": told.name,
+        "name": about.name,
         "description": f"{architecture.ndim}D UNet of depth {architecture.depth} and width {architecture.width} that "
         f"predicts {', '.join(channels_of(checkpoint))}. Trained with Halotile.",
-        "authors": [{"name": author} for author in told.authors],
-        "license": told.license,
+        "authors": [{"name": author} for author in about.authors],
+        "license": about.license,
         "cite": [RONNEBERGER],
         "tags": ["unet", "pytorch", f"{architecture.ndim}d", "semantic-segmentation", "halotile"],
         "documentation": _file(files["readme"]),

@@ -65,7 +65,7 @@ def export(
         raise ModelError(f"Package '{target}' was asked for, but it exists. Delete it, or name another target.")
     checkpoint = load_checkpoint(checkpoint_path)
     case = make_case(checkpoint, sample)
-    told = Told(
+    about = Told(
         name=name or _name(checkpoint_path),
         authors=tuple(authors) or _authors(checkpoint),
         license=_license(checkpoint_path, checkpoint, license),
@@ -74,11 +74,11 @@ def export(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         package = Path(scratch) / ("package.zip" if target.suffix == ".zip" else "package")
-        files = write_files(Path(scratch) / "files", checkpoint, case, told)
+        files = write_files(Path(scratch) / "files", checkpoint, case, about)
         with warnings.catch_warnings():
             # bioimageio leaves that to the collector
             warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)
-            _package(spec, description(checkpoint, case, told, files), package, str(checkpoint_path))
+            _package(spec, description(checkpoint, case, about, files), package, str(checkpoint_path))
         package.rename(target)
     return target
 
@@ -100,22 +100,22 @@ def _name(path: Path) -> str:
 
 
 def _authors(checkpoint: Checkpoint) -> tuple[str, ...]:
-    said = checkpoint.provenance.get("authors") or "unknown"
-    return (said,) if isinstance(said, str) else tuple(map(str, said))
+    authors = checkpoint.provenance.get("authors") or "unknown"
+    return (authors,) if isinstance(authors, str) else tuple(map(str, authors))
 
 
 def _license(path: Path, checkpoint: Checkpoint, asked: str | None) -> str:
-    found = asked or checkpoint.provenance.get("license")
-    if not found:
+    licence = asked or checkpoint.provenance.get("license")
+    if not licence:
         raise ModelError(
             f"No licence was given for the export of checkpoint '{path}', and its provenance names none: without one, "
             "nobody may use the package. Give the SPDX identifier of a licence that the training data allows, such as "
             "CC-BY-4.0."
         )
-    return str(found)
+    return str(licence)
 
 
-def write_files(folder: Path, checkpoint: Checkpoint, case: Case, told: Told) -> dict[str, Path]:
+def write_files(folder: Path, checkpoint: Checkpoint, case: Case, about: Told) -> dict[str, Path]:
     """All but the description, by what they are."""
     folder.mkdir()
     names = ("weights.pt", "weights.torchscript.pt", "unet.py", "test_input.npy", "test_output.npy", "cover.png")
@@ -127,22 +127,22 @@ def write_files(folder: Path, checkpoint: Checkpoint, case: Case, told: Told) ->
     np.save(files["input"], case.input)
     np.save(files["output"], case.output)
     cover(case).save(files["cover"])
-    files["readme"].write_text(readme(checkpoint, case, told), encoding="utf-8")
+    files["readme"].write_text(readme(checkpoint, case, about), encoding="utf-8")
     return files
 
 
 def _package(spec: ModuleType, description: dict[str, Any], package: Path, source: str) -> None:
     """Have the format's own code check the description, gather its files and write the package."""
-    found = spec.build_description(description, context=spec.ValidationContext(perform_io_checks=True))
-    if isinstance(found, spec.InvalidDescr):
+    model_description = spec.build_description(description, context=spec.ValidationContext(perform_io_checks=True))
+    if isinstance(model_description, spec.InvalidDescr):
         raise ModelError(
             f"The description of checkpoint '{source}' is refused by bioimageio.spec {spec.__version__}: "
-            f"{_reasons(found)}. Check the name, the licence, the authors and the sample."
+            f"{_reasons(model_description)}. Check the name, the licence, the authors and the sample."
         )
     if package.suffix == ".zip":
-        spec.save_bioimageio_package(found, output_path=package)
+        spec.save_bioimageio_package(model_description, output_path=package)
     else:
-        spec.save_bioimageio_package_as_folder(found, output_path=package)
+        spec.save_bioimageio_package_as_folder(model_description, output_path=package)
 
 
 def _reasons(invalid: Any) -> str:

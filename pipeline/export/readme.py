@@ -14,11 +14,11 @@ from pipeline.export.extents import Extents
 from pipeline.networks.checkpoint import Checkpoint
 
 
-def readme(checkpoint: Checkpoint, case: Case, told: Told) -> str:
+def readme(checkpoint: Checkpoint, case: Case, about: Told) -> str:
     """Markdown: network, values, tiles, training, validation."""
     parts = [
-        f"# {told.name}",
-        told.lead,
+        f"# {about.name}",
+        about.lead,
         _readme_network(checkpoint),
         _readme_values(checkpoint, case),
         _readme_exactness(checkpoint.architecture),
@@ -73,11 +73,11 @@ def _readme_exactness(architecture: Architecture) -> str:
     extents = Extents(architecture)
     facts = (architecture.stride, extents.radius, extents.halo, extents.lost)
     stride, radius, halo, lost = (", ".join(str(values[axis]) for axis in extents.axes) for values in facts)
-    told = f"Along {', '.join(extents.names)}, in voxels: stride {stride}; receptive radius {radius}; "
+    figures = f"Along {', '.join(extents.names)}, in voxels: stride {stride}; receptive radius {radius}; "
     if architecture.padding == "valid":
         return f"""## Tiles
 
-{told}lost a side {lost}.
+{figures}lost a side {lost}.
 
 Convolutions are not padded, so the network crops the halo itself. Pooling makes it equivariant only to shifts by the
 stride, and its output's extents are no multiples of that: tiles put edge to edge are off the lattice, and differ from one
@@ -85,7 +85,7 @@ pass over the whole. Crop each output to a multiple of the stride, and place til
 declared concatenable."""
     return f"""## Tiles
 
-{told}halo {halo}.
+{figures}halo {halo}.
 
 The halo is the radius rounded up to the stride: a tile whose origin and extents are multiples of the stride, with that much
 real context, equals one pass over the whole volume to floating-point round-off. Where a tool shifts its last tile back to
@@ -109,5 +109,5 @@ def _readme_validation(checkpoint: Checkpoint) -> str:
     if not isinstance(metrics, dict) or not metrics:
         return f"## Validation\n\nThe checkpoint holds no figures. {advice}"
     rows = "\n".join(f"| {key} | {value} |" for key, value in metrics.items())
-    warning = "".join(f"**{told}**\n\n" for told in lesson(checkpoint.learned, metrics))
+    warning = "".join(f"**{sentence}**\n\n" for sentence in lesson(checkpoint.learned, metrics))
     return f"## Validation\n\n{warning}On validation data of the training run:\n\n| figure | value |\n|---|---|\n{rows}\n\n{advice}"

@@ -66,17 +66,17 @@ class _Gathered:
 
 def _definitions(tree: ast.Module) -> dict[str, ast.stmt]:
     """What a module binds at its top level, by name; an import of several is one a name."""
-    found: dict[str, ast.stmt] = {}
+    definitions: dict[str, ast.stmt] = {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found[node.name] = node
+            definitions[node.name] = node
         elif isinstance(node, ast.Assign):
-            found.update({t.id: node for t in node.targets if isinstance(t, ast.Name)})
+            definitions.update({t.id: node for t in node.targets if isinstance(t, ast.Name)})
         elif isinstance(node, ast.Import):
-            found.update({a.asname or a.name.partition(".")[0]: ast.Import([a]) for a in node.names})
+            definitions.update({a.asname or a.name.partition(".")[0]: ast.Import([a]) for a in node.names})
         elif isinstance(node, ast.ImportFrom):
-            found.update({a.asname or a.name: ast.ImportFrom(node.module, [a], node.level) for a in node.names})
-    return found
+            definitions.update({a.asname or a.name: ast.ImportFrom(node.module, [a], node.level) for a in node.names})
+    return definitions
 
 
 def save_trace(checkpoint: Checkpoint, path: Path) -> None:
