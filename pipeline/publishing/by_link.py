@@ -75,7 +75,7 @@ class LinkedPublication:
             StorageError: The version is not finished or not verified, or the file system refuses; readers see what they saw.
             BusyError: Somebody else writes there.
         """
-        with self._told(f"version {fingerprint} could not be published"), self.exclusive():
+        with self._in_words(f"version {fingerprint} could not be published"), self.exclusive():
             self._there.check_whole(fingerprint)
             now = self.current()
             if now is not None:
@@ -84,12 +84,12 @@ class LinkedPublication:
                 return now
             self._there.announce(fingerprint)
             image = self.image(fingerprint)
-            found = Published(fingerprint, str(image), datetime.now(UTC), dict(about))
-            self._there.write_record(found)
+            published = Published(fingerprint, str(image), datetime.now(UTC), dict(about))
+            self._there.write_record(published)
             self._there.make_durable(fingerprint)
             self._switch(Path(VERSIONS, fingerprint, image.name))
             self._there.shown(fingerprint)
-            return found
+            return published
 
     def _switch(self, target: Path) -> None:
         for left in self.folder.glob(f".{LINK}-*"):  # of publishers that were killed here
@@ -106,7 +106,7 @@ class LinkedPublication:
             StorageError: One could not be removed, or what is current cannot be told.
             BusyError: Somebody else writes there.
         """
-        with self._told("old versions could not be removed"), self.exclusive():
+        with self._in_words("old versions could not be removed"), self.exclusive():
             current = read_link(self.folder)
             going = expired(self.versions(), current.fingerprint if current else None, keep, now, spare)
             gone = [fingerprint for fingerprint in going if not self._there.is_driven(fingerprint)]
@@ -125,7 +125,7 @@ class LinkedPublication:
             StorageError: It was published, or cannot be removed.
             BusyError: Somebody else writes there.
         """
-        with self._told(f"version {fingerprint} could not be removed"), self.exclusive():
+        with self._in_words(f"version {fingerprint} could not be removed"), self.exclusive():
             if self._there.record(fingerprint).is_file() and not self._is_unseen(fingerprint):
                 raise self._there.refuse_published(fingerprint)
             self._there.hide(fingerprint)
@@ -137,8 +137,8 @@ class LinkedPublication:
         return not is_current and self._there.is_unseen(fingerprint)
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Tell what the file system refuses, and what readers see now."""
+    def _in_words(self, what: str) -> Iterator[None]:
+        """Turn what the file system refuses into an error that says what readers see now."""
         try:
             yield
         except OSError as error:
@@ -166,11 +166,11 @@ def read_link(folder: Path) -> Published | None:
         image = folder / target
         try:
             record = (image.parent / RECORD).read_bytes()
-            found = published_in(record, str(folder), str(image.parent / RECORD))
+            published = published_in(record, str(folder), str(image.parent / RECORD))
         except FileNotFoundError:
-            found = None
-        if found is not None and Path(found.image) == image and image.is_dir():
-            return found
+            published = None
+        if published is not None and Path(published.image) == image and image.is_dir():
+            return published
         left -= 1
         if left == 0 or _target(folder / LINK) == target:
             raise StorageError(

@@ -102,8 +102,8 @@ class PointedPublication:
             return self._current()
 
     def _current(self) -> Published | None:
-        found = read_pointer(self._store)
-        return found if found and self._is_whole(found.fingerprint) else None
+        published = read_pointer(self._store)
+        return published if published and self._is_whole(published.fingerprint) else None
 
     def _is_whole(self, fingerprint: str) -> bool:
         """Whether all of a version was uploaded: the group's metadata go last, and are removed first."""
@@ -147,22 +147,22 @@ class PointedPublication:
             now = self._current()
             image = f"{self.output}/{VERSIONS}/{fingerprint}/{self.image(fingerprint).name}"
             is_current = now is not None and now.fingerprint == fingerprint
-            found = now if now and is_current else Published(fingerprint, image, datetime.now(UTC), dict(about))
+            published = now if now and is_current else Published(fingerprint, image, datetime.now(UTC), dict(about))
             if now:
                 self._there.shown(now.fingerprint)
             if is_here:
                 self._there.announce(fingerprint)
-            self._there.write_record(found)
+            self._there.write_record(published)
             if is_here:
                 self._upload(fingerprint)
             else:
                 self._check_stored(fingerprint)
                 # its date tells others' ages
-                self._store.write(f"{VERSIONS}/{fingerprint}/{RECORD}", record_of(found, self._there.name))
+                self._store.write(f"{VERSIONS}/{fingerprint}/{RECORD}", record_of(published, self._there.name))
             if not is_current:
-                self._store.write(POINTER, record_of(found, self._there.name))
+                self._store.write(POINTER, record_of(published, self._there.name))
                 self._there.shown(fingerprint)
-            return found
+            return published
 
     def describe(self, fingerprint: str, ome: Mapping[str, Any]) -> None:
         """Bring the metadata of a published image up to date, in one PUT; its voxels, and what others wrote beside, stay.
@@ -205,13 +205,13 @@ class PointedPublication:
         with told(self.output, "be recalled"), self.exclusive():
             if not self._is_stored(fingerprint):
                 return
-            found = {name: self._store.read(f"{VERSIONS}/{fingerprint}/{run.name}/{name}") for name in ARTIFACTS}
-            if found[PLAN] is None:
+            artifacts = {name: self._store.read(f"{VERSIONS}/{fingerprint}/{run.name}/{name}") for name in ARTIFACTS}
+            if artifacts[PLAN] is None:
                 return
             part = run.with_name(f"{run.name}.part")
             shutil.rmtree(part, ignore_errors=True)
             make_folder(part)
-            for name, content in found.items():
+            for name, content in artifacts.items():
                 if content is not None:
                     durable(part / name, content)
             part.rename(run)
@@ -274,11 +274,11 @@ class PointedPublication:
 
     def _vouched(self, fingerprint: str, prefix: str) -> dict[str, str]:
         """What the ledger says that each object of the image is, by key: its SHA-256."""
-        found: dict[str, str | None] = {}
+        digests: dict[str, str | None] = {}
         for record in self.directory(fingerprint).records():
             if isinstance(record, TileRecord) and record.state == "done" and record.fingerprint == fingerprint:
-                found.update((f"{prefix}/{unit}", digest) for unit, digest in record.units.items())
-        return {key: digest for key, digest in found.items() if digest}
+                digests.update((f"{prefix}/{unit}", digest) for unit, digest in record.units.items())
+        return {key: digest for key, digest in digests.items() if digest}
 
     def _settle(self, key: str, path: Path, vouched: str | None, size: int | None) -> int:
         """See to it that an object has its bytes, by reading it back; gives how often it was sent: 0 or 1."""
@@ -287,8 +287,8 @@ class PointedPublication:
         if size == length and self._store.digest(key, length) == wanted:
             return 0
         self._store.send(path, key)
-        found = self._store.digest(key, length)
-        if found == wanted:
+        digest = self._store.digest(key, length)
+        if digest == wanted:
             return 1
         if _digest(path) != wanted:
             raise StorageError(
@@ -296,7 +296,7 @@ class PointedPublication:
                 "changed after it was verified: run it again (`halotile run` mends it), then publish it. Readers see what they saw."
             )
         raise StorageError(
-            f"'{self.output}/{key}' came back as other bytes than were sent (SHA-256 {found[:12]}, sent {wanted[:12]}). Publish "
+            f"'{self.output}/{key}' came back as other bytes than were sent (SHA-256 {digest[:12]}, sent {wanted[:12]}). Publish "
             "again; where it stays so, the store is damaged or something else writes there. Readers see what they saw."
         )
 
@@ -388,10 +388,10 @@ def _merged(local: Version | None, stored: Version | None) -> Version:
     """What is known of a version, of which at least one place has something; a run's own beginning counts."""
     if local and stored:
         return replace(stored, begun=local.begun)
-    found = local or stored
-    if found is None:
+    version = local or stored
+    if version is None:
         raise ValueError("A version was asked for that neither this machine nor the store knows.")
-    return found
+    return version
 
 
 def _check_present(vouched: Mapping[str, str], files: Mapping[str, Path], image: Path) -> None:

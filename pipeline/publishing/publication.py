@@ -102,15 +102,15 @@ def read_current(output: str) -> Published:
     if _is_stored(output):
         store = ObjectStore(output)
         with told(store.url, "be read"):
-            found = read_pointer(store)
+            published = read_pointer(store)
     else:
-        found = read_link(_path(output))
-    if found is None:
+        published = read_link(_path(output))
+    if published is None:
         raise StorageError(
             f"Nothing is published at '{output}': there is no 'current' of a volume's output. Name the output of one volume "
             "(DATASET/NAME), or publish a version first."
         )
-    return found
+    return published
 
 
 def _is_stored(output: str) -> bool:

@@ -61,16 +61,16 @@ class Published:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-def record_of(found: Published, name: str) -> bytes:
+def record_of(version: Published, name: str) -> bytes:
     """The document that says of a version that it was published; the image's place in it is relative to the output."""
-    said = {
+    content = {
         "format": FORMAT,
-        "fingerprint": found.fingerprint,
-        "image": f"{VERSIONS}/{found.fingerprint}/{name}.ome.zarr",
-        "published": found.published.isoformat(),
-        "about": dict(found.about),
+        "fingerprint": version.fingerprint,
+        "image": f"{VERSIONS}/{version.fingerprint}/{name}.ome.zarr",
+        "published": version.published.isoformat(),
+        "about": dict(version.about),
     }
-    return (json.dumps(said, indent=2, allow_nan=False) + "\n").encode()
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 def published_in(record: bytes, output: str, place: str) -> Published:
@@ -85,13 +85,13 @@ def published_in(record: bytes, output: str, place: str) -> Published:
         StorageError: It is none.
     """
     try:
-        said = json.loads(record)
-        if said["format"] != FORMAT:
-            raise ValueError(f"format {said['format']}")
-        if str(said["image"]).split("/")[:-1] != [VERSIONS, said["fingerprint"]]:
-            raise ValueError(f"image '{said['image']}' of version {said['fingerprint']}")
-        when = datetime.fromisoformat(said["published"])
-        return Published(said["fingerprint"], f"{output}/{said['image']}", when, dict(said["about"]))
+        content = json.loads(record)
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}")
+        if str(content["image"]).split("/")[:-1] != [VERSIONS, content["fingerprint"]]:
+            raise ValueError(f"image '{content['image']}' of version {content['fingerprint']}")
+        when = datetime.fromisoformat(content["published"])
+        return Published(content["fingerprint"], f"{output}/{content['image']}", when, dict(content["about"]))
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(
             f"'{place}' does not say what is published ({type(error).__name__}: {error}): it was changed by hand, or written "
@@ -145,8 +145,8 @@ class VersionFolder:
         made = [self.directory(fingerprint).plan_path, self.home(fingerprint)]
         begun = next(path for path in made if path.exists()).stat().st_mtime
         record = self.record(fingerprint)
-        said = published_in(record.read_bytes(), str(self.folder), str(record)) if record.is_file() else None
-        return Version(fingerprint, datetime.fromtimestamp(begun, UTC), said.published if said else None)
+        published = published_in(record.read_bytes(), str(self.folder), str(record)) if record.is_file() else None
+        return Version(fingerprint, datetime.fromtimestamp(begun, UTC), published.published if published else None)
 
     def check_whole(self, fingerprint: str) -> None:
         """Refuse a version that is not finished and verified.
@@ -171,18 +171,18 @@ class VersionFolder:
         for above in (self.folder / VERSIONS, self.folder, self.folder.parent):
             sync(above)
 
-    def write_record(self, found: Published) -> None:
+    def write_record(self, version: Published) -> None:
         """Say of a version that it was published.
 
         Raises:
             StorageError: The file system refuses.
         """
-        record = self.record(found.fingerprint)
+        record = self.record(version.fingerprint)
         try:
-            replace(record, record_of(found, self.name))
+            replace(record, record_of(version, self.name))
         except OSError as error:
             raise StorageError(
-                f"Version {found.fingerprint} could not be published: '{record}' cannot be written ({error}). What readers see "
+                f"Version {version.fingerprint} could not be published: '{record}' cannot be written ({error}). What readers see "
                 "has not changed. Make room or repair the file system, then publish it again."
             ) from error
 
@@ -280,30 +280,30 @@ def _unfinished(image: Path, fingerprint: str) -> str | None:
         document = stored(store_at(str(image)), DOCUMENT)
         if document is None:
             return f"'{image}' is no output of a run: there is no '{DOCUMENT}', or it is damaged"
-        said = document["attributes"][FINGERPRINT_ATTRIBUTE]
-        found, state = said["fingerprint"], said["state"]
+        mark = document["attributes"][FINGERPRINT_ATTRIBUTE]
+        own, state = mark["fingerprint"], mark["state"]
     except (OSError, KeyError, TypeError) as error:
         return f"'{image}' is no output of a run ({type(error).__name__}: {error})"
-    if found != fingerprint:
-        return f"'{image}' says that it was made for {found}"
+    if own != fingerprint:
+        return f"'{image}' says that it was made for {own}"
     return None if state == "complete" else f"'{image}' is {state}"
 
 
 def _unverified(directory: RunDirectory, fingerprint: str) -> str | None:
     """What the verification lacks, in words."""
     try:
-        said = directory.read_json(directory.verification_path)
-        if said is None:
+        report = directory.read_json(directory.verification_path)
+        if report is None:
             return f"it was not verified: there is no '{directory.verification_path}'"
-        if said["fingerprint"] != fingerprint:
-            return f"'{directory.verification_path}' is of {said['fingerprint']}"
-        return None if said["complete"] is True else f"its verification found {_lacks(said)}"
+        if report["fingerprint"] != fingerprint:
+            return f"'{directory.verification_path}' is of {report['fingerprint']}"
+        return None if report["complete"] is True else f"its verification found {_lacks(report)}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"'{directory.verification_path}' cannot be read ({type(error).__name__}: {error})"
 
 
-def _lacks(said: dict[str, Any]) -> str:
-    tiles, metadata = said["missing"] + said["invalid"], said.get("metadata", ())
+def _lacks(report: dict[str, Any]) -> str:
+    tiles, metadata = report["missing"] + report["invalid"], report.get("metadata", ())
     return (
         f"that {tiles} tiles lack"
         if tiles
