@@ -53,5 +53,5 @@ def _two_nearest(numbers: np.ndarray, sampling: tuple[float, ...], threads: int)
 
 def _distance(outside: np.ndarray, sampling: tuple[float, ...], threads: int) -> np.ndarray:
     """Of each voxel to the nearest that is not `outside`."""
-    found: np.ndarray = edt.edt(outside, anisotropy=sampling, black_border=False, parallel=threads)
-    return found
+    distances: np.ndarray = edt.edt(outside, anisotropy=sampling, black_border=False, parallel=threads)
+    return distances

@@ -95,7 +95,7 @@ def gather(
 
     Args:
         config: The recipe.
-        on_advance: Told how many voxels of labels are prepared, of how many.
+        on_advance: Called with how many voxels of labels are prepared, of how many.
         trusted: Whether targets that are there are taken without reading the labels again, and values as they are.
         any_range: Whether values may span as little as they like.
 
@@ -114,7 +114,7 @@ def gather(
             refuse_narrow(urls, looks, numbers)
     total, done = sum(box.voxels for pair in pairs for box in [*pair.training, *pair.held_back]), 0
 
-    def told(voxels: int) -> None:
+    def advance(voxels: int) -> None:
         nonlocal done
         done += voxels
         on_advance(done, total)
@@ -123,7 +123,7 @@ def gather(
         [
             region
             for pair in pairs
-            for region in _regions(pair, getattr(pair, part), config, numbers[pair.number], told, trusted)
+            for region in _regions(pair, getattr(pair, part), config, numbers[pair.number], advance, trusted)
         ]
         for part in ("training", "held_back")
     )
@@ -171,10 +171,10 @@ def _opened(number: int, pair: PairConfig, config: TrainConfig) -> _Pair:
         raise ConfigError(
             f"Image '{pair.image}' has {what.channels} channel(s), network.in_channels is {config.network.in_channels}. Set it to what the image has."
         )
-    for found in (*pair.train, *pair.validation):
-        if not Box.of_shape(what.shape).contains(found.box):
+    for part in (*pair.train, *pair.validation):
+        if not Box.of_shape(what.shape).contains(part.box):
             raise ConfigError(
-                f"The box {found.box} of '{pair.image}' was asked for, which has {what.shape} voxels (z, y, x). Choose boxes inside it."
+                f"The box {part.box} of '{pair.image}' was asked for, which has {what.shape} voxels (z, y, x). Choose boxes inside it."
             )
     return _Pair(number, pair, image, labels, *_sizes(pair, what))
 
@@ -198,12 +198,12 @@ def _refuse_shared_voxels(pairs: list[_Pair]) -> None:
                 )
 
 
-def _sizes(pair: PairConfig, found: Description) -> tuple[Sizes, Sizes | None]:
+def _sizes(pair: PairConfig, description: Description) -> tuple[Sizes, Sizes | None]:
     """Voxel sizes: the recipe's, else the metadata's, whose proportions hold also where its unit is not known."""
     if pair.voxel_size_nm != "auto":
         return pair.voxel_size_nm, pair.voxel_size_nm
-    known = found.space.nanometers
-    sizes = list(known or found.space.scale)
+    known = description.space.nanometers
+    sizes = list(known or description.space.scale)
     whole = triple([sizes[0]] * (3 - len(sizes)) + sizes)
     return whole, whole if known is not None else None
 
@@ -242,10 +242,10 @@ def _normalization(image: Volume, rule: Normalization, folder: Path) -> Normaliz
     path = folder / f"{_digest(image.description.to_dict(), rule.to_dict())}-normalization.json"
     if path.is_file():
         return Normalization(**json.loads(path.read_text(encoding="utf-8")))
-    found = measured(rule, image, nonfinite="fail")
+    numbers = measured(rule, image, nonfinite="fail")
     make_folder(folder)
-    replace(path, json_text(found.to_dict()).encode())
-    return found
+    replace(path, json_text(numbers.to_dict()).encode())
+    return numbers
 
 
 def _appearance(pair: _Pair, normalization: Normalization, folder: Path) -> Appearance | None:
@@ -257,11 +257,11 @@ def _appearance(pair: _Pair, normalization: Normalization, folder: Path) -> Appe
         return Appearance.from_dict(json.loads(path.read_text(encoding="utf-8")))
     chunks, share = pair.image.description.chunks, max(LOOKED_AT // len(pair.training), 1)
     boxes = [box for frame in _spread(pair.training) for box in sample_boxes(frame, chunks, share)]
-    found = appearance(pair.image, normalization, boxes=boxes, voxel_size_nm=pair.nanometres)
-    if found:
+    look = appearance(pair.image, normalization, boxes=boxes, voxel_size_nm=pair.nanometres)
+    if look:
         make_folder(folder)
-        replace(path, json_text(found.to_dict()).encode())
-    return found
+        replace(path, json_text(look.to_dict()).encode())
+    return look
 
 
 def _spread(frames: list[Box]) -> list[Box]:

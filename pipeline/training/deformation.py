@@ -63,19 +63,19 @@ def random_matrix(
 
     Axes of like voxel size are exchanged and mirrored at will, the rest only mirrored; slices are turned by any angle.
     """
-    found = np.eye(3)
+    matrix = np.eye(3)
     if augment.flip:
-        found = _random_symmetry(window, sampling, rng)
+        matrix = _random_symmetry(window, sampling, rng)
     if augment.rotate:
         angle = rng.uniform(-np.pi, np.pi)
         turn = np.eye(3)
         turn[1:, 1:] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-        found = turn @ found
+        matrix = turn @ matrix
     if augment.zoom:
         factor = rng.uniform(1 - augment.zoom, 1 + augment.zoom)
-        found = np.diag([factor if axis in _free_axes(window) else 1.0 for axis in range(3)]) @ found
+        matrix = np.diag([factor if axis in _free_axes(window) else 1.0 for axis in range(3)]) @ matrix
     size = np.array(sampling)
-    scaled: np.ndarray = found * size[np.newaxis, :] / size[:, np.newaxis]
+    scaled: np.ndarray = matrix * size[np.newaxis, :] / size[:, np.newaxis]
     return scaled
 
 
@@ -141,10 +141,10 @@ def between(block: np.ndarray, places: np.ndarray, origin: Triple = (0, 0, 0), *
     source, where = torch.from_numpy(block)[None], torch.from_numpy(np.moveaxis(shares, 0, -1)).contiguous()
     if flat:
         mode = "bicubic" if cubic else "bilinear"
-        found = grid_sample(source[:, :, 0], where, mode=mode, padding_mode="border", align_corners=True)
-        return found[0].numpy()[:, np.newaxis]
-    found = grid_sample(source, where[None], mode="bilinear", padding_mode="border", align_corners=True)
-    return found[0].numpy()
+        values = grid_sample(source[:, :, 0], where, mode=mode, padding_mode="border", align_corners=True)
+        return values[0].numpy()[:, np.newaxis]
+    values = grid_sample(source, where[None], mode="bilinear", padding_mode="border", align_corners=True)
+    return values[0].numpy()
 
 
 def nearest(block: np.ndarray, places: np.ndarray, origin: Triple = (0, 0, 0)) -> np.ndarray:

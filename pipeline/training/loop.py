@@ -350,8 +350,8 @@ class Loop:
 def _shares(batch: list[Sample], classes: int) -> np.ndarray:
     """Each class's share of the weight of a batch; of one channel, of its two answers."""
     counts = (np.bincount(s.target.ravel(), s.weight.ravel(), minlength=256)[:classes] for s in batch)
-    found = sum(counts, np.zeros(classes))
-    return found / max(float(np.sum(found)), 1e-6)
+    weights = sum(counts, np.zeros(classes))
+    return weights / max(float(np.sum(weights)), 1e-6)
 
 
 def _moved(tensor: Tensor, place: torch.device) -> Tensor:

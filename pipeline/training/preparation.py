@@ -97,10 +97,10 @@ class TargetRule:
 
     def _weights(self, cells: np.ndarray) -> np.ndarray:
         flat = self.neighbours == "yx"
-        found = border_weight(
+        weights = border_weight(
             cells[0] if flat else cells, sigma=self.sigma or 0.0, sampling=self.sampling[flat:], threads=THREADS
         )
-        return found[np.newaxis] if flat else found
+        return weights[np.newaxis] if flat else weights
 
     def _checked(self, labels: np.ndarray) -> np.ndarray:
         low, high = int(labels.min()), int(labels.max())
@@ -175,28 +175,28 @@ def prepare(
         box: Inside the volume; nothing beyond it is read.
         rule: How.
         folder: Where the files go.
-        on_advance: Told the voxels that each block adds.
+        on_advance: Called with the voxels that each block adds.
         trusted: Whether what is there is taken without reading the labels again, to see that they are the same.
     """
     name = _digest({"labels": labels.description.to_dict(), "box": [box.start, box.stop], "rule": vars(rule)})[:16]
     record = folder / f"{name}.json"
     paths = folder / f"{name}-target.npy", None if rule.sigma is None else folder / f"{name}-border.npy"
     if record.is_file():
-        said = json.loads(record.read_text(encoding="utf-8"))
-        if trusted or said["sha256"] == _read_digest(labels, box, rule):
+        content = json.loads(record.read_text(encoding="utf-8"))
+        if trusted or content["sha256"] == _read_digest(labels, box, rule):
             on_advance(box.voxels)
-            return Prepared(*paths, tuple(said["counts"]), said["sha256"], rule.neighbours)
+            return Prepared(*paths, tuple(content["counts"]), content["sha256"], rule.neighbours)
         record.unlink()
     make_folder(folder)
     target = np.lib.format.open_memmap(paths[0], "w+", np.uint8, box.shape)
     border = None if paths[1] is None else np.lib.format.open_memmap(paths[1], "w+", np.float16, box.shape)
     counts, digest = np.zeros(256, dtype=np.int64), hashlib.sha256()
-    for block, values, (found, weights) in _blocks(labels, box, rule):
+    for block, values, (classes, weights) in _blocks(labels, box, rule):
         place = block.within(box)
-        target[place] = found
+        target[place] = classes
         if border is not None and weights is not None:
             border[place] = weights
-        counts += np.bincount(found.ravel(), minlength=256)
+        counts += np.bincount(classes.ravel(), minlength=256)
         digest.update(np.ascontiguousarray(values).tobytes())
         on_advance(block.voxels)
     for array in (target, border):

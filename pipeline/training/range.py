@@ -37,19 +37,19 @@ def refuse_narrow(urls: Sequence[str], looks: Sequence[Appearance | None], rules
     Raises:
         ConfigError: Some channel spans too little.
     """
-    found = [
+    problems = [
         _narrow(url, look, channel, rule)
         for url, look, rule in zip(urls, looks, rules, strict=True)
         if look
         for channel in look.channels
         if span(channel.range) < LEAST_SPAN
     ]
-    if found:
+    if problems:
         raise ConfigError(
             "\n".join(
                 [
                     f"What the network would see spans less than {LEAST_SPAN:g}, and training would end with nothing learned:",
-                    *(f"  {line}" for line in found),
+                    *(f"  {line}" for line in problems),
                     "To train on it as it is: halotile train --force-range.",
                 ]
             )
@@ -58,17 +58,15 @@ def refuse_narrow(urls: Sequence[str], looks: Sequence[Appearance | None], rules
 
 def _narrow(url: str, look: Appearance, channel: Channel, rule: Normalization) -> str:
     (low, high), (first, last) = channel.range, channel.stored(rule)
-    said = (
+    sentence = (
         f"'{url}' ({look.dtype}): the 1st and 99th percentile of its training boxes are {first:.6g} and {last:.6g}, which "
         f"normalize.mode '{rule.mode}' makes {low:.4g} and {high:.4g}, {high - low:.4g} apart."
     )
     if first == last:
-        return f"{said} Nearly all voxels have one value: name boxes that show more."
+        return f"{sentence} Nearly all voxels have one value: name boxes that show more."
     if rule.mode == "percentile":
-        return (
-            f"{said} The rest of the volume spans far more: name boxes that show it, or set normalize.mode to 'zscore'."
-        )
-    return f"{said} Set normalize.mode to 'percentile', which makes them about 0 and 1."
+        return f"{sentence} The rest of the volume spans far more: name boxes that show it, or set normalize.mode to 'zscore'."
+    return f"{sentence} Set normalize.mode to 'percentile', which makes them about 0 and 1."
 
 
 def tell_lost_bits(urls: Sequence[str], looks: Sequence[Appearance | None], rules: Sequence[Normalization]) -> None:

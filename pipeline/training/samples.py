@@ -97,11 +97,11 @@ class Samples:
 
     def _centre(self, box: Box, rng: np.random.Generator) -> np.ndarray:
         """A random place for the patch's centre, so that an undeformed one lies inside the box and on its voxels."""
-        found = [
+        centre = [
             int(rng.integers(0, n - p + 1)) + (p - 1) / 2 if n >= p else (n - 1) / 2
             for n, p in zip(box.shape, self.patch, strict=True)
         ]
-        return np.array(found, dtype=np.float32)[:, None, None, None]
+        return np.array(centre, dtype=np.float32)[:, None, None, None]
 
     def _weight(self, region: Region, places: np.ndarray, frame: Box, target: np.ndarray) -> np.ndarray:
         table = np.zeros(256, dtype=np.float32)

@@ -75,8 +75,8 @@ def as_begun(folder: Path, config: TrainConfig) -> TrainConfig:
     path = folder / RECIPE
     if config.normalize is not None or not path.is_file():
         return config
-    said = json.loads(path.read_text(encoding="utf-8")).get("normalize")
-    return config.model_copy(update={"normalize": said and NormalizeConfig(**said)})
+    normalize = json.loads(path.read_text(encoding="utf-8")).get("normalize")
+    return config.model_copy(update={"normalize": normalize and NormalizeConfig(**normalize)})
 
 
 def force_range(folder: Path) -> None:
@@ -115,8 +115,8 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return found
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
     except Exception as error:  # of damaged bytes the unpickler makes whatever it happens to meet
         raise StorageError(
             f"The state of the training run in '{path}' cannot be read ({type(error).__name__}). It was damaged after it was "

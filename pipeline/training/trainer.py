@@ -88,8 +88,8 @@ def train(config: TrainConfig, on_advance: Told = lambda _: None, *, any_range: 
 
 def _resolved(config: TrainConfig, rule: Normalization) -> TrainConfig:
     """The recipe with the rule that it came to: what is kept says what was done."""
-    said = NormalizeConfig(mode=rule.mode, low=rule.low, high=rule.high)
-    return config.model_copy(update={"normalize": said})
+    normalize = NormalizeConfig(mode=rule.mode, low=rule.low, high=rule.high)
+    return config.model_copy(update={"normalize": normalize})
 
 
 def _launch(config: TrainConfig, machine: Machine, on_advance: Told) -> None:

@@ -65,9 +65,9 @@ def _of_one(checkpoint: Checkpoint, regions: Sequence[Region], device: str) -> d
         values, target = prediction(checkpoint, region, device)[0], region.prepared.target()
         known = target != IGNORED
         counts.add((values[known] * BINS).astype(np.int64), target[known] == 1)
-    found = counts.scores(BINS // 2)
-    told = {"auc": found.auc, "dice": found.dice.best, "dice_threshold": found.dice.threshold}
-    return {name: round(value, 4) for name, value in told.items()}
+    scores = counts.scores(BINS // 2)
+    figures = {"auc": scores.auc, "dice": scores.dice.best, "dice_threshold": scores.dice.threshold}
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 LEAST_PROBABILITY = 1e-7
@@ -82,17 +82,17 @@ def _of_classes(
     for region in regions:
         values, target = prediction(checkpoint, region, device), region.prepared.target()
         known = target != IGNORED
-        truth, found = target[known].astype(np.int64), values[:, known]
-        table += np.bincount(truth * classes + found.argmax(0), minlength=classes**2).reshape(classes, classes)
-        right = np.take_along_axis(found, truth[np.newaxis], 0)[0]
+        truth, probabilities = target[known].astype(np.int64), values[:, known]
+        table += np.bincount(truth * classes + probabilities.argmax(0), minlength=classes**2).reshape(classes, classes)
+        right = np.take_along_axis(probabilities, truth[np.newaxis], 0)[0]
         losses += np.bincount(truth, -np.log(np.maximum(right, LEAST_PROBABILITY)), minlength=classes)
     right, sizes = np.diag(table), table.sum(0) + table.sum(1)
     dice = 2 * right[sizes > 0] / sizes[sizes > 0]
     weights = table.sum(1) * class_weights
-    told = {
+    figures = {
         "accuracy": right.sum() / table.sum(),
         "dice": dice.mean(),
         "loss": (losses * class_weights).sum() / weights.sum(),
         "constant_loss": constant_loss(weights),
     }
-    return {name: round(float(value), 4) for name, value in told.items()}
+    return {name: round(float(value), 4) for name, value in figures.items()}
