@@ -14,13 +14,13 @@ from pipeline.places.credentials import shown
 def violations(cls: type[BaseModel], errors: Sequence[Any]) -> list[str]:
     """What pydantic found wrong with a `cls`, for a person. One line a key: what was expected, and what came. A key of several possible types has several expectations."""
     expected: dict[str, list[str]] = {}
-    found: dict[str, str] = {}
+    inputs: dict[str, str] = {}
     for error in errors:
         name = shown(".".join(_keys(cls, error["loc"]))) or "the whole"
         expected.setdefault(name, []).append(_expectation(cls, error))
         if not isinstance(error["input"], dict | BaseModel) and error["type"] not in ("missing", "extra_forbidden"):
-            found[name] = f" (found {_shortened(error['input'])})"
-    return [f"{name}: {', or '.join(dict.fromkeys(texts))}{found.get(name, '')}" for name, texts in expected.items()]
+            inputs[name] = f" (found {_shortened(error['input'])})"
+    return [f"{name}: {', or '.join(dict.fromkeys(texts))}{inputs.get(name, '')}" for name, texts in expected.items()]
 
 
 def _shortened(value: Any) -> str:

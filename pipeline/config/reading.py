@@ -55,18 +55,18 @@ def validated(cls: type[AnyConfig], content: Any, *, source: str) -> AnyConfig:
         ConfigError: Everything that is wrong with it, at once.
     """
     try:
-        found = cls.model_validate(content)
+        config = cls.model_validate(content)
     except ValidationError as error:
         problems = violations(cls, error.errors())
         title = f"Configuration '{source}' cannot be a run ({len(problems)} problem{'s'[: len(problems) > 1]}):"
         more = [f"and {len(problems) - TOLD} more"] if len(problems) > TOLD else []
         raise ConfigError("\n".join([title, *(f"  {p}" for p in [*problems[:TOLD], *more])])) from error
-    if names := list(_no_text(found.model_dump())):
+    if names := list(_no_text(config.model_dump())):
         raise ConfigError(
             f"Configuration '{one_line(source)}' names what is not UTF-8 text, and cannot stand in JSON, in a page or in a database: "
             f"{'; '.join(names)}. Rename the file or folder (convmv -f latin1 -t utf8 does many), or make a link to it."
         )
-    return found
+    return config
 
 
 def _no_text(value: Any, key: str = "") -> Iterator[str]:
@@ -93,16 +93,16 @@ def as_parameters(cls: type[AnyConfig], content: Mapping[str, Any], *, source: s
     return placed
 
 
-def _placed(written: Any, found: Any) -> Any:
+def _placed(written: Any, resolved: Any) -> Any:
     """What was written, with paths as they were found to be: the only texts that a configuration changes."""
     if isinstance(written, Mapping):
-        return {key: _placed(value, found[key]) for key, value in written.items() if value is not None}
-    if isinstance(written, list | tuple) and isinstance(found, list):
-        return [_placed(value, other) for value, other in zip(written, found, strict=True)]
-    if not isinstance(written, str) or not isinstance(found, str) or found == (meant := expanded(written)):
+        return {key: _placed(value, resolved[key]) for key, value in written.items() if value is not None}
+    if isinstance(written, list | tuple) and isinstance(resolved, list):
+        return [_placed(value, other) for value, other in zip(written, resolved, strict=True)]
+    if not isinstance(written, str) or not isinstance(resolved, str) or resolved == (meant := expanded(written)):
         return written
     if meant == written:
-        return found
+        return resolved
     return written if meant.startswith(("/", "~", "file://")) else f"{Path.cwd()}/{written}"
 
 
@@ -146,18 +146,18 @@ def _of_yaml(error: Exception, text: str) -> str:
 
 def _override(content: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
-    told = shown(override)
+    argument = shown(override)
     if not equals or not name.strip():
-        raise ConfigError(f"--set '{told}' is not key=value, such as tiles.core=[64, 128, 128].")
+        raise ConfigError(f"--set '{argument}' is not key=value, such as tiles.core=[64, 128, 128].")
     try:
         value = load_yaml(text)
     except (YAMLError, ValueError) as error:
         why = _of_yaml(error, text).splitlines()[0]
-        raise ConfigError(f"The value in --set '{told}' is not YAML ({why}).") from error
+        raise ConfigError(f"The value in --set '{argument}' is not YAML ({why}).") from error
     *parents, leaf = name.strip().split(".")
     for parent in parents:
         child = content[parent] = {} if content.get(parent) is None else content[parent]
         if not isinstance(child, dict):
-            raise ConfigError(f"--set '{told}': '{parent}' holds a value, not keys.")
+            raise ConfigError(f"--set '{argument}': '{parent}' holds a value, not keys.")
         content = child
     content[leaf] = value
