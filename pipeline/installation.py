@@ -32,8 +32,8 @@ def _sources() -> Path | None:
 
 def _installed_from() -> Path | None:
     try:
-        told = json.loads(distribution("halotile").read_text("direct_url.json") or "{}")
-        found = urlsplit(told.get("url", ""))
+        origin = json.loads(distribution("halotile").read_text("direct_url.json") or "{}")
+        url = urlsplit(origin.get("url", ""))
     except (PackageNotFoundError, OSError, ValueError, AttributeError):
         return None
-    return Path(unquote(found.path)) if found.scheme == "file" else None
+    return Path(unquote(url.path)) if url.scheme == "file" else None

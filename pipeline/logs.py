@@ -196,8 +196,8 @@ class _TextLine(logging.Formatter):
         ]
         whole = super().format(record)
         message, traceback = redacted(record.message), redacted(whole[len(record.message) :]).lstrip("\n")
-        told = f"{' '.join([_time(record), record.levelname, *where])}: {message}"
-        return "\n".join([one_line(told), *(f"    {one_line(line)}" for line in traceback.split("\n") if traceback)])
+        head = f"{' '.join([_time(record), record.levelname, *where])}: {message}"
+        return "\n".join([one_line(head), *(f"    {one_line(line)}" for line in traceback.split("\n") if traceback)])
 
 
 class _JsonLine(JsonFormatter):
@@ -207,8 +207,8 @@ class _JsonLine(JsonFormatter):
         super().__init__(json_ensure_ascii=False)
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
-        told = {"time": _time(record), "level": record.levelname, **_fields(record), "message": record.message}
-        for name, value in {**told, **message_dict}.items():
+        fields = {"time": _time(record), "level": record.levelname, **_fields(record), "message": record.message}
+        for name, value in {**fields, **message_dict}.items():
             log_data[name] = redacted(value) if isinstance(value, str) else value
 
     def format(self, record: logging.LogRecord) -> str:

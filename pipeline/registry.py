@@ -91,8 +91,8 @@ def register(
             are no JSON, or the index is damaged.
     """
     registry = Path(registry).absolute()
-    told = _told(metrics)
-    sources = _sources(Path(checkpoint), told, [Path(file) for file in files])
+    metrics_text = _metrics_text(metrics)
+    sources = _sources(Path(checkpoint), metrics_text, [Path(file) for file in files])
     _check_name(name)
     with _locked(registry):
         index = _read(registry)
@@ -100,12 +100,12 @@ def register(
         _refuse_outside(registry, registry / name)
         known = index["models"].get(name, [])
         digest = _digest(sources[CHECKPOINT])
-        same = next((said for said in known if said["sha256_file"] == digest), None)
+        same = next((record for record in known if record["sha256_file"] == digest), None)
         if same is not None:
             return _entry(registry, name, same)
-        version = max([*(said["version"] for said in known), *_folders(registry / name)], default=0) + 1
-        _place(registry / name, version, sources, told, digest)
-        said = {
+        version = max([*(record["version"] for record in known), *_folders(registry / name)], default=0) + 1
+        _place(registry / name, version, sources, metrics_text, digest)
+        record = {
             "version": version,
             "checkpoint": f"{name}/{version}/{CHECKPOINT}",
             "sha256_file": digest,
@@ -113,9 +113,9 @@ def register(
             "metrics": dict(metrics or {}),
             "note": note,
         }
-        index["models"][name] = [*known, said]
+        index["models"][name] = [*known, record]
         _replace(registry / INDEX, json_text(index, indent=2, sort_keys=True) + "\n")
-        return _entry(registry, name, said)
+        return _entry(registry, name, record)
 
 
 def resolve(registry: Path, name: str, version: int | Literal["latest"] = "latest") -> Entry:
@@ -152,7 +152,9 @@ def versions(registry: Path, name: str | None = None) -> list[Entry]:
     if name is not None and name not in models:
         raise ModelError(_unknown(registry, name, sorted(models)))
     names = sorted(models) if name is None else [name]
-    return [_entry(registry, n, said) for n in names for said in sorted(models[n], key=lambda said: said["version"])]
+    return [
+        _entry(registry, n, record) for n in names for record in sorted(models[n], key=lambda record: record["version"])
+    ]
 
 
 # --- names ---------------------------------------------------------------------------------------------------------------
@@ -194,8 +196,8 @@ def _read(registry: Path) -> dict[str, Any]:
         if index["format"] != FORMAT:
             raise ValueError(f"format {index['format']}")
         for name, known in index["models"].items():
-            for said in known:
-                _entry(registry, name, said)
+            for record in known:
+                _entry(registry, name, record)
     except FileNotFoundError:
         return {"format": FORMAT, "models": {}}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -206,17 +208,17 @@ def _read(registry: Path) -> dict[str, Any]:
     return index
 
 
-def _entry(registry: Path, name: str, said: dict[str, Any]) -> Entry:
-    version, digest = int(said["version"]), str(said["sha256_file"])
+def _entry(registry: Path, name: str, record: dict[str, Any]) -> Entry:
+    version, digest = int(record["version"]), str(record["sha256_file"])
     place = f"{name}/{version}/{CHECKPOINT}"
-    if not NAME.fullmatch(name) or version < 1 or said["checkpoint"] != place:
+    if not NAME.fullmatch(name) or version < 1 or record["checkpoint"] != place:
         raise ModelError(
-            f"Index '{registry / INDEX}' names {said['checkpoint']!r} as version {version} of model {name!r}: a registry holds its "
+            f"Index '{registry / INDEX}' names {record['checkpoint']!r} as version {version} of model {name!r}: a registry holds its "
             f"models itself, each at NAME/VERSION/{CHECKPOINT}. The index was changed by hand, or by somebody who wants another file "
             "used. Nothing of it is used; restore it from a backup, or register the model anew."
         )
     return Entry(
-        name, version, registry / place, digest, dict(said["metrics"]), str(said["registered"]), str(said["note"])
+        name, version, registry / place, digest, dict(record["metrics"]), str(record["registered"]), str(record["note"])
     )
 
 
@@ -250,7 +252,7 @@ def _locked(registry: Path) -> Iterator[None]:
 # --- files ---------------------------------------------------------------------------------------------------------------
 
 
-def _told(metrics: Mapping[str, Any] | None) -> str | None:
+def _metrics_text(metrics: Mapping[str, Any] | None) -> str | None:
     if metrics is None:
         return None
     try:
@@ -309,11 +311,11 @@ def _place(folder: Path, version: int, sources: dict[str, Path], metrics: str | 
 
 
 def _check_file(entry: Entry) -> None:
-    found = _digest(entry.path) if entry.path.is_file() else None
-    if found != entry.sha256_file:
-        told = "is not there" if found is None else f"has SHA-256 {found[:12]}"
+    digest = _digest(entry.path) if entry.path.is_file() else None
+    if digest != entry.sha256_file:
+        fault = "is not there" if digest is None else f"has SHA-256 {digest[:12]}"
         raise ModelError(
-            f"Checkpoint '{entry.path}' of model '{entry.name}', version {entry.version}, {told}, but was registered with "
+            f"Checkpoint '{entry.path}' of model '{entry.name}', version {entry.version}, {fault}, but was registered with "
             f"{entry.sha256_file[:12]}: it is damaged or was changed. Restore it from a backup, or register it anew."
         )
 
@@ -357,5 +359,5 @@ def with_model(config: AnyRun) -> AnyRun:
     if model.name is None or model.registry is None or model.checkpoint:
         return config
     entry = resolve(Path(model.registry), model.name, model.version)
-    found = model.model_copy(update={"checkpoint": str(entry.path), "version": entry.version})
-    return config.model_copy(update={"model": found})
+    file = {"checkpoint": str(entry.path), "version": entry.version}
+    return config.model_copy(update={"model": model.model_copy(update=file)})

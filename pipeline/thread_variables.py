@@ -57,8 +57,8 @@ def meddles(name: str) -> bool:
 
 def lowered(environment: Mapping[str, str]) -> list[str]:
     """The variables, with their values, that have a library compute in less than the plan's precision."""
-    found = {name: environment[name] for name in sorted(PRECISIONS) if name in environment}
-    return [f"{name}={value}" for name, value in found.items() if value.upper() not in ("", "0", "STRICT")]
+    settings = {name: environment[name] for name in sorted(PRECISIONS) if name in environment}
+    return [f"{name}={value}" for name, value in settings.items() if value.upper() not in ("", "0", "STRICT")]
 
 
 def forget(environment: MutableMapping[str, str]) -> None:
