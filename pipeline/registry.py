@@ -75,7 +75,7 @@ def register(
 ) -> Entry:
     """Copy a checkpoint into the registry as the next version of a model.
 
-    A file whose bytes are a version of that model already gives that version back, and adds nothing. Several may register
+    A file whose bytes are a version of that model already returns that version, and adds nothing. Several may register
     at once: each waits its turn.
 
     Args:

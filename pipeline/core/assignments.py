@@ -61,7 +61,7 @@ class Outcome:
     Args:
         index: The tile.
         attempt: The attempt that ended it, 1 the first.
-        result: What the function gave; None where it failed.
+        result: What the function returned; None where it failed.
         error: Why it failed; None where it did not, or where its worker vanished.
         vanished: Its worker was gone each time.
     """

@@ -38,7 +38,7 @@ class Landed:
 
     Args:
         attempt: Which.
-        result: What the function gave.
+        result: What the function returned.
         error: Why it failed; None where it did not.
         cause: What ended it; result and error are of those that ended by themselves.
     """
@@ -86,7 +86,7 @@ class Foreman:
         workers: How many are wanted.
         wait_seconds: How long the run may be without any.
         clock: Now, by a clock that never goes back.
-        warn: Told in words what a person should know.
+        warn: Called with each warning for a person.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Foreman:
         return self._assignments.leave(worker)
 
     def meet(self, present: set[str]) -> set[str]:
-        """Take up workers that are new, or back under their old address; gives them: they are to load the network."""
+        """Take up workers that are new, or back under their old address, and return them: they are to load the network."""
         new = present - self._assignments.workers
         for worker in new:
             self._assignments.join(worker)
@@ -195,7 +195,7 @@ class Foreman:
         return [worker for worker in self._assignments.spent(now) if worker not in self._leaving]
 
     def let_go(self, workers: list[str]) -> None:
-        """They were told to end: nobody wonders when they are gone."""
+        """Note that they were told to end: nobody wonders when they are gone."""
         self._leaving.update(workers)
 
     # --- when it is enough ------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ class Foreman:
         Args:
             clock: Now, by a clock that never goes back.
             wanting: Whether nobody is there, for any run.
-            told: What whoever starts workers says of them.
+            told: Report of what starts the workers, such as the state of their jobs.
 
         Raises:
             InferenceError: There was no worker for too long; or what those that are there said of the network.

@@ -194,7 +194,7 @@ def compare(before: Inventory | None, now: Inventory, *, copied: bool = False) -
     Args:
         before: The earlier one; None where it is lost.
         now: The later one.
-        copied: Whether it lies elsewhere now, so that times which no copy keeps tell nothing.
+        copied: Whether it lies elsewhere now, so that times which no copy keeps mean nothing.
     """
     if before is None or before.grid != now.grid or before.coarse != now.coarse:
         return Change(now, partial=True)

@@ -29,7 +29,7 @@ class Space:
 
     @classmethod
     def unknown(cls, ndim: int) -> Space:
-        """Where nobody tells it: voxels of 1 by 1 by 1, in no unit."""
+        """The space of a volume that states none: voxels of 1 by 1 by 1, in no unit."""
         return cls((1.0,) * ndim, (0.0,) * ndim, (None,) * ndim)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What two volumes are taken for where nobody says: told with the result, never guessed without a word."""
+"""What two volumes are taken for where nobody says: reported with the result, never guessed without a word."""
 
 from __future__ import annotations
 

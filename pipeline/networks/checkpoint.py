@@ -229,7 +229,7 @@ def first_line(error: Exception) -> str:
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The mapping of tensors in what `torch.load` gave, also one level down (`{"net": ..., "optim": ...}`)."""
+    """The mapping of tensors in what `torch.load` returned, also one level down (`{"net": ..., "optim": ...}`)."""
     candidates = [content, *content.values()] if isinstance(content, Mapping) else []
     for candidate in candidates:
         if isinstance(candidate, Mapping) and candidate and all(isinstance(t, Tensor) for t in candidate.values()):
@@ -316,11 +316,11 @@ def _is_spread(tensor: Tensor) -> bool:
 
 
 def recognise(state: Mapping[str, Tensor], *, padding: Padding, source: str) -> Architecture:
-    """The architecture that names and shapes tell.
+    """The architecture, by names and shapes.
 
     Args:
         state: Tensors by name.
-        padding: How the convolutions pad, which weights do not tell.
+        padding: How the convolutions pad, which weights do not show.
         source: Where the tensors came from, for errors.
 
     Raises:
@@ -356,7 +356,7 @@ def _refuse_sizes(first: Tensor, last: Tensor, depth: int, source: str) -> None:
 
 
 def _depth(state: Mapping[str, Tensor]) -> int:
-    """Poolings that the names tell; one too many is enough to refuse them."""
+    """Poolings, by the names; one too many is enough to refuse them."""
     depth = 0
     while depth <= DEEPEST and f"unpool{depth + 1}.weight" in state:
         depth += 1

@@ -1,4 +1,4 @@
-"""Devices and processors: what is there, what it does well, and what must be told before it is trusted."""
+"""Devices and processors: what is there, what it does well, and what a person must know before trusting it."""
 
 from __future__ import annotations
 

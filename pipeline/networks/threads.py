@@ -21,7 +21,7 @@ class Threads:
 
     Args:
         set: That torch asks for.
-        limit: That OpenMP gives at most.
+        limit: Threads that OpenMP grants at most.
         dynamic: Whether OpenMP may give fewer than are asked for.
         bound: Whether OpenMP ties threads to cores.
         cores: That the threads of this process may use, together.

@@ -50,7 +50,7 @@ class ArrayDocument:
         self._level.store.put(self._level.document_key, content)
 
     def copy_wrong(self, copy: dict[str, Any]) -> list[str]:
-        """What a consolidated copy of the document tells else, as zarr reads it: others wrote it."""
+        """Where a consolidated copy of the document differs, as zarr reads it: others wrote it."""
         read, ours = _as_read({**copy, "attributes": {}}), _as_read(self.ours)
         if read is None or ours is None:
             return ["it cannot be understood"]

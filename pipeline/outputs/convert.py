@@ -74,7 +74,7 @@ def convert(
         shards: Of the image, whole chunks; large ones where None, and none where equal to `chunks`.
         voxel_size_nm: Size of a voxel along z, y, x; the source's size and units where None.
         missing: `fail` refuses a source of which nothing is stored, or whose chunks lie under other names; `fill` takes it.
-        on_advance: Told voxels done and voxels in all, after each box.
+        on_advance: Called with voxels done and voxels in all, after each box.
 
     Returns:
         What was written.

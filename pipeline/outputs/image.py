@@ -93,7 +93,7 @@ class Image:
     # --- its documents ----------------------------------------------------------------------------------------------
 
     def create(self) -> list[str]:
-        """Make the group and the empty arrays, or put back what is damaged of their metadata; gives what was.
+        """Make the group and the empty arrays, or mend their metadata; return what was damaged.
 
         A crash half-way is made good, and keys of others stay. Until it is published, the group names no image.
         """

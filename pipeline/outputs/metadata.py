@@ -59,7 +59,7 @@ class Metadata:
         )
 
     def put(self, *, complete: bool) -> list[str]:
-        """Write what is not as ours; gives what was, a line each."""
+        """Write the documents that differ from ours; return what differed, a line each."""
         group, there = self._group(complete), stored(self._store, DOCUMENT)
         lines = [*_labelled(DOCUMENT, self._group_compared(group)).differences]
         if lines:

@@ -173,12 +173,12 @@ class RunDirectory:
             return None
 
     def write_statistics(self, statistics: Statistics) -> None:
-        """Keep what was measured, atomically and durably; what parts of passes gave is of no more use."""
+        """Write the statistics, atomically and durably; the records of parts are of no more use."""
         self.write(self.statistics_path, statistics.to_json())
         self._drop(self.survey_path)
 
     def drop_parts(self) -> None:
-        """Forget what parts of passes gave."""
+        """Remove the records of parts of passes."""
         self._drop(self.survey_path)
 
     def drop_survey(self) -> None:
@@ -193,7 +193,7 @@ class RunDirectory:
                 sync(self.path)
 
     def parts(self) -> Iterator[PartRecord]:
-        """What parts of passes gave to a survey that is not over, in order; damaged lines are passed over: they are measured again."""
+        """The records of parts of a survey that is not over, in order; damaged lines are passed over: they are measured again."""
         if not self.survey_path.is_file():
             return
         with in_words(self.survey_path, "be read"), self.survey_path.open(encoding="utf-8", errors="replace") as file:
@@ -246,7 +246,7 @@ class RunDirectory:
         return self._appended(self.ledger_path)
 
     def survey_ledger(self) -> AbstractContextManager[LedgerWriter]:
-        """The same for what parts of a survey give."""
+        """The same for the records of parts of a survey."""
         return self._appended(self.survey_path)
 
     @contextmanager

@@ -63,7 +63,7 @@ class Store(Protocol):
         """Whether anything lies at its place, but an empty store or what a kill left of the first object."""
 
     def put(self, key: str, content: bytes, permit: Callable[[], None] = lambda: None) -> str:
-        """Put an object in the place of the one that is there, durably; gives its checksum.
+        """Replace an object, or add it, durably; return its checksum.
 
         Args:
             key: Of the object.

@@ -35,7 +35,7 @@ _STAMPS = (
     "Digest",
     "Last-Modified",
 )
-"""What stores tell of an object that changes when it is written again."""
+"""What stores report of an object that changes when it is written again."""
 
 _CONTENT = ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest")
 """Of these, what a copy of the object has too."""

@@ -103,7 +103,7 @@ class LinkedPublication:
         """Remove the versions that may go; never the current one, nor one that a run writes to, nor those of `spare`.
 
         Raises:
-            StorageError: One could not be removed, or what is current cannot be told.
+            StorageError: One could not be removed, or what is current cannot be determined.
             BusyError: Somebody else writes there.
         """
         with self._in_words("old versions could not be removed"), self.exclusive():

@@ -281,7 +281,7 @@ class PointedPublication:
         return {key: digest for key, digest in digests.items() if digest}
 
     def _settle(self, key: str, path: Path, vouched: str | None, size: int | None) -> int:
-        """See to it that an object has its bytes, by reading it back; gives how often it was sent: 0 or 1."""
+        """Make sure that an object has its bytes, by reading it back; return how often it was sent: 0 or 1."""
         wanted = vouched or _digest(path)
         length = path.stat().st_size
         if size == length and self._store.digest(key, length) == wanted:
@@ -306,7 +306,7 @@ class PointedPublication:
         """Remove the versions that may go, here and there; never the current one, nor one that a run writes to, nor `spare`.
 
         Raises:
-            StorageError: One could not be removed, or what is current cannot be told.
+            StorageError: One could not be removed, or what is current cannot be determined.
             BusyError: Somebody else writes there.
         """
         with self.exclusive(), told(self.output, "be rid of old versions"):
@@ -353,7 +353,7 @@ class PointedPublication:
     def _remove(self, fingerprint: str) -> None:
         """Remove a version, first here: a run directory alone would say that tiles are done which are nowhere.
 
-        It is only hidden here, and `sweep` removes it: so what a kill leaves in the store can be told from here.
+        It is only hidden here, and `sweep` removes it: so what a kill leaves in the store is known from here.
         """
         self._there.hide(fingerprint)
         self._remove_stored(fingerprint)

@@ -60,7 +60,7 @@ class Publication(Protocol):
         """Remove what a published version needs no more where it was computed."""
 
     def expire(self, keep: Keep, now: datetime, spare: Collection[str] = ()) -> list[str]:
-        """Remove the versions that may go, and tell which; never the current one, one that is written, or `spare`."""
+        """Remove the versions that may go, and return which; never the current one, one that is written, or `spare`."""
 
     def is_tidy(self, current: str, keep: Keep, now: datetime) -> bool:
         """Whether a look at the local folder finds nothing to free or to expire beside the current version."""

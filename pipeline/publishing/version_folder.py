@@ -52,7 +52,7 @@ class Published:
         fingerprint: Of its plan.
         image: The image's path or URL; that of one version, so it stays what it is while others are published.
         published: When, with its zone.
-        about: What was said of it.
+        about: What its publisher noted.
     """
 
     fingerprint: str

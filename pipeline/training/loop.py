@@ -247,7 +247,7 @@ class Loop:
         return _moved(image_BCS, place), _moved(target_BS, place), _moved(weight_BS, place)
 
     def _look(self, on_advance: Told, steps_per_second: float) -> None:
-        """Look at the losses since the last time, which all processes share, and tell how far it is.
+        """Look at the losses since the last time, which all processes share, and report how far it is.
 
         Raises:
             TrainingError: They are not finite.

@@ -57,7 +57,7 @@ def train(config: TrainConfig, on_advance: Told = lambda _: None, *, any_range: 
 
     Args:
         config: The recipe.
-        on_advance: Told how far it is; must survive pickling where there are several devices.
+        on_advance: Called with how far it is; must survive pickling where there are several devices.
         any_range: Whether to train on values that span too little to learn from; a run that goes on remembers it.
 
     Returns:

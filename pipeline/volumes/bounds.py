@@ -1,4 +1,4 @@
-"""What an array may be at most: sizes that metadata tell are believed only as far as a machine can hold them."""
+"""What an array may be at most: sizes in metadata are believed only as far as a machine can hold them."""
 
 from __future__ import annotations
 

@@ -78,9 +78,9 @@ def classify(items: Sequence[Item | str]) -> list[Content]:
 
 
 def members(contents: Sequence[Content]) -> list[list[str]]:
-    """The volumes in each plate, well, collection or HDF5 file, in the order it tells them. They need not be there.
+    """The volumes in each plate, well, collection or HDF5 file, in the order of its metadata. They need not be there.
 
-    A well that is not there, or tells no images, is in its place.
+    A well that is not there, or names no images, is in its place.
 
     Raises:
         StorageError: A file or a store cannot be read.

@@ -98,8 +98,8 @@ class Stage:
 
     Args:
         name: Of the codec.
-        undo: What gives the bytes before it, of a view of those after it.
-        size: Of what it gives.
+        undo: Returns the bytes before it, of a view of those after it.
+        size: Of what it returns.
     """
 
     name: str

@@ -220,7 +220,7 @@ def _is_told(names: str) -> bool:
 
 
 def _warnings(description: Found, asked: str, names: str, space: Space) -> list[str]:
-    """What nobody tells, and where the configuration says something else than the file."""
+    """Warnings of what the file lacks, and where the configuration says something else than the file."""
     warnings = []
     letters = _by_name(description.names, description.source.shape).replace(".", "")
     if asked != "auto" and _is_told(description.names) and "".join(sorted(letters, key="czyx".find)) != names:

@@ -2,7 +2,7 @@
 
 A stage of a chunk is undone with a bound: the chunk's own shape says how many bytes may come out, so that a few kilobytes
 never expand to fill the memory. What cannot be known: a format without a checksum (raw, Blosc, LZ4, zstd as Zarr writes
-it) does not tell that bits inside its payload were flipped.
+it) does not show that bits inside its payload were flipped.
 
 Sources: c-blosc `README_CHUNK_FORMAT.rst` (header, block starts, streams); RFC 1950, 1952 (zlib, gzip); RFC 8878 (zstd).
 """
@@ -92,7 +92,7 @@ class BloscRule:
 
     def check_flags(self, flags: int, typesize: int, copied: bool) -> None:
         """Raises:
-        ChunkError: A chunk tells another compressor, shuffle or type size than its array.
+        ChunkError: A chunk names another compressor, shuffle or type size than its array.
         """
         if flags & 8 or (flags & 1 and flags & 4):
             raise ChunkError(f"its Blosc header has impossible flags ({flags:#04x})")

@@ -34,7 +34,7 @@ CACHE_BYTES = 2**26
 """Of decoded chunks, kept for the next box that touches them: patches overlap."""
 
 RESOLUTIONS = {"element_size_um": "micrometer", "resolution": "nanometer", "voxel_size": "nanometer"}
-"""Attributes of HDF5 datasets that tell the size of a voxel, z, y, x, and the unit that they mean."""
+"""Attributes of HDF5 datasets that hold the size of a voxel, z, y, x, and the unit that they mean."""
 
 
 def open_hdf5(place: Place, url: str, level: int) -> Found:
@@ -128,7 +128,7 @@ def _check_filters(h5py: ModuleType, dataset: Any, url: str) -> None:
 
 
 def _hdf5_axes(dataset: Any) -> tuple[str, tuple[str, ...]]:
-    """Names of axes as ilastik (`axistags`), an attribute `axes` or HDF5's labels of dimensions tell them; and what was not believed."""
+    """Names of axes as ilastik (`axistags`), an attribute `axes` or HDF5's labels of dimensions have them; and what was not believed."""
     warnings: list[str] = []
     for by, names in _names_of_axes(dataset):
         letters = "".join(map(letter_of, names))
@@ -163,7 +163,7 @@ def _names_of_axes(dataset: Any) -> Iterator[tuple[str, list[Any]]]:
 def _hdf5_places(
     attributes: Mapping[str, Any],
 ) -> tuple[dict[str, float], dict[str, float], dict[str, str | None], tuple[str, ...]]:
-    """Size, origin and unit by axis, where attributes tell them; and what was not believed."""
+    """Size, origin and unit by axis, where attributes have them; and what was not believed."""
     name = next((name for name in RESOLUTIONS if lengths_of(attributes.get(name))), None)
     strange = [
         f"{other} of {shown(attributes[other])}"

@@ -59,7 +59,7 @@ def open_counted(
         url: As of `open_volume`.
         selection: As of `open_volume`.
         missing: `fail` refuses an array of which nothing is stored, or whose chunks lie under other names; `fill` takes it.
-        on_holes: Told `url` and each warning of what is not stored, and is read as fill.
+        on_holes: Called with `url` and each warning of what is not stored, and is read as fill.
 
     Raises:
         StorageError: It cannot be opened, or is refused.

@@ -1,6 +1,6 @@
 """The image that an array belongs to: `image.ome.zarr` of `image.ome.zarr/0`, where its metadata name that array.
 
-A group of Zarr may say nothing of what lies in it, and a parent may be out of reach; then nobody tells, and that is no error.
+A group of Zarr may say nothing of what lies in it, and a parent may be out of reach; then nothing is known of it, and that is no error.
 """
 
 from __future__ import annotations

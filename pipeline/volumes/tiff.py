@@ -192,7 +192,7 @@ Places = tuple[dict[str, float], dict[str, str | None], tuple[str, ...]]
 
 
 def _tiff_places(file: Any, series: Any) -> Places:
-    """Of ImageJ's metadata or OME-XML; plain TIFF tells dots per inch, which mean nothing here."""
+    """Of ImageJ's metadata or OME-XML; plain TIFF has dots per inch, which mean nothing here."""
     if file.is_ome and file.ome_metadata:
         return _ome_places(file.ome_metadata, file.series.index(series))
     return _imagej_places(file.imagej_metadata, series) if file.imagej_metadata else ({}, {}, ())

@@ -195,7 +195,7 @@ def _image(node: AnyArray | zarr.Group, url: str) -> tuple[Level | None, tuple[s
 
 
 def _own_axes(array: AnyArray) -> Iterator[Told]:
-    """What an array tells of its axes by itself."""
+    """Names of axes in the metadata of the array itself."""
     if names := getattr(array.metadata, "dimension_names", None):
         yield Told("dimension_names", tuple(names))
     names = array.attrs.get(XARRAY)

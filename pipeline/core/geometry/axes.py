@@ -12,7 +12,7 @@ from pipeline.core.volume import KNOWN_AXES
 from pipeline.errors import StorageError
 
 BY_NUMBER = {2: "yx", 3: "zyx", 4: "czyx"}
-"""How an array is read whose axes nobody tells."""
+"""How an array without names of axes is read, by the number of them."""
 
 _NAMES = {
     "z": "z depth plane planes slice slices section sections",
@@ -128,7 +128,7 @@ def read_as(sources: Sequence[Told], shape: Sequence[int], asked: str, url: str)
 
 
 def nothing_told(reading: Reading) -> str:
-    """A warning of an array of which nobody tells the size of a voxel, and maybe no axes either."""
+    """A warning for an array without a voxel size, and maybe without names of axes."""
     if reading.is_told:
         return "voxel size unknown: nobody tells it"
     return f"no axes are told, read as {reading.axes}, and the voxel size is unknown; set input.axes if they are others"
