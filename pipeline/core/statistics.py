@@ -48,6 +48,9 @@ MOST_PARTS = 2**10
 MOST_AT_ONCE = 2**24
 """Values whose squares are held at once, in float64; a box has no more, but where one chunk has."""
 
+ROUNDING = 32 * float(np.finfo(np.float64).eps)
+"""A deviation that is so small a share of the mean is what rounding makes of equal values."""
+
 PIECE = 2**20
 """Values of a box that are sorted into bins at once."""
 
@@ -197,7 +200,7 @@ def _moments(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def _pieces(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Values in float64, with how often each is there. Of small integers each is told once: that is ten times as fast."""
+    """Values in float64, with how often each is there. Of small integers each value is given once, with its count."""
     flat = values.reshape(-1)
     for first in range(0, flat.size, PIECE):
         piece = flat[first : first + PIECE]
@@ -343,7 +346,8 @@ class Measurement:
             )
             _check_count(int(count), self.values)
             deviation = float(np.sqrt(squares / count))
-            self._settle(Normalization("zscore", mean + 0.0, 1.0 / deviation if deviation > 0 else 1.0))
+            varies = deviation > ROUNDING * abs(mean)
+            self._settle(Normalization("zscore", mean + 0.0, 1.0 / deviation if varies else 1.0))
         elif kind == "limits":
             low = min(float(found[0]) for found in self._found.values()) + 0.0
             high = max(float(found[1]) for found in self._found.values()) + 0.0

@@ -87,6 +87,21 @@ def test_mean_and_deviation_are_merged_in_the_order_of_the_boxes(dtype):
     assert (found.offset, found.scale) == (mean, 1.0 / float(np.sqrt(squares / count)))
 
 
+@pytest.mark.parametrize("value", [0.3, -7.7, 123.456])
+def test_equal_values_have_no_deviation_however_they_are_rounded(value, monkeypatch):
+    """The mean of equal values is not always that value to the last bit: divided by what is left, they were 1 or -1."""
+    array = np.full(SHAPE, value)
+    assert abs(of(array, Normalization("zscore")).apply(array)).max() < 1e-12
+    monkeypatch.setattr(statistics, "ROUNDING", 0.0)  # the negative control
+    assert abs(of(array, Normalization("zscore")).apply(array)).max() > 0.5
+
+
+def test_a_small_deviation_is_one():
+    """Of values that differ in the tenth place the deviation is theirs."""
+    array = 1e6 + 1e-4 * volume("float64") / 300
+    assert of(array, Normalization("zscore")).apply(array).std() == pytest.approx(1, abs=1e-3)
+
+
 RULES = [
     ("uint8", PERCENTILE),
     ("float32", PERCENTILE),
