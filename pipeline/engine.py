@@ -23,6 +23,7 @@ import numpy as np
 from pipeline.core.geometry.box import Box, Span, Triple, per_axis, triple
 from pipeline.core.geometry.mirror import shown, spread
 from pipeline.core.ledger import TileRecord, Units
+from pipeline.core.normalization import finite
 from pipeline.core.tiles.cost import read_spans
 from pipeline.core.tiles.grid import Tile
 from pipeline.errors import FileError, InferenceError, StorageError
@@ -224,23 +225,15 @@ def _read(source: Source, tile: Tile, span: Span, nonfinite: str) -> np.ndarray:
             f"{tile} could not be read: the input box {inside} gave {type(why).__name__}: {why}. "
             "The input is damaged or out of reach there; repair it, then run again: finished tiles are kept."
         ) from error
-    return spread(_finite(array, tile, inside, nonfinite), indices)
 
+    def refusal(count: int, first: tuple[int, ...]) -> InferenceError:
+        place = per_axis(lambda a, i: a + i, inside.start, triple(first[1:]))
+        return InferenceError(
+            f"{tile} read input that is not finite: {count} values in the box {inside}, the first at "
+            f"z, y, x = {place}. Repair the volume, or set input.nonfinite to 'zero'."
+        )
 
-def _finite(array: np.ndarray, tile: Tile, inside: Box, nonfinite: str) -> np.ndarray:
-    if array.dtype.kind != "f":
-        return array
-    good = np.isfinite(array)
-    if good.all():
-        return array
-    if nonfinite == "zero":
-        return np.where(good, array, array.dtype.type(0))
-    first = triple(int(i) for i in np.argwhere(~good)[0][1:])
-    place = per_axis(lambda a, i: a + i, inside.start, first)
-    raise InferenceError(
-        f"{tile} read input that is not finite: {int((~good).sum())} values in the box {inside}, the first at "
-        f"z, y, x = {place}. Repair the volume, or set input.nonfinite to 'zero'."
-    )
+    return spread(finite(array, nonfinite, refusal), indices)
 
 
 # --- writing ------------------------------------------------------------------------------------------------------------

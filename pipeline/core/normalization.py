@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -56,6 +57,24 @@ class Normalization:
         if self.scale != 1.0:
             values *= values.dtype.type(self.scale)
         return values.astype(np.float32, copy=False)
+
+
+def finite(values: np.ndarray, nonfinite: str, refusal: Callable[[int, tuple[int, ...]], Exception]) -> np.ndarray:
+    """Stored values that a rule can be applied to: those that are not finite count as zero, or are refused.
+
+    Args:
+        values: Of any shape.
+        nonfinite: `zero`, or `fail`.
+        refusal: The error for so many that are not finite, the first of them at this index.
+    """
+    if values.dtype.kind != "f":
+        return values
+    good = np.isfinite(values)
+    if good.all():
+        return values
+    if nonfinite == "zero":
+        return np.where(good, values, values.dtype.type(0))
+    raise refusal(int((~good).sum()), tuple(int(i) for i in np.argwhere(~good)[0]))
 
 
 def unknown_mode(mode: str) -> ValueError:

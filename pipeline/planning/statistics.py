@@ -13,7 +13,7 @@ from pipeline.core.normalization import Normalization, spanning, unknown_mode
 from pipeline.core.statistics import InconsistentPartsError, Parts, Survey, known, measure, most_passes
 from pipeline.core.volume import Description
 from pipeline.errors import StorageError
-from pipeline.volumes.values import finite
+from pipeline.volumes.values import finite_values
 from pipeline.volumes.volume import Volume
 
 log = logging.getLogger("pipeline")
@@ -51,7 +51,9 @@ def measured(rule: Normalization, volume: Volume, *, nonfinite: str) -> Normaliz
         return known(rule, what.dtype)
     parts = Parts(what.shape, survey.box)
     try:
-        return measure(rule, what.dtype, what.channels * what.voxels, parts, lambda box: finite(volume, box, nonfinite))
+        return measure(
+            rule, what.dtype, what.channels * what.voxels, parts, lambda box: finite_values(volume, box, nonfinite)
+        )
     except InconsistentPartsError as error:
         raise StorageError(
             f"Volume '{what.url}' changed while its values were measured, or is not read alike each time: a pass found {error}. See that "
@@ -77,7 +79,7 @@ def sampled(
     if not rule.is_measured(volume.description.dtype):
         return known(rule, volume.description.dtype)
     where = _sample_boxes(volume.description) if boxes is None else boxes
-    values = np.concatenate([finite(volume, box, nonfinite).ravel().astype(np.float64) for box in where])
+    values = np.concatenate([finite_values(volume, box, nonfinite).ravel().astype(np.float64) for box in where])
     if rule.mode == "minmax":
         return spanning("minmax", values.min(), values.max())
     if rule.mode == "zscore":
