@@ -45,12 +45,12 @@ class Work:
     Args:
         prepare: Run once on each worker before its first tile; gives the time (seconds since the epoch) at which the worker
             will end, None where it will not.
-        infer: Run for each index.
+        compute: Run for each index.
         run: Makes keys unique: a key that once failed would fail at once when submitted again.
     """
 
     prepare: Callable[[], float | None]
-    infer: Callable[[int], Any]
+    compute: Callable[[int], Any]
     run: str
 
 
@@ -203,7 +203,7 @@ class _Dispatcher:
     def _give(self, attempt: Attempt) -> None:
         key = f"tile-{self._work.run}-{attempt.index}-{attempt.number}-{attempt.serial}"
         ended = functools.partial(Landed, attempt)
-        self._submit(attempt.serial, ended, self._work.infer, attempt.index, key=key, worker=attempt.worker)
+        self._submit(attempt.serial, ended, self._work.compute, attempt.index, key=key, worker=attempt.worker)
 
     def _submit(
         self,

@@ -6,12 +6,14 @@ import os
 import threading
 from dataclasses import dataclass
 
+from distributed import get_worker
+
 from pipeline.cluster.worker import ENDS
 from pipeline.core.plan import Plan
 from pipeline.core.statistics import PartRecord, Parts, Pass
 from pipeline.errors import StorageError
 from pipeline.outputs.rundir import RunDirectory
-from pipeline.volumes.values import finite
+from pipeline.volumes.values import finite_values
 from pipeline.volumes.volume import Volume, open_volume
 
 _looking = threading.Lock()
@@ -27,12 +29,19 @@ class SurveyJob:
         fingerprint: Of the plan.
         now: The pass.
         of: Its digest, which goes into records.
+        token: Names the driver.
     """
 
     output: str
     fingerprint: str
     now: Pass
     of: str
+    token: str
+
+    @property
+    def input(self) -> tuple[str, str, str]:
+        """What is opened for it, and for other passes of the same driver."""
+        return self.output, self.fingerprint, self.token
 
 
 def prepare(job: SurveyJob) -> float | None:
@@ -41,7 +50,8 @@ def prepare(job: SurveyJob) -> float | None:
     Returns:
         When this process will be ended, seconds since the epoch; None where it will not.
     """
-    _open(job)
+    with _looking:
+        _open(job)
     return float(os.environ[ENDS]) if ENDS in os.environ else None
 
 
@@ -52,13 +62,23 @@ def look(job: SurveyJob, part: int) -> str:
         StorageError: The input cannot be read, or the plan is another.
         PlanError: It holds values that are not finite.
     """
-    plan, source, parts = _open(job)
     with _looking:
-        numbers = job.now.look(finite(source, box, plan.nonfinite) for box in parts.boxes(part))
+        plan, source, parts = _open(job)
+        numbers = job.now.look(finite_values(source, box, plan.nonfinite) for box in parts.boxes(part))
     return PartRecord(part, job.of, numbers).to_line()
 
 
 def _open(job: SurveyJob) -> tuple[Plan, Volume, Parts]:
+    """What a job reads. The worker keeps it for further parts of the same driver, as it keeps a tile's job."""
+    kept = vars(get_worker()).setdefault("halotile_survey", {})
+    if job.input not in kept:
+        kept.clear()
+        kept[job.input] = _opened(job)
+    opened: tuple[Plan, Volume, Parts] = kept[job.input]
+    return opened
+
+
+def _opened(job: SurveyJob) -> tuple[Plan, Volume, Parts]:
     directory = RunDirectory(job.output)
     plan = directory.load_plan()
     if plan is None or plan.survey is None or plan.fingerprint != job.fingerprint:

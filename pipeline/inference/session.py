@@ -93,8 +93,7 @@ def infer_missing(
     Raises:
         InferenceError: Tiles failed, by name; all others are kept.
     """
-    digest = plan.statistics.digest if plan.statistics else ""
-    job = worker.Job(config.output.url, plan.fingerprint, driver.token, digest)
+    job = worker.Job(config.output.url, plan.fingerprint, driver.token, plan.survey_digest)
     work = Work(functools.partial(worker.prepare, job), functools.partial(worker.infer, job), run=driver.token)
     to_do = progress.total - progress.count("done")
     hired = workers_of(to_do, config, plan, progress, driver.directory, on_dashboard, shared, started)
@@ -238,8 +237,7 @@ def _record(outcome: Outcome, plan: Plan) -> TileRecord:
         record = outcome.result
         if not isinstance(record, TileRecord):
             raise TypeError(f"{plan.grid.tile(outcome.index)} gave a {type(record).__name__} instead of a record.")
-        survey = plan.statistics.digest if plan.statistics else ""
-        return replace(record, attempt=outcome.attempt, survey=survey)
+        return replace(record, attempt=outcome.attempt, survey=plan.survey_digest)
     tile, error = plan.grid.tile(outcome.index), outcome.error
     if error is None:
         text = (

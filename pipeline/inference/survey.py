@@ -60,7 +60,7 @@ def measure_missing(
             word = _Word(measurement, passes, tell)
             while measurement.now:
                 of = digest_of_pass(plan.surveyed_over, files, measurement.now)
-                job = survey.SurveyJob(config.output.url, plan.fingerprint, measurement.now, of)
+                job = survey.SurveyJob(config.output.url, plan.fingerprint, measurement.now, of, driver.token)
                 work = Work(
                     functools.partial(survey.prepare, job),
                     functools.partial(survey.look, job),
