@@ -165,6 +165,11 @@ class Plan:
         return self.statistics.normalization
 
     @property
+    def survey_digest(self) -> str:
+        """Of what its survey has measured, as records of tiles have it; empty where nothing is."""
+        return self.statistics.digest if self.statistics else ""
+
+    @property
     def surveyed_over(self) -> dict[str, object]:
         """What a survey of this plan measures, by the names of `identity`: whatever else differs, its numbers are the same."""
         mine = self.identity()

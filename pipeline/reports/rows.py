@@ -116,7 +116,7 @@ def _normalization(plan: Plan) -> str:
     return (
         formula
         if measured or plan.survey is None
-        else f"{formula} by {plan.survey.sample} boxes; the survey measures it"
+        else f"{formula} from a sample of {plan.survey.sample} boxes; the survey measures the whole volume"
     )
 
 

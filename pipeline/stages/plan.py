@@ -214,7 +214,7 @@ def _write_plan(run: Run, stored: Plan | None, resolved: Plan, settled: InputDec
     try:
         with run.lock():
             _refuse_what_moved(run, stored, resolved, begun=begun)
-            if earlier and (len(settled.redo) or earlier.fingerprint != resolved.fingerprint):
+            if earlier and (settled.redo or earlier.fingerprint != resolved.fingerprint):
                 Image(earlier).reopen(resolved)
             if earlier and _lost_units(earlier, resolved):
                 Image(resolved).drop_axis_units()

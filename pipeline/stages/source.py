@@ -7,7 +7,7 @@ the tiles that are done still hold: `redo` computes those again that read what h
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -43,14 +43,14 @@ class InputDecision:
     Args:
         inventory: What is stored of it.
         stored: The sum, for the plan, with what has become of it.
-        redo: Tiles that are done and are computed again.
+        redo: Whether tiles that are done are computed again.
         reads: Whether each tile reads what has changed; None where nothing is computed again.
         remeasure: Whether statistics of the whole volume are measured again.
     """
 
     inventory: Inventory
     stored: Stored
-    redo: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    redo: bool = False
     reads: np.ndarray | None = None
     remeasure: bool = False
 
@@ -127,7 +127,7 @@ def settle(
     kept = replace(kept, history=history)
     if choice == "keep":
         return InputDecision(inventory, kept)
-    return InputDecision(inventory, kept, np.flatnonzero(reads & done), reads, remeasure=measured)
+    return InputDecision(inventory, kept, bool(np.any(reads & done)), reads, remeasure=measured)
 
 
 def mark(directory: RunDirectory, plan: Plan, settled: InputDecision) -> None:

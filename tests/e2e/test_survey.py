@@ -192,7 +192,7 @@ def test_the_plan_says_what_the_survey_will_cost(tmp_path, capsys):
     assert command("plan", run.yaml, "--measure") == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "survey up to 4 passes, up to 0.001 GB read" in told
-    assert "by 4 boxes; the survey measures it" in told
+    assert "from a sample of 4 boxes; the survey measures the whole volume" in told
 
 
 def test_tiles_are_not_computed_by_the_numbers_of_a_sample(tmp_path):
