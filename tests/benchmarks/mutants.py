@@ -39,7 +39,7 @@ TESTS = {
         "tests/core/test_receptive.py",
     ),
     "pipeline/core/printable.py": ("tests/test_logs.py", "tests/dataset/test_summary.py"),
-    "pipeline/core/stored.py": ("tests/storage/test_inventory.py",),
+    "pipeline/core/stored.py": ("tests/core/test_stored.py", "tests/storage/test_inventory.py"),
     "pipeline/core/volume.py": ("tests/core/test_plan.py", "tests/storage/test_told.py"),
     "pipeline/engine.py": ("tests/test_engine.py",),
     "pipeline/networks/sweep.py": ("tests/unet/test_sweep.py", "tests/test_exactness.py"),
