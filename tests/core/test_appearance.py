@@ -47,6 +47,36 @@ def test_a_sample_leaves_no_large_part_of_a_volume_out():
         assert {8 * box.start[axis] // extent for box in boxes} == set(range(8))
 
 
+def test_boxes_of_a_sample_lie_at_even_shares_of_their_frame():
+    """Halves of quarters along z; 0, 1/2, 1/4, 3/4 along y and 0, 1/3, 2/3, 1/9 along x, of where a box may begin."""
+    boxes = sample_boxes(Box((10, 20, 30), (110, 220, 330)), (1, 1, 1), 4)
+    assert {box.shape for box in boxes} == {(2, 2, 2)}
+    assert [box.start for box in boxes] == [(22, 20, 30), (47, 119, 129), (71, 69, 229), (96, 169, 63)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "extent"),
+    [
+        ((999, 999, 999), (64, 64, 64), (16, 64, 64)),
+        ((999, 999, 999), (3, 99, 20), (6, 104, 40)),
+        ((999, 999, 999), (99, 20, 99), (16, 40, 64)),
+        ((1, 9999, 9999), (1, 999, 999), (1, 256, 256)),
+        ((999, 50, 999), (64, 64, 64), (16, 50, 64)),
+        ((999, 999, 50), (64, 64, 64), (16, 64, 50)),
+    ],
+)
+def test_boxes_are_deep_where_there_is_depth_and_of_two_chunks_an_axis_at_most(shape, chunks, extent):
+    """65,536 voxels, so that a percentile of one says something, and as few requests as hold them."""
+    assert {box.shape for box in sample_boxes(Box.of_shape(shape), chunks, 16)} == {extent}
+
+
+def test_a_volume_of_as_many_boxes_as_are_wanted_is_taken_whole():
+    """One box more, and some lie apart."""
+    whole = sample_boxes(Box.of_shape((256, 64, 64)), (64, 64, 64), 16)
+    assert [box.start[0] for box in whole] == list(range(0, 256, 16))
+    assert len({box.start[0] % 16 for box in sample_boxes(Box.of_shape((257, 64, 64)), (64, 64, 64), 16)}) > 1
+
+
 def test_a_small_volume_is_its_own_sample():
     """All of it is as cheap as a part."""
     boxes = sample_boxes(Box.of_shape((24, 80, 80)), (8, 16, 16), 16)
@@ -73,6 +103,18 @@ def test_percentiles_are_those_of_all_boxes_and_reach_is_from_the_darkest_to_the
         assert channel.reach[1] == pytest.approx(max(np.percentile(v, 99) for v in values), abs=1e-5)
         assert channel.stored(rule) == pytest.approx(np.percentile(np.stack(parts)[:, c], (1, 99)), abs=1e-2)
     assert found.limits == (min(p.min() for p in parts), max(p.max() for p in parts))
+
+
+def test_boxes_of_one_value_are_left_out_of_the_reach_where_others_are_not():
+    """Empty space around the tissue is no dark tissue; where all is empty, it is what there is."""
+    tissue = np.linspace(100, 200, 256).reshape(1, 4, 8, 8)
+    empty = np.zeros((1, 4, 8, 8))
+    low, high = np.percentile(tissue, (1, 99))
+    assert appearance_of([empty, tissue], Normalization(), dtype="float64").channels[0].reach == (low, high)
+    alone = appearance_of([empty, empty + 3], Normalization(), dtype="float64")
+    assert alone.channels[0].reach == (0, 3)
+    assert not alone.is_flat
+    assert appearance_of([empty, empty], Normalization(), dtype="float64").is_flat
 
 
 def test_values_that_are_not_finite_count_for_nothing():

@@ -51,6 +51,15 @@ def test_splitting_partitions_a_box_in_order(box, step):
     assert all(n <= s for part in parts for n, s in zip(part.shape, step, strict=True))
 
 
+@given(st.tuples(*[st.integers(-5, 5)] * 4))
+def test_spans_are_clipped_to_what_both_share_and_a_hull_holds_both(ends):
+    """Windows end where the volume does; a node with two readers is computed as far as either of them looks."""
+    a, b, c, d = ends
+    one, other = Span(min(a, b), max(a, b)), Span(min(c, d), max(c, d))
+    assert set(range(*one.clipped(other))) == set(range(*one)) & set(range(*other))
+    assert one.hull(other) == (min(ends), max(ends))
+
+
 def test_a_span_grows_at_both_ends():
     """What an output needs of its input reaches as far behind it as before."""
     assert Span(4, 9).grown(2) == Span(2, 11)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from pipeline.core.appearance import appearance_of
-from pipeline.core.familiarity import lost_bits, strange_values, strange_voxels, strangeness
+from pipeline.core.appearance import Appearance, Channel, appearance_of
+from pipeline.core.familiarity import _under, lost_bits, strange_values, strange_voxels, strangeness
 from pipeline.core.normalization import Normalization, spanning
 
 BYTES = spanning("minmax", 0, 255)
@@ -61,6 +61,70 @@ def test_what_differs_as_volumes_do_is_not(parts, rule):
     assert not list(strange_values(found, [SEEN], rule, BYTES))
 
 
+def reaching(low, high, middle=None):
+    """An appearance whose boxes reach from one value to another, and whose sample does so too, or is between others."""
+    ends = middle or (low, high)
+    channel = Channel((ends[0], *np.linspace(*ends, 5)[1:4].tolist(), ends[1]), (low, high))
+    return Appearance("float32", (low, high), (channel,), 16)
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "reason"),
+    [
+        (reaching(0, 0.25), reaching(0, 1), ""),
+        (reaching(0, 0.24), reaching(0, 1), "narrow"),
+        (reaching(0, 0.24), reaching(0, 1, middle=(0, 0.9)), ""),
+        (reaching(0, 2), reaching(0, 0.5), ""),
+        (reaching(0, 2.125), reaching(0, 0.5), "wide"),
+        (reaching(0, 2.125, middle=(0, 2)), reaching(0, 0.5), ""),
+        (reaching(0, 10), reaching(9, 19), ""),
+        (reaching(0, 10), reaching(9.125, 19), "apart"),
+        (reaching(9.125, 19), reaching(0, 10), "apart"),
+        (reaching(0, 10), reaching(9, 39), ""),  # a tenth of the shorter is enough
+        (reaching(0, 39), reaching(-9, 1), ""),
+    ],
+)
+def test_ranges_are_strange_beyond_four_times_and_below_a_tenth_of_overlap(now, then, reason):
+    """As the words say, to the number: boxes together against training's sample, and the sample against training's boxes."""
+    assert strangeness(now, [then]) == reason
+
+
+def test_a_sample_under_another_rule_is_what_the_rule_would_have_shown():
+    """A remedy is tried without reading the volume again."""
+    parts = [np.concatenate([a, b]) for a, b in zip(tissue(90, 3900, "uint16"), tissue(50, 700, "uint16"), strict=True)]
+    rule, other = Normalization("zscore", 100.0, 0.5), spanning("percentile", 20, 3000)
+    found, expected = _under(looks(parts, rule), rule, other), looks(parts, other)
+    for mine, theirs in zip(found.channels, expected.channels, strict=True):
+        assert mine.percentiles == pytest.approx(theirs.percentiles, abs=1e-5)
+        assert mine.reach == pytest.approx(theirs.reach, abs=1e-5)
+
+
+def test_a_mode_that_is_named_spans_all_channels():
+    """One rule is for all of them: from the darkest channel's 1st percentile to the brightest one's 99th."""
+    pairs = [np.concatenate(pair) for pair in zip(tissue(20, 230), tissue(20, 230), strict=True)]
+    seen = looks(pairs, BYTES)
+    parts = [
+        np.concatenate([a, b]) for a, b in zip(tissue(0, 1000, "uint16"), tissue(1000, 2000, "uint16"), strict=True)
+    ]
+    (warning,) = strange_values(looks(parts, WORDS), [seen], WORDS, BYTES)
+    first, second = warning.partition("under which they would be ")[2].partition(";")[0].split(", ")
+    assert float(first.split(" to ")[0]) == pytest.approx(0, abs=1e-9)
+    assert float(second.split(" to ")[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (WORDS, "As it sees them, 'minmax', (value - 0) * 1.526e-05, the"),
+        (Normalization(), "As it sees them, as stored, the"),
+    ],
+)
+def test_the_warning_says_by_which_formula_the_network_sees_values(rule, words):
+    """Who knows the stored values can check it by hand."""
+    (warning,) = strange_values(looks(tissue(100, 3900, "uint16"), rule), [SEEN], rule, BYTES)
+    assert words in warning
+
+
 def test_the_warning_names_a_mode_under_which_the_volume_looks_as_training_did():
     """What to do; and what it says would come of it does."""
     parts = tissue(100, 3900, "uint16")
@@ -68,6 +132,14 @@ def test_the_warning_names_a_mode_under_which_the_volume_looks_as_training_did()
     assert "normalize.mode to 'percentile', under which they would be 0 to 1;" in warning
     assert "0.00" in warning
     assert "(uint8), normalised by 'minmax'" in warning
+
+
+def test_the_mode_of_the_training_is_named_first():
+    """Bytes that were not normalised: their type's whole range, as the training's, and not what the sample shows."""
+    parts = tissue(20, 230)
+    (warning,) = strange_values(looks(parts, Normalization()), [SEEN], Normalization(), BYTES)
+    low, high = np.percentile(np.stack(parts) / 255, (1, 99))
+    assert f"normalize.mode to 'minmax', under which they would be {low:.3g} to {high:.3g};" in warning
 
 
 def test_no_mode_is_named_where_none_helps():
@@ -116,6 +188,10 @@ def test_a_checkpoint_that_knows_nothing_of_its_training_is_compared_with_nothin
     [
         ((10.0, 10.0, 10.0), [(10.0, 10.0, 10.0)], 3, False),
         ((40.0, 40.0, 40.0), [(10.0, 10.0, 10.0)], 3, True),
+        ((10.0, 10.0, 40.0), [(10.0, 10.0, 10.0)], 3, True),
+        ((8.0, 10.0, 12.5), [(10.0, 10.0, 10.0)], 3, False),
+        ((7.9, 10.0, 10.0), [(10.0, 10.0, 10.0)], 3, True),
+        ((10.0, 10.0, 12.6), [(10.0, 10.0, 10.0)], 3, True),
         ((40.0, 40.0, 40.0), [(10.0, 10.0, 10.0), (40.0, 40.0, 40.0)], 3, False),
         ((29.0, 4.0, 4.0), [(50.0, 4.0, 4.0)], 2, False),
         ((4.0, 4.0), [(50.0, 4.0, 4.0)], 2, False),

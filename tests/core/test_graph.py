@@ -125,6 +125,18 @@ def test_lattices_follow_from_all_that_reads():
     assert apart.lattice(0, "c") == Lattice(3, 2)
 
 
+def test_up_sampling_stops_where_whole_groups_do():
+    """Groups of three from voxel 1 on: a turn that ends within one would leave voxels that no later turn writes."""
+    raised = TransposedConvolution((3, 1, 1), (1, 0, 0))
+    assert raised.lattice(0, Lattice(6, 4)) == Lattice(2, 1)
+    assert raised.lattice(0, Lattice(6, 1)) == Lattice(2, 0)
+    assert raised.lattice(0, Lattice(3, 1)) == Lattice(1, 0)
+    assert raised.lattice(1, Lattice(6, 4)) == Lattice(6, 4)
+    for written in (Lattice(6, 2), Lattice(4, 1)):
+        with pytest.raises(ValueError, match="Up-sampling by 3 from 1 on never stops"):
+            raised.lattice(0, written)
+
+
 # --- what follows ---------------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +153,21 @@ def test_operations_are_open_an_axis_at_a_time():
     assert built.stride == (1, 3, 2)
     assert receptive_radius(built) == (1, 5, 5)
     assert [node.name for node in built.waiting] == ["a"]
-    assert built.node("a").operation.multiply_adds(1, 2) == 70
+
+
+@pytest.mark.parametrize(
+    ("operation", "weights", "multiply_adds"),
+    [
+        (Convolution((1, 5, 7), (0, 2, 3)), 5 * 11 * 35, 5 * 11 * 35),
+        (TransposedConvolution((1, 3, 2), (0, 0, 0)), 5 * 11 * 6, 5 * 11),  # a voxel is made of one
+        (MaxPool((1, 3, 2), (0, 0, 0)), 0, 0),
+        (Activation("relu"), 0, 0),
+    ],
+)
+def test_operations_know_their_weights_and_their_work(operation, weights, multiply_adds):
+    """Of 5 channels made of 11: memory and time of a tile are sums of these."""
+    assert operation.weights(11, 5) == weights
+    assert operation.multiply_adds(11, 5) == multiply_adds
 
 
 def test_a_reader_that_needs_more_is_not_forgotten():
