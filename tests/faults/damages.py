@@ -40,7 +40,7 @@ class Damage:
 
 def all_damages(run: Run) -> dict[str, Damage]:
     """Damages of a finished run, by what they are."""
-    return dict([*_of_metadata(run), *_of_chunks(), *_of_ledger(run), *_of_artifacts()])
+    return dict([*_of_metadata(run), *_of_chunks(), *_of_ledger(run), *_of_survey(), *_of_artifacts()])
 
 
 # --- metadata -----------------------------------------------------------------------------------------------------------
@@ -234,6 +234,45 @@ def _earlier_version(content: bytes) -> bytes:
         del line["crc32"]
     lines[2]["tile"] = 73
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+# --- the survey ---------------------------------------------------------------------------------------------------------
+
+
+def _of_survey() -> Iterator[tuple[str, Damage]]:
+    """The numbers stand in a file and in the ledger; either is made again from the other, where tiles stand by them."""
+    for how, change in WHOLE.items():
+        yield f"statistics.json {how}", Damage(_artifact("statistics.json", change), (0,))
+    yield "another number in statistics.json", Damage(_artifact("statistics.json", _another_number), (0,))
+    yield "the numbers removed from the ledger", Damage(_ledger(_without_numbers), (0,))
+    yield "other numbers in the ledger", Damage(_ledger(_other_numbers), (0,))
+
+
+def _another_number(content: bytes) -> bytes:
+    document = json.loads(content)
+    document["scale"] *= 2
+    return json.dumps(document).encode()
+
+
+def _without_numbers(content: bytes) -> bytes:
+    return _with_numbers(content, lambda line: b"")
+
+
+def _other_numbers(content: bytes) -> bytes:
+    return _with_numbers(content, lambda line: line.replace(b'"scale": 0.', b'"scale": 1.'))
+
+
+def _with_numbers(content: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """A ledger whose record of statistics is changed.
+
+    Raises:
+        ValueError: There is none, or the change is none.
+    """
+    lines = content.splitlines(keepends=True)
+    changed = [change(line) if line.startswith(b'{"statistics"') else line for line in lines]
+    if changed == lines:
+        raise ValueError("nothing was damaged")
+    return b"".join(changed)
 
 
 # --- artifacts ----------------------------------------------------------------------------------------------------------

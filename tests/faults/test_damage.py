@@ -20,9 +20,15 @@ SHARE = 9
 
 @pytest.fixture(scope="module")
 def finished(workers, tmp_path_factory) -> Iterator[Run]:
-    """A finished run of four objects, one of them of fill alone, so that it is not there; and a copy to take it back from."""
+    """A finished run of four objects by surveyed numbers, one of them of fill alone, so that it is not there; and a copy to take it back from."""
     folder = tmp_path_factory.mktemp("finished")
-    run = make_run(folder, architecture=Architecture(3, 1, 2), shape=(21, 16, 37), tiles={"core": [16, 16, 32]})
+    run = make_run(
+        folder,
+        architecture=Architecture(3, 1, 2),
+        shape=(21, 16, 37),
+        tiles={"core": [16, 16, 32]},
+        normalize={"mode": "percentile"},
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "open_pool", lambda *_, **__: Lent(workers))
         assert command("run", run.yaml, "--no-prefect") == 0
