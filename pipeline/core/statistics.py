@@ -258,10 +258,8 @@ class _Histogram:
 
 
 def _binned(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    if high <= low:
-        return np.zeros(values.size, dtype=np.int64)
     span = high / 2 - low / 2  # halves: limits of float64 do not overflow
-    if not span > 0:  # they do underflow
+    if not span > 0:  # one value alone; or they underflow
         return np.zeros(values.size, dtype=np.int64)
     share = (values / 2 - low / 2) / span
     return np.minimum((share * BINS).astype(np.int64), BINS - 1)

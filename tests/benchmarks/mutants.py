@@ -29,7 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 TESTS = {
-    "pipeline/core/geometry/axes.py": ("tests/storage/test_told.py",),
+    "pipeline/core/geometry/axes.py": ("tests/core/test_axes.py", "tests/storage/test_told.py"),
     "pipeline/core/geometry/lengths.py": ("tests/storage/test_told.py",),
     "pipeline/core/locations.py": ("tests/storage/test_places.py",),
     "pipeline/core/network/*.py": (

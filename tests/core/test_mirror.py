@@ -1,4 +1,7 @@
+from itertools import product
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,3 +73,11 @@ def test_the_ends_of_what_is_shown_are_found_without_listing_it(start, length, e
     """A volume of 10^7 slices costs a plan no more than one of ten."""
     index = mirrored_index(start, start + length, extent)
     assert mirrored_ends(start, start + length, extent) == (index.min(), index.max() + 1)
+
+
+@pytest.mark.parametrize("extent", range(1, 7))
+def test_the_ends_of_every_short_span_are_those_of_its_voxels(extent):
+    """Where a span ends at a turn, or a voxel before or behind it, all is decided by one comparison."""
+    for start, length in product(range(-15, 20), range(1, 14)):
+        index = mirrored_index(start, start + length, extent)
+        assert mirrored_ends(start, start + length, extent) == (index.min(), index.max() + 1)

@@ -115,3 +115,4 @@ def test_any_text_can_be_made_a_name(text):
 def test_what_is_no_name_is_refused(text):
     """A name becomes a folder: nothing that leads elsewhere, hides, or is taken for a run directory."""
     assert why_no_name(text)
+    assert why_no_name("x" * 120) is None  # the negative control of the longest

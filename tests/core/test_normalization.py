@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.core.normalization import Normalization, spanning
+from pipeline.core.normalization import Normalization, finite, spanning
 
 DTYPES = [
     "bool",
@@ -73,6 +73,41 @@ def test_wide_values_are_reduced_before_they_are_rounded(dtype):
     np.testing.assert_array_equal(found.ravel(), np.arange(8) / 8)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "float16", "float32"])
+def test_narrow_values_are_scaled_in_float32(dtype):
+    """Half the memory of float64, and these are the bytes that plans of 0.1 gave: rounded once more, a last bit differs."""
+    values, scale = np.arange(1, 100).astype(dtype), 1 / 255
+    found = Normalization("minmax", 0.0, scale).apply(values)
+    np.testing.assert_array_equal(found, values.astype(np.float32) * np.float32(scale))
+    assert (found != (values.astype(np.float64) * scale).astype(np.float32)).any()
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "int32", "int64", "float64"])
+def test_wide_values_are_scaled_in_float64(dtype):
+    """The same for those that float32 cannot hold."""
+    values, scale = np.arange(1, 100).astype(dtype), 1 / 255
+    found = Normalization("minmax", 0.0, scale).apply(values)
+    np.testing.assert_array_equal(found, (values.astype(np.float64) * scale).astype(np.float32))
+
+
+# --- what is not finite -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_finite_counts_as_zero_or_is_refused():
+    """A person says which: it may be a mask, or a broken file. The error has how many there are, and where the first is."""
+    values = np.array([[[[1, 2, np.nan], [np.inf, 5, 6]]]], dtype=np.float32)
+    np.testing.assert_array_equal(finite(values, "zero", None), [[[[1, 2, 0], [0, 5, 6]]]])
+    with pytest.raises(ValueError, match=r"2 at \(0, 0, 0, 2\)"):
+        finite(values, "fail", lambda count, first: ValueError(f"{count} at {first}"))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bool", "float32"])
+def test_what_is_finite_is_not_copied(dtype):
+    """Nearly every box is."""
+    values = np.ones((1, 2, 2, 2), dtype)
+    assert finite(values, "fail", None) is values
+
+
 # --- rules --------------------------------------------------------------------------------------------------------------
 
 
@@ -106,6 +141,25 @@ def test_a_constant_volume_maps_to_zero():
 def test_a_rule_is_its_mode_and_its_percentiles(first, second, same):
     """Numbers belong to a volume, the rule to a network: only another rule is worth a warning, or another measurement."""
     assert first.same_rule(second) is second.same_rule(first) is same
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "is_measured"),
+    [
+        ("none", "float32", False),
+        ("none", "uint8", False),
+        ("minmax", "uint8", False),
+        ("minmax", "int32", False),
+        ("minmax", "bool", False),
+        ("minmax", "float16", True),
+        ("zscore", "uint8", True),
+        ("percentile", "uint8", True),
+        ("percentile", "float64", True),
+    ],
+)
+def test_a_volume_is_surveyed_where_neither_mode_nor_type_tells_the_numbers(mode, dtype, is_measured):
+    """A survey reads all of it: of whole numbers, `minmax` means their type's range."""
+    assert Normalization(mode).is_measured(dtype) is is_measured
 
 
 @given(st.builds(Normalization, offset=numbers, scale=numbers, low=numbers, high=numbers))

@@ -22,6 +22,7 @@ from pipeline.core.statistics import (
     Parts,
     Pass,
     Statistics,
+    Survey,
     digest_of_pass,
     known,
     measure,
@@ -154,6 +155,28 @@ def test_a_zero_has_no_sign(order):
     assert str(found.result.offset) == "0.0"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_zero_has_no_sign_in_what_a_pass_looks_for(order, sign):
+    """Brackets are in the digest of a pass: by another sign, the parts of a survey that was killed would not count."""
+    array = sign * np.array([0.0, -0.0] * 4 + [1e-9, 1.0])[::order]
+    found = Measurement(Normalization("percentile", low=10, high=90), "float64", 10, 10)
+    while now := found.now:
+        assert "-0.0" not in str(now.brackets)
+        for part, value in enumerate(array):
+            found.add(part, now.look([np.array([value])]))
+    assert found.number == 3
+
+
+def test_moments_that_cancel_out_are_a_zero_without_a_sign():
+    """Whichever half comes first."""
+    for first in (1.0, -1.0, -0.0):
+        found = Measurement(Normalization("zscore"), "float64", 2, 2)
+        for part, value in enumerate((first, -first)):
+            found.add(part, Pass("moments").look([np.array([value])]))
+        assert str(found.result.offset) == "0.0"
+
+
 # --- passes ---------------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +215,38 @@ def test_a_pass_that_could_find_nothing_more_is_left_out():
         found.add(0, found.now.look([np.arange(100, dtype=np.float32)]))
     assert found.number == 2
     assert found.result == of_all(np.arange(100))
+
+
+def test_histograms_go_on_until_all_ranks_are_between_single_values():
+    """One end of the rule is found at once, and the other lies in a bin with many others."""
+    array = np.array([-1e6, *range(97), 1e6])
+    found = Measurement(Normalization("percentile", low=0, high=50), "float64", array.size, 1)
+    while found.now:
+        found.add(0, found.now.look([array]))
+    assert (found.number, found.result.offset) == (3, -1e6)
+    assert 1 / found.result.scale == pytest.approx(1e6 + 48, rel=1e-12)
+
+
+def test_three_histograms_are_the_most():
+    """Each outlier hides the rest in one bin: the least of what the third could not tell apart is what there is."""
+    array = np.array([0.0, *range(5, 100), 1e10, 1e20, 1e30])
+    found = Measurement(Normalization("percentile", low=50, high=100), "float64", array.size, 1)
+    while found.now:
+        found.add(0, found.now.look([array]))
+    assert found.number == 4 == most_passes(found.rule, "float64")
+    assert found.result.offset == 0
+
+
+@pytest.mark.parametrize(
+    ("survey", "words"),
+    [
+        (Survey((8, 8, 8), 4, 4_567_800_000, 0), "up to 4 passes, up to 4.568 GB read"),
+        (Survey((8, 8, 8), 1, 2_000_000, 0), "1 pass, 0.002 GB read"),
+    ],
+)
+def test_a_survey_says_what_it_reads_at_most(survey, words):
+    """Ten terabytes four times over are a day: who sees it before may choose another mode."""
+    assert str(survey) == words
 
 
 def of_all(array: np.ndarray) -> Normalization:
@@ -285,6 +340,14 @@ def test_statistics_that_were_changed_by_hand_are_not_taken(key):
         Statistics.from_dict(content)
 
 
+@pytest.mark.parametrize(("offset", "scale"), [(float("nan"), 1.0), (1.0, float("inf")), (1, 1.0), (1.0, 1)])
+def test_statistics_of_no_finite_floats_are_not_taken(offset, scale):
+    """Whoever wrote them, with whatever digest: a whole number would be another text for the same rule."""
+    content = Statistics(Normalization("minmax", offset, scale), {}).to_dict()
+    with pytest.raises(ValueError, match="the numbers"):
+        Statistics.from_dict(content)
+
+
 # --- every mode ---------------------------------------------------------------------------------------------------------
 
 
@@ -363,6 +426,8 @@ def test_moments_of_a_box_that_is_one_large_chunk_are_taken_in_pieces(monkeypatc
     """Squares of it all in float64 would be eight times a byte's volume."""
     values = volume("uint8")
     whole = measure(Normalization("zscore"), "uint8", values.size, Parts(SHAPE, SHAPE), lambda _: values)
+    monkeypatch.setattr(statistics, "MOST_AT_ONCE", values.size)
+    assert measure(Normalization("zscore"), "uint8", values.size, Parts(SHAPE, SHAPE), lambda _: values) == whole
     monkeypatch.setattr(statistics, "MOST_AT_ONCE", 100)
     pieces = measure(Normalization("zscore"), "uint8", values.size, Parts(SHAPE, SHAPE), lambda _: values)
     assert pieces.offset == pytest.approx(values.mean(), rel=1e-12)
