@@ -40,7 +40,7 @@ TESTS = {
     ),
     "pipeline/core/printable.py": ("tests/test_logs.py", "tests/dataset/test_summary.py"),
     "pipeline/core/stored.py": ("tests/core/test_stored.py", "tests/storage/test_inventory.py"),
-    "pipeline/core/volume.py": ("tests/core/test_plan.py", "tests/storage/test_told.py"),
+    "pipeline/core/volume.py": ("tests/core/test_volume.py", "tests/storage/test_told.py"),
     "pipeline/engine.py": ("tests/test_engine.py",),
     "pipeline/networks/sweep.py": ("tests/unet/test_sweep.py", "tests/test_exactness.py"),
 }

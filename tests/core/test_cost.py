@@ -31,6 +31,7 @@ from pipeline.core.tiles.cost import (
     total_multiply_adds,
     total_voxels_decoded,
     total_voxels_read,
+    turn_multiply_adds,
     weights,
     widest_plane,
 )
@@ -348,6 +349,33 @@ def test_bytes_of_a_tile_hold_what_is_read_ahead_and_written_behind(stream, in_b
         tile_bytes(stream, in_bytes, out_bytes, chunk, unit)
         >= stream.graph.input.channels * read * in_bytes + 2 * written
     )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "core", "plane", "mirrored"),
+    [
+        (Architecture(3, 1, 1, in_channels=2, out_channels=3), (16, 20, 24), (20 + 16) * (24 + 16), 1),
+        (Architecture(3, 1, 1, in_channels=2, out_channels=3), (64, 64, 96), 60 * 80, 1),
+        (Architecture(3, 1, 1, padding="valid", in_channels=2, out_channels=3), (64, 64, 96), 76 * 96, 8 + 9),
+    ],
+    ids=["many tiles", "one tile", "one unpadded tile"],
+)
+def test_bytes_of_a_tile_are_those_of_blocks_slabs_and_write_units(architecture, core, plane, mirrored):
+    """Of 16 bits in and 32 out: four blocks of eight slices and what is mirrored, a slab of four, three times a unit of 16."""
+    stream = Stream.over(architecture.graph, (41, 60, 80), core, least_halo(architecture.graph), 4)
+    written = min(core[1], 60) * min(core[2], 80) * 3
+    blocks = 4 * (8 + mirrored) * 2 * plane * 2
+    slab = 4 * (24 * 2 * plane + 20 * written)
+    assert tile_bytes(stream, 2, 4, 8, 16) == blocks + slab + 3 * (16 + 4) * written * 4
+    assert tile_bytes(stream, 2, 4, 8, 99) == blocks + slab + 3 * (41 + 4) * written * 4  # no more than the volume
+
+
+def test_a_turn_away_from_the_ends_computes_a_slab_of_each_layer():
+    """What is timed before a run: of a long column, all turns but those at its ends are such."""
+    stream = few(Architecture(3, 2, 2), (60, 2, 2), (60, 2, 2), slab=2)
+    longer = few(Architecture(3, 2, 2), (62, 2, 2), (62, 2, 2), slab=2)
+    one, other = (multiply_adds(each.schedule(each.grid.tile(0))) for each in (stream, longer))
+    assert turn_multiply_adds(stream.schedule(stream.grid.tile(0))) == other - one
 
 
 # --- all tiles ----------------------------------------------------------------------------------------------------------
