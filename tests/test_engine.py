@@ -284,6 +284,26 @@ def test_input_that_cannot_be_read_fails_the_tile_by_name_and_box(error):
     assert raised.value.__cause__ is error
 
 
+def because(error: Exception, cause: Exception | None) -> Exception:
+    """An error with what it was raised from."""
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (because(StorageError("a chunk is damaged"), ValueError("bad magic")), "gave ValueError: bad magic"),
+        (because(StorageError("a chunk is damaged"), None), "gave StorageError: a chunk is damaged"),
+        (because(OSError("stale handle"), ValueError("bad magic")), "gave OSError: stale handle"),
+    ],
+)
+def test_a_tile_says_what_the_store_met_and_not_that_the_store_says_so(error, why):
+    """What a store's error was raised from is nearer to the damage; of any other error, it is an inner matter."""
+    with pytest.raises(InferenceError, match=why):
+        infer(grid().tile(1), FakeSource(volume(), error=error))
+
+
 def test_input_that_is_not_finite_fails_the_tile_that_reads_it_by_name_and_first_place():
     """A NaN anywhere in a window spoils the tile, and nobody finds one voxel in a terabyte without its place."""
     array = volume("float32")
