@@ -95,9 +95,9 @@ def strange_values(
 
 def _remedy(sample: Appearance, seen: Sequence[Appearance], rule: Normalization, trained: str) -> str:
     for other in _other_rules(sample, rule, trained):
-        there = _under(sample, rule, other)
-        if not strangeness(there, seen):
-            return f"Set normalize.mode to '{other.mode}', under which they would be {ranges(there)}; or take another checkpoint."
+        other_sample = _under(sample, rule, other)
+        if not strangeness(other_sample, seen):
+            return f"Set normalize.mode to '{other.mode}', under which they would be {ranges(other_sample)}; or take another checkpoint."
     return "Check that input.url is the volume that you mean, or take another checkpoint."
 
 

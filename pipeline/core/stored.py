@@ -63,9 +63,9 @@ class Stored:
         if self.count == self.total:
             return ()
         absent = self.total - self.count
-        looked = "that were sampled " if self.sampled else ""
+        scope = "that were sampled " if self.sampled else ""
         message = (
-            f"{absent:,} of the {self.total:,} {self.unit}s {looked}of the input {'are' if absent != 1 else 'is'} absent, and "
+            f"{absent:,} of the {self.total:,} {self.unit}s {scope}of the input {'are' if absent != 1 else 'is'} absent, and "
             "read as its fill value: normal for a sparse volume, and not for one that should be whole."
         )
         return (message,)

@@ -110,8 +110,8 @@ class TileRequest:
     @property
     def unit(self) -> Triple:
         """What a core's extents must be multiples of: the stride and the write unit, where one is asked for."""
-        given = self.shards or self.chunks or (1, 1, 1)
-        return per_axis(lcm, self.architecture.stride, given)
+        write_unit = self.shards or self.chunks or (1, 1, 1)
+        return per_axis(lcm, self.architecture.stride, write_unit)
 
     @property
     def usable_bytes(self) -> int:
@@ -229,10 +229,10 @@ def _core_problems(request: TileRequest) -> Iterator[str]:
             f"than one pass does. The nearest good one is {list(good)}."
         )
         return
-    name, given = ("output.shards", request.shards) if request.shards else ("output.chunks", request.chunks)
-    if given and any(per_axis(lambda c, g: c % g, core, given)):
+    name, unit = ("output.shards", request.shards) if request.shards else ("output.chunks", request.chunks)
+    if unit and any(per_axis(lambda c, g: c % g, core, unit)):
         yield (
-            f"tiles.core {list(core)} is no multiple of {name} {list(given)}: a tile writes whole write units. "
+            f"tiles.core {list(core)} is no multiple of {name} {list(unit)}: a tile writes whole write units. "
             f"The nearest good core is {list(good)}."
         )
 
