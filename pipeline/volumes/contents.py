@@ -86,9 +86,9 @@ def members(contents: Sequence[Content]) -> list[list[str]]:
         StorageError: A file or a store cannot be read.
     """
     wells = {content.url: _paths(content, "plate", "wells") for content in contents if content.kind == "plate"}
-    there = {content.url: content for content in classify([well for plate in wells.values() for well in plate])}
+    by_url = {content.url: content for content in classify([well for plate in wells.values() for well in plate])}
     return [
-        [image for well in wells[content.url] for image in _images(there[well])]
+        [image for well in wells[content.url] for image in _images(by_url[well])]
         if content.kind == "plate"
         else _inside(content)
         for content in contents

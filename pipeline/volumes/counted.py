@@ -25,9 +25,9 @@ def counted(volume: Volume, inventory: Inventory) -> Volume:
     array = volume.stored.async_array
     store = CountedStore(array.store_path.store, _Count.of(volume, inventory))
     path = StorePath(store, array.store_path.path)
-    made = AsyncArray(metadata=array.metadata, store_path=path, config=array.config)
-    object.__setattr__(made, "codec_pipeline", array.codec_pipeline)  # whose chunks are checked
-    return replace(volume, array=zarr.Array(made))
+    async_array = AsyncArray(metadata=array.metadata, store_path=path, config=array.config)
+    object.__setattr__(async_array, "codec_pipeline", array.codec_pipeline)  # whose chunks are checked
+    return replace(volume, array=zarr.Array(async_array))
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +74,8 @@ class _Count:
         if self.sizes is not None:
             return int(self.sizes[place])
         at = int(np.searchsorted(self.inventory.places, place))
-        there = at < len(self.inventory.places) and self.inventory.places[at] == place
-        return int(self.inventory.sizes[at]) if there else -2
+        is_there = at < len(self.inventory.places) and self.inventory.places[at] == place
+        return int(self.inventory.sizes[at]) if is_there else -2
 
     def refusal(self, key: str, fault: str) -> StorageError:
         return StorageError(

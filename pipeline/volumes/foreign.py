@@ -76,9 +76,9 @@ class ForeignArray:
         Raises:
             StorageError: The file is damaged, or gone.
         """
-        asked = _spelled_out(selection, self.shape)
+        parts = _spelled_out(selection, self.shape)
         stored: list[int | slice] = [0] * len(self.source.shape)
-        for axis, part in zip(self.order, asked, strict=True):
+        for axis, part in zip(self.order, parts, strict=True):
             stored[axis] = part if isinstance(part, slice) else slice(part, part + 1)
         try:
             voxels = np.asarray(self.source[tuple(stored)])
@@ -86,12 +86,12 @@ class ForeignArray:
             raise
         except Exception as error:  # decoders raise whatever they meet in a damaged file
             raise StorageError(
-                f"{self.format} volume '{self.url}' cannot be read at {asked} ({first_line(error)}). "
+                f"{self.format} volume '{self.url}' cannot be read at {parts} ({first_line(error)}). "
                 "The file is damaged, incomplete, or gone: copy it again."
             ) from error
-        kept = sorted(self.order)
-        voxels = voxels.transpose([kept.index(axis) for axis in self.order])
-        return voxels[tuple(slice(None) if isinstance(part, slice) else 0 for part in asked)]
+        stored_order = sorted(self.order)
+        voxels = voxels.transpose([stored_order.index(axis) for axis in self.order])
+        return voxels[tuple(slice(None) if isinstance(part, slice) else 0 for part in parts)]
 
 
 @dataclass(frozen=True)

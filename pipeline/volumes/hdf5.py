@@ -94,21 +94,21 @@ def dataset_names(path: str) -> list[str]:
 
 
 def _no_dataset(h5py: ModuleType, file: Any, place: Place, url: str, dataset: Any) -> StorageError:
-    there: dict[str, str] = {}
+    datasets: dict[str, str] = {}
 
     def note(name: str, node: Any) -> bool | None:
         if isinstance(node, h5py.Dataset):
-            there[name] = f"'{name}' {node.shape} {node.dtype}" if len(there) < NAMED else "and more"
-        return True if len(there) > NAMED else None  # anything but None ends the visit
+            datasets[name] = f"'{name}' {node.shape} {node.dtype}" if len(datasets) < NAMED else "and more"
+        return True if len(datasets) > NAMED else None  # anything but None ends the visit
 
     file.visititems(note)
-    listed = "; ".join(there.values()) or "no dataset at all"
-    asked = (
+    listed = "; ".join(datasets.values()) or "no dataset at all"
+    fault = (
         f"'{place.inner}' is {'a group' if dataset is not None else 'not there'}" if place.inner else "none was named"
     )
-    first = next(iter(there), "raw")
+    first = next(iter(datasets), "raw")
     return StorageError(
-        f"Input '{url}' should name a dataset of the HDF5 file '{place.path}', but {asked}. It holds: {listed}. "
+        f"Input '{url}' should name a dataset of the HDF5 file '{place.path}', but {fault}. It holds: {listed}. "
         f"Append one of them to the file's name, such as '{place.path}/{first}'."
     )
 

@@ -127,8 +127,8 @@ def _sampled(volume: Volume, grid: tuple[int, ...], extent: tuple[int, ...]) -> 
     stored = Stored(len(by_place), len(looked), volume.unit, signature([metadata, *by_place.values()]), sampled=True)
     absent = [place for place, look in look_of.items() if look is None][:FEW]
     others = [_name(place, grid, *form) for form in FORMS if form != (start, separator) for place in absent]
-    there = [look.name for look in looks_at(volume.place, others) if look] if others else []
-    elsewhere = _elsewhere(there, by_place, grid, (start, separator))
+    other_names = [look.name for look in looks_at(volume.place, others) if look] if others else []
+    elsewhere = _elsewhere(other_names, by_place, grid, (start, separator))
     return _inventory(volume, stored, grid, extent, by_place, looked), elsewhere
 
 
@@ -144,8 +144,8 @@ def _coarse(volume: Volume, stored: Stored, listing: list[Look]) -> Inventory:
     by_place = dict(enumerate(listing))
     name = volume.place.rpartition("/")[2]
     shape = volume.array.shape
-    made = _inventory(volume, stored, (len(listing), *(1,) * (len(shape) - 1)), shape, by_place)
-    return replace(made, start=name, coarse=True)
+    inventory = _inventory(volume, stored, (len(listing), *(1,) * (len(shape) - 1)), shape, by_place)
+    return replace(inventory, start=name, coarse=True)
 
 
 def _inventory(
@@ -195,7 +195,7 @@ def _name(place: int, grid: tuple[int, ...], start: str, separator: str) -> str:
 
 
 def _elsewhere(
-    names: list[str], there: Mapping[int, Look], grid: tuple[int, ...], form: tuple[str, str]
+    names: list[str], by_place: Mapping[int, Look], grid: tuple[int, ...], form: tuple[str, str]
 ) -> dict[str, int]:
     """How many objects lie under names of each other form and not where the metadata says; by an example of the name."""
     counts: dict[str, int] = {}
@@ -203,7 +203,7 @@ def _elsewhere(
         if (start, separator) == form:
             continue
         matching = [
-            name for name in names if (p := place_of(name, grid, start, separator)) is not None and p not in there
+            name for name in names if (p := place_of(name, grid, start, separator)) is not None and p not in by_place
         ]
         if matching:
             counts[min(matching)] = len(matching)
