@@ -122,13 +122,13 @@ def small_files(urls: Sequence[str]) -> list[bytes | OSError | None]:
         StorageError: A store cannot be asked.
     """
     contents: list[bytes | OSError | None] = [None if is_url(url) else _local_file(url) for url in urls]
-    asked: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
+    by_system: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
     for i, url in enumerate(urls):
         if is_url(url):
             with _in_words(url):
                 system, path = file_system(url)
-            asked.setdefault(id(system), (system, []))[1].append((i, path))
-    for system, wanted in asked.values():
+            by_system.setdefault(id(system), (system, []))[1].append((i, path))
+    for system, wanted in by_system.values():
         with _in_words(urls[wanted[0][0]]):
             answers = _contents(system, [path for _, path in wanted], of_s3=is_s3(urls[wanted[0][0]]))
             for (i, _), answer in zip(wanted, answers, strict=True):

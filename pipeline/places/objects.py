@@ -133,32 +133,34 @@ def _how_to_have(kind: str, detail: str) -> str:
 
 def refusal(url: str, what: str, error: Exception) -> StorageError | None:
     """What an error of fsspec or of a store's client means; None where it is no such error."""
-    asked = f"'{url}' could not {what}"
+    failure = f"'{url}' could not {what}"
     kind = protocol(url)
     detail = redacted((str(error).splitlines() or [""])[0][:200])
     if isinstance(error, ImportError):
-        return StorageError(f"{asked}: the package for {kind}:// is not installed here{_how_to_have(kind, detail)}")
+        return StorageError(f"{failure}: the package for {kind}:// is not installed here{_how_to_have(kind, detail)}")
     if isinstance(error, ValueError) and "Protocol not known" in str(error):
-        return StorageError(f"{asked}: {kind}:// is no protocol that fsspec knows. Check the URL.")
+        return StorageError(f"{failure}: {kind}:// is no protocol that fsspec knows. Check the URL.")
     if not isinstance(error, OSError) and not type(error).__module__.startswith(_OURS):
         return None
     if isinstance(error, OSError) and error.filename:
         return StorageError(
-            f"{asked}, because of '{error.filename}' here ({error.strerror}). Repair that, then do it again."
+            f"{failure}, because of '{error.filename}' here ({error.strerror}). Repair that, then do it again."
         )
     code = code_of(error)
     if code == "NoSuchBucket":
         bucket = url.partition("://")[2].partition("/")[0]
-        return StorageError(f"{asked}: there is no bucket '{bucket}'. Make it, or check the URL and AWS_ENDPOINT_URL.")
+        return StorageError(
+            f"{failure}: there is no bucket '{bucket}'. Make it, or check the URL and AWS_ENDPOINT_URL."
+        )
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
         return StorageError(
-            f"{asked}: the store refuses it ({code or type(error).__name__}: {detail}). Check AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            f"{failure}: the store refuses it ({code or type(error).__name__}: {detail}). Check AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, and what they may do there: list, read, and for outputs write and delete."
         )
     if isinstance(error, FileNotFoundError):
-        return StorageError(f"{asked}: there is nothing there. Check the URL and AWS_ENDPOINT_URL.")
+        return StorageError(f"{failure}: there is nothing there. Check the URL and AWS_ENDPOINT_URL.")
     return StorageError(
-        f"{asked}: the store cannot be reached, or failed ({code or type(error).__name__}: {detail}). Check AWS_ENDPOINT_URL and the "
+        f"{failure}: the store cannot be reached, or failed ({code or type(error).__name__}: {detail}). Check AWS_ENDPOINT_URL and the "
         "network, then do it again: what is stored already stays."
     )
 

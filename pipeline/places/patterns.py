@@ -59,8 +59,8 @@ def matching(pattern: str) -> Matches:
 
 def _patterns(parts: list[str]) -> list[str]:
     """The components of a pattern: no empty ones, and a `**` at the end means what is in those folders."""
-    kept = [part for part in parts if part]
-    return [*kept, "*"] if kept[-1] == "**" else kept
+    components = [part for part in parts if part]
+    return [*components, "*"] if components[-1] == "**" else components
 
 
 def _fitting(folder: Item, part: str) -> Iterator[Item]:

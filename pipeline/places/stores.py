@@ -88,12 +88,12 @@ def s3(*, asynchronous: bool = False) -> Any:
     Args:
         asynchronous: For use from the event loop of zarr, and only there.
     """
-    given = frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
-    return _s3(os.getpid(), asynchronous, given)
+    variables = frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+    return _s3(os.getpid(), asynchronous, variables)
 
 
 @cache
-def _s3(process: int, asynchronous: bool, given: frozenset[tuple[str, str]]) -> Any:  # noqa: ARG001 - the key
+def _s3(process: int, asynchronous: bool, variables: frozenset[tuple[str, str]]) -> Any:  # noqa: ARG001 - the key
     retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
     patience = {"retries": retries, "connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
     own = {"skip_instance_cache": True, "use_listings_cache": False}  # others change what is there meanwhile
