@@ -29,15 +29,15 @@ class ArrayDocument:
 
     def compared(self) -> Comparison:
         """Every key, also those that go without saying for zarr: other readers may need them. Attributes are others'."""
-        there = self._stored()
-        if there is None:
+        document = self._stored()
+        if document is None:
             return Comparison(("is not there, or no document",), ())
-        attributes = there.get("attributes")
+        attributes = document.get("attributes")
         wrong = [] if isinstance(attributes, dict) else [f"attributes is {told(attributes)}"]
-        keys = [key for key in self.ours if key != "attributes" and not same(self.ours[key], there.get(key))]
-        wrong += [f"{key} is {told(there.get(key))}, written as {told(self.ours[key])}" for key in keys]
-        extra = [key for key in there if key not in self.ours]
-        if extra and _as_read({**self.ours, **{key: there[key] for key in extra}}) is None:
+        keys = [key for key in self.ours if key != "attributes" and not same(self.ours[key], document.get(key))]
+        wrong += [f"{key} is {told(document.get(key))}, written as {told(self.ours[key])}" for key in keys]
+        extra = [key for key in document if key not in self.ours]
+        if extra and _as_read({**self.ours, **{key: document[key] for key in extra}}) is None:
             return Comparison((*wrong, *(f"{told(key)} is no key of an array" for key in extra)), ())
         others = [f"attributes.{told(key)[1:-1]}" for key in attributes] if isinstance(attributes, dict) else []
         return Comparison(tuple(wrong), (*others, *(told(key)[1:-1] for key in extra)))

@@ -30,18 +30,18 @@ class CancelRequest:
         What is no request is not heeded: the log says so once, also where the file cannot be removed.
         """
         try:
-            asked = _content(self.path)
+            content = _content(self.path)
         except FileNotFoundError:
             return False
         except OSError as error:
             self._warn_once(f"it cannot be read ({error.strerror or error})")
             return False
-        if asked is None:
+        if content is None:
             self._warn_once(f"it is no text of at most {MOST_BYTES} bytes in a file")
-        elif asked != token:
+        elif content != token:
             self._warn_once("it does not name this run's driver")
         self._sweep()
-        return asked == token
+        return content == token
 
     def _sweep(self) -> None:
         try:

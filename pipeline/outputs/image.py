@@ -74,7 +74,7 @@ class Image:
         return (is_bare and stored(self.store, DOCUMENT) is None) or self._is_vouched_for(directory)
 
     def _is_vouched_for(self, directory: RunDirectory) -> bool:
-        looked = 0
+        count = 0
         for record in directory.records():
             if (
                 not isinstance(record, TileRecord)
@@ -85,8 +85,8 @@ class Image:
             vouched = {key: digest for key, digest in record.units.items() if digest}
             if any(self.store.checksum(key) == digest for key, digest in vouched.items()):
                 return True
-            looked += len(vouched)
-            if looked >= _EVIDENCE:
+            count += len(vouched)
+            if count >= _EVIDENCE:
                 return False
         return False
 

@@ -60,10 +60,10 @@ class Metadata:
 
     def put(self, *, complete: bool) -> list[str]:
         """Write the documents that differ from ours; return what differed, a line each."""
-        group, there = self._group(complete), stored(self._store, DOCUMENT)
+        group, document = self._group(complete), stored(self._store, DOCUMENT)
         lines = [*_labelled(DOCUMENT, self._group_compared(group)).differences]
         if lines:
-            self._store.put(DOCUMENT, dumped(self._group_mended(group, there)))
+            self._store.put(DOCUMENT, dumped(self._group_mended(group, document)))
         for name, array in self._arrays.items():
             wrong = _labelled(f"{name}/{DOCUMENT}", array.compared()).differences
             if wrong:
@@ -73,13 +73,15 @@ class Metadata:
 
     def reopen(self, fingerprint: str) -> None:
         """Name no image any more, and another plan; keys of others stay."""
-        there = stored(self._store, DOCUMENT)
-        if there is None:  # it is made anew
+        document = stored(self._store, DOCUMENT)
+        if document is None:  # it is made anew
             return
-        attributes = there.get("attributes")
-        kept = {key: value for key, value in attributes.items() if key != "ome"} if isinstance(attributes, dict) else {}
+        attributes = document.get("attributes")
+        others = (
+            {key: value for key, value in attributes.items() if key != "ome"} if isinstance(attributes, dict) else {}
+        )
         mark = {FINGERPRINT_ATTRIBUTE: {"fingerprint": fingerprint, "state": "incomplete"}}
-        self._store.put(DOCUMENT, dumped({**there, "attributes": {**kept, **mark}}))
+        self._store.put(DOCUMENT, dumped({**document, "attributes": {**others, **mark}}))
 
     def drop_axis_units(self) -> None:
         """Remove the units of axes for which the plan has none any more: an earlier plan wrote them, and left they would be false."""
@@ -88,7 +90,7 @@ class Metadata:
             return
         try:
             axes = document["attributes"]["ome"]["multiscales"][0]["axes"]
-            stale = [there for mine, there in zip(ours, axes, strict=True) if "unit" not in mine and "unit" in there]
+            stale = [theirs for mine, theirs in zip(ours, axes, strict=True) if "unit" not in mine and "unit" in theirs]
         except (KeyError, IndexError, TypeError, ValueError):
             return  # it is not there yet, or damaged: it is put back whole
         for axis in stale:
@@ -106,15 +108,15 @@ class Metadata:
         return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
 
     def _group_compared(self, ours: dict[str, Any]) -> Comparison:
-        there = stored(self._store, DOCUMENT)
-        if there is None:
+        document = stored(self._store, DOCUMENT)
+        if document is None:
             return Comparison(("is not there, or no document",), ())
-        comparison = compared(ours, there)
-        extra = [key for key in there if key not in ours and key != CONSOLIDATED]
+        comparison = compared(ours, document)
+        extra = [key for key in document if key not in ours and key != CONSOLIDATED]
         wrong = [
             *comparison.differences,
             *(f"{told(key)} is no key of a group" for key in extra),
-            *self._consolidated_wrong(there),
+            *self._consolidated_wrong(document),
         ]
         return Comparison(tuple(wrong), tuple(line for line in comparison.others if line.startswith("attributes.")))
 
@@ -131,11 +133,11 @@ class Metadata:
             for line in _copy_wrong(array, metadata.get(name))
         ]
 
-    def _group_mended(self, ours: dict[str, Any], there: dict[str, Any] | None) -> dict[str, Any]:
-        if there is None:
+    def _group_mended(self, ours: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
+        if old is None:
             return ours
         document: dict[str, Any] = merged(
-            ours, {key: value for key, value in there.items() if key in ours or key == CONSOLIDATED}
+            ours, {key: value for key, value in old.items() if key in ours or key == CONSOLIDATED}
         )
         if self._consolidated_wrong(document):
             metadata = document[CONSOLIDATED].get("metadata") if isinstance(document[CONSOLIDATED], dict) else None
@@ -172,13 +174,13 @@ def _halotile(document: dict[str, Any] | None) -> dict[str, Any]:
     return mark if isinstance(mark, dict) else {}
 
 
-def _named(ours: dict[str, Any], there: dict[str, Any] | None, names: tuple[str, ...]) -> dict[str, Any]:
+def _named(ours: dict[str, Any], old: dict[str, Any] | None, names: tuple[str, ...]) -> dict[str, Any]:
     """Ours, with the name that the stored one has, where that is one of these."""
-    if there is None:
+    if old is None:
         return ours
     for image in ours["attributes"].get("ome", {}).get("multiscales", []):
         try:
-            name = there["attributes"]["ome"]["multiscales"][0]["name"]
+            name = old["attributes"]["ome"]["multiscales"][0]["name"]
         except (KeyError, IndexError, TypeError):
             continue
         if name in names:
