@@ -250,16 +250,16 @@ class PointedPublication:
         home, image = self._there.home(fingerprint), self.image(fingerprint)
         prefix = f"{VERSIONS}/{fingerprint}"
         self._store.delete(_mark(fingerprint))
-        there = self._store.sizes(prefix)
+        sizes = self._store.sizes(prefix)
         files = {f"{prefix}/{path.relative_to(home).as_posix()}": path for path in self._files(fingerprint)}
         group, record = self._group(fingerprint), f"{prefix}/{RECORD}"
         vouched = self._vouched(fingerprint, f"{prefix}/{image.name}")
         _check_present(vouched, files, image)
 
         def settle(key: str) -> int:
-            return self._settle(key, files[key], vouched.get(key), there.get(key))
+            return self._settle(key, files[key], vouched.get(key), sizes.get(key))
 
-        strangers = [key for key in there if key.startswith(f"{prefix}/{image.name}/") and key not in files]
+        strangers = [key for key in sizes if key.startswith(f"{prefix}/{image.name}/") and key not in files]
         _in_threads(self._store.delete, strangers)
         sent = sum(_in_threads(settle, [key for key in files if key not in (group, record)]))
         sent += settle(record) + settle(group)
@@ -406,15 +406,15 @@ def _check_present(vouched: Mapping[str, str], files: Mapping[str, Path], image:
 def _in_threads(do: Callable[[str], Made], keys: Iterable[str]) -> list[Made]:
     """`do` of each key, several at once; after the first error none is begun."""
     left = iter(keys)
-    made: list[Made] = []
+    results: list[Made] = []
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="objects") as pool:
         try:
             while batch := list(islice(left, BATCH)):
-                made += pool.map(do, batch)
+                results += pool.map(do, batch)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return made
+    return results
 
 
 def _digest(path: Path) -> str:

@@ -142,8 +142,8 @@ class VersionFolder:
         return self.image(fingerprint).is_dir() or self.directory(fingerprint).path.is_dir()
 
     def _version(self, fingerprint: str) -> Version:
-        made = [self.directory(fingerprint).plan_path, self.home(fingerprint)]
-        begun = next(path for path in made if path.exists()).stat().st_mtime
+        paths = [self.directory(fingerprint).plan_path, self.home(fingerprint)]
+        begun = next(path for path in paths if path.exists()).stat().st_mtime
         record = self.record(fingerprint)
         published = published_in(record.read_bytes(), str(self.folder), str(record)) if record.is_file() else None
         return Version(fingerprint, datetime.fromtimestamp(begun, UTC), published.published if published else None)
