@@ -276,10 +276,10 @@ def _digest(*content: Any) -> str:
 def _refuse_folds(config: TrainConfig, sampling: Sizes) -> None:
     """Refuse displacements so large, beside the grid that they are drawn on, that space folds."""
     most = least_spacing(config.window, config.augment, sampling) / 4
-    asked = config.augment.elastic_sigma
-    if asked != "auto" and asked > most:
+    sigma = config.augment.elastic_sigma
+    if sigma != "auto" and sigma > most:
         raise ConfigError(
-            f"augment.elastic_sigma is {asked:g} voxels, but the {config.augment.elastic_points} points of its grid stand so "
+            f"augment.elastic_sigma is {sigma:g} voxels, but the {config.augment.elastic_points} points of its grid stand so "
             f"close in a patch of {config.patch} that space would fold. Set it to at most {most:.2g}, or to auto."
         )
 

@@ -190,8 +190,8 @@ class Loop:
         if self.fabric.world_size > 1:
             if not self._due(LOOKED_AT):
                 return False
-            asked = torch.tensor(float(stop.is_set() or self._failed is not None), device=self.fabric.device)
-            stops = bool(self.fabric.all_reduce(asked, reduce_op="max"))
+            flag = torch.tensor(float(stop.is_set() or self._failed is not None), device=self.fabric.device)
+            stops = bool(self.fabric.all_reduce(flag, reduce_op="max"))
         else:
             stops = stop.is_set() or self._failed is not None
         if self._failed is not None:

@@ -38,11 +38,11 @@ def resolved(config: TrainConfig) -> Machine:
         ConfigError, ModelError: It is not here.
     """
     device = resolved_device(config.device)
-    there = device_count(device)
-    count = max(there, 1) if config.devices == "auto" else config.devices
-    if there and count > there:
+    gpus = device_count(device)
+    count = max(gpus, 1) if config.devices == "auto" else config.devices
+    if gpus and count > gpus:
         raise ConfigError(
-            f"devices is {count}, but this machine has {there} GPU(s). Set it to at most that, or to auto."
+            f"devices is {count}, but this machine has {gpus} GPU(s). Set it to at most that, or to auto."
         )
     precision = config.precision
     if precision == "auto":

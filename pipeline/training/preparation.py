@@ -202,9 +202,11 @@ def prepare(
     for array in (target, border):
         if array is not None:
             array.flush()
-    made = Prepared(*paths, tuple(int(n) for n in counts[: max(rule.classes, 2)]), digest.hexdigest(), rule.neighbours)
-    replace(record, json_text({"counts": made.counts, "sha256": made.sha256}).encode())
-    return made
+    prepared = Prepared(
+        *paths, tuple(int(n) for n in counts[: max(rule.classes, 2)]), digest.hexdigest(), rule.neighbours
+    )
+    replace(record, json_text({"counts": prepared.counts, "sha256": prepared.sha256}).encode())
+    return prepared
 
 
 def _read_digest(labels: Volume, box: Box, rule: TargetRule) -> str:

@@ -89,11 +89,11 @@ class Samples:
         region = self.regions[rng.choice(len(shares), p=shares / shares.sum())]
         places = random_places(self.window, self.augment, region.sampling, rng) + self._centre(region.box, rng)
         inner = per_axis(lambda w, p: slice((w - p) // 2, (w - p) // 2 + p), self.window, self.patch)
-        kept = places[:, *inner]
+        inner_places = places[:, *inner]
         image = _jittered(_image(region, places), self.augment, rng)
-        frame = _frame(kept)
-        target = nearest(_taken(region.prepared.target(), frame), kept, frame.start)
-        return Sample(image, target, self._weight(region, kept, frame, target))
+        frame = _frame(inner_places)
+        target = nearest(_taken(region.prepared.target(), frame), inner_places, frame.start)
+        return Sample(image, target, self._weight(region, inner_places, frame, target))
 
     def _centre(self, box: Box, rng: np.random.Generator) -> np.ndarray:
         """A random place for the patch's centre, so that an undeformed one lies inside the box and on its voxels."""

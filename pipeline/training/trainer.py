@@ -156,15 +156,15 @@ def _stoppable(*, patient: bool) -> Iterator[threading.Event]:
     Args:
         patient: Whether a second one does not: a terminal's Ctrl-C reaches each of several processes twice.
     """
-    asked = threading.Event()
+    event = threading.Event()
 
     def stop(_number: int, _frame: object) -> None:
-        if asked.is_set() and not patient:
+        if event.is_set() and not patient:
             raise KeyboardInterrupt
-        asked.set()
+        event.set()
 
     with _handled(stop):
-        yield asked
+        yield event
 
 
 @contextmanager
