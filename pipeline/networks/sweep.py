@@ -1,6 +1,6 @@
 """A network as a stream along z: one slab in, one slab out, nothing computed twice, and only what is kept.
 
-Nodes run in the graph's order. What one gives in a turn goes straight to where the next one reads it, cropped to what
+Nodes run in the graph's order. The output of one in a turn goes straight to where the next one reads it, cropped to what
 that needs: an activation is applied on the way, and the parts of a concatenation meet in the memory of the node that
 reads it. A convolution reads a buffer that holds the slices it still needs of its input, with the network's own zeros
 around them where the volume ends. What has other readers than the next node waits in a ring until the last has read it.
@@ -121,18 +121,18 @@ class Arena:
     def _taken(
         self, key: str, shape: tuple[int, ...], like: Tensor, frame: object, make: Callable[..., Tensor]
     ) -> tuple[Tensor, bool]:
-        there = self._memory.pop(key, None)
-        used = there is not None and (there[0].shape, there[0].dtype, there[0].device, there[1]) == (
+        entry = self._memory.pop(key, None)
+        used = entry is not None and (entry[0].shape, entry[0].dtype, entry[0].device, entry[1]) == (
             shape,
             like.dtype,
             like.device,
             frame,
         )
-        if there is None or not used:
-            del there  # before there is more
-            there = make(shape, dtype=like.dtype, device=like.device), frame
-        self._memory[key] = there
-        return there[0], used
+        if entry is None or not used:
+            del entry  # before there is more
+            entry = make(shape, dtype=like.dtype, device=like.device), frame
+        self._memory[key] = entry
+        return entry[0], used
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -188,20 +188,20 @@ class Sweep:
 
     def _turn(self, turn: int, slab_ZYXC: Tensor | None) -> Tensor | None:
         """One slab through all nodes; None stands for what a node cannot compute yet, or has no more of."""
-        given: _Given | None = None if slab_ZYXC is None else _Computed(slab_ZYXC)
+        slices: _Slices | None = None if slab_ZYXC is None else _Computed(slab_ZYXC)
         written = self.schedule.turn(turn)
         for name, step, ring in self._turns:
-            given = step.run(written, given)
-            if given is not None and ring is not None:
-                ring.append(given, written[name])
-                given = None
-        return None if given is None else given.tensor()
+            slices = step.run(written, slices)
+            if slices is not None and ring is not None:
+                ring.append(slices, written[name])
+                slices = None
+        return None if slices is None else slices.tensor()
 
 
-# --- what a node gives in a turn ----------------------------------------------------------------------------------------
+# --- the output of a node in a turn -------------------------------------------------------------------------------------
 
 
-class _Given(ABC):
+class _Slices(ABC):
     """Slices of a node that are not yet where their reader wants them: what is done on the way is done once."""
 
     @abstractmethod
@@ -216,13 +216,13 @@ class _Given(ABC):
         """As they lie, one part after another, to be read only."""
         return [self.tensor()]
 
-    def part(self, slices: slice) -> _Given:
+    def part(self, slices: slice) -> _Slices:
         """Some of them."""
         return _Computed(self.tensor()[slices])
 
 
 @dataclass(frozen=True, slots=True)
-class _Computed(_Given):
+class _Computed(_Slices):
     """What was computed in this turn, Z Y X C."""
 
     values: Tensor
@@ -235,23 +235,23 @@ class _Computed(_Given):
 
 
 @dataclass(frozen=True, slots=True)
-class _Rectified(_Given):
+class _Rectified(_Slices):
     """The same, through max(x, 0): in the pass over memory that puts it in its place."""
 
-    given: _Given
+    source: _Slices
 
     def write(self, target_ZYXC: Tensor) -> None:
-        torch.clamp_min(self.given.tensor(), 0, out=target_ZYXC)
+        torch.clamp_min(self.source.tensor(), 0, out=target_ZYXC)
 
     def tensor(self) -> Tensor:
-        return self.given.tensor().relu_()
+        return self.source.tensor().relu_()
 
-    def part(self, slices: slice) -> _Given:
-        return _Rectified(self.given.part(slices))
+    def part(self, slices: slice) -> _Slices:
+        return _Rectified(self.source.part(slices))
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting(_Given):
+class _Waiting(_Slices):
     """What lies in a ring: the slices `span`, of which a reader wants `plane`."""
 
     ring: _Ring
@@ -259,18 +259,18 @@ class _Waiting(_Given):
     plane: tuple[slice, slice]
 
     def write(self, target_ZYXC: Tensor) -> None:
-        for found_ZYXC, part in self.ring.parts(self.span):
-            target_ZYXC[part].copy_(found_ZYXC[(slice(None), *self.plane)])
+        for stored_ZYXC, part in self.ring.parts(self.span):
+            target_ZYXC[part].copy_(stored_ZYXC[(slice(None), *self.plane)])
 
     def tensor(self) -> Tensor:
         return torch.cat(self.views())
 
     def views(self) -> list[Tensor]:
-        return [found_ZYXC[(slice(None), *self.plane)] for found_ZYXC, _ in self.ring.parts(self.span)]
+        return [stored_ZYXC[(slice(None), *self.plane)] for stored_ZYXC, _ in self.ring.parts(self.span)]
 
 
 @dataclass(frozen=True, slots=True)
-class _Groups(_Given):
+class _Groups(_Slices):
     """What up-sampling made.
 
     Args:
@@ -289,13 +289,13 @@ class _Groups(_Given):
             target_ZYXC[there].copy_(self.groups[here])
 
     def tensor(self) -> Tensor:
-        made = self.groups.new_empty(self.shape)
-        self.write(made)
-        return made
+        target_ZYXC = self.groups.new_empty(self.shape)
+        self.write(target_ZYXC)
+        return target_ZYXC
 
 
 @dataclass(frozen=True, slots=True)
-class _Joined(_Given):
+class _Joined(_Slices):
     """Channels one after another: each part is written where it belongs.
 
     Args:
@@ -305,7 +305,7 @@ class _Joined(_Given):
         like: Of the dtype, on the device.
     """
 
-    parts: list[_Given]
+    parts: list[_Slices]
     places: list[slice]
     shape: tuple[int, ...]
     like: Tensor
@@ -315,9 +315,9 @@ class _Joined(_Given):
             part.write(target_ZYXC[..., channels])
 
     def tensor(self) -> Tensor:
-        made = self.like.new_empty(self.shape)
-        self.write(made)
-        return made
+        target_ZYXC = self.like.new_empty(self.shape)
+        self.write(target_ZYXC)
+        return target_ZYXC
 
 
 # --- where it goes ------------------------------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ class _Joined(_Given):
 class _Ring:
     """What waits for a reader that comes later: slices, written over once all have read them.
 
-    A ring of its own, and not what the convolutions gave as they gave it: long-lived pieces between short-lived ones
+    A ring of its own, and not the outputs of the convolutions as they came: long-lived pieces between short-lived ones
     leave holes in the heap, and a process would grow with its column's length.
     """
 
@@ -338,10 +338,10 @@ class _Ring:
         self._phase = lattice.phase
         self._ring_ZYXC = arena.ring(node.name, (self._size, *plane, node.channels), like)
 
-    def append(self, given: _Given, span: Span) -> None:
-        """Take up the next slices."""
+    def append(self, slices: _Slices, span: Span) -> None:
+        """Copy the next slices into the ring."""
         for target_ZYXC, part in self.parts(span):
-            (given if part == slice(0, span.extent) else given.part(part)).write(target_ZYXC)
+            (slices if part == slice(0, span.extent) else slices.part(part)).write(target_ZYXC)
 
     def parts(self, span: Span) -> Iterator[tuple[Tensor, slice]]:
         """Where slices lie in the ring, and which of `span` they are: one part, or two where the ring closes."""
@@ -388,15 +388,15 @@ class _Step(ABC):
         """Compute once what has never been."""
 
     @abstractmethod
-    def run(self, written: dict[str, Span], before: _Given | None) -> _Given | None:
-        """What the node gives in a turn.
+    def run(self, written: dict[str, Span], before: _Slices | None) -> _Slices | None:
+        """Compute the output of the node in a turn.
 
         Args:
             written: By node, the slices that it writes in it.
-            before: What the very node before it gave, unless that waits in a ring.
+            before: Output of the very node before it, unless that waits in a ring.
         """
 
-    def _given(self, number: int, span: Span, before: _Given | None) -> _Given:
+    def _input(self, number: int, span: Span, before: _Slices | None) -> _Slices:
         """Slices of one of its inputs."""
         ring = self._rings[number]
         if ring is not None:
@@ -410,32 +410,32 @@ class _Step(ABC):
 
 
 class _Momentary(_Step):
-    """One that makes what it gives of what it is given in the same turn."""
+    """A node that computes its output of its inputs in the same turn."""
 
-    def run(self, written: dict[str, Span], before: _Given | None) -> _Given | None:
+    def run(self, written: dict[str, Span], before: _Slices | None) -> _Slices | None:
         span = written[self._name]
         if not span.extent:
             return None
         read = self._node.operation.need(0, span, None)
-        return self._made(span, [self._given(number, read, before) for number in range(len(self._rings))])
+        return self._compute(span, [self._input(number, read, before) for number in range(len(self._rings))])
 
     @abstractmethod
-    def _made(self, span: Span, given: list[_Given]) -> _Given:
-        """The slices `span` of what it gives, of those of its inputs that it needs for them."""
+    def _compute(self, span: Span, inputs: list[_Slices]) -> _Slices:
+        """Compute the slices `span` of its output, of the slices of its inputs that they need."""
 
 
 class _Entrance(_Step):
     """The slab, as it comes."""
 
-    def run(self, written: dict[str, Span], before: _Given | None) -> _Given | None:  # noqa: ARG002 - a step's
+    def run(self, written: dict[str, Span], before: _Slices | None) -> _Slices | None:  # noqa: ARG002 - a step's
         return before
 
 
 class _Activated(_Momentary):
     """Done as its reader takes it up; the one activation is max(x, 0)."""
 
-    def _made(self, span: Span, given: list[_Given]) -> _Given:  # noqa: ARG002 - a step's
-        return _Rectified(given[0])
+    def _compute(self, span: Span, inputs: list[_Slices]) -> _Slices:  # noqa: ARG002 - a step's
+        return _Rectified(inputs[0])
 
 
 class _Concatenated(_Momentary):
@@ -446,8 +446,8 @@ class _Concatenated(_Momentary):
         stops = accumulate((places.schedule.graph.node(name).channels for name in node.inputs), initial=0)
         self._places = [slice(a, b) for a, b in pairwise(stops)]
 
-    def _made(self, span: Span, given: list[_Given]) -> _Given:
-        return _Joined(given, self._places, self._shape(span), self._like)
+    def _compute(self, span: Span, inputs: list[_Slices]) -> _Slices:
+        return _Joined(inputs, self._places, self._shape(span), self._like)
 
 
 class _Pooled(_Momentary):
@@ -462,8 +462,8 @@ class _Pooled(_Momentary):
             if factor > 1
         ]
 
-    def _made(self, span: Span, given: list[_Given]) -> _Given:  # noqa: ARG002 - a step's
-        return _Computed(torch.cat([self._pooled(x_ZYXC) for x_ZYXC in given[0].views()]))
+    def _compute(self, span: Span, inputs: list[_Slices]) -> _Slices:  # noqa: ARG002 - a step's
+        return _Computed(torch.cat([self._pooled(x_ZYXC) for x_ZYXC in inputs[0].views()]))
 
     def _pooled(self, x_ZYXC: Tensor) -> Tensor:
         for parts in self._parts:
@@ -482,8 +482,8 @@ class _Weighted(_Step):
 class _Linear(_Weighted, _Momentary):
     """A convolution of one tap: a matrix product."""
 
-    def _made(self, span: Span, given: list[_Given]) -> _Given:  # noqa: ARG002 - a step's
-        return _Computed(F.linear(given[0].tensor(), self._kernel.weight, self._kernel.bias))
+    def _compute(self, span: Span, inputs: list[_Slices]) -> _Slices:  # noqa: ARG002 - a step's
+        return _Computed(F.linear(inputs[0].tensor(), self._kernel.weight, self._kernel.bias))
 
 
 class _Raised(_Weighted, _Momentary):
@@ -493,8 +493,8 @@ class _Raised(_Weighted, _Momentary):
         super().__init__(node, places)
         self._places: dict[tuple[int, int], list[tuple[_Index, _Index]]] = {}
 
-    def _made(self, span: Span, given: list[_Given]) -> _Given:
-        groups_ZYXC = F.linear(given[0].tensor(), self._kernel.weight, self._kernel.bias)
+    def _compute(self, span: Span, inputs: list[_Slices]) -> _Slices:
+        groups_ZYXC = F.linear(inputs[0].tensor(), self._kernel.weight, self._kernel.bias)
         key = (span.start % self._node.operation.up[0], span.extent)
         if key not in self._places:  # all turns but those at the ends are alike
             self._places[key] = self._placed(span)
@@ -542,20 +542,20 @@ class _Windowed(_Weighted):
             whole = Span(0, self._schedule.slices(self._node))
             self._applied(self._buffer[: self._window(whole).extent])
 
-    def run(self, written: dict[str, Span], before: _Given | None) -> _Given | None:
-        """Take up what there is of its input, and compute what that allows."""
+    def run(self, written: dict[str, Span], before: _Slices | None) -> _Slices | None:
+        """Copy what there is of its input into the buffer, and compute what that allows."""
         taken, span = written[self._source].clipped(self._read[0]), written[self._name]
         if taken.extent > 0:
             at = self._filled - self._first
-            self._given(0, taken, before).write(self._buffer[(slice(at, at + taken.extent), *self._inner)])
+            self._input(0, taken, before).write(self._buffer[(slice(at, at + taken.extent), *self._inner)])
             self._filled += taken.extent
         if not span.extent:
             return None
         stop = self._window(span).stop - self._first
         self._buffer[self._filled - self._first : stop].zero_()  # behind the volume's end
-        found_ZYXC = self._applied(self._buffer[:stop])
+        values_ZYXC = self._applied(self._buffer[:stop])
         self._advance(self._window(Span(span.stop, span.stop + 1)).start)
-        return _Computed(found_ZYXC)
+        return _Computed(values_ZYXC)
 
     def _window(self, span: Span) -> Span:
         """Slices that it reads to write `span`, zeros of its own included."""
