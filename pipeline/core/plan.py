@@ -279,7 +279,7 @@ class Plan:
             ValueError, KeyError, TypeError: The text is not such a plan, or its fingerprint is not its own.
         """
         content = dict(json.loads(text))
-        told = content.pop("fingerprint")
+        fingerprint = content.pop("fingerprint")
         content.pop("tiles"), content.pop("counts")
         version = content.setdefault("identity_version", 1)
         if version == 1:
@@ -287,8 +287,8 @@ class Plan:
         elif version != IDENTITY_VERSION:
             raise ValueError(f"its identity is of version {version}, and this version knows 1 and {IDENTITY_VERSION}")
         plan = cls(**{**content, **_parts(content)})
-        if plan.fingerprint != told:
-            raise ValueError(f"the fingerprint {told[:12]} is not that of its content, {plan.fingerprint[:12]}")
+        if plan.fingerprint != fingerprint:
+            raise ValueError(f"the fingerprint {fingerprint[:12]} is not that of its content, {plan.fingerprint[:12]}")
         return plan
 
 

@@ -58,11 +58,11 @@ Bracket = tuple[float, float, int]
 """Where a rank lies: least and greatest value, and how many values are below."""
 
 Found = tuple[np.ndarray, ...]
-"""What a part gives, flat: limits (2 values); moments (3 a box); of each bracket the bins that hold values, their counts, least, greatest."""
+"""What a part holds, flat: limits (2 values); moments (3 per box); of each bracket the bins that hold values, their counts, least, greatest."""
 
 
 class InconsistentPartsError(ValueError):
-    """What parts gave does not add up: they are not of the same voxels."""
+    """The results of the parts do not add up: they are not of the same voxels."""
 
 
 # --- what a plan says ---------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ class Pass:
             for piece, weights in _pieces(values):
                 for histogram in sums:
                     histogram.count(piece, weights)
-        return tuple(array for histogram in sums for array in histogram.found())
+        return tuple(array for histogram in sums for array in histogram.arrays())
 
 
 def _moments(values: np.ndarray) -> tuple[float, float, float]:
@@ -228,7 +228,7 @@ class _Histogram:
         self._add(_binned(values[within], low, high), weights[within], values[within], values[within])
 
     def add(self, places: np.ndarray, counts: np.ndarray, least: np.ndarray, most: np.ndarray) -> None:
-        """What `found` gave of a part."""
+        """Add what `arrays` returned for a part."""
         self._add(places.astype(np.int64), counts, least, most)
 
     def _add(self, places: np.ndarray, counts: np.ndarray, least: np.ndarray, most: np.ndarray) -> None:
@@ -236,7 +236,7 @@ class _Histogram:
         np.minimum.at(self.least, places, least)
         np.maximum.at(self.most, places, most)
 
-    def found(self) -> Found:
+    def arrays(self) -> Found:
         there = np.flatnonzero(self.counts)
         return there.astype(np.uint16), self.counts[there], self.least[there], self.most[there]
 
@@ -250,7 +250,7 @@ class _Histogram:
         below = self.bracket[2]
         place = int(np.searchsorted(cumulated, rank - below, side="right"))
         bracket = (
-            float(self.least[place]) + 0.0,  # a zero has no sign: which came first would be told by it
+            float(self.least[place]) + 0.0,  # a zero has no sign: it would depend on which came first
             float(self.most[place]) + 0.0,
             below + int(cumulated[place] - self.counts[place]),
         )
@@ -305,8 +305,8 @@ class Measurement:
         """Parts of the present pass that are not in."""
         return np.flatnonzero(~self._in)
 
-    def add(self, part: int, found: Found) -> None:
-        """Take in what a part of the present pass gave; one that is in counts once. The last one ends the pass.
+    def add(self, part: int, arrays: Found) -> None:
+        """Add what a part of the present pass holds; one that was added before counts once. The last one ends the pass.
 
         Raises:
             InconsistentPartsError: Parts do not add up to the volume, or to what the pass before has found.
@@ -317,16 +317,16 @@ class Measurement:
         self._in[part] = True
         if self.now.kind == "histograms":
             for number, histogram in enumerate(self._sums):
-                histogram.add(*found[4 * number : 4 * number + 4])
+                histogram.add(*arrays[4 * number : 4 * number + 4])
         else:
-            self._found[part] = found[0]
+            self._part_values[part] = arrays[0]
         if self._in.all():
             self._end()
 
     def _begin(self, now: Pass) -> None:
         self.now, self.number = now, self.number + 1
         self._in = np.zeros(self.parts, dtype=bool)
-        self._found: dict[int, np.ndarray] = {}
+        self._part_values: dict[int, np.ndarray] = {}
         self._sums = [_Histogram(bracket) for bracket in now.brackets]
 
     def _begin_histograms(self, low: float, high: float) -> None:
@@ -340,15 +340,15 @@ class Measurement:
         kind = self.now.kind if self.now else ""
         if kind == "moments":
             count, mean, squares = _merged(
-                np.concatenate([self._found[part] for part in range(self.parts)]).reshape(-1, 3)
+                np.concatenate([self._part_values[part] for part in range(self.parts)]).reshape(-1, 3)
             )
             _check_count(int(count), self.values)
             deviation = float(np.sqrt(squares / count))
             varies = deviation > ROUNDING * abs(mean)
             self._settle(Normalization("zscore", mean + 0.0, 1.0 / deviation if varies else 1.0))
         elif kind == "limits":
-            low = min(float(found[0]) for found in self._found.values()) + 0.0
-            high = max(float(found[1]) for found in self._found.values()) + 0.0
+            low = min(float(limits[0]) for limits in self._part_values.values()) + 0.0
+            high = max(float(limits[1]) for limits in self._part_values.values()) + 0.0
             if self.rule.mode == "minmax":
                 self._settle(spanning("minmax", low, high))
             else:
@@ -383,7 +383,7 @@ class Measurement:
                 "itself."
             )
         self.result, self.now = result, None
-        self._sums, self._found = [], {}
+        self._sums, self._part_values = [], {}
 
 
 def _check_count(count: int, expected: int) -> None:
@@ -403,17 +403,17 @@ def _merged(moments_B3: np.ndarray) -> tuple[float, float, float]:
     return float(count), mean, squares
 
 
-# --- what parts gave, kept ----------------------------------------------------------------------------------------------
+# --- results of parts, kept ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
-    """What a part of a pass gave, as a line: JSON with a checksum, as the ledger's lines are.
+    """The result of a part of a pass, as a line: JSON with a checksum, as the ledger's lines are.
 
     Args:
         part: Its index.
         of: Digest of what it is a part of: `digest_of_pass`.
-        found: What it gave.
+        found: The arrays that it came to.
         stage: Whose record it is.
     """
 
@@ -489,20 +489,20 @@ class Statistics:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, object]) -> Statistics:
-        """What `to_dict` gave.
+        """The statistics that `to_dict` wrote.
 
         Raises:
             ValueError, KeyError, TypeError: It is not that, or its digest is not its own.
         """
         values: dict[str, Any] = dict(content)
-        told, over = values.pop("digest"), values.pop("over")
-        found = cls(Normalization(**values), dict(over))
-        numbers = (found.normalization.offset, found.normalization.scale)
+        digest, over = values.pop("digest"), values.pop("over")
+        statistics = cls(Normalization(**values), dict(over))
+        numbers = (statistics.normalization.offset, statistics.normalization.scale)
         if not all(isinstance(number, float) and isfinite(number) for number in numbers):
             raise ValueError(f"the numbers {numbers}")
-        if found.digest != told:
-            raise ValueError(f"the digest {str(told)[:12]} is not that of its content, {found.digest[:12]}")
-        return found
+        if statistics.digest != digest:
+            raise ValueError(f"the digest {str(digest)[:12]} is not that of its content, {statistics.digest[:12]}")
+        return statistics
 
 
 def measure(
@@ -521,10 +521,10 @@ def measure(
         parts: Of the volume.
         read: Gives the finite values of a box.
     """
-    found = Measurement(rule, dtype, values, len(parts))
-    while found.now:
-        for part in found.to_do.tolist():
-            found.add(part, found.now.look(read(box) for box in parts.boxes(part)))
-    if found.result is None:
+    measurement = Measurement(rule, dtype, values, len(parts))
+    while measurement.now:
+        for part in measurement.to_do.tolist():
+            measurement.add(part, measurement.now.look(read(box) for box in parts.boxes(part)))
+    if measurement.result is None:
         raise ValueError(f"mode '{rule.mode}' measures nothing")
-    return found.result
+    return measurement.result
