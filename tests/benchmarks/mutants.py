@@ -21,6 +21,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -48,8 +49,10 @@ TESTS = {
 
 SLOW = ("h5py", "hypothesis", "numpy", "pytest", "tifffile", "torch", "zarr")
 
-SECONDS = 300
-"""After so long, tests are taken to hang."""
+PATIENCE = 5
+"""After so many times as long as they take of the file as it is, and `MORE_SECONDS`, tests are taken to hang."""
+
+MORE_SECONDS = 20
 
 OPERATORS: dict[type[ast.AST], tuple[str, str]] = {
     ast.Lt: ("<", "<="),
@@ -150,13 +153,13 @@ def tests_of(path: str) -> tuple[str, ...]:
     return tests
 
 
-def is_noticed(tree: Path, tests: tuple[str, ...]) -> bool:
-    """Whether tests fail, or do not end, in a copy of the tree."""
+def is_noticed(tree: Path, tests: tuple[str, ...], seconds: int) -> bool:
+    """Whether tests fail, or do not end for so long, in a copy of the tree."""
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1] != 0
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(SECONDS)
+    signal.alarm(seconds)
     os.chdir(tree)
     sys.path[0:1] = [str(tree)]
     for number in (1, 2):
@@ -196,12 +199,15 @@ def main() -> None:
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
             tree.mkdir(exist_ok=True)
             copy(ROOT / part, tree / part)
+        limits = {}
         for path in dict.fromkeys(mutant.path for mutant in chosen):
-            if is_noticed(tree, tests_of(path)):
+            started = time.monotonic()
+            if is_noticed(tree, tests_of(path), 600):
                 sys.exit(f"the tests of {path} fail as it is: {' '.join(tests_of(path))}")
+            limits[path] = int(PATIENCE * (time.monotonic() - started)) + MORE_SECONDS
         for mutant in chosen:
             (tree / mutant.path).write_text(mutant.applied(sources[mutant.path]))
-            if not is_noticed(tree, tests_of(mutant.path)):
+            if not is_noticed(tree, tests_of(mutant.path), limits[mutant.path]):
                 survivors += 1
                 print(mutant.told(sources[mutant.path]), flush=True)
             (tree / mutant.path).write_text(sources[mutant.path])
