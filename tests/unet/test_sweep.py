@@ -73,6 +73,15 @@ def test_folding_needs_the_running_statistics():
     assert (before - after).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("missing", ["running_mean", "running_var"])
+def test_a_norm_without_either_statistic_is_refused(missing):
+    """It would normalise each slab by its own values: no tile would agree with its neighbour."""
+    network = UNet(SOLID).eval()
+    setattr(network.encoder1_1[1], missing, None)
+    with pytest.raises(ValueError, match="without running statistics"):
+        kernels(network, device=CPU, dtype=torch.float32)
+
+
 def test_kernels_of_one_channel_lie_channels_last():
     """torch takes a single channel for any layout, and would write the output in the slow one."""
     weight = kernels(UNet(Architecture(3, 1, 4)), device=CPU, dtype=torch.float32)["encoder1_1"].weight
