@@ -35,6 +35,7 @@ from pipeline.core.tiles.cost import (
     weights,
     widest_plane,
 )
+from pipeline.core.tiles.grid import TileGrid
 from pipeline.networks.model import UNet
 from pipeline.networks.sweep import Sweep, kernels
 from tests.core.core_cases import architectures, streams, triples
@@ -221,6 +222,13 @@ def test_total_voxels_decoded_are_those_of_all_chunks_touched(stream, chunks, sl
     assert total_voxels_decoded(stream.grid, chunks, slices) == sum(
         decoded(box, stream.grid.volume, chunks) for box in read
     )
+
+
+def test_a_last_chunk_that_is_cut_is_decoded_as_long_as_it_is():
+    """Tiles that touch it are not like those that touch a whole one, however far they are from the end."""
+    grid = TileGrid((15, 1, 1), (1, 2, 2), (1, 2, 2), (0, 8, 8), "valid")
+    assert total_voxels_decoded(grid, (4, 1, 1), 1) == 12 * 4 + 3 * 3
+    assert total_voxels_decoded(replace(grid, volume=(16, 1, 1)), (4, 1, 1), 1) == 16 * 4
 
 
 @given(streams(), triples(1, 30))

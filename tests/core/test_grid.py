@@ -235,10 +235,11 @@ def test_kinds_count_each_core_once_with_its_like(stream, cores, period, axis, s
 
 
 @pytest.mark.parametrize(
-    ("cores", "period", "kinds"), [(10, 1, 10), (11, 1, 11), (12, 1, 11), (13, 24, 13), (14, 24, 13), (10**9, 24, 13)]
+    ("cores", "period", "kinds"),
+    [(10, 1, 10), (11, 1, 11), (12, 1, 11), (13, 24, 13), (15, 24, 13), (14, 24, 14), (10**9, 24, 14)],
 )
 def test_as_few_kinds_as_there_are(cores, period, kinds):
-    """A core and its halo at either end, and what differs on the lattice between: ten million tiles are planned as fast as ten."""
+    """A core and its halo at either end, what differs on the lattice between, and a chunk that is cut: ten million tiles are planned as fast as ten."""
     grid = TileGrid((8 * cores, 8, 8), (8, 8, 8), SAME.stride, (22, 8, 8))
     found = list(grid.distinct_cores(0, period))
     assert len(found) == kinds

@@ -124,14 +124,14 @@ class TileGrid:
 
         Args:
             axis: 0, 1, 2 for z, y, x.
-            period: Voxels after which a lattice repeats, such as that of chunks, where cores on it differ.
+            period: Voxels after which a lattice repeats, such as that of chunks, where cores on it differ; the last one may be cut.
         """
         core, extent, count = self.core[axis], self.volume[axis], self.counts[axis]
-        near = -(-(self.margin[axis] + self.stride[axis]) // core) + 1
-        middle, alike = count - 2 * near, lcm(core, period) // core
+        near, far = (-(-(self.margin[axis] + self.stride[axis] + n) // core) + 1 for n in (0, extent % period))
+        middle, alike = count - near - far, lcm(core, period) // core
         if middle > alike:
             between = ((near + i, -(-(middle - i) // alike)) for i in range(alike))
-            kinds = [*((i, 1) for i in range(near)), *between, *((i, 1) for i in range(count - near, count))]
+            kinds = [*((i, 1) for i in range(near)), *between, *((i, 1) for i in range(count - far, count))]
         else:
             kinds = [(i, 1) for i in range(count)]
         for index, times in kinds:
