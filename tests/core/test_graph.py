@@ -130,6 +130,7 @@ def test_up_sampling_stops_where_whole_groups_do():
     raised = TransposedConvolution((3, 1, 1), (1, 0, 0))
     assert raised.lattice(0, Lattice(6, 4)) == Lattice(2, 1)
     assert raised.lattice(0, Lattice(6, 1)) == Lattice(2, 0)
+    assert raised.lattice(0, Lattice(15, 7)) == Lattice(5, 2)
     assert raised.lattice(0, Lattice(3, 1)) == Lattice(1, 0)
     assert raised.lattice(1, Lattice(6, 4)) == Lattice(6, 4)
     for written in (Lattice(6, 2), Lattice(4, 1)):
