@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = {
     "pipeline/core/geometry/axes.py": ("tests/core/test_axes.py", "tests/storage/test_told.py"),
     "pipeline/core/geometry/lengths.py": ("tests/storage/test_told.py",),
-    "pipeline/core/locations.py": ("tests/storage/test_places.py",),
+    "pipeline/core/locations.py": ("tests/core/test_locations.py", "tests/storage/test_places.py"),
     "pipeline/core/network/*.py": (
         "tests/core/test_graph.py",
         "tests/core/test_schedule.py",
