@@ -225,5 +225,6 @@ def span(values: Range) -> float:
 
 
 def ranges(sample: Appearance) -> str:
-    """1st to 99th percentile of each channel, for a person."""
-    return ", ".join(f"{low:.3g} to {high:.3g}" for low, high in (channel.range for channel in sample.channels))
+    """1st to 99th percentile of each channel, for a person: what is left of rounding at an end is 0."""
+    ends = ([0.0 if abs(end) < 1e-9 * span(c.range) else end for end in c.range] for c in sample.channels)
+    return ", ".join(f"{low:.3g} to {high:.3g}" for low, high in ends)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.appearance import BOX_VOXELS, PERCENTS, Appearance, appearance_of, sample_boxes
+from pipeline.core.appearance import BOX_VOXELS, PERCENTS, Appearance, Channel, appearance_of, ranges, sample_boxes
 from pipeline.core.geometry.box import Box
 from pipeline.core.normalization import Normalization
 
@@ -126,6 +126,16 @@ def test_values_that_are_not_finite_count_for_nothing():
     found = appearance_of([part], Normalization(), dtype="float32")
     assert found.limits == (0, 1)
     assert found.channels[0].percentiles[2] == pytest.approx(0.5)
+
+
+def test_what_is_left_of_rounding_is_shown_as_0_and_a_small_range_as_it_is():
+    """Nobody reads -6.94e-18 as the 0 that it was to be."""
+    for ends, shown in (
+        ((-6.94e-18, 0.443), "0 to 0.443"),
+        ((1e-18, 3e-18), "1e-18 to 3e-18"),
+        ((-1, 0.25), "-1 to 0.25"),
+    ):
+        assert ranges(Appearance("float32", ends, (Channel(ends, ends),), 1)) == shown
 
 
 def test_an_appearance_round_trips_through_json():
