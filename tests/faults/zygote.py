@@ -34,6 +34,7 @@ from flows.commands import running
 from flows.commands.app import _terminate, app
 from flows.commands.status import status as status_of
 from pipeline import stages
+from pipeline.cluster import survey as worker_survey
 from pipeline.cluster import worker
 from pipeline.core.assignments import Outcome
 from pipeline.inference import session, survey
@@ -152,7 +153,7 @@ def attempted(work: Any, index: int, retries: int) -> Outcome:
     """A tile, tried as often as it may be."""
     for attempt in range(1, retries + 2):
         try:
-            return Outcome(index, attempt, work.infer(index))
+            return Outcome(index, attempt, work.compute(index))
         except Exception as error:  # noqa: BLE001 - as the scheduler does
             last = error
     return Outcome(index, retries + 1, error=last)
@@ -180,7 +181,7 @@ def child(job: dict[str, Any], faults: Faults) -> int:
     session.dispatch = survey.dispatch = serial
     session._own = nobody
     there = SimpleNamespace(name="0")
-    worker.get_worker = lambda: there
+    worker.get_worker = worker_survey.get_worker = lambda: there
     if job["arguments"][0] == "reprocess":
         alone_with_datasets()
     signal.signal(signal.SIGINT, signal.default_int_handler)
