@@ -5,7 +5,7 @@ that needs: an activation is applied on the way, and the parts of a concatenatio
 reads it. A convolution reads a buffer that holds the slices it still needs of its input, with the network's own zeros
 around them where the volume ends. What has other readers than the next node waits in a ring until the last has read it.
 
-A new operation is a step here, beside its index map in `pipeline.core.network.graph`.
+A new operation is a step here, beside its index map in `pipeline.core.network.operations`.
 
 Shape suffixes: Z Y X C, channels last in memory, which is `channels_last_3d` for a 3D network, and a batch of slices in
 `channels_last` for a 2D one.
@@ -26,13 +26,13 @@ from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from pipeline.core.geometry.box import Span, round_up
-from pipeline.core.network.graph import (
+from pipeline.core.network.graph import Node
+from pipeline.core.network.operations import (
     Activation,
     Concatenation,
     Convolution,
     Input,
     MaxPool,
-    Node,
     TransposedConvolution,
 )
 from pipeline.core.network.schedule import Schedule

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.core.geometry.box import Box, Span
 from pipeline.core.geometry.mirror import shown
-from pipeline.core.network.graph import Convolution, Graph, Input, Node
+from pipeline.core.network.graph import Graph, Node
+from pipeline.core.network.operations import Convolution, Input
 from pipeline.core.network.receptive import least_halo, receptive_radius, whole_window
 from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture

@@ -10,18 +10,17 @@ from hypothesis import given
 
 import pipeline
 from pipeline.core.geometry.box import Span
-from pipeline.core.network.graph import (
+from pipeline.core.network.graph import Graph, Node
+from pipeline.core.network.need import needs
+from pipeline.core.network.operations import (
     Activation,
     Concatenation,
     Convolution,
-    Graph,
     Input,
     Lattice,
     MaxPool,
-    Node,
     TransposedConvolution,
 )
-from pipeline.core.network.need import needs
 from pipeline.core.network.receptive import receptive_radius
 from pipeline.core.network.unet import Architecture, unet
 from tests.core.core_cases import architectures

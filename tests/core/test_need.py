@@ -5,8 +5,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from pipeline.core.geometry.box import Span, round_up
-from pipeline.core.network.graph import Graph, MaxPool, TransposedConvolution
+from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import needs
+from pipeline.core.network.operations import MaxPool, TransposedConvolution
 from pipeline.core.network.receptive import whole_window
 from pipeline.core.network.unet import Architecture, pair_phases
 from tests.core.core_cases import architectures, columns, streams

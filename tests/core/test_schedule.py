@@ -6,8 +6,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.geometry.box import Span
-from pipeline.core.network.graph import Convolution, MaxPool
 from pipeline.core.network.need import needs
+from pipeline.core.network.operations import Convolution, MaxPool
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.network.stream import Stream

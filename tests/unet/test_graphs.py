@@ -8,14 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.core.geometry.box import Box, triple
-from pipeline.core.network.graph import (
+from pipeline.core.network.graph import Graph, Node
+from pipeline.core.network.operations import (
     Activation,
     Concatenation,
     Convolution,
-    Graph,
     Input,
     MaxPool,
-    Node,
     TransposedConvolution,
 )
 from pipeline.core.network.receptive import least_halo

@@ -12,14 +12,13 @@ from functools import lru_cache
 from typing import Literal
 
 from pipeline.core.geometry.box import Triple, triple
-from pipeline.core.network.graph import (
+from pipeline.core.network.graph import Graph, Node
+from pipeline.core.network.operations import (
     Activation,
     Concatenation,
     Convolution,
-    Graph,
     Input,
     MaxPool,
-    Node,
     Operation,
     TransposedConvolution,
 )
