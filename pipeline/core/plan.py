@@ -16,8 +16,8 @@ import numpy as np
 
 from pipeline.core.appearance import Appearance
 from pipeline.core.geometry.box import Triple
+from pipeline.core.network.imported import AnyNetwork, network_of
 from pipeline.core.network.stream import Stream
-from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.core.statistics import Statistics, Survey
 from pipeline.core.stored import Stored
@@ -51,7 +51,7 @@ class Model:
 
     checkpoint: str
     sha256: str
-    architecture: Architecture
+    architecture: AnyNetwork
     parameters: int
     title: str = ""
 
@@ -233,7 +233,7 @@ class Plan:
             "input.axes": source.axes,
             "input.nonfinite": self.nonfinite,
             "model.weights": self.model.sha256,
-            "model.architecture": self.model.architecture.to_dict(),
+            "model.architecture": self.model.architecture.identity(),
             "normalize": self._rule(),
             "output.dtype": output.dtype,
             "output.activation": output.activation,
@@ -267,6 +267,7 @@ class Plan:
 
     def to_json(self) -> str:
         content = asdict(self)
+        content["model"]["architecture"] = self.model.architecture.to_dict()
         del content["statistics"]
         content |= {"tiles": len(self.grid), "counts": self.grid.counts, "fingerprint": self.fingerprint}
         return json_text(content, indent=2)
@@ -303,7 +304,7 @@ def _of_identity_1(content: dict[str, Any]) -> dict[str, Any]:
 def _parts(content: dict[str, Any]) -> dict[str, Any]:
     output = {**content["output"], "chunks": tuple(content["output"]["chunks"])}
     output["shards"] = tuple(output["shards"]) if output["shards"] else None
-    architecture = Architecture(**content["model"]["architecture"])
+    architecture = network_of(content["model"]["architecture"])
     return {
         "source": Description.from_dict(content["source"]),
         "output": OutputSpec(**output),

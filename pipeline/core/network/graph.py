@@ -9,9 +9,7 @@ name, which says no more than whose weights it has.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
 
@@ -170,6 +168,11 @@ class Graph:
         return triple(lcm(*axis) for axis in zip(*self.scales.values(), strict=True))
 
     @cached_property
+    def is_streamed(self) -> bool:
+        """Whether a sweep runs it, slab by slab; else a tile is computed as one window."""
+        return all(node.operation.streams for node in self.nodes)
+
+    @cached_property
     def is_padded(self) -> bool:
         """Whether its layers pad themselves at the volume's ends; else the volume is mirrored, and a pass loses a margin."""
         return any(node.operation.pads for node in self.nodes)
@@ -184,6 +187,8 @@ class Graph:
         for node in self.nodes[1:]:
             span = spans[node.inputs[0]]
             for name in node.inputs[1:]:
+                if spans[name] != span and not node.operation.crops:
+                    raise ValueError(f"Node '{node.name}' reads {span} and {spans[name]}, which do not end together.")
                 span = span.clipped(spans[name])
             spans[node.name] = node.operation.ends(axis, span)
         return spans
@@ -211,14 +216,6 @@ class Graph:
                 lattice = _common(lattice, reader.operation.lattice(axis, lattices[reader.name]), node)
             lattices[node.name] = lattice
         return lattices
-
-    def digest(self) -> str:
-        """SHA-256 of all that it is; equal digests mean the same function of the same weights, on every machine."""
-        content = [
-            [node.name, type(node.operation).__name__, asdict(node.operation), node.inputs, node.channels]
-            for node in self.nodes
-        ]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _common(one: Lattice, other: Lattice, node: Node) -> Lattice:

@@ -32,6 +32,7 @@ class Needs:
         input: Voxels of the volume that are read.
         writes: By node, what is kept of what it computes, at the level that it writes.
         reads: By node, what it reads of each of its inputs, at the level that it reads.
+        ends: By node, where what it writes ends; None where there are no ends.
     """
 
     axis: int
@@ -39,6 +40,7 @@ class Needs:
     input: Span
     writes: dict[str, Span]
     reads: dict[str, Span]
+    ends: dict[str, Span] | None = None
 
     def computes(self, node: Node) -> int:
         """Voxels that a node computes along the axis; up-sampling makes whole groups, some of which are cropped."""
@@ -66,4 +68,4 @@ def needs(graph: Graph, axis: int, core: Span, ends: Span | None) -> Needs:
             known = writes.get(name)
             writes[name] = read if known is None else known.hull(read)
             reads[node.name] = read
-    return Needs(axis, core, writes[graph.input.name], writes, reads)
+    return Needs(axis, core, writes[graph.input.name], writes, reads, bounds)

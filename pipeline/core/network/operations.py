@@ -57,8 +57,18 @@ class Operation:
         return True
 
     @property
+    def streams(self) -> bool:
+        """Whether the sweep has a step for it."""
+        return False
+
+    @property
     def takes_several(self) -> bool:
         """Whether it may read several nodes."""
+        return False
+
+    @property
+    def crops(self) -> bool:
+        """Whether several that it reads may end elsewhere, and are cropped to what all have."""
         return False
 
     def channels(self, given: Sequence[int]) -> int | None:
@@ -105,36 +115,62 @@ class Input(Operation):
     def channels(self, given: Sequence[int]) -> int | None:
         return None
 
+    @property
+    def streams(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Convolution(Operation):
-    """A convolution of stride 1, and the norm that is folded into it.
+    """A convolution, and the norm that is folded into it.
 
     Args:
-        kernel: Taps along z, y, x; odd.
+        kernel: Taps along z, y, x.
         padding: Zeros that it puts beyond each end, along z, y, x.
+        stride: Voxels from one that it writes to the next, along z, y, x.
+        dilation: Voxels from tap to tap, along z, y, x.
+        groups: Of channels that see nothing of one another.
+        first: Where the taps of voxel 0 begin, along z, y, x; None: its middle tap lies on the voxel.
     """
 
     kernel: Triple
     padding: Triple
+    stride: Triple = (1, 1, 1)
+    dilation: Triple = (1, 1, 1)
+    groups: int = 1
+    first: Triple | None = None
+
+    @property
+    def streams(self) -> bool:
+        plain = self.stride == self.dilation == (1, 1, 1) and self.groups == 1 and self.first is None
+        return plain and all(taps % 2 for taps in self.kernel)
 
     @property
     def pads(self) -> bool:
         return any(self.padding)
 
     @property
+    def down(self) -> Triple:
+        return self.stride
+
+    @property
     def has_window(self) -> bool:
         return prod(self.kernel) > 1
 
+    def _taps(self, axis: int) -> _Taps:
+        kernel, dilation = self.kernel[axis], self.dilation[axis]
+        first = -dilation * (kernel // 2) if self.first is None else self.first[axis]
+        return _Taps(self.stride[axis], first, dilation * (kernel - 1) + 1)
+
     def need(self, axis: int, span: Span, ends: Span | None) -> Span:
-        read = span.grown(self.kernel[axis] // 2)
+        read = self._taps(axis).read(span)
         return read.clipped(ends) if ends and self.padding[axis] else read
 
     def ready(self, axis: int, available: int) -> int:
-        return available - self.kernel[axis] // 2
+        return self._taps(axis).ready(available)
 
     def ends(self, axis: int, ends: Span) -> Span:
-        return ends.grown(self.padding[axis] - self.kernel[axis] // 2)
+        return self._taps(axis).ends(ends.grown(self.padding[axis]))
 
     def lattice(self, axis: int, written: Lattice) -> Lattice:
         """Anywhere: it keeps what it cannot use yet. That is, where a tap reaches beyond the voxel itself."""
@@ -144,80 +180,184 @@ class Convolution(Operation):
         return None
 
     def weights(self, in_channels: int, channels: int) -> int:
-        return in_channels * channels * prod(self.kernel)
+        return in_channels * channels * prod(self.kernel) // self.groups
 
     def multiply_adds(self, in_channels: int, channels: int) -> int:
-        return in_channels * channels * prod(self.kernel)
+        return in_channels * channels * prod(self.kernel) // self.groups
+
+
+class _Taps(NamedTuple):
+    """What a window reads along an axis: `step * i + first` to so far from there, for voxel `i`."""
+
+    step: int
+    first: int
+    reach: int
+
+    def read(self, span: Span) -> Span:
+        return Span(self.step * span.start + self.first, self.step * (span.stop - 1) + self.first + self.reach)
+
+    def ready(self, available: int) -> int:
+        return (available - self.first - self.reach) // self.step + 1
+
+    def ends(self, padded: Span) -> Span:
+        """What can be written where taps may lie in `padded`.
+
+        Raises:
+            ValueError: The first window does not begin where that does.
+        """
+        start, off = divmod(padded.start - self.first, self.step)
+        if off:
+            raise ValueError(f"Windows a step of {self.step} apart do not begin at {padded.start}.")
+        return Span(start, self.ready(padded.stop))
 
 
 @dataclass(frozen=True, slots=True)
-class MaxPool(Operation):
-    """The largest of each group.
+class Pool(Operation):
+    """One value of each group.
 
     Args:
-        factor: Voxels of a group along z, y, x, and from one to the next.
-        phase: Where groups begin along z, y, x, in the volume's coordinates: `i % factor == phase`.
+        factor: Voxels from one group to the next, along z, y, x.
+        phase: Where groups begin along z, y, x, in the volume's coordinates: that of voxel 0 does there.
+        kernel: Voxels of a group along z, y, x; None: as many as the factor.
+        dilation: Voxels from one of a group to the next, along z, y, x.
+        padding: Voxels that it puts beyond each end, along z, y, x.
+        drops: Whether voxels at the end that make no whole group are left out; else there may be none.
     """
 
     factor: Triple
     phase: Triple
+    kernel: Triple | None = None
+    dilation: Triple = (1, 1, 1)
+    padding: Triple = (0, 0, 0)
+    drops: bool = False
+
+    @property
+    def taps(self) -> Triple:
+        """Voxels of a group along z, y, x."""
+        return self.kernel or self.factor
 
     @property
     def down(self) -> Triple:
         return self.factor
 
+    @property
+    def pads(self) -> bool:
+        return any(self.padding)
+
+    @property
+    def has_window(self) -> bool:
+        return self.taps != self.factor
+
+    def _taps(self, axis: int) -> _Taps:
+        return _Taps(self.factor[axis], self.phase[axis], self.dilation[axis] * (self.taps[axis] - 1) + 1)
+
     def need(self, axis: int, span: Span, ends: Span | None) -> Span:
-        factor, phase = self.factor[axis], self.phase[axis]
-        return Span(factor * span.start + phase, factor * span.stop + phase)
+        read = self._taps(axis).read(span)
+        return read.clipped(ends) if ends and self.padding[axis] else read
 
     def ready(self, axis: int, available: int) -> int:
-        return (available - self.phase[axis]) // self.factor[axis]
+        return self._taps(axis).ready(available)
 
     def ends(self, axis: int, ends: Span) -> Span:
-        output = Span(self.ready(axis, ends.start), self.ready(axis, ends.stop))
-        if self.need(axis, output, None) != ends:
+        taps, padded = self._taps(axis), ends.grown(self.padding[axis])
+        output = Span(taps.ready(padded.start + taps.reach) - 1, taps.ready(padded.stop))
+        if taps.read(output).start != padded.start or not (self.drops or taps.read(output) == padded):
             raise ValueError(
                 f"A pooling by {self.factor[axis]} finds no whole groups from {ends.start} to {ends.stop}."
             )
         return output
 
     def lattice(self, axis: int, written: Lattice) -> Lattice:
+        if self.has_window:
+            return ANYWHERE
         factor = self.factor[axis]
         return Lattice(factor * written.period, factor * written.phase + self.phase[axis])
 
 
 @dataclass(frozen=True, slots=True)
+class MaxPool(Pool):
+    """The largest of each group; what it pads with is less than any."""
+
+    @property
+    def streams(self) -> bool:
+        return not (self.has_window or self.pads or self.drops)
+
+
+@dataclass(frozen=True, slots=True)
+class AveragePool(Pool):
+    """The mean of each group; what it pads with are zeros, which count."""
+
+
+@dataclass(frozen=True, slots=True)
 class TransposedConvolution(Operation):
-    """A transposed convolution whose stride is its kernel: each voxel makes a group of its own.
+    """A transposed convolution: each voxel adds to a group of voxels, which is its own where groups do not overlap.
 
     Args:
-        factor: Voxels of a group along z, y, x.
-        phase: Where groups begin along z, y, x, in the volume's coordinates.
+        factor: Voxels from one group to the next, along z, y, x.
+        phase: Where groups begin along z, y, x, in the volume's coordinates: that of voxel 0 does there.
+        kernel: Voxels of a group along z, y, x; None: as many as the factor.
+        dilation: Voxels from one of a group to the next, along z, y, x.
+        cropped: Voxels that it leaves out at either end, along z, y, x.
+        extra: Voxels that it writes more at the far end, along z, y, x.
+        groups: Of channels that see nothing of one another.
     """
 
     factor: Triple
     phase: Triple
+    kernel: Triple | None = None
+    dilation: Triple = (1, 1, 1)
+    cropped: Triple = (0, 0, 0)
+    extra: Triple = (0, 0, 0)
+    groups: int = 1
+
+    @property
+    def streams(self) -> bool:
+        return not (self.pads or any(self.cropped)) and self.groups == 1
+
+    @property
+    def taps(self) -> Triple:
+        """Voxels of a group along z, y, x."""
+        return self.kernel or self.factor
 
     @property
     def up(self) -> Triple:
         return self.factor
 
+    @property
+    def pads(self) -> bool:
+        """Where groups overlap, or voxels lie beyond the last one, those at an end get less than those within, as if zeros lay beyond."""
+        return self.has_window or any(self.extra)
+
+    @property
+    def has_window(self) -> bool:
+        return self.taps != self.factor
+
+    def _reach(self, axis: int) -> int:
+        return self.dilation[axis] * (self.taps[axis] - 1) + 1
+
     def need(self, axis: int, span: Span, ends: Span | None) -> Span:
         factor, phase = self.factor[axis], self.phase[axis]
-        return Span((span.start - phase) // factor, -((phase - span.stop) // factor))
+        read = Span(-((phase + self._reach(axis) - 1 - span.start) // factor), (span.stop - 1 - phase) // factor + 1)
+        return read.clipped(ends) if ends and self.pads else read
 
     def ready(self, axis: int, available: int) -> int:
         return self.factor[axis] * available + self.phase[axis]
 
     def ends(self, axis: int, ends: Span) -> Span:
-        return Span(self.ready(axis, ends.start), self.ready(axis, ends.stop))
+        whole, cropped = self._written(axis, ends), self.cropped[axis]
+        return Span(whole.start + cropped, whole.stop - cropped + self.extra[axis])
+
+    def _written(self, axis: int, read: Span) -> Span:
+        """What voxels add to."""
+        factor, phase = self.factor[axis], self.phase[axis]
+        return Span(factor * read.start + phase, factor * (read.stop - 1) + phase + self._reach(axis))
 
     def computed(self, axis: int, span: Span) -> Span:
-        return self.ends(axis, self.need(axis, span, None))
+        return self._written(axis, self.need(axis, span, None))
 
     def lattice(self, axis: int, written: Lattice) -> Lattice:
         factor, phase = self.factor[axis], self.phase[axis]
-        if written == ANYWHERE:
+        if written == ANYWHERE or self.has_window:
             return ANYWHERE
         if written.period % factor or (written.phase - phase) % factor:
             raise ValueError(
@@ -230,17 +370,198 @@ class TransposedConvolution(Operation):
         return None
 
     def weights(self, in_channels: int, channels: int) -> int:
-        return in_channels * channels * prod(self.factor)
+        return in_channels * channels * prod(self.taps) // self.groups
 
     def multiply_adds(self, in_channels: int, channels: int) -> int:
-        return in_channels * channels  # one tap for each voxel
+        """Of the taps that fall on a voxel, where they are most."""
+        falling = prod(-(-taps // factor) for taps, factor in zip(self.taps, self.factor, strict=True))
+        return in_channels * channels * falling // self.groups
+
+
+@dataclass(frozen=True, slots=True)
+class Resize(Operation):
+    """Up-sampling by whole factors, without weights. Beyond the ends the last voxel is repeated.
+
+    Args:
+        factor: Voxels written for each that is read, along z, y, x.
+        mode: `nearest` repeats a voxel; `linear` goes from the middle of one to that of the next.
+    """
+
+    factor: Triple
+    mode: Literal["nearest", "linear"]
+
+    @property
+    def up(self) -> Triple:
+        return self.factor
+
+    @property
+    def has_window(self) -> bool:
+        return self.mode == "linear"
+
+    @property
+    def pads(self) -> bool:
+        return self.mode == "linear"
+
+    def _repeats(self, axis: int) -> bool:
+        return self.mode == "nearest" or self.factor[axis] == 1
+
+    def need(self, axis: int, span: Span, ends: Span | None) -> Span:
+        factor = self.factor[axis]
+        if self._repeats(axis):
+            return Span(span.start // factor, -(-span.stop // factor))
+        first, last = ((2 * voxel + 1 - factor) // (2 * factor) for voxel in (span.start, span.stop - 1))
+        read = Span(first, last + 2)
+        return read.clipped(ends) if ends else read
+
+    def ready(self, axis: int, available: int) -> int:
+        factor = self.factor[axis]
+        return factor * available if self._repeats(axis) else factor * (available - 1) + factor // 2
+
+    def ends(self, axis: int, ends: Span) -> Span:
+        factor = self.factor[axis]
+        return Span(factor * ends.start, factor * ends.stop)
+
+    def lattice(self, axis: int, written: Lattice) -> Lattice:
+        return ANYWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Pad(Operation):
+    """Voxels beyond the ends; those that were there move on.
+
+    Args:
+        low: How many before the first, along z, y, x.
+        high: How many after the last, along z, y, x.
+        mode: Zeros, the voxel at the end again, or the voxels before it, mirrored.
+    """
+
+    low: Triple
+    high: Triple
+    mode: Literal["zero", "replicate", "reflect"]
+
+    @property
+    def pads(self) -> bool:
+        return True
+
+    def need(self, axis: int, span: Span, ends: Span | None) -> Span:
+        read = Span(span.start - self.low[axis], span.stop - self.low[axis])
+        if ends is None:
+            return read
+        start, stop = min(read.start, ends.stop - 1), max(read.stop, ends.start + 1)
+        if self.mode == "reflect" and read.start < ends.start:
+            stop = max(stop, 2 * ends.start - read.start + 1)
+        if self.mode == "reflect" and read.stop > ends.stop:
+            start = min(start, 2 * ends.stop - 1 - read.stop)
+        return Span(start, stop).clipped(ends)
+
+    def ready(self, axis: int, available: int) -> int:
+        return available + self.low[axis]
+
+    def ends(self, axis: int, ends: Span) -> Span:
+        """Where the output ends.
+
+        Raises:
+            ValueError: There are too few voxels to mirror.
+        """
+        low, high = self.low[axis], self.high[axis]
+        if self.mode == "reflect" and max(low, high) >= ends.extent:
+            raise ValueError(f"{ends.extent} voxels cannot be mirrored by {max(low, high)}.")
+        return Span(ends.start, ends.stop + low + high)
+
+
+@dataclass(frozen=True, slots=True)
+class Crop(Operation):
+    """What is left without voxels at the ends; it moves back by those at the first.
+
+    Args:
+        low: How many are left out before, along z, y, x.
+        high: How many are left out after, along z, y, x.
+    """
+
+    low: Triple
+    high: Triple
+
+    def need(self, axis: int, span: Span, ends: Span | None) -> Span:
+        return Span(span.start + self.low[axis], span.stop + self.low[axis])
+
+    def ready(self, axis: int, available: int) -> int:
+        return available - self.low[axis]
+
+    def ends(self, axis: int, ends: Span) -> Span:
+        return Span(ends.start, ends.stop - self.low[axis] - self.high[axis])
+
+
+@dataclass(frozen=True, slots=True)
+class Shift(Operation):
+    """The same voxels, counted from elsewhere: where a network that pads nothing begins before the volume.
+
+    Args:
+        by: What is added to where each is, along z, y, x.
+    """
+
+    by: Triple
+
+    @property
+    def has_own_memory(self) -> bool:
+        return False
+
+    def need(self, axis: int, span: Span, ends: Span | None) -> Span:
+        return Span(span.start - self.by[axis], span.stop - self.by[axis])
+
+    def ready(self, axis: int, available: int) -> int:
+        return available + self.by[axis]
+
+    def ends(self, axis: int, ends: Span) -> Span:
+        return Span(ends.start + self.by[axis], ends.stop + self.by[axis])
+
+
+# --- one voxel at a time ------------------------------------------------------------------------------------------------
+
+
+ACTIVATIONS = frozenset(
+    [
+        "relu",
+        "leaky_relu",
+        "prelu",
+        "elu",
+        "selu",
+        "silu",
+        "gelu",
+        "gelu_tanh",
+        "mish",
+        "sigmoid",
+        "tanh",
+        "softplus",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+        "relu6",
+        "exp",
+        "neg",
+        "abs",
+        "clamp",
+        "softmax",
+        "log_softmax",
+    ]
+)
+"""Functions of each value alone, or of the channels of each voxel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Activation(Operation):
-    """A function of each value alone."""
+    """A function of each value alone, or (`softmax`, `log_softmax`) of the channels of each voxel.
 
-    function: Literal["relu"]
+    Args:
+        function: Its name in torch.
+        values: That it is given, in torch's order.
+    """
+
+    function: str
+    values: tuple[float, ...] = ()
+
+    @property
+    def streams(self) -> bool:
+        return self.function == "relu"
 
     @property
     def has_own_memory(self) -> bool:
@@ -248,8 +569,43 @@ class Activation(Operation):
 
 
 @dataclass(frozen=True, slots=True)
+class Affine(Operation):
+    """Each channel times a weight, and another weight added: a norm whose statistics are fixed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSlice(Operation):
+    """Some of the channels.
+
+    Args:
+        start: The first.
+        stop: After the last.
+    """
+
+    start: int
+    stop: int
+
+    def channels(self, given: Sequence[int]) -> int | None:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
 class Concatenation(Operation):
-    """The channels of all that it reads, in order, cropped to what its readers need."""
+    """The channels of all that it reads, in order.
+
+    Args:
+        alike: Whether all must end at the same place; else they are cropped to what all have.
+    """
+
+    alike: bool = False
+
+    @property
+    def streams(self) -> bool:
+        return True
+
+    @property
+    def crops(self) -> bool:
+        return not self.alike
 
     @property
     def has_own_memory(self) -> bool:
@@ -258,3 +614,21 @@ class Concatenation(Operation):
     @property
     def takes_several(self) -> bool:
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class Combination(Operation):
+    """One value of those of all that it reads, in order, channel by channel; what has one channel has it for all.
+
+    Args:
+        function: Its name in torch.
+    """
+
+    function: Literal["add", "sub", "mul", "div", "maximum", "minimum"]
+
+    @property
+    def takes_several(self) -> bool:
+        return True
+
+    def channels(self, given: Sequence[int]) -> int | None:
+        return max(given) if all(n in (1, max(given)) for n in given) else -1

@@ -8,6 +8,9 @@ from pipeline.core.geometry.box import Span, Triple, per_axis, round_up, triple
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import needs
 
+Sides = tuple[int, int]
+"""Voxels before and after."""
+
 
 @lru_cache(maxsize=32)
 def receptive_radius(graph: Graph) -> Triple:
@@ -17,9 +20,14 @@ def receptive_radius(graph: Graph) -> Triple:
     what each side loses in the pass. A 2D network reaches nothing along z. A single voxel at its worst phase reaches
     further, which no tile ever asks for.
     """
+    return triple(max(side) if graph.is_padded else side[0] for side in reach(graph))
+
+
+@lru_cache(maxsize=32)
+def reach(graph: Graph) -> tuple[Sides, Sides, Sides]:
+    """The same of either side, before and after; along an axis they may differ."""
     spans = (needs(graph, axis, Span(0, s), None).input for axis, s in enumerate(graph.stride))
-    sides = [(-span.start, span.stop - s) for span, s in zip(spans, graph.stride, strict=True)]
-    return triple(max(side) if graph.is_padded else side[0] for side in sides)
+    return triple((-span.start, span.stop - s) for span, s in zip(spans, graph.stride, strict=True))
 
 
 def least_halo(graph: Graph) -> Triple:

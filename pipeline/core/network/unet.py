@@ -64,8 +64,22 @@ class Architecture:
         """The network that it describes; one object for equal architectures."""
         return unet(self)
 
+    @property
+    def title(self) -> str:
+        """What it is, in a line."""
+        return f"{self.ndim}D, depth {self.depth}, width {self.width}, {self.padding} padding"
+
+    @property
+    def summary(self) -> str:
+        """The same within a sentence."""
+        return f"{self.ndim}D network of depth {self.depth}, width {self.width}"
+
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
+
+    def identity(self) -> dict[str, object]:
+        """What a fingerprint covers of it."""
+        return self.to_dict()
 
 
 @lru_cache(maxsize=32)

@@ -6,11 +6,12 @@ once: away from the volume's ends all are alike. Ten billion tiles are counted a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import lcm, prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.core.geometry.box import Span, Triple, per_axis, round_up
 from pipeline.core.geometry.mirror import mirrored_ends
@@ -163,6 +164,54 @@ def _inside(span: Span, extent: int) -> tuple[int, int]:
 
 
 # --- memory -------------------------------------------------------------------------------------------------------------
+
+
+def network_values(stream: Stream) -> int:
+    """An upper bound of the values that the network holds at once, whichever way it runs."""
+    if stream.graph.is_streamed:
+        return sweep_values(stream)
+    return int(window_values(stream.graph, [window_extents(stream, axis)[np.newaxis] for axis in range(3)])[0])
+
+
+def window_extents(stream: Stream, axis: int) -> np.ndarray:
+    """Extents along an axis, of the widest tile: what each node writes, and what it reads in all; (2, nodes)."""
+    nodes = stream.graph.nodes
+    extents = [
+        ([needs.writes[n.name].extent for n in nodes], [needs.frame(n).extent if n.inputs else 0 for n in nodes])
+        for needs, _ in stream.distinct_needs(axis)
+    ]
+    widest: np.ndarray = np.max(np.array(extents), axis=0)
+    return widest
+
+
+def window_values(graph: Graph, extents: Sequence[np.ndarray]) -> NDArray[np.float64]:
+    """An upper bound of the values that a window holds at once: maps that are still read, and what a node reads and writes, twice.
+
+    Args:
+        graph: The network.
+        extents: Along z, y, x, of each candidate: as of `window_extents`; (candidates, 2, nodes).
+
+    Returns:
+        Of all combinations of candidates, flat, x fastest.
+    """
+
+    def values(channels: int, kind: int, number: int) -> NDArray[np.float64]:
+        z, y, x = (table[:, kind, number].astype(float) for table in extents)
+        product: NDArray[np.float64] = channels * np.einsum("z,y,x->zyx", z, y, x).ravel()
+        return product
+
+    last = {name: node.name for node in graph.nodes for name in node.inputs}
+    live = {graph.input.name: values(graph.input.channels, 0, 0)}
+    most = live[graph.input.name].copy()
+    for number, node in enumerate(graph.nodes[1:], start=1):
+        written = values(node.channels, 0, number)
+        passing = 2 * (written + values(graph.in_channels(node), 1, number))
+        most = np.maximum(most, sum(live.values()) + passing)
+        live[node.name] = written
+        for name in set(node.inputs):
+            if last[name] == node.name:
+                del live[name]
+    return most
 
 
 def sweep_values(stream: Stream) -> int:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.geometry.box import Triple, per_axis, round_up, triple
+from pipeline.core.network.imported import AnyNetwork
 from pipeline.core.network.receptive import least_halo, receptive_radius
 from pipeline.core.network.stream import Stream
-from pipeline.core.network.unet import Architecture
 from pipeline.core.tiles.cost import (
     PROCESS_BYTES,
     READ_BLOCK_BYTES,
@@ -26,11 +26,13 @@ from pipeline.core.tiles.cost import (
     held_extents,
     layer_multiply_adds,
     layer_sums,
+    network_values,
     one_pass_multiply_adds,
-    sweep_values,
     tile_bytes,
     weights,
     widest_input,
+    window_extents,
+    window_values,
 )
 from pipeline.core.tiles.grid import TileGrid
 from pipeline.errors import PlanError
@@ -91,7 +93,7 @@ class TileRequest:
         device_memory_bytes: Free memory of a worker's GPU; None where there is none.
     """
 
-    architecture: Architecture
+    architecture: AnyNetwork
     volume: Triple
     in_chunks: Triple
     in_bytes: int
@@ -168,7 +170,7 @@ def worker_bytes(request: TileRequest, stream: Stream) -> int:
     shards = _shards(request, stream.grid.core)
     unit = (shards or _chunks(request, stream.grid.core))[0]
     around = tile_bytes(stream, request.in_bytes, request.out_bytes, request.in_chunks[0], unit)
-    network = sweep_values(stream) * request.value_bytes if request.device_memory_bytes is None else 0
+    network = network_values(stream) * request.value_bytes if request.device_memory_bytes is None else 0
     return _standing_bytes(request) + network + around
 
 
@@ -316,7 +318,11 @@ class _Prices:
         return (arithmetic / one_pass + reading) * idle * few * large * untidy
 
     def network_bytes(self) -> NDArray[np.float64]:
-        """Of what the network holds, with the least slab: `cost.sweep_values` of all combinations."""
+        """Of what the network holds, with the least slab: `cost.network_values` of all combinations."""
+        graph = self._request.architecture.graph
+        if not graph.is_streamed:
+            tables = [np.array([window_extents(one, axis) for one in self._streams[axis]]) for axis in range(3)]
+            return window_values(graph, tables) * self._request.value_bytes
         channels, written = held_channels(self._request.architecture.graph)
         extents = [[held_extents(one, axis) for one in self._streams[axis]] for axis in range(3)]
         held, passing = ([np.array([pair[n] for pair in row], float) for row in extents] for n in (0, 1))
@@ -365,7 +371,7 @@ def _first_that_fits(request: TileRequest, cores: list[Triple], halo: Triple) ->
 def _fits_device(request: TileRequest, stream: Stream) -> bool:
     """Whether a GPU holds the network's values; the rest of its memory is for what its libraries need."""
     free = request.device_memory_bytes
-    return free is None or sweep_values(stream) * request.value_bytes <= free * DEVICE_MEMORY_SHARE
+    return free is None or network_values(stream) * request.value_bytes <= free * DEVICE_MEMORY_SHARE
 
 
 def _slabs(request: TileRequest, core: Triple) -> list[int]:
@@ -378,13 +384,12 @@ def _slabs(request: TileRequest, core: Triple) -> list[int]:
 
 
 def _too_large(request: TileRequest, stream: Stream, needed: int) -> str:
-    a = request.architecture
     tile = (
-        f"a tile of core {list(stream.grid.core)} and halo {list(_halo(request))} (slab {stream.slab}, {a.ndim}D network of depth "
-        f"{a.depth}, width {a.width})"
+        f"a tile of core {list(stream.grid.core)} and halo {list(_halo(request))} (slab {stream.slab}, "
+        f"{request.architecture.summary})"
     )
     if not _fits_device(request, stream) and request.device_memory_bytes is not None:
-        network = sweep_values(stream) * request.value_bytes
+        network = network_values(stream) * request.value_bytes
         return (
             f"A GPU has {_gb(request.device_memory_bytes)} GB free, of which {_gb(_network_room(request))} may be planned, but "
             f"{tile} needs up to {_gb(network)} GB. Take a smaller tiles.core, or a card with more memory."
