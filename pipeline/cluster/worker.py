@@ -20,7 +20,7 @@ from pipeline.engine import infer_tile
 from pipeline.errors import InferenceError, StorageError
 from pipeline.logs import about
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
-from pipeline.networks.predictor import UNetPredictor
+from pipeline.networks.predictors import AnyPredictor, predictor_of
 from pipeline.networks.probe import self_test
 from pipeline.networks.threads import check_threads, threads
 from pipeline.outputs.image import Image
@@ -61,7 +61,7 @@ class _OpenJob:
     plan: Plan
     checkpoint: Checkpoint
     source: Volume
-    predictor: UNetPredictor
+    predictor: AnyPredictor
     image: Image
     directory: RunDirectory
 
@@ -197,7 +197,7 @@ def _load_plan(directory: RunDirectory, job: Job) -> Plan:
     return replace(plan, statistics=statistics)
 
 
-def _open(directory: RunDirectory, job: Job, plan: Plan, earlier: UNetPredictor | None) -> _OpenJob:
+def _open(directory: RunDirectory, job: Job, plan: Plan, earlier: AnyPredictor | None) -> _OpenJob:
     checkpoint = load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding)
     directory.meet_driver(job.token)
     volume = open_volume(plan.source.url, plan.source.selection)
@@ -206,7 +206,7 @@ def _open(directory: RunDirectory, job: Job, plan: Plan, earlier: UNetPredictor 
         plan=plan,
         checkpoint=checkpoint,
         source=directory.counted(plan, volume),
-        predictor=UNetPredictor(checkpoint, plan, earlier=earlier),  # the first card: every worker sees its own only
+        predictor=predictor_of(checkpoint, plan, earlier),  # the first card: every worker sees its own only
         image=Image(plan),
         directory=directory,
     )

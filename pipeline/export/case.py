@@ -46,18 +46,18 @@ class Case:
 
 def make_case(checkpoint: Checkpoint, sample: np.ndarray | None) -> Case:
     """The test of a package: a part of the sample, or noise, and what the network says of it."""
-    block_CS = _noise(checkpoint) if sample is None else _block(checkpoint.architecture, np.asarray(sample))
+    block_CS = _noise(checkpoint) if sample is None else _block(checkpoint.unet, np.asarray(sample))
     rule = _measured(checkpoint.normalization or Normalization(), block_CS)
     normalised_CS = rule.apply(block_CS)
     with torch.inference_mode():
         logits_BCS = checkpoint.build()(torch.from_numpy(normalised_CS)[None])
-        several = checkpoint.architecture.out_channels > 1
+        several = checkpoint.unet.out_channels > 1
         output_BCS = torch.softmax(logits_BCS, dim=1) if several else torch.sigmoid(logits_BCS)
     return Case(block_CS[None], output_BCS.numpy(), rule, checkpoint.normalization is not None)
 
 
 def _noise(checkpoint: Checkpoint) -> np.ndarray:
-    architecture = checkpoint.architecture
+    architecture = checkpoint.unet
     extents = Extents(architecture)
     wanted = TEST_EXTENT[architecture.ndim]
     shape = tuple(extents.within(axis, max(wanted, extents.least(axis))) for axis in extents.axes)

@@ -46,7 +46,7 @@ class Told:
 
 def description(checkpoint: Checkpoint, case: Case, about: Told, files: dict[str, Path]) -> dict[str, Any]:
     """The package's description, as the format's YAML has it, format 0.5."""
-    architecture = checkpoint.architecture
+    architecture = checkpoint.unet
     return {
         "type": "model",
         "format_version": "0.5.12",
@@ -99,7 +99,7 @@ def _tolerance(case: Case) -> dict[str, float]:
 
 
 def _input(checkpoint: Checkpoint, case: Case, test: Path) -> dict[str, Any]:
-    extents, architecture = Extents(checkpoint.architecture), checkpoint.architecture
+    extents, architecture = Extents(checkpoint.unet), checkpoint.unet
     names = [f"channel{k}" for k in range(architecture.in_channels)]
     space = []
     for axis, placed in zip(extents.axes, _space(checkpoint), strict=True):
@@ -116,12 +116,12 @@ def _input(checkpoint: Checkpoint, case: Case, test: Path) -> dict[str, Any]:
 
 
 def _output(checkpoint: Checkpoint, test: Path) -> dict[str, Any]:
-    extents = Extents(checkpoint.architecture)
+    extents = Extents(checkpoint.unet)
     space = []
     for axis, placed in zip(extents.axes, _space(checkpoint), strict=True):
         size = {"tensor_id": "input", "axis_id": placed["id"], "offset": -2 * extents.lost[axis]}
         space.append(placed | {"size": size} | ({"halo": extents.halo[axis]} if extents.halo[axis] else {}))
-    several = checkpoint.architecture.out_channels > 1
+    several = checkpoint.unet.out_channels > 1
     return {
         "id": "output",
         "axes": [{"type": "batch"}, {"type": "channel", "channel_names": channels_of(checkpoint)}, *space],
@@ -133,7 +133,7 @@ def _output(checkpoint: Checkpoint, test: Path) -> dict[str, Any]:
 
 def channels_of(checkpoint: Checkpoint) -> list[str]:
     """Names of the channels that a network puts out."""
-    count, target = checkpoint.architecture.out_channels, str(checkpoint.provenance.get("target", ""))
+    count, target = checkpoint.unet.out_channels, str(checkpoint.provenance.get("target", ""))
     if count > 1:
         return [f"class{k}" for k in range(count)]
     return ["membrane" if target.startswith("membrane") else "foreground"]
@@ -145,7 +145,7 @@ def _space(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     The unit is one that makes scales whole numbers: the format's extents are `size * scale / scale`, which floating
     point does not always give back for others.
     """
-    names = Extents(checkpoint.architecture).names
+    names = Extents(checkpoint.unet).names
     axes: list[dict[str, Any]] = [{"type": "space", "id": name} for name in names]
     size = checkpoint.voxel_size_nm
     if size is None or len(size) < len(names):

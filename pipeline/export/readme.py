@@ -21,7 +21,7 @@ def readme(checkpoint: Checkpoint, case: Case, about: Told) -> str:
         about.lead,
         _readme_network(checkpoint),
         _readme_values(checkpoint, case),
-        _readme_exactness(checkpoint.architecture),
+        _readme_exactness(checkpoint.unet),
         _readme_training(checkpoint),
         _readme_validation(checkpoint),
     ]
@@ -29,7 +29,7 @@ def readme(checkpoint: Checkpoint, case: Case, about: Told) -> str:
 
 
 def _readme_network(checkpoint: Checkpoint) -> str:
-    a, size = checkpoint.architecture, checkpoint.voxel_size_nm
+    a, size = checkpoint.unet, checkpoint.voxel_size_nm
     names = ", ".join(Extents(a).names)
     voxel = "not known" if size is None else " x ".join(f"{n:g}" for n in size) + " nm"
     return f"""## Network
@@ -52,7 +52,7 @@ def _readme_values(checkpoint: Checkpoint, case: Case) -> str:
         "all channels together; nothing is clipped.",
     }
     unsaid = "" if case.said else " The checkpoint does not say how it was trained: normalise as its training did."
-    activation = "softmax over classes" if checkpoint.architecture.out_channels > 1 else "sigmoid"
+    activation = "softmax over classes" if checkpoint.unet.out_channels > 1 else "sigmoid"
     return f"""## Values
 
 {how[case.rule.mode]}{unsaid}{_readme_seen(checkpoint)}

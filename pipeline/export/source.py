@@ -81,8 +81,8 @@ def _definitions(tree: ast.Module) -> dict[str, ast.stmt]:
 
 def save_trace(checkpoint: Checkpoint, path: Path) -> None:
     """The network as TorchScript, general in batch and extents: a trace that bakes an extent in is an error."""
-    extents = Extents(checkpoint.architecture)
-    shape = (1, checkpoint.architecture.in_channels, *(extents.least(axis) for axis in extents.axes))
+    extents = Extents(checkpoint.unet)
+    shape = (1, checkpoint.unet.in_channels, *(extents.least(axis) for axis in extents.axes))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)  # the format knows nothing newer
         warnings.filterwarnings("error", category=torch.jit.TracerWarning)

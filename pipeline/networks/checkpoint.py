@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from math import inf, isfinite
@@ -23,11 +23,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.core.appearance import Appearance
+from pipeline.core.network.imported import AnyNetwork, Imported, network_of
 from pipeline.core.network.unet import Architecture, Padding
 from pipeline.core.normalization import Mode, Normalization
 from pipeline.core.strict_json import json_text
 from pipeline.errors import ModelError
 from pipeline.networks.model import UNet
+from pipeline.networks.tensors import expected
 from pipeline.places.durable import replace
 
 METADATA_KEY = "halotile"
@@ -53,8 +55,8 @@ class Checkpoint:
     """A trained network, as read.
 
     Args:
-        architecture: What to build.
-        state: Tensors by the notes' names, float32, on the CPU.
+        architecture: What to build; of an imported network, its graph.
+        state: Tensors by the notes' names, float32, on the CPU; of an imported network by `NODE.NUMBER`.
         padding_known: Whether the file itself says how its convolutions pad.
         normalization: The rule that it was trained with; None where the file does not say.
         axes: Axes of its input, such as `czyx`.
@@ -64,7 +66,7 @@ class Checkpoint:
         learned: Whether its training found anything; None where the file does not say.
     """
 
-    architecture: Architecture
+    architecture: AnyNetwork
     state: dict[str, Tensor]
     padding_known: bool = False
     normalization: Normalization | None = None
@@ -92,9 +94,29 @@ class Checkpoint:
         }
         return hashlib.sha256(f"{self.sha256} {sorted(identity.items())}".encode()).hexdigest()
 
+    @property
+    def unet(self) -> Architecture:
+        """The architecture of a UNet of ours.
+
+        Raises:
+            ModelError: It is an imported network.
+        """
+        if isinstance(self.architecture, Imported):
+            raise ModelError("This is for a UNet of ours, and the checkpoint is an imported network.")
+        return self.architecture
+
+    @property
+    def weights(self) -> dict[str, tuple[Tensor, ...]]:
+        """Tensors of an imported network by node, in the order of its operation."""
+        by_node: dict[str, dict[int, Tensor]] = {}
+        for name, tensor in self.state.items():
+            node, _, number = name.rpartition(".")
+            by_node.setdefault(node, {})[int(number)] = tensor
+        return {node: tuple(tensors[i] for i in sorted(tensors)) for node, tensors in by_node.items()}
+
     def build(self) -> UNet:
-        """The network with these weights, in evaluation mode."""
-        model = UNet(self.architecture)
+        """The UNet with these weights, in evaluation mode."""
+        model = UNet(self.unet)
         model.load_state_dict(self.state, strict=True)
         return model.eval().requires_grad_(False)
 
@@ -122,6 +144,8 @@ def _loaded(path: Path, padding: Padding | None, _state: tuple[int, ...]) -> Che
     _refuse_strange(tensors, str(path))
     state = {name: t.to(torch.float32) if t.is_floating_point() else t for name, t in tensors.items()}
     content = _metadata(path, metadata)
+    if content and isinstance(content["architecture"], Imported):
+        return _imported(path, state, content, padding)
     stored_padding = content["architecture"].padding if content else None
     if stored_padding and padding and stored_padding != padding:
         raise ModelError(
@@ -131,10 +155,16 @@ def _loaded(path: Path, padding: Padding | None, _state: tuple[int, ...]) -> Che
     architecture = recognise(state, padding=stored_padding or padding or "same", source=str(path))
     if content:
         _check_architecture(path, content["architecture"], architecture)
+    return _of_content(architecture, _completed(state, architecture, str(path)), content, stored_padding is not None)
+
+
+def _of_content(
+    architecture: AnyNetwork, state: dict[str, Tensor], content: Mapping[str, Any], padding_known: bool
+) -> Checkpoint:
     return Checkpoint(
         architecture=architecture,
-        state=_completed(state, architecture, str(path)),
-        padding_known=stored_padding is not None,
+        state=state,
+        padding_known=padding_known,
         normalization=content.get("normalization"),
         axes=content.get("axes"),
         voxel_size_nm=content.get("voxel_size_nm"),
@@ -142,6 +172,42 @@ def _loaded(path: Path, padding: Padding | None, _state: tuple[int, ...]) -> Che
         training_data=content.get("training_data", ()),
         learned=content.get("learned"),
     )
+
+
+def _imported(path: Path, state: dict[str, Tensor], content: Mapping[str, Any], padding: Padding | None) -> Checkpoint:
+    """A network whose file holds its graph.
+
+    Raises:
+        ModelError: Its tensors are not those that the graph asks for, or it pads otherwise than is asked.
+    """
+    architecture: Imported = content["architecture"]
+    if padding not in (None, architecture.padding):
+        raise ModelError(
+            f"model.padding is '{padding}', but checkpoint '{path}' is an imported network, whose graph says '{architecture.padding}'. "
+            "Leave model.padding out."
+        )
+    problems = [*_other_tensors(architecture, state)]
+    if problems:
+        raise ModelError(
+            f"Checkpoint '{path}' holds a graph, but not its weights: {_listed(problems)}. Import the network again."
+        )
+    _refuse_nonfinite(state, str(path))
+    return _of_content(architecture, state, content, True)
+
+
+def _other_tensors(architecture: Imported, state: Mapping[str, Tensor]) -> Iterator[str]:
+    """Tensors that are missing, too many, or of another shape."""
+    graph, known = architecture.graph, set[str]()
+    for node in graph.nodes:
+        for number, tensor in enumerate(expected(graph, node, architecture.ndim)):
+            name = f"{node.name}.{number}"
+            known.add(name)
+            if name not in state:
+                if not tensor.may_miss:
+                    yield f"{name} is missing"
+            elif tuple(state[name].shape) not in tensor.shapes:
+                yield f"{name} is {tuple(state[name].shape)}, not {tensor.shapes[0]}"
+    yield from (f"{name} is of no node" for name in state if name not in known)
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -256,7 +322,7 @@ def _metadata(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
 def _parsed(content: dict[str, Any]) -> dict[str, Any]:
     if _depth_of(content) > DEEPEST_METADATA:
         raise ValueError(f"values stand in values more than {DEEPEST_METADATA} levels deep")
-    architecture = Architecture(**content["architecture"])
+    architecture = network_of(content["architecture"])
     rule = Normalization(**content["normalization"]) if content.get("normalization") else None
     size = tuple(float(v) for v in content.get("voxel_size_nm") or ())
     if architecture.padding not in get_args(Padding):

@@ -17,7 +17,7 @@ from pipeline.core.network.schedule import Schedule
 from pipeline.core.plan import Plan
 from pipeline.core.tiles.cost import multiply_adds, read_spans, rounded_out, turn_multiply_adds
 from pipeline.networks.checkpoint import load_checkpoint
-from pipeline.networks.predictor import UNetPredictor
+from pipeline.networks.predictors import predictor_of
 from pipeline.volumes.volume import open_volume
 
 TURNS = 4
@@ -66,9 +66,9 @@ def _arithmetic_rate(plan: Plan) -> float:
     """Multiply-adds a second of one worker, over its widest tile; the whole of it where it is short."""
     tile = plan.grid.widest()
     checkpoint = load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding)
-    predictor = UNetPredictor(checkpoint, replace(plan, survey=None))  # the numbers of its sample take as long
+    predictor = predictor_of(checkpoint, replace(plan, survey=None))  # the numbers of its sample take as long
     schedule = plan.stream.schedule(tile)
-    turns = _turns_at_full_work(schedule)
+    turns = _turns_at_full_work(schedule) if plan.stream.graph.is_streamed else []
     if len(turns) <= TURNS:
         for _ in predictor.predict(tile, predictor.zeros(tile)):  # so that memory is there
             pass

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.appearance import Appearance, ranges
-from pipeline.core.geometry.box import Triple
+from pipeline.core.geometry.box import Triple, per_axis, triple
 from pipeline.core.locations import is_url, without_file_scheme
-from pipeline.core.network.receptive import least_halo, receptive_radius
+from pipeline.core.network.imported import AnyNetwork, Imported
+from pipeline.core.network.receptive import least_halo, reach, receptive_radius
 from pipeline.core.tiles.cost import one_pass_multiply_adds
 from pipeline.core.volume import Description, Selection
 from pipeline.errors import StorageError
@@ -65,30 +67,55 @@ def _voxel(description: Description) -> str:
 def _checkpoint_rows(path: str) -> Rows:
     checkpoint = load_checkpoint(path)
     a = checkpoint.architecture
-    norm = "batch norm" if a.norm == "batch" else "no norm"
-    padding = f"{a.padding} padding" if checkpoint.padding_known else f"padding not told ({a.padding} by default)"
-    parameters = checkpoint.build().parameter_count
     rows = [
         ("checkpoint", path),
-        (
-            "network",
-            f"{a.ndim}D UNet, depth {a.depth}, width {a.width}, {norm}, {'bias' if a.bias else 'no bias'}, {padding}",
-        ),
+        ("network", _network(checkpoint)),
         ("channels", f"{a.in_channels} in, {a.out_channels} out"),
-        ("parameters", f"{parameters:,}"),
+        ("parameters", f"{_parameters(checkpoint):,}"),
         ("stride", _by(a.stride)),
-        ("receptive radius", f"{_by(receptive_radius(a.graph))} (a side, of a block on the stride lattice)"),
+        *_reach_rows(a),
     ]
     if a.padding == "same":
         rows.append(("least halo", _by(least_halo(a.graph))))
-    rows.append(("multiply-adds", f"{_multiply_adds_a_voxel(checkpoint):,.0f} a voxel"))
+    rows.append(("multiply-adds", f"{_multiply_adds_a_voxel(a):,.0f} a voxel"))
     rows.append(("weights", f"SHA-256 {checkpoint.sha256}"))
     return rows + _training_rows(checkpoint)
 
 
-def _multiply_adds_a_voxel(checkpoint: Checkpoint) -> float:
-    """Of same-padded layers, where it does not depend on the extent: what one large pass comes to."""
-    padded = replace(checkpoint.architecture, padding="same")
+def _network(checkpoint: Checkpoint) -> str:
+    a = checkpoint.architecture
+    if isinstance(a, Imported):
+        kinds = Counter(type(node.operation).__name__ for node in a.graph.nodes[1:])
+        way = "streamed" if a.graph.is_streamed else "by windows"
+        return f"{a.title}, {way}: {', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}"
+    norm = "batch norm" if a.norm == "batch" else "no norm"
+    padding = f"{a.padding} padding" if checkpoint.padding_known else f"padding not told ({a.padding} by default)"
+    return f"{a.ndim}D UNet, depth {a.depth}, width {a.width}, {norm}, {'bias' if a.bias else 'no bias'}, {padding}"
+
+
+def _parameters(checkpoint: Checkpoint) -> int:
+    if isinstance(checkpoint.architecture, Imported):
+        return sum(tensor.numel() for tensor in checkpoint.state.values())
+    return checkpoint.build().parameter_count
+
+
+def _reach_rows(network: AnyNetwork) -> Rows:
+    """How far an output block reaches; of both sides where they differ."""
+    sides = reach(network.graph)
+    if all(before == after for before, after in sides):
+        return [
+            ("receptive radius", f"{_by(receptive_radius(network.graph))} (a side, of a block on the stride lattice)")
+        ]
+    before, after = (triple(side[n] for side in sides) for n in (0, 1))
+    return [("receptive radius", f"{_by(before)} before, {_by(after)} after a block on the stride lattice")]
+
+
+def _multiply_adds_a_voxel(network: AnyNetwork) -> float:
+    """What one large pass comes to; of an unpadded UNet, of the same one padded, where it does not depend on the extent."""
+    if isinstance(network, Imported):
+        large = per_axis(lambda s, m: 64 * s + 4 * m, network.stride, receptive_radius(network.graph))
+        return one_pass_multiply_adds(network.graph, large) / prod(large)
+    padded = replace(network, padding="same")
     return one_pass_multiply_adds(padded.graph, padded.stride) / prod(padded.stride)
 
 

@@ -13,10 +13,6 @@ from pipeline.planning.measure import Expectation
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     """The plan in a dozen lines, for the terminal and the page."""
     source, output, cost, grid = plan.source, plan.output, plan.cost, plan.grid
-    architecture = plan.model.architecture
-    kind = (
-        f"{architecture.ndim}D, depth {architecture.depth}, width {architecture.width}, {architecture.padding} padding"
-    )
     rows = [
         ("input", f"{source.url} level {source.level}"),
         (
@@ -26,7 +22,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("voxel size", str(source.space)),
         *_stored_rows(plan),
         ("model", f"{plan.model.title}, weights {plan.model.sha256[:12]}, {plan.model.checkpoint}"),
-        ("network", f"{kind}, {plan.model.parameters:,} parameters"),
+        ("network", f"{plan.model.architecture.title}, {plan.model.parameters:,} parameters"),
         ("normalisation", _normalization(plan)),
         *([("survey", str(plan.survey))] if plan.survey else []),
         *_sample_rows(plan),

@@ -127,7 +127,7 @@ def export_package(
         authors: Of the model.
         license_: SPDX name.
     """
-    values = None if sample is None else _middle(open_counted(sample), load_checkpoint(checkpoint).architecture)
+    values = None if sample is None else _middle(open_counted(sample), load_checkpoint(checkpoint).unet)
     return export(checkpoint, target, sample=values, name=name, authors=authors, license=license_)
 
 
