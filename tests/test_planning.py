@@ -175,7 +175,7 @@ def test_the_expected_time_is_near_the_time_that_it_takes(tmp_path, shape):
     found = expectation(plan, 1)
     assert found.seconds == max(found.compute_seconds, found.read_seconds) > 0
     assert found.compute_seconds == pytest.approx(plan.cost.multiply_adds / found.multiply_adds_a_second)
-    predictor = measure.UNetPredictor(measure.load_checkpoint(plan.model.checkpoint), plan)
+    predictor = measure.predictor_of(measure.load_checkpoint(plan.model.checkpoint), plan)
     started = time.perf_counter()
     for tile in plan.grid:
         for _ in predictor.predict(tile, predictor.zeros(tile)):

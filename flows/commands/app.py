@@ -46,6 +46,10 @@ COMMANDS = {
         "Compare a prediction with labels: AUC, Dice, IoU, pixel error, V_rand, variation of information.",
     ),
     "convert": ("volume", "Write a volume as an OME-Zarr, box by box; no voxel changes."),
+    "import": (
+        "model",
+        "Read a network of another library, and write it as a checkpoint that needs that library no more.",
+    ),
     "export": ("training", "Write a bioimage.io model package that other tools run; `bioimageio test` passes it."),
     "deploy": (
         "deployment",
@@ -68,8 +72,11 @@ app = App(
     error_formatter=lambda error: CycloptsPanel(message_of(error)),
 )
 
+FUNCTIONS = {"import": "import_network"}
+"""Of commands whose name is a word of Python's."""
+
 for _name, (_module, _help) in COMMANDS.items():
-    app.command(f"flows.commands.{_module}:{_name}", help=_help)
+    app.command(f"flows.commands.{_module}:{FUNCTIONS.get(_name, _name)}", name=_name, help=_help)
 
 
 def run_command() -> int:

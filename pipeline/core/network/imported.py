@@ -75,10 +75,11 @@ AnyNetwork = Architecture | Imported
 """A UNet of ours by its setting, or a graph."""
 
 
-def network_of(content: Mapping[str, Any]) -> AnyNetwork:
+def network_of(content: Mapping[str, object]) -> AnyNetwork:
     """What the `to_dict` of either gave.
 
     Raises:
         ValueError, TypeError: It is neither.
     """
-    return Imported.from_dict(content) if "graph" in content else Architecture(**content)
+    values: dict[str, Any] = dict(content)
+    return Imported.from_dict(content) if "graph" in content else Architecture(**values)

@@ -1,0 +1,27 @@
+"""Commands about networks of other libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from flows.commands.status import DONE
+from flows.printing import print_rows
+
+
+def import_network(
+    source: Annotated[str, Parameter(help="A program of torch.export.save (.pt2).")],
+    target: Annotated[str, Parameter(help="Checkpoint to write (.safetensors), for model.checkpoint.")],
+    *,
+    output: Annotated[int, Parameter(help="Which of its outputs is predicted, where it has several.")] = 0,
+) -> int:
+    """Read a network of another library, and write it as a checkpoint that needs that library no more."""
+    from pipeline.networks.checkpoint import save_checkpoint  # noqa: PLC0415 - slow; `--help` needs none of it
+    from pipeline.networks.importing.network import import_network as read  # noqa: PLC0415 - as above
+    from pipeline.reports.inspection import inspect_path  # noqa: PLC0415 - as above
+
+    save_checkpoint(Path(target), read(source, output=output))
+    print_rows(inspect_path(target))
+    return DONE

@@ -1,0 +1,168 @@
+"""Networks of other layouts, from the file that their library wrote to stitched tiles: equal to one pass of the module itself."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import stages
+from pipeline.core.network.unet import Architecture
+from pipeline.core.plan import Plan
+from pipeline.errors import ModelError
+from pipeline.networks.checkpoint import load_checkpoint
+from pipeline.networks.windows import WindowPredictor
+from tests.e2e.test_run import command
+from tests.networks.network_cases import NETWORKS, Residual, randomise, save_program
+from tests.pipeline_cases import Run, done_entries, make_run, random_volume, stored_objects
+
+EQUAL = 1e-5
+"""Of the output's range, float32."""
+
+VOLUMES = {"residual": (29, 38, 45), "planar": (2, 5, 70, 91), "valid": (25, 30, 41)}
+CORES = {"residual": [16, 16, 16], "planar": [2, 32, 32], "valid": [8, 16, 16]}
+
+
+def imported_run(folder, name, capsys) -> Run:
+    """A run of tiles by an imported network: its library's file, `halotile import`, and the YAML of any run."""
+    network = randomise(NETWORKS[name]()).float()
+    save_program(folder / "net.pt2", network)
+    assert command("import", folder / "net.pt2", folder / "net.safetensors") == 0
+    shown = capsys.readouterr().out
+    assert "imported" in shown
+    assert "graph against program" in shown
+    volume = random_volume(VOLUMES[name], "uint8", 0)
+    run = make_run(
+        folder,
+        architecture=Architecture(3, 1, 1),
+        shape=volume.shape,
+        volume=volume,
+        model={"checkpoint": str(folder / "net.safetensors")},
+        tiles={"core": CORES[name]},
+        compute={"dtype": "float32"},
+    )
+    content = {**run.content, "model": {"checkpoint": str(folder / "net.safetensors")}}
+    run.yaml.write_text(json.dumps(content))
+    return Run(run.folder, content, network, volume)
+
+
+def whole_pass(run: Run) -> np.ndarray:
+    """The module's own pass over the whole volume, mirrored as the promise defines it; (K, Z, Y, X)."""
+    graph = load_checkpoint(run.content["model"]["checkpoint"]).architecture
+    volume = run.volume.astype(np.float32) / 255
+    volume = volume if volume.ndim == 4 else volume[np.newaxis]
+    grid = run.plan.grid
+    pads = [(0, 0)]
+    for axis, extent in enumerate(volume.shape[1:]):
+        if graph.padding == "same":
+            pads.append((0, -extent % graph.stride[axis]))
+        else:
+            window = grid.window(axis, 0, extent)
+            pads.append((-window.start, window.stop - extent))
+    x_CZYX = torch.from_numpy(np.pad(volume, pads, mode="reflect"))
+    with torch.inference_mode():
+        planes = graph.ndim == 2
+        y = run.network(x_CZYX.transpose(0, 1)).transpose(0, 1) if planes else run.network(x_CZYX[None])[0]
+    return y[(slice(None), *(slice(0, n) for n in volume.shape[1:]))].numpy()
+
+
+def difference(run: Run) -> float:
+    """Of the output and the whole pass, of the range."""
+    expected = whole_pass(run)
+    output = run.array()
+    return float(np.abs(output.reshape(expected.shape) - expected).max() / np.ptp(expected))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_tiles_of_an_imported_network_are_one_pass_of_the_module(name, pooled, tmp_path, capsys):
+    """Strides, sums and transposed convolutions of MONAI, poolings of 2D encoders, crops of an unpadded network."""
+    run = imported_run(tmp_path, name, capsys)
+    assert command("run", run.yaml, "--no-prefect") == 0
+    assert len(run.plan.grid) > 8
+    assert difference(run) <= EQUAL
+    shown = capsys.readouterr().out
+    assert f"{run.plan.model.architecture.ndim}D, imported" in shown
+    assert command("verify", run.yaml) == 0
+
+
+def test_a_halo_that_is_one_stride_short_shows_seams(pooled, tmp_path, capsys, monkeypatch):
+    """The negative control: the same run, whose tiles see less, is far from the pass."""
+    run = imported_run(tmp_path, "residual", capsys)
+    stages.plan(run.now)
+    plan = run.plan
+    assert plan.halo == (6, 6, 6)
+    assert plan.grid.margin == (5, 5, 5)
+    volume = (run.volume.astype(np.float32) / 255)[np.newaxis]
+    tile = plan.grid.tile(0)
+    exact = predicted(plan, run, tile, volume)
+    np.testing.assert_allclose(exact, of(whole_pass(run), tile), atol=EQUAL)
+    short = predicted(plan, run, tile, volume, less=2)
+    assert np.abs(short - exact).max() > 1e-4
+
+
+def of(array, tile):
+    """The tile's core."""
+    return array[(slice(None), *(slice(a, b) for a, b in zip(tile.core.start, tile.core.stop, strict=True)))]
+
+
+def predicted(plan: Plan, run: Run, tile, volume, *, less: int = 0) -> np.ndarray:
+    """One tile, of a volume that is zero but for what a halo so much narrower would see."""
+    seen = np.zeros_like(volume)
+    around = tuple(
+        slice(max(a - m + less, 0), b + m - less)
+        for a, b, m in zip(tile.core.start, tile.core.stop, plan.grid.margin, strict=True)
+    )
+    seen[(slice(None), *around)] = volume[(slice(None), *around)]
+    predictor = WindowPredictor(load_checkpoint(plan.model.checkpoint), plan)
+    window = [slice(a, b) for a, b in zip(tile.window.start, tile.window.stop, strict=True)]
+    slabs = [
+        (seen * 255)[:, span.start : span.stop, window[1], window[2]].astype(np.uint8) for span in predictor.reads(tile)
+    ]
+    ((_, values),) = predictor.predict(tile, slabs)
+    return values
+
+
+def test_a_plan_of_an_imported_network_is_stored_whole(tmp_path, capsys):
+    """With its graph: whoever reads the plan needs no other file to know its tiles. The fingerprint covers it."""
+    run = imported_run(tmp_path, "residual", capsys)
+    stages.plan(run.now)
+    plan = run.plan
+    again = Plan.from_json(plan.to_json())
+    assert (again, again.fingerprint) == (plan, plan.fingerprint)
+    assert "conv_transpose3d" in plan.to_json()
+    other = imported_run_of(run, Residual, seed=1)
+    with pytest.raises(ModelError, match="changed after the plan was made"):
+        stages.infer(other.now)
+
+
+def imported_run_of(run: Run, kind, seed: int) -> Run:
+    """The same run after somebody put another network of the layout at its place."""
+    network = randomise(kind(), seed).float()
+    save_program(run.folder / "net.pt2", network)
+    assert command("import", run.folder / "net.pt2", run.folder / "net.safetensors") == 0
+    return Run(run.folder, run.content, network, run.volume)
+
+
+def test_a_run_of_an_imported_network_resumes_with_the_same_bytes(pooled, tmp_path, capsys):
+    """Its ledger, tiles and checksums are those of any run."""
+    run = imported_run(tmp_path, "residual", capsys)
+    assert command("run", run.yaml, "--no-prefect") == 0
+    wanted = stored_objects(run.output)
+    lines = run.directory.ledger_path.read_bytes().splitlines(keepends=True)
+    run.directory.ledger_path.write_bytes(b"".join(lines[: len(lines) // 2]))
+    assert command("run", run.yaml, "--no-prefect") == 0
+    assert stored_objects(run.output) == wanted
+    assert sorted(set(done_entries(run.directory))) == list(range(len(run.plan.grid)))
+
+
+def test_what_is_for_our_unet_alone_refuses_an_imported_network(tmp_path, capsys):
+    """A package of bioimage.io is made of our source."""
+    run = imported_run(tmp_path, "residual", capsys)
+    assert (
+        command("export", run.content["model"]["checkpoint"], tmp_path / "package.zip", "--name", "n", "--author", "a")
+        == 2
+    )
+    assert "imported network" in capsys.readouterr().err
+    assert command("inspect", run.content["model"]["checkpoint"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 x 4 x 4 before, 5 x 5 x 5 after" in shown

@@ -1,0 +1,111 @@
+"""Small networks of other layouts than ours, with random weights and running statistics; and their files."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import ExportedProgram, export, save
+
+
+def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Statistics and affine maps of norms that change values; evaluation mode, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in network.parameters():
+            tensor.uniform_(-0.5, 0.5, generator=generator)
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                module.running_mean.normal_(0, 0.2, generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
+                module.weight.uniform_(0.7, 1.3, generator=generator)
+    return network.double().eval().requires_grad_(False)
+
+
+class Residual(nn.Module):
+    """Strided down, transposed up with a voxel more at the end, sums, in-place activations after which others read: as MONAI's UNet."""
+
+    shape = (1, 1, 24, 28, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4)
+        self.down = nn.Conv3d(4, 6, 3, stride=2, padding=1)
+        self.inner, self.slope = nn.Conv3d(6, 6, 3, padding=1, groups=2), nn.PReLU(6)
+        self.up = nn.ConvTranspose3d(6, 4, 3, stride=2, padding=1, output_padding=1)
+        self.last = nn.Conv3d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.norm(self.first(x))
+        shown = F.leaky_relu_(first, 0.1)  # `first` is changed, and joined below
+        low = self.down(shown)
+        low = low + self.slope(self.inner(low)) * 0.5
+        return torch.softmax(self.last(torch.cat([first, self.up(low)], 1)), 1)
+
+
+class Planar(nn.Module):
+    """2D: overlapping and blurred poolings, padding that mirrors, linear and nearest up-sampling, dilation, a slice of channels."""
+
+    shape = (1, 2, 48, 64)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect")
+        self.wide = nn.Conv2d(4, 6, 3, padding=2, dilation=2)
+        self.low, self.norm = nn.Conv2d(6, 6, 5, padding="same"), nn.BatchNorm2d(6)
+        self.last = nn.Conv2d(4 + 6 + 6, 3, (3, 1), padding=(1, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = F.elu(self.first(x))
+        half = F.max_pool2d(first, 3, 2, 1)
+        half = torch.sigmoid(self.wide(half))
+        quarter = F.avg_pool2d(F.pad(half, (1, 1, 1, 1), "reflect"), 4, 2)
+        quarter = F.gelu(self.norm(self.low(quarter)))
+        up = F.interpolate(quarter, scale_factor=2, mode="bilinear", align_corners=False)
+        both = torch.maximum(up, half)
+        joined = torch.cat(
+            [first, F.interpolate(both, scale_factor=2, mode="nearest"), F.interpolate(half, scale_factor=2)], 1
+        )
+        return self.last(joined).clamp(-1, 1)[:, 1:]
+
+
+class Valid(nn.Module):
+    """Pads nothing, and crops what it joins: as CNNectome's."""
+
+    shape = (1, 1, 36, 40, 44)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU(), nn.Conv3d(4, 4, (1, 3, 3)), nn.ReLU())
+        self.low = nn.Sequential(nn.Conv3d(4, 6, 3), nn.ReLU())
+        self.up = nn.ConvTranspose3d(6, 4, (1, 2, 2), (1, 2, 2))
+        self.last = nn.Sequential(nn.Conv3d(8, 4, 3), nn.ReLU(), nn.Conv3d(4, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x)
+        up = self.up(self.low(F.max_pool3d(first, (1, 2, 2))))
+        z, y, x_ = ((m - n) // 2 for m, n in zip(first.shape[2:], up.shape[2:], strict=True))
+        cropped = first[:, :, z : first.shape[2] - z, y : first.shape[3] - y, x_ : first.shape[4] - x_]
+        return self.last(torch.cat([up, cropped], 1))
+
+
+NETWORKS = {"residual": Residual, "planar": Planar, "valid": Valid}
+
+
+def exported(network: nn.Module, shape: tuple[int, ...] | None = None) -> ExportedProgram:
+    """Its program, before decompositions."""
+    dtype = next((p.dtype for p in network.parameters()), torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return export(network, (torch.zeros(shape or network.shape, dtype=dtype),), strict=False)
+
+
+def save_program(path: Path, network: nn.Module, shape: tuple[int, ...] | None = None) -> Path:
+    """Its file, float32."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(exported(network.float(), shape), path)
+    return path

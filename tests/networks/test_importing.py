@@ -1,0 +1,251 @@
+"""Networks of other layouts as graphs: each box of the whole pass, from what the box needs; and what is refused, by name."""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline.core.geometry.box import Span, triple
+from pipeline.core.network.need import needs
+from pipeline.core.network.operations import Affine
+from pipeline.core.network.receptive import legal_extent, lost_margin, reach, receptive_radius
+from pipeline.errors import ModelError
+from pipeline.networks.evaluate import evaluate
+from pipeline.networks.importing.exported import graph_of
+from pipeline.networks.importing.proof import prove
+from tests.networks.network_cases import NETWORKS, Residual, Valid, exported, randomise
+
+EQUAL = 1e-12
+"""Of values of about 1, float64."""
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def case(request):
+    """A network, and its import."""
+    network = randomise(NETWORKS[request.param]())
+    return network, graph_of(exported(network))
+
+
+def solid(image, network):
+    """1 C Z Y X."""
+    return image if len(network.shape) == 5 else image[:, :, None]
+
+
+def image_of(network, seed=0):
+    """Noise, as the network takes it."""
+    return torch.rand(network.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def box(imported, image, cores):
+    """What the graph gives in a box, of what the box needs of the image."""
+    graph, shape = imported.graph, image.shape[2:]
+    margin = lost_margin(graph)
+    ends = [Span(0, n) if graph.is_padded else None for n in shape]
+    axes = triple(needs(graph, axis, core, ends[axis]) for axis, core in enumerate(cores))
+    window = image[
+        (
+            slice(None),
+            slice(None),
+            *(slice(a.input.start + m, a.input.stop + m) for a, m in zip(axes, margin, strict=True)),
+        )
+    ]
+    return evaluate(graph, imported.weights, window, axes)
+
+
+def test_any_box_of_the_whole_pass_is_computed_from_what_it_needs(case):
+    """Corners, middles and slivers, on and off the stride."""
+    network, imported = case
+    image = solid(image_of(network), network)
+    whole = solid(network(image_of(network)), network)
+    choose = random.Random(0)
+    for _ in range(12):
+        starts = [choose.randrange(n) for n in whole.shape[2:]]
+        cores = [Span(a, choose.randint(a + 1, n)) for a, n in zip(starts, whole.shape[2:], strict=True)]
+        expected = whole[(slice(None), slice(None), *(slice(*core) for core in cores))]
+        torch.testing.assert_close(box(imported, image, cores), expected, rtol=0, atol=EQUAL)
+
+
+def test_the_reach_is_that_of_gradients(case):
+    """Of a block of one stride in the middle, either side; no voxel less."""
+    network, imported = case
+    image = image_of(network).requires_grad_()
+    whole = solid(network(image), network)
+    graph = imported.graph
+    starts = [n // 2 // s * s for n, s in zip(whole.shape[2:], graph.stride, strict=True)]
+    block = whole[(slice(None), slice(None), *(slice(a, a + s) for a, s in zip(starts, graph.stride, strict=True)))]
+    (gradient,) = torch.autograd.grad((block * torch.rand_like(block)).sum(), image)
+    places = torch.nonzero(solid(gradient, network)[0].abs().sum(0))
+    for axis, (start, stride, margin) in enumerate(zip(starts, graph.stride, lost_margin(graph), strict=True)):
+        low, high = int(places[:, axis].min()) - margin, int(places[:, axis].max()) + 1 - margin
+        before, after = reach(graph)[axis]
+        assert low >= start - before
+        assert high <= start + stride + after
+        assert (start - low, high - start - stride) == (before, after)
+
+
+def test_what_is_imported_is_proven(case):
+    """In float64, where an error of the halo is told from rounding; the control is one stride less."""
+    network, imported = case
+    proof = prove(imported)
+    assert proof.graph < EQUAL
+    if network.shape[-1] >= 48 or isinstance(network, Residual):
+        assert proof.tile < EQUAL
+        assert proof.short > 1e-6
+        assert "one stride less of halo" in str(proof)
+    elif isinstance(network, Valid):
+        assert proof.tile < EQUAL
+
+
+def test_a_graph_that_computes_something_else_is_refused(case):
+    """A rule that is wrong is a refusal at import, not a wrong volume."""
+    _, imported = case
+    for name, tensors in imported.weights.items():
+        if isinstance(imported.graph.node(name).operation, Affine) or name == next(iter(imported.weights)):
+            weights = {**imported.weights, name: tuple(1.001 * w for w in tensors)}
+            with pytest.raises(ModelError, match="does not compute what the network does"):
+                prove(type(imported)(imported.graph, weights, imported.ndim, imported.program))
+
+
+def test_the_residual_network_reaches_further_after_than_before():
+    """A strided convolution and its transposed one are not mirror images: a halo has two sides."""
+    graph = graph_of(exported(randomise(Residual()))).graph
+    assert graph.stride == (2, 2, 2)
+    assert reach(graph) == ((4, 5),) * 3
+    assert receptive_radius(graph) == (5, 5, 5)
+
+
+def test_a_network_that_pads_nothing_lies_in_the_middle_of_what_it_reads():
+    """One pass begins as far before the volume as it ends after it."""
+    graph = graph_of(exported(randomise(Valid()))).graph
+    assert not graph.is_padded
+    assert lost_margin(graph) == receptive_radius(graph)
+    assert reach(graph) == tuple((m, m) for m in lost_margin(graph))
+    whole = [legal_extent(graph, axis, n) for axis, n in enumerate((36, 40, 44))]
+    assert whole == [36, 40, 44]
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------------
+
+
+class Of(nn.Module):
+    """A function as a network, behind a convolution."""
+
+    shape = (1, 4, 16, 16, 16)
+
+    def __init__(self, function):
+        super().__init__()
+        self.conv, self.function = nn.Conv3d(4, 4, 3, padding=1), function
+
+    def forward(self, x):
+        return self.function(self.conv(x))
+
+
+class Twice(nn.Module):
+    """Takes two images."""
+
+    def forward(self, x, y):
+        return x + y
+
+
+REFUSED = {
+    "instance norm": (F.instance_norm, "instance_norm", "whole input"),
+    "group norm": (lambda x: F.group_norm(x, 2), "group_norm", "whole input"),
+    "batch norm without statistics": (lambda x: F.batch_norm(x, None, None, training=True), "batch_norm", "no running"),
+    "global pooling": (lambda x: x * F.adaptive_avg_pool3d(x, 1), "adaptive_avg_pool3d", "whole input"),
+    "mean": (lambda x: x - x.mean((2, 3, 4), keepdim=True), "mean", "whole input"),
+    "axes exchanged": (lambda x: x.transpose(2, 3), "transpose", "no rule"),
+    "attention": (lambda x: (x.flatten(2) @ x.flatten(2).transpose(1, 2)).unsqueeze(-1), "", "no rule"),
+    "soft-max over space": (lambda x: x.softmax(3), "softmax", "not over channels"),
+    "every second voxel": (lambda x: x[:, :, ::2], "slice", "every 2th"),
+    "ceil mode": (lambda x: F.interpolate(F.max_pool3d(x, 2, ceil_mode=True), scale_factor=2), "max_pool3d", "ceil_mode"),
+    "mean without padding": (
+        lambda x: F.avg_pool3d(x, 3, 1, 1, count_include_pad=False), "avg_pool3d", "leaves out what it pads"
+    ),
+    "corners aligned": (
+        lambda x: F.interpolate(F.max_pool3d(x, 2), scale_factor=2, mode="trilinear", align_corners=True),
+        "upsample_trilinear3d", "align_corners",
+    ),
+    "places told apart": (lambda x: x + torch.arange(16.0, dtype=x.dtype), "add", "other ones at other places"),
+    "circular": (lambda x: F.pad(x, (1, 1, 1, 1, 1, 1), "circular")[..., 1:-1], "pad", "circular"),
+    "padding by ones": (lambda x: F.conv3d(F.pad(x, (1,) * 6, value=1.0), torch.ones(1, 4, 3, 3, 3, dtype=x.dtype)), "pad", "pads with 1"),
+    "half as many voxels": (lambda x: F.max_pool3d(x, 2), "", "one voxel for"),
+    "cut at the end": (lambda x: x[..., :12], "", "which of them these are cannot be told"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_tile_can_compute_is_refused_by_name(name):
+    """The layer, what it does, and why not: a network that is imported is exact."""
+    function, call, why = REFUSED[name]
+    with pytest.raises(ModelError) as refused:
+        prove(graph_of(exported(randomise(Of(function)))))
+    assert call in str(refused.value)
+    assert why in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.BatchNorm3d(2)),
+        nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.Dropout()),
+    ],
+    ids=["batch norm", "dropout"],
+)
+def test_a_network_that_was_exported_for_training_is_refused(network):
+    """It would look at its batch, or leave values out by chance."""
+    shape = (1, 1, 8, 8, 8)
+    with pytest.raises(ModelError, match=r"exported for training. Call its eval\(\) before"):
+        graph_of(exported(network.train(), shape))
+    assert prove(graph_of(exported(network.eval(), shape))).graph < EQUAL
+
+
+def in_place(x):
+    """A copy is changed, and what it was copied from is read."""
+    y = x.clone()
+    y.relu_()
+    return x + y
+
+
+def in_place_of_a_part(x):
+    """A part of what is read later is changed."""
+    x[:, :2].relu_()
+    return x
+
+
+def before(x):
+    """A part that was taken before the whole is changed in place, and changes with it."""
+    part = x[:, :2]
+    x.relu_()
+    return torch.cat([x, part], 1)
+
+
+@pytest.mark.parametrize("function", [in_place, in_place_of_a_part, before])
+def test_what_shares_memory_and_is_changed_in_place_is_refused(function):
+    """Or is exact: never the value of before for that of after."""
+    with pytest.raises(ModelError, match=r"changes a part of what others read|does not compute what the network does"):
+        prove(graph_of(exported(randomise(Of(function)))))
+
+
+def test_constants_and_one_minus_have_rules():
+    """Scalars, and one number a channel, from either side."""
+
+    def function(x):
+        return (1 - x) * torch.arange(4.0, dtype=x.dtype).view(4, 1, 1, 1) / 3 - 0.5 + (2 - x).clamp(min=0)
+
+    assert prove(graph_of(exported(randomise(Of(function))))).graph < EQUAL
+
+
+def test_a_network_of_two_images_is_refused():
+    """One image in, one chosen output out."""
+    with pytest.raises(ModelError, match="expected one image and nothing else"):
+        graph_of(torch.export.export(Twice(), (torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)), strict=False))
+
+
+def test_one_of_several_outputs_is_predicted():
+    """The first, or the one that is named; what nothing reads is left out."""
+    program = exported(randomise(Of(lambda x: (x, torch.sigmoid(x)))))
+    assert [len(graph_of(program, output=n).graph.nodes) for n in (0, 1)] == [2, 3]
+    with pytest.raises(ModelError, match="gives 2 maps, and output 2 was asked for"):
+        graph_of(program, output=2)
