@@ -160,7 +160,38 @@ def test_a_size_that_is_code_is_not_evaluated(program, tmp_path):
     assert not marker.exists()
 
 
+def without_image(target, **given):
+    """A call more, before all others, that reads no image."""
+    inputs = [{"name": name, "arg": arg, "kind": 1} for name, arg in given.items()]
+    node = {"target": f"torch.ops.aten.{target}", "inputs": inputs, "outputs": [{"as_tensor": {"name": "more"}}]}
+    return program_edit(lambda graph: graph.update(nodes=[{**node, "metadata": {}}, *graph["nodes"]]))
+
+
+def test_a_call_that_makes_a_file_is_not_done(program, tmp_path):
+    """What touches weights alone is done at once, but for what does more than compute."""
+    marker = tmp_path / "marker"
+    torch.ops.aten.from_file.default(str(marker), True, 8)  # the negative control
+    assert marker.exists()
+    marker.unlink()
+    change = without_image(
+        "from_file.default", filename={"as_string": str(marker)}, shared={"as_bool": True}, size={"as_int": 8}
+    )
+    with pytest.raises(ModelError, match=r"'more' calls from_file, and it touches no image"):
+        import_network(rewritten(program, tmp_path / "net.pt2", change))
+    assert not marker.exists()
+
+
 HOSTILE = {
+    "weights of a terabyte": (
+        without_image("full.default", size={"as_ints": [2**20, 2**20]}, fill_value={"as_float": 1.0}), "asks for more than",
+    ),
+    "a range without end": (without_image("arange.default", end={"as_int": 2**40}), "asks for more than"),
+    "weights that do not fit": (
+        without_image(
+            "add.Tensor", self={"as_tensor": {"name": "p_first_weight"}}, other={"as_tensor": {"name": "p_down_weight"}}
+        ),
+        "cannot be read",
+    ),
     "another module's function": (call(0, target="os.system"), "only torch's own operations"),
     "a function of Python's": (call(0, target="builtins.eval.x.y.z"), "only torch's own operations"),
     "another library of operations": (call(0, target="torch.ops.fbgemm.f.default"), "only torch's own operations"),

@@ -81,6 +81,7 @@ def read_archive(path: Path, *, output: int = 0) -> Network:
         AttributeError,
         RecursionError,
         OSError,
+        RuntimeError,  # of a call on weights that do not fit it
     ) as error:
         raise ModelError(
             f"'{path}' cannot be read as a program of torch.export ({type(error).__name__}: {error}). It is damaged, or of a "

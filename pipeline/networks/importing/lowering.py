@@ -104,7 +104,7 @@ OF_WEIGHTS = (
 )
 """Calls that are done at once where they touch no image."""
 
-MOST_VALUES = 2**30
+MOST_VALUES = 2**28
 """That such a call gives."""
 
 FUNCTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -440,7 +440,21 @@ class Lowering:
 
 
 def _of_weights(call: _Call, given: Call) -> Any:
-    """What a call gives that touches weights alone."""
+    """What a call gives that touches weights alone.
+
+    Raises:
+        ModelError: It is none that only computes with what it is given, or asks for too much memory.
+    """
+    if call.call not in OF_WEIGHTS:
+        raise _refused(call, "it touches no image, and has no rule for weights alone")
+    asked = [call.shape, *(value for key, value in call.arguments.items() if key in ("size", "repeats") and value)]
+    ends = [
+        value for key, value in call.arguments.items() if key in ("start", "end") and isinstance(value, (int, float))
+    ]
+    if any(prod(int(n) for n in sizes) > MOST_VALUES for sizes in asked) or (
+        call.call == "arange" and any(abs(end) > MOST_VALUES * abs(call.arguments.get("step", 1)) for end in ends)
+    ):
+        raise _refused(call, f"it asks for more than {MOST_VALUES:,} values of no image")
     with torch.no_grad():
         return _done(given.target, call.arguments)
 

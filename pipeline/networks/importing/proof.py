@@ -55,7 +55,12 @@ def prove(network: Network) -> Proof:
     image = image[:1]
     weights = {name: tuple(w.double() for w in tensors) for name, tensors in network.weights.items()}
     with torch.inference_mode():
-        expected = _solid(network.program.run(image), network.ndim)
+        try:
+            expected = _solid(network.program.run(image), network.ndim)
+        except (RuntimeError, ValueError, TypeError) as error:  # torch's, of sizes that do not fit, or too large
+            raise ModelError(
+                f"The network cannot be run as it was exported ({type(error).__name__}: {error}). Export it again."
+            ) from error
         window, shape = _solid(image, network.ndim), triple(_solid(image, network.ndim).shape[2:])
         whole = _whole(graph, weights, window)
         if whole.shape != expected.shape:
