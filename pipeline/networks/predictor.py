@@ -58,16 +58,8 @@ class UNetPredictor:
     def __init__(
         self, checkpoint: Checkpoint, plan: Plan, device_index: int = 0, earlier: UNetPredictor | None = None
     ) -> None:
-        if checkpoint.sha256 != plan.model.sha256:
-            raise ModelError(
-                f"Checkpoint '{plan.model.checkpoint}' changed after the plan was made (weights {checkpoint.sha256[:12]}, "
-                f"planned {plan.model.sha256[:12]}). Put the planned one back, or plan again with another output.url."
-            )
-        check_device(plan.compute.device)
-        make_deterministic()
+        self._device = device_of(checkpoint, plan, device_index)
         self._plan, self._numbers = plan, plan.numbers
-        numbered = plan.compute.device == "cuda" and device_index is not None
-        self._device = torch.device(f"cuda:{device_index}" if numbered else plan.compute.device)
         self._dtype = DTYPES[plan.compute.dtype]
         self._stream = plan.stream
         self._at: tuple[Tile, Schedule] | None = None
@@ -80,10 +72,7 @@ class UNetPredictor:
 
     def serves(self, plan: Plan) -> bool:
         """Whether a plan is of the same network, in the same precision and place."""
-        networks = [
-            (p.model.sha256, p.model.architecture, p.compute.dtype, p.compute.device) for p in (self._plan, plan)
-        ]
-        return networks[0] == networks[1]
+        return is_same_network(self._plan, plan)
 
     def reads(self, tile: Tile) -> Iterator[Span]:
         """Slices of the tile's window in which it takes it: one slab a turn."""
@@ -169,6 +158,29 @@ class UNetPredictor:
         """An empty window in the slices that it reads, (C, Z, Y, X)."""
         channels, plane = self._plan.source.channels, tile.window.shape[1:]
         return (np.zeros((channels, span.extent, *plane), np.uint8) for span in self.reads(tile))
+
+
+def device_of(checkpoint: Checkpoint, plan: Plan, device_index: int) -> torch.device:
+    """Where a plan's network is computed, once it is known that it can be, and that its weights are the plan's.
+
+    Raises:
+        ModelError: They are not, or its device is not there.
+    """
+    if checkpoint.sha256 != plan.model.sha256:
+        raise ModelError(
+            f"Checkpoint '{plan.model.checkpoint}' changed after the plan was made (weights {checkpoint.sha256[:12]}, "
+            f"planned {plan.model.sha256[:12]}). Put the planned one back, or plan again with another output.url."
+        )
+    check_device(plan.compute.device)
+    make_deterministic()
+    numbered = plan.compute.device == "cuda" and device_index is not None
+    return torch.device(f"cuda:{device_index}" if numbered else plan.compute.device)
+
+
+def is_same_network(one: Plan, other: Plan) -> bool:
+    """Whether two plans are of one network, in the same precision and place."""
+    networks = [(p.model.sha256, p.model.architecture, p.compute.dtype, p.compute.device) for p in (one, other)]
+    return networks[0] == networks[1]
 
 
 def normalised(x_CZYX: Tensor, rule: Normalization) -> Tensor:

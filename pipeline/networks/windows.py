@@ -15,11 +15,10 @@ from pipeline.core.geometry.box import Box, Span
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.plan import Plan
 from pipeline.core.tiles.grid import Tile
-from pipeline.errors import InferenceError, ModelError
+from pipeline.errors import InferenceError
 from pipeline.networks.checkpoint import Checkpoint, first_line
-from pipeline.networks.device import check_device, make_deterministic
 from pipeline.networks.evaluate import Weights, evaluate, placed
-from pipeline.networks.predictor import DTYPES, activated, normalised, quantised
+from pipeline.networks.predictor import DTYPES, activated, device_of, is_same_network, normalised, quantised
 
 
 class WindowPredictor:
@@ -39,16 +38,8 @@ class WindowPredictor:
     def __init__(
         self, checkpoint: Checkpoint, plan: Plan, device_index: int = 0, earlier: WindowPredictor | None = None
     ) -> None:
-        if checkpoint.sha256 != plan.model.sha256:
-            raise ModelError(
-                f"Checkpoint '{plan.model.checkpoint}' changed after the plan was made (weights {checkpoint.sha256[:12]}, "
-                f"planned {plan.model.sha256[:12]}). Put the planned one back, or plan again with another output.url."
-            )
-        check_device(plan.compute.device)
-        make_deterministic()
+        self._device = device_of(checkpoint, plan, device_index)
         self._plan, self._numbers, self._stream = plan, plan.numbers, plan.stream
-        numbered = plan.compute.device == "cuda" and device_index is not None
-        self._device = torch.device(f"cuda:{device_index}" if numbered else plan.compute.device)
         self._dtype = DTYPES[plan.compute.dtype]
         self._is_used_to = earlier is not None and earlier.serves(plan)
         self._weights: Weights
@@ -59,10 +50,7 @@ class WindowPredictor:
 
     def serves(self, plan: Plan) -> bool:
         """Whether a plan is of the same network, in the same precision and place."""
-        networks = [
-            (p.model.sha256, p.model.architecture, p.compute.dtype, p.compute.device) for p in (self._plan, plan)
-        ]
-        return networks[0] == networks[1]
+        return is_same_network(self._plan, plan)
 
     def reads(self, tile: Tile) -> Iterator[Span]:
         """Slices of the tile's window in which it takes it."""

@@ -109,6 +109,11 @@ class _Archive:
                 f"its schema is of version {version}, and {SCHEMA} is understood: export it with another torch."
             )
 
+        parts = ("weights", "constants")
+        self._configs = {
+            kind: self._json(f"{self._root}/data/{kind}/{self._model}_{kind}_config.json")["config"] for kind in parts
+        }
+
     def _json(self, name: str) -> Any:
         if self._file.getinfo(name).file_size > LARGEST_DOCUMENT:
             raise ModelError(f"its part '{name}' has more than {LARGEST_DOCUMENT:,} bytes.")
@@ -134,26 +139,13 @@ class _Archive:
             name = content["arg"]["as_tensor"]["name"]
             lowering.input(name, shapes[name])
         elif kind in ("parameter", "buffer", "tensor_constant"):
-            tensors = self._constants if kind == "tensor_constant" else self._weights
             stored = content[f"{kind}_name"]
-            lowering.weight(content["arg"]["name"], tensors(stored) if kind != "buffer" else self._buffer(stored))
+            kept = (
+                kind == "tensor_constant" or stored not in self._configs["weights"]
+            )  # also buffers that no state dict has
+            lowering.weight(content["arg"]["name"], self._tensor("constants" if kept else "weights", stored))
         else:
             raise ModelError(f"it takes a {kind}, which has no rule here.")
-
-    def _weights(self, name: str) -> Tensor:
-        return self._tensor("weights", name)
-
-    def _constants(self, name: str) -> Tensor:
-        return self._tensor("constants", name)
-
-    def _buffer(self, name: str) -> Tensor:
-        """Of the weights, or, where it is not kept with them, of the constants."""
-        return self._tensor("weights" if name in self._config("weights") else "constants", name)
-
-    def _config(self, kind: str) -> Mapping[str, Any]:
-        content = self._json(f"{self._root}/data/{kind}/{self._model}_{kind}_config.json")
-        config: Mapping[str, Any] = content["config"]
-        return config
 
     def _tensor(self, kind: str, name: str) -> Tensor:
         """One that is stored as its bytes.
@@ -161,7 +153,7 @@ class _Archive:
         Raises:
             ModelError: It is pickled, of a type that is not known, or shows more values than are stored.
         """
-        entry = self._config(kind)[name]
+        entry = self._configs[kind][name]
         if entry["use_pickle"] or not entry["tensor_meta"]:
             raise ModelError(
                 f"its tensor '{name}' is pickled, and nothing is unpickled here. Export the network on the CPU, with dense tensors."
