@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pipeline.core.network.imported import Imported
 from pipeline.errors import ModelError
@@ -12,11 +15,39 @@ from pipeline.networks.importing.lowering import Network
 from pipeline.networks.importing.proof import prove
 
 
+class _Reader(Protocol):
+    def __call__(self, path: Path, *, output: int = 0) -> Network: ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file that holds a network.
+
+    Args:
+        name: For a person.
+        is_one: Whether a file is of the kind, by its content; never raises for a file that is not.
+        read: Its network; nothing in the file is executed.
+    """
+
+    name: str
+    is_one: Callable[[Path], bool]
+    read: _Reader
+
+
+KINDS = (Kind("a program of torch.export (.pt2)", is_archive, read_archive),)
+"""In the order in which a file is tried."""
+
+
+def kind_of(path: Path) -> Kind | None:
+    """The kind of a file, by its content; None where it is of none, such as a checkpoint of ours."""
+    return next((kind for kind in KINDS if kind.is_one(path)), None)
+
+
 def import_network(source: str | Path, *, output: int = 0) -> Checkpoint:
     """Import a network.
 
     Args:
-        source: A program of `torch.export.save` (`.pt2`), known by its content.
+        source: A file of one of `KINDS`.
         output: Which of its outputs is predicted, where it has several.
 
     Raises:
@@ -25,12 +56,13 @@ def import_network(source: str | Path, *, output: int = 0) -> Checkpoint:
     path = Path(source)
     if not path.is_file():
         raise ModelError(f"Network '{path}' was asked for, but there is no such file. Check the path.")
-    if not is_archive(path):
+    kind = kind_of(path)
+    if kind is None:
         raise ModelError(
-            f"'{path}' is no network that can be imported: expected a program of torch.export.save (.pt2). A checkpoint of this "
-            "UNet needs no import: name it in model.checkpoint."
+            f"'{path}' is no network that can be imported: expected {' or '.join(one.name for one in KINDS)}. A checkpoint of this "
+            "UNet needs no import: name it in model.checkpoint. A state dict of another library needs its class: say --class."
         )
-    return checkpoint_of(read_archive(path, output=output), source=path.name)
+    return checkpoint_of(kind.read(path, output=output), source=path.name)
 
 
 def checkpoint_of(network: Network, *, source: str) -> Checkpoint:
