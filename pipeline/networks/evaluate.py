@@ -27,8 +27,10 @@ from pipeline.core.network.operations import (
     ChannelSlice,
     Combination,
     Concatenation,
+    Constant,
     Convolution,
     Crop,
+    GlobalPool,
     MaxPool,
     Operation,
     Pad,
@@ -36,11 +38,12 @@ from pipeline.core.network.operations import (
     Resize,
     Shift,
     TransposedConvolution,
+    WholeNorm,
 )
 from pipeline.networks.checkpoint import Checkpoint
 
 Weights = Mapping[str, tuple[Tensor, ...]]
-"""By node: kernel and bias of a convolution; factor and summand of an affine map; slope of a PReLU."""
+"""By node: kernel and bias of a convolution; factor and summand of an affine map, or of a norm; slope of a PReLU; a constant."""
 
 
 def placed(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Weights:
@@ -55,14 +58,17 @@ class Piece:
     Args:
         values: 1 C Z Y X.
         box: Which, at its level.
+        shrunk: Along which axes it is one value for all voxels.
     """
 
     values: Tensor
     box: Box
+    shrunk: tuple[bool, bool, bool] = (False, False, False)
 
     def part(self, wanted: Box) -> Tensor:
-        """Those of a box inside."""
-        return self.values[(slice(None), slice(None), *wanted.within(self.box))]
+        """Those of a box inside; one value along an axis where it is the same for all."""
+        inside = zip(wanted.within(self.box), self.shrunk, strict=True)
+        return self.values[(slice(None), slice(None), *(slice(None) if same else span for span, same in inside))]
 
     def framed(self, wanted: Box, filling: float = 0.0) -> Tensor:
         """Those of a box of which some may lie outside, which are filled."""
@@ -97,7 +103,8 @@ def evaluate(graph: Graph, weights: Weights, window: Tensor, axes: tuple[Needs, 
         wanted = Box.of_spans(axis.writes[node.name] for axis in axes)
         given = [pieces[name] for name in node.inputs]
         step = _Step(node, weights.get(node.name, ()), wanted, axes)
-        pieces[node.name] = Piece(STEPS[type(node.operation)](step, given), wanted)
+        shrunk = triple(graph.is_shrunk(axis, node.name) for axis in range(3))
+        pieces[node.name] = Piece(STEPS[type(node.operation)](step, given), wanted, shrunk)
         for name in node.inputs:
             if last[name] == node.name:
                 pieces.pop(name, None)
@@ -241,8 +248,32 @@ def _sliced(step: _Step, given: Sequence[Piece]) -> Tensor:
     return given[0].part(step.wanted)[:, step.operation.start : step.operation.stop]
 
 
+def _constant(step: _Step, given: Sequence[Piece]) -> Tensor:
+    (value,) = step.weights
+    return value.to(given[0].values).view(1, -1, 1, 1, 1).expand(1, -1, *step.wanted.shape)
+
+
+def _normed(step: _Step, given: Sequence[Piece]) -> Tensor:
+    """By the statistics of all that is there, which is a whole map in one pass, and a window's own otherwise."""
+    operation: WholeNorm = step.operation
+    x, box = given[0].values, given[0].box
+    weight, bias = (*step.weights, None, None)[:2]
+    if operation.planar:
+        x = _slices(F.group_norm(_planes(x), operation.groups, weight, bias, operation.epsilon))
+    else:
+        x = F.group_norm(x, operation.groups, weight, bias, operation.epsilon)
+    return Piece(x, box, given[0].shrunk).part(step.wanted)
+
+
+def _whole(step: _Step, given: Sequence[Piece]) -> Tensor:
+    operation: GlobalPool = step.operation
+    axes = (3, 4) if operation.planar else (2, 3, 4)
+    x = given[0].values
+    return x.mean(axes, keepdim=True) if operation.kind == "mean" else x.amax(axes, keepdim=True)
+
+
 def _joined(step: _Step, given: Sequence[Piece]) -> Tensor:
-    return torch.cat([piece.part(step.wanted) for piece in given], 1)
+    return torch.cat([piece.part(step.wanted).expand(-1, -1, *step.wanted.shape) for piece in given], 1)
 
 
 def _combined(step: _Step, given: Sequence[Piece]) -> Tensor:
@@ -290,6 +321,9 @@ STEPS: Mapping[type[Operation], Callable[[_Step, Sequence[Piece]], Tensor]] = {
     Activation: _activated,
     Affine: _scaled,
     ChannelSlice: _sliced,
+    Constant: _constant,
+    WholeNorm: _normed,
+    GlobalPool: _whole,
     Concatenation: _joined,
     Combination: _combined,
 }

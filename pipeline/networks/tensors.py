@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.core.network.graph import Graph, Node
-from pipeline.core.network.operations import Activation, Affine, Convolution, TransposedConvolution
+from pipeline.core.network.operations import Activation, Affine, Constant, Convolution, TransposedConvolution, WholeNorm
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ def expected(graph: Graph, node: Node, ndim: int) -> tuple[Expected, ...]:
         return Expected(((given, channels // operation.groups, *operation.taps[3 - ndim :]),)), bias
     if isinstance(operation, Affine):
         return Expected(((channels,),)), Expected(((channels,),))
+    if isinstance(operation, Constant):
+        return (Expected(((channels,),)),)
+    if isinstance(operation, WholeNorm):
+        return Expected(((channels,),), may_miss=True), bias
     if isinstance(operation, Activation) and operation.function == "prelu":
         return (Expected(((1,), (channels,))),)
     return ()

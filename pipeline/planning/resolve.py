@@ -18,6 +18,7 @@ from pipeline.core.familiarity import strange_values, strange_voxels
 from pipeline.core.geometry.box import Box
 from pipeline.core.lesson import lesson
 from pipeline.core.machine import Machine
+from pipeline.core.network.local import whole_input
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import IDENTITY_VERSION, Compute, Cost, Model, OutputSpec, Plan, output_bytes
 from pipeline.core.statistics import Survey
@@ -91,6 +92,7 @@ def make_plan(
     checkpoint = load_checkpoint(config.model.checkpoint, padding=config.model.padding)
     _check_same(config, checkpoint)
     _check_fit(config, volume, checkpoint)
+    _check_local(config, checkpoint)
     pinned = earlier if governs else None
     alike = pinned or like
     device = _device(config, machine, alike)
@@ -196,6 +198,20 @@ def _check_fit(config: RunConfig, volume: Volume, checkpoint: Checkpoint) -> Non
         raise ConfigError(
             "output.activation is 'softmax', but the network predicts one channel, whose softmax is 1 everywhere. "
             "Set output.activation to 'sigmoid'."
+        )
+
+
+def _check_local(config: RunConfig, checkpoint: Checkpoint) -> None:
+    """Refuse a network whose tiles would not be parts of one pass.
+
+    Raises:
+        ModelError: It is one.
+    """
+    graph = checkpoint.architecture.graph
+    if not graph.is_local:
+        raise ModelError(
+            f"Checkpoint '{config.model.checkpoint}' cannot be run by tiles: {whole_input(graph)}. A tile would have the "
+            "statistics of its own window, and its values would not be those of one pass over the volume. Train with batch norm, or without."
         )
 
 

@@ -12,6 +12,7 @@ from pipeline.core.appearance import Appearance, ranges
 from pipeline.core.geometry.box import Triple, per_axis, triple
 from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.core.network.imported import AnyNetwork, Imported
+from pipeline.core.network.local import local, whole_input
 from pipeline.core.network.receptive import least_halo, reach, receptive_radius
 from pipeline.core.tiles.cost import one_pass_multiply_adds
 from pipeline.core.volume import Description, Selection
@@ -77,6 +78,8 @@ def _checkpoint_rows(path: str) -> Rows:
     ]
     if a.padding == "same":
         rows.append(("least halo", _by(least_halo(a.graph))))
+    if not a.graph.is_local:
+        rows.append(("whole input", f"{whole_input(a.graph)}: not by tiles"))
     rows.append(("multiply-adds", f"{_multiply_adds_a_voxel(a):,.0f} a voxel"))
     rows.append(("weights", f"SHA-256 {checkpoint.sha256}"))
     return rows + _training_rows(checkpoint)
@@ -114,7 +117,7 @@ def _multiply_adds_a_voxel(network: AnyNetwork) -> float:
     """What one large pass comes to; of an unpadded UNet, of the same one padded, where it does not depend on the extent."""
     if isinstance(network, Imported):
         large = per_axis(lambda s, m: 64 * s + 4 * m, network.stride, receptive_radius(network.graph))
-        return one_pass_multiply_adds(network.graph, large) / prod(large)
+        return one_pass_multiply_adds(local(network.graph), large) / prod(large)
     padded = replace(network, padding="same")
     return one_pass_multiply_adds(padded.graph, padded.stride) / prod(padded.stride)
 

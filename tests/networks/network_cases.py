@@ -92,6 +92,28 @@ class Valid(nn.Module):
         return self.last(torch.cat([up, cropped], 1))
 
 
+class Normed(nn.Module):
+    """Instance and group norms, squeeze-and-excite: looks at its whole input, as nnU-Net and pytorch-3dunet do."""
+
+    shape = (1, 1, 16, 24, 24)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv3d(1, 4, 3, padding=1, bias=False), nn.InstanceNorm3d(4, affine=True)
+        self.down, self.group = nn.Conv3d(4, 8, 3, stride=2, padding=1), nn.GroupNorm(2, 8)
+        self.squeeze, self.excite = nn.Linear(8, 2), nn.Linear(2, 8)
+        self.up = nn.ConvTranspose3d(8, 4, 2, stride=2)
+        self.low, self.lower = nn.Conv3d(8, 4, 3, padding=1), nn.InstanceNorm3d(4)
+        self.last = nn.Conv3d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = F.leaky_relu(self.norm(self.first(x)), 0.01)
+        low = F.relu(self.group(self.down(first)))
+        values = F.adaptive_avg_pool3d(low, 1).view(1, 8)
+        low = low * torch.sigmoid(self.excite(F.relu(self.squeeze(values)))).view(1, 8, 1, 1, 1)
+        return self.last(F.relu(self.lower(self.low(torch.cat([first, self.up(low)], 1)))))
+
+
 NETWORKS = {"residual": Residual, "planar": Planar, "valid": Valid}
 
 

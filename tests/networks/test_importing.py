@@ -1,5 +1,6 @@
 """Networks of other layouts as graphs: each box of the whole pass, from what the box needs; and what is refused, by name."""
 
+import json
 import random
 
 import pytest
@@ -8,8 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.core.geometry.box import Span, triple
+from pipeline.core.network.document import document
+from pipeline.core.network.document import graph_of as graph_of_document
+from pipeline.core.network.local import local
 from pipeline.core.network.need import needs
-from pipeline.core.network.operations import Affine
+from pipeline.core.network.operations import Affine, WholeNorm
 from pipeline.core.network.receptive import legal_extent, lost_margin, reach, receptive_radius
 from pipeline.errors import ModelError
 from pipeline.networks.evaluate import evaluate
@@ -150,11 +154,22 @@ class Twice(nn.Module):
 
 
 REFUSED = {
-    "instance norm": (F.instance_norm, "instance_norm", "whole input"),
-    "group norm": (lambda x: F.group_norm(x, 2), "group_norm", "whole input"),
-    "batch norm without statistics": (lambda x: F.batch_norm(x, None, None, training=True), "batch_norm", "no running"),
-    "global pooling": (lambda x: x * F.adaptive_avg_pool3d(x, 1), "adaptive_avg_pool3d", "whole input"),
-    "mean": (lambda x: x - x.mean((2, 3, 4), keepdim=True), "mean", "whole input"),
+    "sum over space": (lambda x: x - x.sum((2, 3, 4), keepdim=True), "sum", "whole input"),
+    "mean over an axis": (lambda x: x - x.mean(2, keepdim=True), "mean", "axes [2], not over those of space"),
+    "pyramid": (
+        lambda x: x + F.interpolate(F.adaptive_avg_pool3d(x, 2), scale_factor=8), "adaptive_avg_pool3d", "(2, 2, 2) parts"
+    ),
+    "largest of a map and its mean": (
+        lambda x: torch.maximum(x, x.mean((2, 3, 4), keepdim=True)), "maximum", "with one value a channel"
+    ),
+    "divided by a map": (lambda x: x.mean((2, 3, 4), keepdim=True) / (x + 9), "div", "no sum or product"),
+    "pool of one value": (
+        lambda x: x + F.max_pool3d(x.mean((2, 3, 4), keepdim=True), 1), "max_pool3d", "with one value a channel"
+    ),
+    "weights for each place": (
+        lambda x: F.layer_norm(x, x.shape[1:], torch.ones(x.shape[1:], dtype=x.dtype)), "layer_norm", "for each place"
+    ),
+    "class of the whole": (lambda x: x.mean((2, 3, 4)), "", "values for its whole image"),
     "axes exchanged": (lambda x: x.transpose(2, 3), "transpose", "no rule"),
     "attention": (lambda x: (x.flatten(2) @ x.flatten(2).transpose(1, 2)).unsqueeze(-1), "", "no rule"),
     "soft-max over space": (lambda x: x.softmax(3), "softmax", "not over channels"),
@@ -235,6 +250,88 @@ def test_constants_and_one_minus_have_rules():
         return (1 - x) * torch.arange(4.0, dtype=x.dtype).view(4, 1, 1, 1) / 3 - 0.5 + (2 - x).clamp(min=0)
 
     assert prove(graph_of(exported(randomise(Of(function))))).graph < EQUAL
+
+
+WHOLE = {
+    "instance norm": lambda x: F.instance_norm(x, weight=torch.arange(4.0, dtype=x.dtype), bias=torch.ones(4, dtype=x.dtype)),
+    "instance norm without weights": F.instance_norm,
+    "group norm": lambda x: F.group_norm(x, 2, torch.arange(4.0, dtype=x.dtype), torch.ones(4, dtype=x.dtype), 0.1),
+    "layer norm": lambda x: F.layer_norm(x, x.shape[1:]),
+    "batch norm without statistics": lambda x: F.batch_norm(x, None, None, training=True),
+    "mean": lambda x: x * F.adaptive_avg_pool3d(x, 1) - x.mean((2, 3, 4), keepdim=True),
+    "largest": lambda x: x.amax((2, 3, 4), keepdim=True) - x / F.adaptive_max_pool3d(x, 1),
+    "squeeze and excite": lambda x: x * torch.sigmoid(
+        F.linear(F.relu(F.linear(F.adaptive_avg_pool3d(x, 1).view(1, 4), torch.ones(2, 4, dtype=x.dtype))), torch.ones(4, 2, dtype=x.dtype))
+    ).view(1, 4, 1, 1, 1),
+    "the mean beside the map": lambda x: F.conv3d(
+        torch.cat([F.interpolate(x.mean((2, 3, 4), keepdim=True), x.shape[2:]), x, x.mean((2, 3, 4), keepdim=True).expand_as(x)], 1),
+        torch.arange(24.0, dtype=x.dtype).view(2, 12, 1, 1, 1),
+    ),
+    "the mean of what is coarse": lambda x: x * F.conv3d(
+        F.max_pool3d(x, 2).mean((2, 3, 4), keepdim=True), torch.arange(16.0, dtype=x.dtype).view(4, 4, 1, 1, 1)
+    ),
+    "behind a crop": lambda x: F.pad(F.instance_norm(x)[..., 2:-2], (2, 2)),
+}  # fmt: skip
+"""What looks at its whole input, as networks have it."""
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_looks_at_its_whole_input_is_a_node_of_the_graph(name):
+    """Proven over the whole image; with fixed statistics it has the same voxels, and is local."""
+    network = graph_of(exported(randomise(Of(WHOLE[name]))))
+    graph = network.graph
+    assert graph.whole
+    assert not graph.is_local
+    assert graph_of_document(json.loads(json.dumps(document(graph)))) == graph
+    proof = prove(network)
+    assert proof.graph < EQUAL
+    assert "no tile is compared" in str(proof)
+    fixed = local(graph)
+    assert fixed.is_local
+    assert receptive_radius(fixed) == receptive_radius(graph)
+    assert not any(n % m for n, m in zip(graph.stride, fixed.stride, strict=True))
+    assert local(fixed) == fixed
+    assert not {name for name in graph.whole if isinstance(graph.node(name).operation, WholeNorm)} - {
+        n.name for n in fixed.nodes
+    }
+
+
+def test_a_tile_of_what_looks_at_its_whole_input_is_off():
+    """The negative control of all that is said of it: with any halo it has the statistics of its own window."""
+    network = graph_of(exported(randomise(Of(WHOLE["instance norm"]))))
+    image = torch.rand((1, 4, 16, 16, 16), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ends = [Span(0, n) for n in (16, 16, 16)]
+    whole = evaluate(
+        network.graph,
+        network.weights,
+        image,
+        triple(needs(network.graph, axis, end, end) for axis, end in enumerate(ends)),
+    )
+    axes = triple(needs(network.graph, axis, Span(0, 4), Span(0, 8)) for axis in range(3))
+    part = evaluate(network.graph, network.weights, image[:, :, :8, :8, :8], axes)
+    assert float((part - whole[:, :, :4, :4, :4]).abs().max()) > 0.05
+
+
+def test_slices_of_a_2d_network_have_statistics_of_their_own():
+    """They are its batch."""
+
+    class Planar(nn.Module):
+        shape = (1, 2, 12, 16)
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 4, 3, padding=1)
+
+        def forward(self, x):
+            x = F.instance_norm(self.conv(x))
+            return F.group_norm(x * torch.sigmoid(x.mean((2, 3), keepdim=True)), 2)
+
+    torch_network = randomise(Planar())
+    network = graph_of(exported(torch_network))
+    images = torch.rand((3, 2, 12, 16), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    axes = triple(needs(network.graph, axis, Span(0, n), Span(0, n)) for axis, n in enumerate((3, 12, 16)))
+    found = evaluate(network.graph, network.weights, images.transpose(0, 1)[None], axes)
+    torch.testing.assert_close(found[0].transpose(0, 1), torch_network(images), rtol=0, atol=EQUAL)
 
 
 def test_a_network_of_two_images_is_refused():

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from math import inf
 from typing import Any
 
 from pipeline.core.network import operations
@@ -79,6 +80,7 @@ POSITIVE = frozenset(("kernel", "stride", "dilation", "factor"))
 WORDS: dict[str, frozenset[str]] = {
     "function": operations.ACTIVATIONS | frozenset(("add", "sub", "mul", "div", "maximum", "minimum")),
     "mode": frozenset(("nearest", "linear", "zero", "replicate", "reflect")),
+    "kind": frozenset(("mean", "max")),
 }
 """Arguments that are words, and which."""
 
@@ -95,7 +97,9 @@ def _checked(key: str, value: object) -> Any:  # noqa: ANN401 - what a construct
     elif key == "values":
         checked = tuple(value) if isinstance(value, (list, tuple)) else None
         good = checked is not None and all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in checked)
-    elif key in ("drops", "alike"):
+    elif key == "epsilon":
+        checked, good = value, isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < inf
+    elif key in ("drops", "alike", "planar"):
         checked, good = value, isinstance(value, bool)
     elif key in ("groups", "start", "stop"):
         checked, good = value, _is_extent(value, int(key != "start"))

@@ -105,6 +105,38 @@ class Graph:
         """Channels that a node reads."""
         return sum(self.node(name).channels for name in node.inputs)
 
+    # --- what looks at the whole input ---
+
+    @cached_property
+    def whole(self) -> tuple[str, ...]:
+        """Names of the nodes that look at all of a map, in order: no tile can tell what they give."""
+        return tuple(n.name for n in self.nodes if n.operation.is_whole and not self.is_shrunk(2, n.inputs[0]))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a tile and its halo tell what it gives."""
+        return not self.whole
+
+    @cached_property
+    def _shrunk(self) -> tuple[frozenset[str], ...]:
+        """By axis, the nodes that write one value for all voxels along it."""
+        by_axis = []
+        for axis in range(3):
+            found: set[str] = set()
+            for node in self.nodes:
+                if node.operation.shrinks(axis) or (node.inputs and found.issuperset(node.inputs)):
+                    found.add(node.name)
+            by_axis.append(frozenset(found))
+        return tuple(by_axis)
+
+    def is_shrunk(self, axis: int, name: str) -> bool:
+        """Whether a node writes one value for all voxels along an axis."""
+        return name in self._shrunk[axis]
+
+    def _in_space(self, axis: int, node: Node) -> list[str]:
+        """Those that a node reads which have voxels along an axis."""
+        return [name for name in node.inputs if name not in self._shrunk[axis]]
+
     # --- what a sweep holds ---
 
     @cached_property
@@ -153,8 +185,12 @@ class Graph:
         """
         scales: dict[str, Triple] = {self.input.name: (1, 1, 1)}
         for node in self.nodes[1:]:
-            levels = {scales[name] for name in node.inputs}
-            scale = per_axis(lambda n, down: n * down, scales[node.inputs[0]], node.operation.down)
+            read = self._in_space(2, node)
+            if not read or self.is_shrunk(2, node.name):
+                scales[node.name] = (1, 1, 1)
+                continue
+            levels = {scales[name] for name in read}
+            scale = per_axis(lambda n, down: n * down, scales[read[0]], node.operation.down)
             if len(levels) > 1 or any(per_axis(lambda n, up: n % up, scale, node.operation.up)):
                 raise ValueError(
                     f"Node '{node.name}' reads levels {sorted(levels)} and up-samples by {node.operation.up}."
@@ -185,8 +221,12 @@ class Graph:
         """
         spans = {self.input.name: ends}
         for node in self.nodes[1:]:
-            span = spans[node.inputs[0]]
-            for name in node.inputs[1:]:
+            if self.is_shrunk(axis, node.name):
+                spans[node.name] = Span(0, 1)
+                continue
+            first, *others = self._in_space(axis, node)
+            span = spans[first]
+            for name in others:
                 if spans[name] != span and not node.operation.crops:
                     raise ValueError(f"Node '{node.name}' reads {span} and {spans[name]}, which do not end together.")
                 span = span.clipped(spans[name])

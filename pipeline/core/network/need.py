@@ -64,7 +64,10 @@ def needs(graph: Graph, axis: int, core: Span, ends: Span | None) -> Needs:
     writes, reads = {graph.output.name: core}, {}
     for node in reversed(graph.nodes[1:]):
         for name in node.inputs:
-            read = node.operation.need(axis, writes[node.name], bounds[name] if bounds else None)
+            if graph.is_shrunk(axis, name):
+                read = Span(0, 1)
+            else:
+                read = node.operation.need(axis, writes[node.name], bounds[name] if bounds else None)
             known = writes.get(name)
             writes[name] = read if known is None else known.hull(read)
             reads[node.name] = read

@@ -71,6 +71,15 @@ class Operation:
         """Whether several that it reads may end elsewhere, and are cropped to what all have."""
         return False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether each value that it writes depends on the whole map that it reads, so that no tile can tell it."""
+        return False
+
+    def shrinks(self, axis: int) -> bool:
+        """Whether it writes one value for all voxels along an axis: what reads it has that at each voxel."""
+        return False
+
     def channels(self, given: Sequence[int]) -> int | None:
         """Channels that it writes, of those of each node that it reads; None where its weights decide."""
         return sum(given)
@@ -574,6 +583,14 @@ class Affine(Operation):
 
 
 @dataclass(frozen=True, slots=True)
+class Constant(Operation):
+    """A weight for each channel, the same at every voxel: what looked at a whole input, and is fixed. What it reads says where voxels are."""
+
+    def channels(self, given: Sequence[int]) -> int | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelSlice(Operation):
     """Some of the channels.
 
@@ -632,3 +649,63 @@ class Combination(Operation):
 
     def channels(self, given: Sequence[int]) -> int | None:
         return max(given) if all(n in (1, max(given)) for n in given) else -1
+
+
+# --- the whole input ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WholeNorm(Operation):
+    """A norm by statistics of all that it is given: mean 0 and variance 1 over all voxels of a group of channels; then weights, one for each channel.
+
+    Its ends are those of what it is given: a map in one pass over a volume, a window where that is all there is. Without ends
+    (`need` of a core anywhere) it is what it becomes when its statistics are fixed: one voxel of each.
+
+    Args:
+        groups: Of channels: as many as channels in an instance norm, 1 in a layer norm of channels and space.
+        epsilon: Added to the variance.
+        planar: Whether each slice has statistics of its own, as in a 2D network.
+    """
+
+    groups: int
+    epsilon: float
+    planar: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        return True
+
+    def need(self, axis: int, span: Span, ends: Span | None) -> Span:
+        return span if ends is None or (self.planar and axis == 0) else ends
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalPool(Operation):
+    """One value a channel of all that it is given, which whatever reads it has at each voxel.
+
+    Args:
+        kind: `mean` or `max`.
+        planar: Whether each slice has a value of its own, as in a 2D network.
+    """
+
+    kind: Literal["mean", "max"]
+    planar: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        return True
+
+    def shrinks(self, axis: int) -> bool:
+        return not (self.planar and axis == 0)
+
+    def need(self, axis: int, span: Span, ends: Span | None) -> Span:
+        """All of it.
+
+        Raises:
+            ValueError: It has no ends.
+        """
+        if not self.shrinks(axis):
+            return span
+        if ends is None:
+            raise ValueError(f"The {self.kind} of a whole map needs all of it.")
+        return ends

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from pipeline.core.geometry.box import Span, Triple, per_axis, round_up, triple
 from pipeline.core.network.graph import Graph
+from pipeline.core.network.local import local
 from pipeline.core.network.need import needs
 
 Sides = tuple[int, int]
@@ -25,7 +26,8 @@ def receptive_radius(graph: Graph) -> Triple:
 
 @lru_cache(maxsize=32)
 def reach(graph: Graph) -> tuple[Sides, Sides, Sides]:
-    """The same of either side, before and after; along an axis they may differ."""
+    """The same of either side, before and after; along an axis they may differ. Of norms over the whole input, as if their statistics were fixed."""
+    graph = local(graph)
     spans = (needs(graph, axis, Span(0, s), None).input for axis, s in enumerate(graph.stride))
     return triple((-span.start, span.stop - s) for span, s in zip(spans, graph.stride, strict=True))
 

@@ -29,6 +29,7 @@ from pipeline.core.network.operations import (
     Concatenation,
     Convolution,
     Crop,
+    GlobalPool,
     Input,
     MaxPool,
     Operation,
@@ -36,6 +37,7 @@ from pipeline.core.network.operations import (
     Resize,
     Shift,
     TransposedConvolution,
+    WholeNorm,
 )
 from pipeline.core.network.receptive import lost_margin
 from pipeline.errors import ModelError
@@ -275,12 +277,14 @@ class _Map:
         extents: Along its own axes, at the size of this export.
         channels: Of it.
         is_view: Whether it shares the memory of another, of which it is a part.
+        is_shrunk: Whether it is one value a channel, of a whole map.
     """
 
     node: str
     extents: tuple[int, ...]
     channels: int
     is_view: bool = False
+    is_shrunk: bool = False
 
 
 @dataclass(frozen=True)
@@ -352,6 +356,8 @@ class Lowering:
         arguments |= _pytree.tree_map(self._value, dict(given.arguments), is_leaf=lambda leaf: isinstance(leaf, Name))
         first = next(iter(given.shapes.values()), ())
         self._calls.append(given)
+        if given.word == "getitem" and arguments.get("1") != 0:
+            return  # whoever reads it is refused: a value that nobody wrote
         call = _Call(given.name, given.word, arguments, tuple(int(n) for n in first))
         result = self._result(call, given)
         for name in [*given.shapes][:1] or [given.name]:
@@ -373,8 +379,6 @@ class Lowering:
         if not maps:
             return _of_weights(call, given)
         if call.call == "getitem":
-            if call.arguments.get("1") != 0:
-                raise _refused(call, f"output {call.arguments.get('1')} of it is used")
             return maps[0]
         if call.call in DROPOUT and (call.arguments.get("train") or call.arguments.get("training")):
             raise _refused(call, "it leaves values out: the network was exported for training. Call its eval() before")
@@ -382,9 +386,16 @@ class Lowering:
             return maps[0]
         if call.call in COPIES:  # which of them are copies depends on what they are asked for
             return replace(maps[0], is_view=True)
-        if call.call not in RULES:
-            raise _refused(call, "it has no rule here")
-        return RULES[call.call](self, call)
+        rules = RULES
+        if all(one.is_shrunk for one in maps):
+            rules = RULES_OF_VALUES
+        elif any(one.is_shrunk for one in maps):
+            rules = RULES_OF_BOTH
+        if call.call not in rules:
+            raise _refused(
+                call, "it has no rule here" if rules is RULES else "it has no rule here with one value a channel"
+            )
+        return rules[call.call](self, call)
 
     def _overwrite(self, call: _Call, result: _Map) -> None:
         """A call in place: whoever reads what it was given from here on, reads what it gave."""
@@ -405,6 +416,10 @@ class Lowering:
         if not output < len(maps):
             raise ModelError(f"The network gives {len(maps)} maps, and output {output} was asked for.")
         name, predicted = maps[output]
+        if predicted.is_shrunk:
+            raise ModelError(
+                f"The network gives {predicted.channels} values for its whole image ('{predicted.node}'); expected one for each voxel."
+            )
         wanted, kept = {predicted.node}, []
         for node in reversed(self.nodes):
             if node.name in wanted or node is self.nodes[0]:
@@ -430,7 +445,8 @@ class Lowering:
         self.nodes.append(Node(call.name, operation, tuple(one.node for one in maps), channels))
         if weights:
             self.weights[call.name] = tuple(w.detach() for w in weights if w is not None)
-        return _Map(call.name, call.shape[2:], channels, is_view)
+        is_shrunk = operation.shrinks(2) or all(one.is_shrunk for one in maps)
+        return _Map(call.name, call.shape[2:], channels, is_view, is_shrunk)
 
     def triple(self, values: Any, one: int) -> Triple:
         """Values along z, y, x of one or `ndim` that torch was given; a 2D network has `one` along z."""
@@ -543,7 +559,7 @@ def _batch_norm(to: Lowering, call: _Call) -> _Map:
     a = call.arguments
     mean, variance = a["running_mean"], a["running_var"]
     if mean is None or variance is None:
-        raise _refused(call, "it has no running statistics, so it looks at its whole input")
+        return _whole_norm(to, call, call.maps[0].channels, a["eps"])
     if a.get("training"):
         raise _refused(
             call, "it looks at its whole input: the network was exported for training. Call its eval() before"
@@ -638,7 +654,8 @@ def _cat(to: Lowering, call: _Call) -> _Map:
         raise _refused(call, f"it joins along axis {call.arguments['dim']}")
     if len(call.maps) != len(call.arguments["tensors"]):
         raise _refused(call, "it joins what does not come from the image")
-    _same_extents(call)
+    if not any(one.is_shrunk for one in call.maps):
+        _same_extents(call)
     return to.add(call, Concatenation(alike=True), call.maps)
 
 
@@ -655,7 +672,10 @@ def _combination(to: Lowering, call: _Call) -> _Map:
     if isinstance(one, _Map) and isinstance(other, _Map):
         if call.call not in COMBINATIONS:
             raise _refused(call, "it has no rule with two maps")
-        _same_extents(call)
+        if one.is_shrunk != other.is_shrunk:
+            _check_beside(to, call, one, other)
+        else:
+            _same_extents(call)
         return to.add(call, Combination(COMBINATIONS[call.call]), [one, other])
     return _with_constant(to, call, one, other)
 
@@ -720,8 +740,105 @@ def _softmax(to: Lowering, call: _Call) -> _Map:
     return to.add(call, Activation(call.call.removeprefix("_")), call.maps)
 
 
-def _whole_input(_: Lowering, call: _Call) -> _Map:
+# --- what looks at its whole input --------------------------------------------------------------------------------------
+
+
+def _whole_norm(to: Lowering, call: _Call, groups: int, epsilon: float) -> _Map:
+    """A norm by statistics of its whole input."""
+    weight, bias = call.arguments.get("weight"), call.arguments.get("bias")
+    weights: list[Tensor | None] = []
+    if weight is not None:
+        weights = [weight, torch.zeros_like(weight) if bias is None else bias]
+    elif bias is not None:
+        weights = [torch.ones_like(bias), bias]
+    return to.add(call, WholeNorm(groups, float(epsilon), to.ndim == 2), call.maps[:1], weights)
+
+
+def _instance_norm(to: Lowering, call: _Call) -> _Map:
+    a = call.arguments
+    if not a["use_input_stats"]:
+        return _batch_norm(to, call)
+    return _whole_norm(to, call, call.maps[0].channels, a["eps"])
+
+
+def _group_norm(to: Lowering, call: _Call) -> _Map:
+    a = call.arguments
+    return _whole_norm(to, call, int(a["num_groups"] if "num_groups" in a else a["group"]), a["eps"])
+
+
+def _layer_norm(to: Lowering, call: _Call) -> _Map:
+    a, x = call.arguments, call.maps[0]
+    if list(a["normalized_shape"]) != [x.channels, *x.extents]:
+        raise _refused(
+            call, f"it normalises over the last axes {list(a['normalized_shape'])}, which are not channels and space"
+        )
+    if a["weight"] is not None or a["bias"] is not None:
+        raise _refused(call, "it has weights for each place, so it takes images of one size only")
+    return _whole_norm(to, call, 1, a["eps"])
+
+
+def _global_pool(to: Lowering, call: _Call) -> _Map:
+    if any(n != 1 for n in call.shape[2:]):
+        raise _refused(
+            call, f"it divides its whole input into {call.shape[2:]} parts, so no tile can tell what it gives"
+        )
+    return to.add(call, GlobalPool("max" if "max" in call.call else "mean", to.ndim == 2), call.maps[:1])
+
+
+def _over_space(to: Lowering, call: _Call) -> _Map:
+    """A mean, or largest value, over axes."""
+    axes = {int(axis) % (to.ndim + 2) for axis in call.arguments.get("dim") or range(to.ndim + 2)}
+    if axes != set(range(2, to.ndim + 2)):
+        raise _refused(call, f"it goes over the axes {sorted(axes)}, not over those of space")
+    if call.arguments.get("dtype") is not None:
+        raise _refused(call, "it changes the type of values")
+    return to.add(call, GlobalPool("max" if "max" in call.call else "mean", to.ndim == 2), call.maps[:1])
+
+
+def _sum_of_space(_: Lowering, call: _Call) -> _Map:
     raise _refused(call, "it looks at its whole input, so no tile can tell what it gives")
+
+
+def _reshaped(_: Lowering, call: _Call) -> _Map:
+    """One value a channel, with other axes of one, or shown at every voxel."""
+    x = call.maps[0]
+    if prod(call.shape) != x.channels and call.shape[1:2] != (x.channels,):
+        raise _refused(call, f"it makes {call.shape} of {x.channels} values")
+    return replace(x, extents=call.shape[2:], is_view=True)
+
+
+def _linear(to: Lowering, call: _Call) -> _Map:
+    a, x = call.arguments, call.maps[0]
+    if x.extents or not isinstance(a["weight"], Tensor) or a["weight"].shape[1] != x.channels:
+        raise _refused(call, "it is no map from channels to channels")
+    kernel = a["weight"].view(*a["weight"].shape, *[1] * to.ndim)
+    return to.add(call, Convolution((1, 1, 1), (0, 0, 0), first=(0, 0, 0)), [x], [kernel, a["bias"]])
+
+
+def _pointwise_convolution(to: Lowering, call: _Call) -> _Map:
+    a, x = call.arguments, call.maps[0]
+    kernel = a["weight"]
+    if a.get("transposed") or "transpose" in call.call or len(x.extents) != to.ndim or prod(kernel.shape[2:]) != 1:
+        raise _refused(call, "it has taps beside one value a channel")
+    return _convolution(to, call)
+
+
+def _check_beside(to: Lowering, call: _Call, one: _Map, other: _Map) -> None:
+    """Refuse one value a channel beside a map where that is no affine map of it."""
+    value, solid = (one, other) if one.is_shrunk else (other, one)
+    extents = zip(value.extents, solid.extents, strict=False)
+    if len(value.extents) != to.ndim or any(n not in (1, m) for n, m in extents):
+        raise _refused(call, f"it joins values of {value.extents} voxels with a map of {solid.extents}")
+    if call.shape[1] != solid.channels or value.channels not in (1, solid.channels):
+        raise _refused(call, f"it joins {value.channels} values with a map of {solid.channels} channels")
+    if call.call not in ("add", "sub", "mul", "div") or (call.call == "div" and one.is_shrunk):
+        raise _refused(call, "it is no sum or product of a map with one value a channel")
+
+
+def _like_the_other(to: Lowering, call: _Call) -> _Map:
+    if not isinstance(call.arguments["self"], _Map) or not call.arguments["self"].is_shrunk:
+        raise _refused(call, "it shows a map as large as another")
+    return _reshaped(to, call)
 
 
 RULES: dict[str, Callable[[Lowering, _Call], _Map]] = {
@@ -753,25 +870,43 @@ RULES: dict[str, Callable[[Lowering, _Call], _Map]] = {
     **dict.fromkeys(("clamp", "clamp_min", "clamp_max"), _clamp),
     **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), _softmax),
     "gelu": _gelu,
+    "instance_norm": _instance_norm,
+    **dict.fromkeys(("group_norm", "native_group_norm"), _group_norm),
+    **dict.fromkeys(("layer_norm", "native_layer_norm"), _layer_norm),
+    **dict.fromkeys(("mean", "amax"), _over_space),
     **dict.fromkeys(
-        [
-            "instance_norm",
-            "group_norm",
-            "native_group_norm",
-            "layer_norm",
-            "native_layer_norm",
-            "mean",
-            "sum",
-            "amax",
-            "adaptive_avg_pool2d",
-            "adaptive_avg_pool3d",
-            "_adaptive_avg_pool2d",
-            "_adaptive_avg_pool3d",
-            "adaptive_max_pool2d",
-            "adaptive_max_pool3d",
-            "scaled_dot_product_attention",
-        ],
-        _whole_input,
+        [f"{prefix}adaptive_{kind}_pool{ndim}d" for prefix in ("", "_") for kind in ("avg", "max") for ndim in (2, 3)],
+        _global_pool,
     ),
+    **dict.fromkeys(("sum", "scaled_dot_product_attention"), _sum_of_space),
 }
 """By call: the node that it becomes."""
+
+CONVOLUTIONS = ("conv2d", "conv3d", "convolution")
+
+RULES_OF_VALUES: dict[str, Callable[[Lowering, _Call], _Map]] = {
+    **{
+        name: RULES[name]
+        for name in (
+            *FUNCTIONS,
+            *COMBINATIONS,
+            *("rsub", "prelu", "_prelu_kernel", "gelu", "clamp", "clamp_min", "clamp_max", "slice", "narrow"),
+            *("softmax", "_softmax", "log_softmax", "_log_softmax", "cat", "concat", "concatenate"),
+            *("batch_norm", "_native_batch_norm_legit_no_training", "group_norm", "native_group_norm"),
+        )
+    },
+    **dict.fromkeys(CONVOLUTIONS, _pointwise_convolution),
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "squeeze", "unsqueeze", "expand"), _reshaped),
+    **dict.fromkeys(
+        ("upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_trilinear3d"), _reshaped
+    ),
+    "expand_as": _like_the_other,
+    "linear": _linear,
+}
+"""The same where all that is read is one value a channel."""
+
+RULES_OF_BOTH: dict[str, Callable[[Lowering, _Call], _Map]] = {
+    **{name: RULES[name] for name in ("add", "sub", "mul", "div", "cat", "concat", "concatenate")},
+    "expand_as": _like_the_other,
+}
+"""The same where that stands beside a map."""

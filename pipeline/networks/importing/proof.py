@@ -30,14 +30,18 @@ class Proof:
         graph: The graph and the program that it came from, over the image that the program takes.
         tile: A block with its halo and the whole; None where the program's image is too small for one.
         short: The same, with one stride less of halo.
+        is_local: Whether a tile can be compared at all.
     """
 
     graph: float
     tile: float | None = None
     short: float | None = None
+    is_local: bool = True
 
     def __str__(self) -> str:
         shown = f"graph against program {self.graph:.1e} of the range"
+        if not self.is_local:
+            return f"{shown}; it looks at its whole input, so no tile is compared"
         if self.tile is None:
             return f"{shown}; its image is too small for a tile"
         shown += f"; tile against whole {self.tile:.1e}"
@@ -69,7 +73,8 @@ def prove(network: Network) -> Proof:
                 f"{tuple(whole.shape[1:])}. This is a defect of Halotile: please report it."
             )
         extent = float(expected.max() - expected.min()) or 1.0
-        proof = Proof(float((whole - expected).abs().max()) / extent, *_tiles(graph, weights, window, whole, extent))
+        tiles = _tiles(graph, weights, window, whole, extent) if graph.is_local else (None, None)
+        proof = Proof(float((whole - expected).abs().max()) / extent, *tiles, graph.is_local)
     if not max(proof.graph, proof.tile or 0.0) <= EQUAL:
         raise ModelError(
             f"The imported graph does not compute what the network does ({proof}; {EQUAL:g} is allowed). A rule of an operation is wrong: "
@@ -92,7 +97,7 @@ def _whole(graph: Graph, weights: Weights, window: Tensor) -> Tensor:
 
 def _of_pass(graph: Graph, axis: int, extent: int, margin: int) -> Needs:
     ends = graph.ends(axis, Span(-margin, extent - margin))
-    return needs(graph, axis, ends[graph.output.name], ends[graph.input.name] if graph.is_padded else None)
+    return needs(graph, axis, ends[graph.output.name], ends[graph.input.name])
 
 
 def _read(axes: tuple[Needs, Needs, Needs], origin: Triple) -> tuple[slice, slice, slice]:
