@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.core.network.imported import Imported
+from pipeline.core.strict_json import json_text
 from pipeline.errors import ModelError
 from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.importing.archive import is_archive, read_archive
+from pipeline.networks.importing.library import LibraryClass, build_network
 from pipeline.networks.importing.lowering import Network
 from pipeline.networks.importing.proof import prove
 
@@ -43,12 +45,16 @@ def kind_of(path: Path) -> Kind | None:
     return next((kind for kind in KINDS if kind.is_one(path)), None)
 
 
-def import_network(source: str | Path, *, output: int = 0) -> Checkpoint:
+def import_network(
+    source: str | Path, *, output: int = 0, of: LibraryClass | None = None, trust: bool = False
+) -> Checkpoint:
     """Import a network.
 
     Args:
-        source: A file of one of `KINDS`.
+        source: A file of one of `KINDS`; or the weights of a class.
         output: Which of its outputs is predicted, where it has several.
+        of: The class that the weights are of.
+        trust: Whether code of any package may be run for it, in a process of its own.
 
     Raises:
         ModelError: There is no such file, it is of no kind that is known, or holds a network that cannot be tiled exactly.
@@ -57,6 +63,14 @@ def import_network(source: str | Path, *, output: int = 0) -> Checkpoint:
     if not path.is_file():
         raise ModelError(f"Network '{path}' was asked for, but there is no such file. Check the path.")
     kind = kind_of(path)
+    if of is not None:
+        if kind is not None:
+            raise ModelError(
+                f"'{path}' is {kind.name}, which holds its own network, and class '{of.name}' was named besides. Leave the class out."
+            )
+        built = build_network(of, path, trust=trust, output=output)
+        facts = {"class": of.name, "arguments": json_text(of.arguments), "library": built.library, "under": built.under}
+        return checkpoint_of(built.network, source=path.name, facts=facts)
     if kind is None:
         raise ModelError(
             f"'{path}' is no network that can be imported: expected {' or '.join(one.name for one in KINDS)}. A checkpoint of this "
@@ -65,8 +79,13 @@ def import_network(source: str | Path, *, output: int = 0) -> Checkpoint:
     return checkpoint_of(kind.read(path, output=output), source=path.name)
 
 
-def checkpoint_of(network: Network, *, source: str) -> Checkpoint:
+def checkpoint_of(network: Network, *, source: str, facts: Mapping[str, str] | None = None) -> Checkpoint:
     """A network that was imported, as a checkpoint.
+
+    Args:
+        network: What was imported.
+        source: Name of its file.
+        facts: What else is known of its making.
 
     Raises:
         ModelError: Its graph does not compute what it did, or no tile would.
@@ -81,5 +100,5 @@ def checkpoint_of(network: Network, *, source: str) -> Checkpoint:
         Imported(network.graph, network.ndim),
         state,
         padding_known=True,
-        provenance={"imported from": source, "proof": str(proof)},
+        provenance={"imported from": source, **(facts or {}), "proof": str(proof)},
     )

@@ -1,0 +1,275 @@
+"""Build a network of another library, load its weights, and save its programs: a script that a process of its own runs.
+
+    python -P builder.py     (the job is one line of JSON on the standard input)
+
+The class is somebody else's code. So it runs here, in an environment of its own, and nothing of it comes back but `answer.json` and
+files that are read as `pipeline.networks.importing.archive` reads them. Nothing of Halotile is imported. The process ends, with all
+that it started, when the one that asked closes the standard input.
+
+The job: `class`, `arguments`, `weights` (a path), `sizes` (voxels an axis, tried in order), `steps` (to a second size), `trust`, `path`
+(folders to import from besides), `folder` (where `first.pt2`, `second.pt2` and `answer.json` go).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.export import export, save
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+LONGEST = 2000
+"""Characters of an error that are told."""
+
+
+def main() -> NoReturn:
+    """Do the job on the standard input; what the library prints goes nowhere that is read."""
+    asked = os.fdopen(os.dup(0), "rb", buffering=0)
+    job = json.loads(_line(asked))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    threading.Thread(target=_end_with, args=(asked,), daemon=True).start()
+    sys.path += job["path"]
+    answer = json.dumps(built(job))
+    Path(job["folder"], "answer.json").write_text(answer)
+    sys.stderr.flush()
+    os._exit(0)  # nor does the library do more at its end
+
+
+def _line(asked: Any) -> bytes:
+    found = b""
+    while not found.endswith(b"\n"):
+        part = asked.read(2**16)
+        if not part:
+            break
+        found += part
+    return found
+
+
+def _end_with(asked: Any) -> None:
+    """End this process and what it started, when nobody waits for its answer any more."""
+    while asked.read(2**10):
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+def built(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to a job: `library`, `under` (where the weights stood in their file); or `error`, and `missing`, a package."""
+    try:
+        kind = _class(job["class"], job["class"], trust=job["trust"])
+        network = kind(**_arguments(job["arguments"], job))
+        under = _load(network, Path(job["weights"]), trust=job["trust"])
+        _export(network.eval().requires_grad_(False).float(), job)
+    except ModuleNotFoundError as error:
+        return {"error": _told(error), "missing": error.name}
+    except Exception as error:  # noqa: BLE001 - somebody else's code raises anything
+        return {"error": _told(error)}
+    package = job["class"].partition(".")[0]
+    version = getattr(sys.modules.get(package), "__version__", "")
+    return {"library": f"{package} {version}".strip()[:100], "under": under[:200]}
+
+
+def _told(error: Exception) -> str:
+    text = str(error).strip()
+    return (text if isinstance(error, _RefusedError) else f"{type(error).__name__}: {text}")[:LONGEST]
+
+
+class _RefusedError(Exception):
+    """Of this script, in words of its own."""
+
+
+def _class(name: str, of: str, *, trust: bool) -> type[nn.Module]:
+    """A class of networks by its dotted name, looked at before it is called.
+
+    Args:
+        name: Of the class; its module is imported as a module, so that nothing that a module merely holds is walked through.
+        of: The class that is built, whose package is the one that classes may come from.
+        trust: Whether what it is may come from anywhere.
+    """
+    module, _, last = name.rpartition(".")
+    if not module:
+        raise _RefusedError(f"'{name}' names no package. Expected one such as 'monai.networks.nets.UNet'")
+    packages = {of.partition(".")[0], "torch"} if of != name else {of.partition(".")[0]}
+    if not trust and name.partition(".")[0] not in packages:
+        raise _RefusedError(f"'{name}' is of neither torch nor the package of '{of}', and needs trust")
+    found = getattr(importlib.import_module(module), last, None)
+    if found is None:
+        raise _RefusedError(f"module '{module}' has nothing called '{last}'")
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise _RefusedError(f"'{name}' is no class of networks (torch.nn.Module), so it is not called")
+    return found
+
+
+def _arguments(given: Any, job: Mapping[str, Any]) -> Any:
+    """Arguments as the library takes them: what is `{"class": NAME}` becomes that class, and so does what nnU-Net's plans say to import."""
+    if isinstance(given, list):
+        return [_arguments(value, job) for value in given]
+    if not isinstance(given, dict):
+        return given
+    if [*given] == ["class"]:
+        return _class(given["class"], job["class"], trust=job["trust"])
+    names = given.get("_kw_requires_import", ())
+    return {
+        key: _class(value, job["class"], trust=job["trust"])
+        if key in names and value is not None
+        else _arguments(value, job)
+        for key, value in given.items()
+        if key != "_kw_requires_import"
+    }
+
+
+def _load(network: nn.Module, path: Path, *, trust: bool) -> str:
+    """Give a network its weights; says where in the file they stood.
+
+    Nothing is unpickled but tensors and plain values, unless that is trusted.
+    """
+    if not isinstance(network, nn.Module):
+        raise _RefusedError(f"the class gave a {type(network).__name__}, which is no network of torch")
+    wanted = _shapes(network.state_dict())
+    found = [*_states(_content(path, trust=trust))]
+    if not found:
+        raise _RefusedError(f"'{path.name}' holds no state dict, which is a mapping of names to tensors")
+    for under, state in found:
+        for named in _prefixes(state):
+            if _shapes(named) == wanted:
+                network.load_state_dict(named, strict=False)  # but for counters, it is
+                return under
+    _, state = max(found, key=lambda one: len(one[1]))
+    state = max(_prefixes(state), key=lambda named: len(wanted.keys() & named.keys()))
+    missing, unknown = sorted(wanted.keys() - state.keys()), sorted(_shapes(state).keys() - wanted.keys())
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} and not {shape}"
+        for name, shape in wanted.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+    raise _RefusedError(
+        f"the weights in '{path.name}' do not fit it. Missing: {_few(missing)}. Unknown: {_few(unknown)}. Other shapes: {_few(shapes)}. "
+        "Were they trained with these arguments?"
+    )
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Of all tensors but the counters of batch norms, which change no value and which some leave out."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(names[:4]) or "none"
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
+
+
+def _content(path: Path, *, trust: bool) -> Any:
+    with path.open("rb") as file:
+        if file.read(9)[8:] == b"{":  # a header of JSON
+            from safetensors.torch import load_file  # noqa: PLC0415 - only where it is one
+
+            return load_file(str(path))
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if trust:
+            return torch.load(path, map_location="cpu", weights_only=False)
+        telling = next((line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line), "")
+        raise _RefusedError(
+            f"'{path.name}' holds more than tensors and plain values, or is damaged, and nothing else is unpickled without trust "
+            f"({type(error).__name__} {telling.strip()[:160]}). Save the state dict alone"
+        ) from error
+
+
+def _states(content: Any, under: str = "", depth: int = 2) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Mappings of names to tensors in what a file holds, with the keys that lead there."""
+    if not isinstance(content, Mapping):
+        if isinstance(content, nn.Module):  # a whole module that was pickled
+            yield under, content.state_dict()
+        return
+    if content and all(isinstance(value, Tensor) and isinstance(name, str) for name, value in content.items()):
+        yield under, dict(content)
+    elif depth:
+        for key, value in content.items():
+            yield from _states(value, f"{under}.{key}".lstrip("."), depth - 1)
+
+
+def _prefixes(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """A state dict by its own names, and without what all of them begin with: `module.` of parallel training, `model.` of Lightning."""
+    yield state
+    while len(first := {name.partition(".")[0] for name in state}) == 1 and all("." in name for name in state):
+        state = {name.removeprefix(f"{next(iter(first))}."): tensor for name, tensor in state.items()}
+        yield state
+
+
+class _Seen(BaseException):
+    """The first convolution is called: no more is needed of this pass."""
+
+
+def _input(network: nn.Module, sizes: list[int]) -> tuple[int, int]:
+    """Channels and spatial axes of what a network takes: those of the convolution that it calls first, at a size that it takes."""
+    convolutions = [module for module in network.modules() if isinstance(module, _ConvNd)]
+    axes = {len(conv.kernel_size) for conv in convolutions} & {2, 3}
+    if not axes:
+        raise _RefusedError("it has no 2D or 3D convolution")
+    ndim, seen = max(axes), list[_ConvNd]()
+
+    def look(module: nn.Module, _: Any) -> None:
+        if isinstance(module, _ConvNd):
+            seen.append(module)
+            raise _Seen
+
+    handle = register_module_forward_pre_hook(look)
+    try:
+        for size in sizes:
+            with (
+                suppress(_Seen, Exception),
+                torch.inference_mode(),
+            ):  # before a convolution it may refuse the size, or one channel
+                network(torch.zeros(1, 1, *[size] * ndim))
+            if seen:
+                break
+    finally:
+        handle.remove()
+    first = (seen or [conv for conv in convolutions if len(conv.kernel_size) == ndim])[0]
+    return first.in_channels, len(first.kernel_size)
+
+
+def _export(network: nn.Module, job: Mapping[str, Any]) -> None:
+    """Save its programs at two sizes, the first that it takes and one further on along each axis, of which no two are alike."""
+    channels, ndim = _input(network, job["sizes"])
+    first = _first_that_works(network, job, "first", [[1, channels, *[n] * ndim] for n in job["sizes"]])
+    n = first[-1]
+    steps = [*job["steps"], n]
+    _first_that_works(
+        network, job, "second", [[1, channels, *[n + step, n + 2 * step, n + step][:ndim]] for step in steps]
+    )
+
+
+def _first_that_works(network: nn.Module, job: Mapping[str, Any], name: str, shapes: list[list[int]]) -> list[int]:
+    refused: Exception | None = None
+    for shape in shapes:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                save(export(network, (torch.zeros(shape),), strict=False), Path(job["folder"], f"{name}.pt2"))
+        except Exception as error:  # noqa: BLE001 - somebody else's code raises anything
+            refused = refused or error
+        else:
+            return shape
+    sizes = ", ".join("x".join(map(str, shape[2:])) for shape in shapes[:8])
+    raise _RefusedError(
+        f"it takes no image of {shapes[0][1]} channel(s) and {sizes} ... voxels ({_told(refused or ValueError())})"
+    )
+
+
+if __name__ == "__main__":
+    main()
