@@ -334,6 +334,57 @@ def test_slices_of_a_2d_network_have_statistics_of_their_own():
     torch.testing.assert_close(found[0].transpose(0, 1), torch_network(images), rtol=0, atol=EQUAL)
 
 
+class Joined(nn.Module):
+    """Up by a transposed convolution that gives 2n - 1, and from there to the size of what it is added to: as pytorch-3dunet's."""
+
+    shape = (1, 1, 24, 24, 24)
+
+    def __init__(self, size=None):
+        super().__init__()
+        self.first, self.low = nn.Conv3d(1, 2, 3, padding=1), nn.Conv3d(2, 2, 3, padding=1)
+        self.up, self.size = nn.ConvTranspose3d(2, 2, 3, stride=2, padding=1), size
+
+    def forward(self, x):
+        first = self.first(x)
+        up = self.up(self.low(F.max_pool3d(first, 2)))
+        return first + F.interpolate(up, size=self.size or first.shape[2:])
+
+
+def test_nearest_to_a_voxel_more_is_the_first_voxel_twice():
+    """A shift by one, whatever the extents: index i of n + 1 is of voxel i n / (n + 1), rounded down."""
+    network = randomise(Joined())
+    imported = graph_of(exported(network))
+    assert imported.graph.stride == (2, 2, 2)
+    proof = prove(imported)
+    assert max(proof.graph, proof.tile) < EQUAL
+    assert proof.short > 1e-6
+    for extents in ((8, 10, 24), (26, 4, 6)):  # other ones than it was exported with
+        image = torch.rand((1, 1, *extents), dtype=torch.float64)
+        torch.testing.assert_close(
+            box(imported, image, [Span(0, n) for n in extents]), network(image), rtol=0, atol=EQUAL
+        )
+    with pytest.raises(ModelError, match=r"makes \(25, 23, 23\) voxels of \(23, 23, 23\): no whole factor"):
+        graph_of(exported(randomise(Of(lambda x: F.interpolate(x, size=(25, 23, 23)))), (1, 4, 23, 23, 23)))
+
+
+def test_what_is_asserted_of_constants_says_nothing():
+    """As of a kernel that is no parameter and moved to the image's type: CAREamics' blur."""
+
+    class Blur(nn.Module):
+        shape = (1, 1, 8, 8)
+
+        def __init__(self):
+            super().__init__()
+            self.kernel = torch.ones(1, 1, 3, 3) / 9
+
+        def forward(self, x):
+            return F.conv2d(x, self.kernel.to(x.dtype), padding=1)
+
+    program = exported(Blur())
+    assert any("_assert" in str(node.target) for node in program.graph.nodes)
+    assert prove(graph_of(program)).graph < EQUAL
+
+
 def test_a_network_of_two_images_is_refused():
     """One image in, one chosen output out."""
     with pytest.raises(ModelError, match="expected one image and nothing else"):

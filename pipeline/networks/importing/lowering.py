@@ -377,7 +377,7 @@ class Lowering:
     def _result(self, call: _Call, given: Call) -> Any:
         maps = call.maps
         if not maps:
-            return _of_weights(call, given)
+            return None if call.call.startswith("_assert") else _of_weights(call, given)
         if call.call == "getitem":
             return maps[0]
         if call.call in DROPOUT and (call.arguments.get("train") or call.arguments.get("training")):
@@ -533,11 +533,14 @@ def _convolution(to: Lowering, call: _Call) -> _Map:
     return to.add(call, operation, [x], [kernel, bias])
 
 
-def _of_pad(to: Lowering, call: _Call, x: _Map, low: Triple, high: Triple) -> _Map:
-    """The zeros that a convolution of even kernel puts more after than before."""
+def _of_pad(
+    to: Lowering, call: _Call, x: _Map, low: Triple, high: Triple, mode: Literal["zero", "replicate"] = "zero"
+) -> _Map:
+    """What a call puts beyond the ends before it does anything else, and not alike at both."""
     name = f"{call.name}.pad"
-    to.nodes.append(Node(name, Pad(low, high, "zero"), (x.node,), x.channels))
-    return _Map(name, x.extents, x.channels)
+    to.nodes.append(Node(name, Pad(low, high, mode), (x.node,), x.channels))
+    more = [a + b for a, b in zip(low, high, strict=True)][3 - to.ndim :]
+    return _Map(name, tuple(n + m for n, m in zip(x.extents, more, strict=True)), x.channels)
 
 
 def _transposed(to: Lowering, call: _Call) -> _Map:
@@ -596,6 +599,10 @@ def _resize(to: Lowering, call: _Call) -> _Map:
         raise _refused(call, "cubic interpolation has no rule here")
     if linear and call.arguments.get("align_corners"):
         raise _refused(call, "align_corners makes its places depend on the size of the input")
+    more = [int(n == m + 1 and m > 1) for n, m in zip(extents, x.extents, strict=True)]
+    if any(more) and not linear and not call.arguments.get("scale_factors"):  # nearest: the first voxel twice
+        low = to.triple(more, 0)
+        x = _of_pad(to, call, x, low, (0, 0, 0), "replicate")
     if any(n % m for n, m in zip(extents, x.extents, strict=True)):
         raise _refused(call, f"it makes {extents} voxels of {x.extents}: no whole factor")
     factor = to.triple([n // m for n, m in zip(extents, x.extents, strict=True)], 1)
