@@ -29,11 +29,13 @@ from pipeline.networks.checkpoint import Checkpoint, load_checkpoint, save_check
 from pipeline.networks.model import UNet, initialise
 from pipeline.places.durable import replace
 from pipeline.training.dataset import Dataset
+from pipeline.training.indicators import disparity, tile_mismatch
 from pipeline.training.logbook import Logbook
 from pipeline.training.losses import weighted_cross_entropy
 from pipeline.training.machine import Machine
 from pipeline.training.optimisation import make_average, make_optimiser, rate_at
 from pipeline.training.recipe import TrainConfig
+from pipeline.training.renorm import with_renorm
 from pipeline.training.samples import Sample, read_ahead
 from pipeline.training.state import load_state
 from pipeline.training.validation import DIVERGED, score, validated_on
@@ -45,6 +47,9 @@ PLACES = {"image", "labels"}
 
 LOOKED_AT = 10
 """Steps between looks at the loss: on a GPU each look waits for it."""
+
+PATCHES = 8
+"""Of which the disparity between training and evaluation is the mean."""
 
 RECENT = 0.2
 """How much of the recent loss each look renews: it is of the last fifty steps or so."""
@@ -85,6 +90,8 @@ class Loop:
         network = config.network
         self._layout = torch.channels_last_3d if network.ndim == 3 else torch.channels_last
         self.net = initialise(UNet(network.architecture, network.dropout), config.seed)
+        if network.norm == "batch_renorm":
+            with_renorm(self.net, config.steps)
         self.net.to(memory_format=self._layout)  # type: ignore[call-overload]  # torch's stubs lack it
         self.average = make_average(self.net, config.optimiser.average)
         self.step, self.seconds = 0, 0.0
@@ -310,11 +317,30 @@ class Loop:
         """Write the checkpoint and its figures."""
         metrics = self.best or {**self._recent_figures(), "step": self.step}
         metrics = {**metrics, "training_seconds": round(self.seconds, 1)}
+        state = None if self.best is None else load_checkpoint(self.folder / "best.safetensors").state
+        metrics |= self._indicators(self._checkpoint(state))
         if (learned := has_learned(metrics)) is not None:
             metrics["learned"] = learned
         replace(self.folder / "metrics.json", json_text(metrics, indent=2).encode() + b"\n")
-        state = None if self.best is None else load_checkpoint(self.folder / "best.safetensors").state
         save_checkpoint(self.folder / "checkpoint.safetensors", self._checkpoint(state, metrics))
+
+    def _indicators(self, checkpoint: Checkpoint) -> dict[str, float]:
+        """Of tiling: see `pipeline.training.indicators`."""
+        indicators: dict[str, float] = {}
+        device = str(self.fabric.device)
+        if self.config.network.norm != "none":
+            first = self.config.steps * self.config.batch * self.fabric.world_size
+            patches = [self._tensors([self.data.samples[first + n]])[0] for n in range(PATCHES)]
+            net = checkpoint.build().to(self.fabric.device, memory_format=self._layout)  # type: ignore[call-overload]
+            indicators["train_evaluation_disparity"] = disparity(self._as_learning(net), patches)
+        mismatches = [tile_mismatch(checkpoint, region, device) for region in self.data.validation]
+        if measured := [value for value in mismatches if value is not None]:
+            indicators["tile_mismatch"] = max(measured)
+        return {name: float(f"{value:.3g}") for name, value in indicators.items()}
+
+    def _as_learning(self, net: UNet) -> UNet:
+        """A network with the norms that this training has."""
+        return with_renorm(net, self.config.steps) if self.config.network.norm == "batch_renorm" else net
 
     def _checkpoint(self, state: dict[str, Tensor] | None = None, metrics: dict[str, Any] | None = None) -> Checkpoint:
         if state is None:

@@ -92,13 +92,16 @@ class NetworkConfig(Section):
     classes: Annotated[int, Field(ge=1, le=255)] = 1
     padding: Literal["same", "valid"] = "same"
     bias: bool = True
-    norm: Literal["batch", "none"] = "batch"
+    norm: Literal["batch", "batch_renorm", "none"] = Field(
+        "batch", description="batch_renorm: learns under running statistics; predicts as batch does."
+    )
     dropout: Lease = 0.0
 
     @property
     def architecture(self) -> Architecture:
         a = self
-        return Architecture(a.ndim, a.depth, a.width, a.in_channels, a.classes, a.padding, a.bias, a.norm)
+        norm: Literal["batch", "none"] = "none" if a.norm == "none" else "batch"
+        return Architecture(a.ndim, a.depth, a.width, a.in_channels, a.classes, a.padding, a.bias, norm)
 
 
 class AugmentConfig(Section):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.core.lesson import constant_loss
+from pipeline.core.normalization import Normalization
 from pipeline.errors import TrainingError
 from pipeline.evaluation.pixels import PixelCounts
 from pipeline.networks.checkpoint import Checkpoint
@@ -52,8 +53,17 @@ def prediction(checkpoint: Checkpoint, region: Region, device: str) -> np.ndarra
     Raises:
         TrainingError: They are not finite.
     """
-    activation = "sigmoid" if checkpoint.architecture.out_channels == 1 else "softmax"
-    values = predicted(checkpoint, region.image.read(region.box), region.normalization, activation, device, "float32")
+    return values_of(checkpoint, region.image.read(region.box), region.normalization, device)
+
+
+def activation_of(classes: int) -> str:
+    """What makes probabilities of logits."""
+    return "sigmoid" if classes == 1 else "softmax"
+
+
+def values_of(checkpoint: Checkpoint, array: np.ndarray, rule: Normalization, device: str) -> np.ndarray:
+    """The same of an array, (C, Z, Y, X), as stored."""
+    values = predicted(checkpoint, array, rule, activation_of(checkpoint.architecture.out_channels), device, "float32")
     if not np.isfinite(values).all():
         raise TrainingError(DIVERGED.format("The prediction of the validation is not finite"))
     return values
