@@ -66,6 +66,7 @@ def test_three_paths_are_a_run(tmp_path):
             "dtype": "auto",
             "tolerance": "auto",
             "threads": "auto",
+            "augment": "none",
             "device_memory_gb": "auto",
         },
         "cluster": {

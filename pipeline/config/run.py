@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.section import Auto, Location, Margin, Positive, Section, Voxels, Whole
 from pipeline.core.locations import is_url
+from pipeline.core.network.symmetry import Augment
 from pipeline.core.normalization import Mode
 from pipeline.core.volume import SELECTION_KEYS, Selection
 
@@ -130,6 +131,10 @@ class ComputeConfig(Section):
         "auto", description="Of values that are written; auto: one step of a uint8 output, none of a float32 output."
     )
     threads: Auto | Positive = Field("auto", description="Of one worker; part of the plan.")
+    augment: Augment = Field(
+        "none",
+        description="flips: the mean over the volume reversed along each axis, 4 passes in 2D and 8 in 3D; rotations: also by 90 degrees, 8 and 16.",
+    )
     device_memory_gb: Auto | Annotated[float, Field(gt=0, le=10**6)] = Field(
         "auto", description="Free memory of a worker's card; needed where workers are on other machines."
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -17,7 +17,9 @@ import numpy as np
 from pipeline.core.appearance import Appearance
 from pipeline.core.geometry.box import Triple
 from pipeline.core.network.imported import AnyNetwork, network_of
+from pipeline.core.network.mean import Mean
 from pipeline.core.network.stream import Stream
+from pipeline.core.network.symmetry import Augment
 from pipeline.core.normalization import Normalization
 from pipeline.core.statistics import Statistics, Survey
 from pipeline.core.stored import Stored
@@ -92,12 +94,14 @@ class Compute:
         dtype: Of values inside the network.
         threads: Compute threads of one worker.
         reason: Why this dtype, where it was left to the plan.
+        augment: What a prediction is the mean over.
     """
 
     device: str
     dtype: str
     threads: int
     reason: str = "as asked for"
+    augment: Augment = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +203,19 @@ class Plan:
     @property
     def stream(self) -> Stream:
         """The network over the tiles."""
-        return Stream.over(self.model.architecture.graph, self.source.shape, self.core, self.halo, self.slab)
+        return Stream.over(self.model.architecture.graph, self.source.shape, self.core, self.halo, self.slab, self.mean)
+
+    @property
+    def mean(self) -> Mean | None:
+        """Of which passes a prediction is the mean; None where it is of one."""
+        network = self.model.architecture
+        mean = Mean((network.graph,), network.ndim, self.compute.augment)
+        return None if mean.is_plain else mean
+
+    @property
+    def of_one_pass(self) -> Plan:
+        """The same with the first pass of its mean alone, by which the rate of all is told."""
+        return replace(self, compute=replace(self.compute, augment="none"))
 
     @property
     def amplification(self) -> float:
@@ -246,6 +262,7 @@ class Plan:
             "compute.device": compute.device,
             "compute.dtype": compute.dtype,
             "compute.threads": compute.threads,
+            **({"compute.augment": compute.augment} if compute.augment != "none" else {}),
         }
 
     def _rule(self) -> dict[str, object]:

@@ -64,6 +64,7 @@ def expectation(plan: Plan, workers: int) -> Expectation:
 
 def _arithmetic_rate(plan: Plan) -> float:
     """Multiply-adds a second of one worker, over its widest tile; the whole of it where it is short."""
+    plan = plan.of_one_pass
     tile = plan.grid.widest()
     checkpoint = load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding)
     predictor = predictor_of(checkpoint, replace(plan, survey=None))  # the numbers of its sample take as long

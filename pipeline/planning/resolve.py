@@ -19,6 +19,7 @@ from pipeline.core.geometry.box import Box
 from pipeline.core.lesson import lesson
 from pipeline.core.machine import Machine
 from pipeline.core.network.local import whole_input
+from pipeline.core.network.mean import Mean
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import IDENTITY_VERSION, Compute, Cost, Model, OutputSpec, Plan, output_bytes
 from pipeline.core.statistics import Survey
@@ -93,6 +94,7 @@ def make_plan(
     _check_same(config, checkpoint)
     _check_fit(config, volume, checkpoint)
     _check_local(config, checkpoint)
+    mean = _mean(config, volume, checkpoint)
     pinned = earlier if governs else None
     alike = pinned or like
     device = _device(config, machine, alike)
@@ -101,7 +103,7 @@ def make_plan(
     normalization, survey = _numbers(rule, volume, config, known, governs=governs, rough=rough)
     sample = None if rough else _sample(volume, checkpoint, normalization, config, known, governs=governs)
     dtype, reason = _dtype(config, volume, checkpoint, normalization, device, alike)
-    request = _tile_request(config, volume, checkpoint, machine, device, dtype, pinned)
+    request = _tile_request(config, volume, checkpoint, machine, device, dtype, pinned, mean)
     tiling, threads = _best_workers(
         request, worker_choices(config, machine, device, alike), config, machine, governed=governs
     )
@@ -116,7 +118,7 @@ def make_plan(
         core=tiling.grid.core,
         halo=tiling.halo,
         slab=tiling.stream.slab,
-        compute=Compute(device, dtype, threads, reason),
+        compute=Compute(device, dtype, threads, reason, config.compute.augment),
         cost=_cost(config, volume, tiling),
         environment={**environment(), "processor": cpuinfo("model name") or platform.machine()},
         warnings=(
@@ -215,6 +217,23 @@ def _check_local(config: RunConfig, checkpoint: Checkpoint) -> None:
         )
 
 
+def _mean(config: RunConfig, volume: Volume, checkpoint: Checkpoint) -> Mean | None:
+    """Of which passes a prediction is the mean; None where it is of one.
+
+    Raises:
+        PlanError: The volume or the network is not the same turned.
+    """
+    network, asked = checkpoint.architecture, config.compute.augment
+    mean = Mean((network.graph,), network.ndim, asked)
+    space = volume.description.space
+    problems = list(mean.problems(None if space.is_unknown else space.scale))
+    if problems:
+        raise PlanError(
+            f"compute.augment is '{asked}', whose passes change y and x, but {'; and '.join(problems)}. Set compute.augment to 'flips'."
+        )
+    return None if mean.is_plain else mean
+
+
 def _tile_request(
     config: RunConfig,
     volume: Volume,
@@ -223,10 +242,12 @@ def _tile_request(
     device: str,
     dtype: str,
     pinned: Plan | None,
+    mean: Mean | None,
 ) -> TileRequest:
     """What tiles are chosen for, but for the workers that will compute them."""
     tiles = _asked_tiles(config)
-    if pinned and (pinned.model.architecture, pinned.source.shape) == (checkpoint.architecture, volume.shape):
+    here = (checkpoint.architecture, volume.shape, mean)
+    if pinned and (pinned.model.architecture, pinned.source.shape, pinned.mean) == here:
         tiles = _pinned_tiles(tiles, pinned)
     return TileRequest(
         architecture=checkpoint.architecture,
@@ -241,6 +262,7 @@ def _tile_request(
         device_memory_bytes=None
         if pinned and _is_elsewhere(machine)
         else _device_memory_bytes(config, device, machine),
+        mean=mean,
         **tiles,
     )
 
@@ -319,7 +341,7 @@ def _asked_tiles(config: RunConfig) -> dict[str, Any]:
 
 def _pinned_tiles(asked: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """The plan's tiles where all that is asked for agrees with them; else what is asked for, to be told apart later."""
-    padded = plan.model.architecture.padding == "same"  # an unpadded network's halo cannot be asked for
+    padded = plan.grid.padding == "same"  # an unpadded network's halo cannot be asked for
     earlier = {
         "core": plan.core,
         "halo": plan.halo if padded else None,
@@ -500,7 +522,8 @@ def _cost(config: RunConfig, volume: Volume, tiling: Tiling) -> Cost:
     slices = read_slices(stream, stored.chunks[0], volume.array.dtype.itemsize)
     return Cost(
         multiply_adds=total_multiply_adds(stream),
-        one_pass_multiply_adds=one_pass_multiply_adds(stream.graph, grid.volume),
+        one_pass_multiply_adds=one_pass_multiply_adds(stream.graph, grid.volume)
+        * (len(stream.mean.symmetries) if stream.mean else 1),
         voxels_read=total_voxels_read(grid),
         voxels_decoded=total_voxels_decoded(grid, stored.chunks, slices),
         worker_bytes=tiling.worker_bytes,

@@ -30,7 +30,8 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
             "tiles",
             f"{len(grid):,} ({_by(grid.counts)}), core {_by(plan.core)}, halo {_by(plan.halo)}, slab {plan.slab}",
         ),
-        ("arithmetic", f"{cost.multiply_adds / 1e12:.3f} T multiply-adds, {plan.amplification:.2f} x one pass"),
+        *_mean_rows(plan),
+        ("arithmetic", f"{cost.multiply_adds / 1e12:.3f} T multiply-adds, {plan.amplification:.2f} x {_passes(plan)}"),
         (
             "reads",
             (
@@ -51,6 +52,28 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("fingerprint", plan.fingerprint[:12]),
     ]
     return [*rows, *(("warning", warning) for warning in plan.all_warnings)]
+
+
+def _mean_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What a prediction is the mean of, where it is of several passes."""
+    mean = plan.mean
+    if mean is None:
+        return []
+    ways = {
+        "none": "as the volume is",
+        "flips": "reversed along each axis",
+        "rotations": "reversed along each axis, and with y and x changed",
+    }
+    return [
+        (
+            "mean",
+            f"of {mean.passes} passes, after the activation: the volume {ways[mean.augment]} (compute.augment {mean.augment})",
+        )
+    ]
+
+
+def _passes(plan: Plan) -> str:
+    return f"the {plan.mean.passes} passes" if plan.mean else "one pass"
 
 
 def _stored_rows(plan: Plan) -> list[tuple[str, str]]:

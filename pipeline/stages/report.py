@@ -90,6 +90,8 @@ def summary(plan: Plan, directory: RunDirectory) -> dict[str, object]:
         "model": {"title": plan.model.title, "sha256": plan.model.sha256, "checkpoint": plan.model.checkpoint},
         "shape": [plan.source.channels, *plan.source.shape],
         "tiles": {"total": progress.total, "done": progress.count("done")},
+        "augment": plan.compute.augment,
+        "passes": plan.mean.passes if plan.mean else 1,
         "amplification": round(plan.amplification, 3),
         "read_amplification": round(plan.read_amplification, 3),
         "decoding_amplification": round(plan.decoding_amplification, 3),

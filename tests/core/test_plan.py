@@ -69,6 +69,11 @@ CHANGES = {
 }
 """A change of each part of the identity, by its name."""
 
+WHERE_ASKED = {
+    "compute.augment": ("compute.augment", "flips"),
+}
+"""The same of what is in the identity only where it is not as always: plans of earlier versions keep their fingerprints."""
+
 OF_A_SURVEY = {
     "low": ("normalization.low", 0.25),
     "mode": ("normalization.mode", "zscore"),
@@ -189,6 +194,16 @@ def test_a_plan_of_wrong_types_is_one_of_three_errors(value):
 def test_the_table_of_changes_covers_the_identity():
     """A field that is added to the identity must be added to these tests."""
     assert list(CHANGES) == list(PLAN.identity())
+
+
+@pytest.mark.parametrize("key", WHERE_ASKED)
+def test_what_is_as_always_is_no_part_of_the_identity(key):
+    """And what is not, is: it changes the output's bytes."""
+    changed = having(PLAN, *WHERE_ASKED[key])
+    assert key not in PLAN.identity()
+    assert key in changed.identity()
+    assert changed.fingerprint != PLAN.fingerprint
+    assert Plan.from_json(changed.to_json()) == changed
 
 
 @pytest.mark.parametrize("key", CHANGES)

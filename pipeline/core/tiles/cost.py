@@ -58,7 +58,10 @@ def one_pass_multiply_adds(graph: Graph, volume: Triple) -> int:
 
 
 def total_multiply_adds(stream: Stream) -> int:
-    """Multiply-adds of all tiles."""
+    """Multiply-adds of all tiles; of a mean, of all its passes, each as if the volume were not turned."""
+    if stream.mean:
+        each_network = sum(total_multiply_adds(stream.alone(graph)) for graph in stream.mean.graphs)
+        return each_network * len(stream.mean.symmetries)
     sums = [layer_sums(stream, axis) for axis in range(3)]
     return sum(
         each * int(z) * int(y) * int(x) for each, z, y, x in zip(layer_multiply_adds(stream.graph), *sums, strict=True)
@@ -167,10 +170,28 @@ def _inside(span: Span, extent: int) -> tuple[int, int]:
 
 
 def network_values(stream: Stream) -> int:
-    """An upper bound of the values that the network holds at once, whichever way it runs."""
+    """An upper bound of the values that the network holds at once, whichever way it runs; of a mean, one pass runs after another."""
+    if stream.mean:
+        return max(map(network_values, stream.bounds))
     if stream.graph.is_streamed:
         return sweep_values(stream)
     return int(window_values(stream.graph, [window_extents(stream, axis)[np.newaxis] for axis in range(3)])[0])
+
+
+def mean_bytes(stream: Stream, in_bytes: int) -> int:
+    """What a tile of a mean holds beside a pass: its window as stored, the sum, and what a pass adds; none where there is one pass.
+
+    Args:
+        stream: The network and its tiles.
+        in_bytes: Of a stored input value.
+    """
+    if stream.mean is None:
+        return 0
+    grid = stream.grid
+    window = prod(widest_input(grid, axis) for axis in range(3)) * stream.graph.input.channels
+    z, y, x = per_axis(min, grid.core, grid.volume)
+    slices = min(stream.slab, z) if all(graph.is_streamed for graph in stream.mean.graphs) else z
+    return window * in_bytes + 4 * stream.graph.output.channels * y * x * (z + 3 * slices)
 
 
 def window_extents(stream: Stream, axis: int) -> np.ndarray:

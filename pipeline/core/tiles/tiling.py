@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.geometry.box import Triple, per_axis, round_up, triple
+from pipeline.core.network.graph import Graph
 from pipeline.core.network.imported import AnyNetwork
-from pipeline.core.network.receptive import least_halo, receptive_radius
+from pipeline.core.network.mean import Mean
+from pipeline.core.network.receptive import receptive_radius
 from pipeline.core.network.stream import Stream
 from pipeline.core.tiles.cost import (
     PROCESS_BYTES,
@@ -26,6 +28,7 @@ from pipeline.core.tiles.cost import (
     held_extents,
     layer_multiply_adds,
     layer_sums,
+    mean_bytes,
     network_values,
     one_pass_multiply_adds,
     tile_bytes,
@@ -91,6 +94,7 @@ class TileRequest:
         slab: Known from an earlier plan, slices.
         device: `cpu` or `cuda`.
         device_memory_bytes: Free memory of a worker's GPU; None where there is none.
+        mean: Of which passes a prediction is the mean, the network's the first; None where it is of one.
     """
 
     architecture: AnyNetwork
@@ -108,12 +112,44 @@ class TileRequest:
     slab: int | None = None
     device: str = "cpu"
     device_memory_bytes: int | None = None
+    mean: Mean | None = None
+
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        """The networks that are computed."""
+        return self.mean.graphs if self.mean else (self.architecture.graph,)
+
+    @property
+    def passes(self) -> int:
+        return self.mean.passes if self.mean else 1
+
+    @property
+    def stride(self) -> Triple:
+        return self.mean.stride if self.mean else self.architecture.stride
+
+    @property
+    def is_padded(self) -> bool:
+        return self.mean.is_padded if self.mean else self.architecture.padding == "same"
+
+    @property
+    def radius(self) -> Triple:
+        """Context a side that a core needs, at most."""
+        return self.mean.margin(self.volume) if self.mean else receptive_radius(self.architecture.graph)
+
+    @property
+    def least_halo(self) -> Triple:
+        """The same, rounded up to the stride."""
+        return per_axis(round_up, self.radius, self.stride)
+
+    def stream(self, core: Triple, halo: Triple, slab: int) -> Stream:
+        """The network over tiles of a core."""
+        return Stream.over(self.architecture.graph, self.volume, core, halo, slab, self.mean)
 
     @property
     def unit(self) -> Triple:
         """What a core's extents must be multiples of: the stride and the write unit, where one is asked for."""
         write_unit = self.shards or self.chunks or (1, 1, 1)
-        return per_axis(lcm, self.architecture.stride, write_unit)
+        return per_axis(lcm, self.stride, write_unit)
 
     @property
     def usable_bytes(self) -> int:
@@ -170,8 +206,13 @@ def worker_bytes(request: TileRequest, stream: Stream) -> int:
     shards = _shards(request, stream.grid.core)
     unit = (shards or _chunks(request, stream.grid.core))[0]
     around = tile_bytes(stream, request.in_bytes, request.out_bytes, request.in_chunks[0], unit)
-    network = network_values(stream) * request.value_bytes if request.device_memory_bytes is None else 0
+    network = _network_bytes(request, stream) if request.device_memory_bytes is None else 0
     return _standing_bytes(request) + network + around
+
+
+def _network_bytes(request: TileRequest, stream: Stream) -> int:
+    """Of what lies where the network is computed."""
+    return network_values(stream) * request.value_bytes + mean_bytes(stream, request.in_bytes)
 
 
 def _network_room(request: TileRequest) -> int:
@@ -183,7 +224,7 @@ def _network_room(request: TileRequest) -> int:
 
 def _standing_bytes(request: TileRequest) -> int:
     """Of a process that has loaded the network: the file, its tensors and the kernels made of them."""
-    return PROCESS_BYTES + 4 * 4 * weights(request.architecture.graph)
+    return PROCESS_BYTES + 4 * 4 * sum(map(weights, request.graphs))
 
 
 def _layout_problems(request: TileRequest) -> Iterator[str]:
@@ -198,16 +239,16 @@ def _layout_problems(request: TileRequest) -> Iterator[str]:
 
 
 def _halo_problems(request: TileRequest) -> Iterator[str]:
-    halo, stride = request.halo, request.architecture.stride
+    halo, stride = request.halo, request.stride
     if halo is None:
         return
-    if request.architecture.padding == "valid":
+    if not request.is_padded:
         yield (
             f"tiles.halo {list(halo)} was given for an unpadded network, whose windows follow from its own margins "
-            f"{list(receptive_radius(request.architecture.graph))}. Leave tiles.halo at 'auto'."
+            f"{list(request.radius)}. Leave tiles.halo at 'auto'."
         )
         return
-    radius, good = receptive_radius(request.architecture.graph), least_halo(request.architecture.graph)
+    radius, good = request.radius, request.least_halo
     advice = f"Set tiles.halo to at least {list(good)}, the next multiples of the stride {list(stride)}, or leave it at 'auto'."
     if any(per_axis(lambda h, s: h < 0 or h % s > 0, halo, stride)):
         yield (
@@ -221,7 +262,7 @@ def _halo_problems(request: TileRequest) -> Iterator[str]:
 
 
 def _core_problems(request: TileRequest) -> Iterator[str]:
-    core, stride = request.core, request.architecture.stride
+    core, stride = request.core, request.stride
     if core is None:
         return
     good = per_axis(lambda c, u: max(round(c / u), 1) * u, core, request.unit)
@@ -240,9 +281,7 @@ def _core_problems(request: TileRequest) -> Iterator[str]:
 
 
 def _halo(request: TileRequest) -> Triple:
-    if request.architecture.padding == "valid":
-        return (0, 0, 0)
-    return request.halo or least_halo(request.architecture.graph)
+    return (request.halo or request.least_halo) if request.is_padded else (0, 0, 0)
 
 
 # --- the search ---------------------------------------------------------------------------------------------------
@@ -262,7 +301,7 @@ def _cores(request: TileRequest, halo: Triple) -> list[Triple]:
 def _candidates(request: TileRequest, axis: int) -> list[int]:
     """Extents worth a look: the volume cut into 1, 2, 3 ... equal parts, rounded up to the unit, and small ones."""
     extent, unit = request.volume[axis], request.unit[axis]
-    if request.architecture.stride[axis] == 1:
+    if request.stride[axis] == 1:
         return [_slices(request.in_chunks[axis], extent, unit)]
     parts = {round_up(-(-extent // n), unit) for n in range(1, 17)}
     parts |= {round_up(n, lcm(unit, LARGEST_CHUNK_EXTENT)) for n in parts}
@@ -283,13 +322,13 @@ class _Prices:
 
     def __init__(self, request: TileRequest, halo: Triple, axes: list[list[int]]) -> None:
         self._request, self._axes = request, axes
-        stride = request.architecture.stride[0]
+        stride = request.stride[0]
         self._slab = request.slab or stride
         self._streams = [[self._stream(axis, n, halo) for n in axes[axis]] for axis in range(3)]
 
     def _stream(self, axis: int, extent: int, halo: Triple) -> Stream:
-        core = triple(extent if a == axis else s for a, s in enumerate(self._request.architecture.stride))
-        return Stream.over(self._request.architecture.graph, self._request.volume, core, halo, self._slab)
+        core = triple(extent if a == axis else s for a, s in enumerate(self._request.stride))
+        return self._request.stream(core, halo, self._slab)
 
     def core(self, number: int) -> Triple:
         place = np.unravel_index(number, [len(axis) for axis in self._axes])
@@ -309,16 +348,26 @@ class _Prices:
         tiles = _outer(self._table(lambda one, axis: one.grid.counts[axis]))
         untidy = _outer([np.array([1.03 if n % 32 and n > 32 else 1.0 for n in axis]) for axis in self._axes])
         idle = np.ceil(tiles / request.workers) * request.workers / tiles
-        size = arithmetic / tiles
+        size = arithmetic * request.passes / tiles
         few: NDArray[np.float64] = np.where(
             (size > SMALL_TILE) & (tiles < FEWEST_TILES_A_WORKER * request.workers), 1.02, 1.0
         )
         large = 1 + 0.05 * np.log2(np.maximum(size / LARGE_TILE, 1.0))
-        reading = READING[request.device] * decoded / prod(request.volume)
+        reading = READING[request.device] * decoded / prod(request.volume) / request.passes
         return (arithmetic / one_pass + reading) * idle * few * large * untidy
 
     def network_bytes(self) -> NDArray[np.float64]:
-        """Of what the network holds, with the least slab: `cost.network_values` of all combinations."""
+        """Of what lies where the network is computed, with the least slab, of all combinations."""
+        if self._request.mean is None:
+            return self._pass_bytes()
+        request = self._request
+        window = _outer(self._table(lambda one, axis: widest_input(one.grid, axis)))
+        core = _outer(self._table(lambda one, axis: min(one.grid.core[axis], one.grid.volume[axis])))
+        stored = window * request.architecture.in_channels * request.in_bytes
+        return self._pass_bytes() + stored + 4 * core * request.architecture.out_channels
+
+    def _pass_bytes(self) -> NDArray[np.float64]:
+        """Of what the network holds: `cost.network_values` of all combinations."""
         graph = self._request.architecture.graph
         if not graph.is_streamed:
             tables = [np.array([window_extents(one, axis) for one in self._streams[axis]]) for axis in range(3)]
@@ -361,7 +410,7 @@ def _first_that_fits(request: TileRequest, cores: list[Triple], halo: Triple) ->
     """
     for core in cores:
         for slab in [request.slab] if request.slab else _slabs(request, core):
-            stream = Stream.over(request.architecture.graph, request.volume, core, halo, slab)
+            stream = request.stream(core, halo, slab)
             needed = worker_bytes(request, stream)
             if needed <= request.usable_bytes and _fits_device(request, stream):
                 return stream
@@ -371,12 +420,12 @@ def _first_that_fits(request: TileRequest, cores: list[Triple], halo: Triple) ->
 def _fits_device(request: TileRequest, stream: Stream) -> bool:
     """Whether a GPU holds the network's values; the rest of its memory is for what its libraries need."""
     free = request.device_memory_bytes
-    return free is None or network_values(stream) * request.value_bytes <= free * DEVICE_MEMORY_SHARE
+    return free is None or _network_bytes(request, stream) <= free * DEVICE_MEMORY_SHARE
 
 
 def _slabs(request: TileRequest, core: Triple) -> list[int]:
     """Slabs worth a try, the largest first: enough voxels to keep the device busy, down to one stride."""
-    stride, (z, y, x) = request.architecture.stride[0], request.volume
+    stride, (z, y, x) = request.stride[0], request.volume
     plane = min(core[1], y) * min(core[2], x)
     wanted = round_up(-(-SLAB_VOXELS[request.device] // plane), stride)
     most = min(wanted, round_up(LARGEST_SLAB, stride), round_up(min(core[0], z), stride))
@@ -389,7 +438,7 @@ def _too_large(request: TileRequest, stream: Stream, needed: int) -> str:
         f"{request.architecture.summary})"
     )
     if not _fits_device(request, stream) and request.device_memory_bytes is not None:
-        network = network_values(stream) * request.value_bytes
+        network = _network_bytes(request, stream)
         return (
             f"A GPU has {_gb(request.device_memory_bytes)} GB free, of which {_gb(_network_room(request))} may be planned, but "
             f"{tile} needs up to {_gb(network)} GB. Take a smaller tiles.core, or a card with more memory."

@@ -1,0 +1,46 @@
+"""A network that computes a core, whichever way: normalised slabs in, logits out, as z advances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from pipeline.core.geometry.box import Span
+from pipeline.core.network.schedule import Schedule
+from pipeline.networks.checkpoint import Checkpoint
+from pipeline.networks.evaluate import evaluate, placed
+from pipeline.networks.sweep import Arena, Sweep, kernels
+
+Executor = Callable[[Schedule, Iterable[Tensor]], Iterator[tuple[Span, Tensor]]]
+"""Of a schedule, and the slabs that it takes in turn by turn, Z Y X C: slices of the core along z, and their logits, C Z Y X."""
+
+
+def executor_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Executor:
+    """The executor of a network: the sweep where it has a step for each of its operations, else one window."""
+    if checkpoint.architecture.graph.is_streamed:
+        return _swept(checkpoint, device, dtype)
+    return _windowed(checkpoint, device, dtype)
+
+
+def _swept(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Executor:
+    weights, arena = kernels(checkpoint.build(), device=device, dtype=dtype), Arena()
+
+    def run(schedule: Schedule, slabs_ZYXC: Iterable[Tensor]) -> Iterator[tuple[Span, Tensor]]:
+        for span, logits_ZYXC in Sweep(weights, schedule, arena).run(slabs_ZYXC):
+            yield span, logits_ZYXC.permute(3, 0, 1, 2)
+
+    return run
+
+
+def _windowed(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Executor:
+    weights, graph = placed(checkpoint, device, dtype), checkpoint.architecture.graph
+
+    def run(schedule: Schedule, slabs_ZYXC: Iterable[Tensor]) -> Iterator[tuple[Span, Tensor]]:
+        window = torch.cat([slab.to(dtype) for slab in slabs_ZYXC]).permute(3, 0, 1, 2)[None]
+        with torch.inference_mode():
+            logits = evaluate(graph, weights, window, schedule.axes)[0]
+        yield Span(schedule.needs.core.start, schedule.needs.core.stop), logits
+
+    return run
