@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from pipeline.config import RunConfig, read_config, validated
+from pipeline.config.reading import as_parameters
 from pipeline.errors import ConfigError
 
 LEAST = """
@@ -40,6 +41,24 @@ def refusal(folder, text=LEAST, *overrides):
 # --- what a run needs ---------------------------------------------------------------------------------------------------
 
 
+def test_a_class_of_a_library_and_its_arguments_stay_as_written(tmp_path):
+    """For another process too: an argument that is null is a value, and the class is called `class`."""
+    model = {"checkpoint": "net.pth", "architecture": {"class": "a.b.Net", "arguments": {"norm": None, "n": [1, 2.5]}}}
+    content = {"input": {"url": "/i.zarr"}, "output": {"url": "/o.zarr"}, "model": model, "tiles": None}
+    config = validated(RunConfig, content, source="any")
+    assert (config.model.architecture.class_, config.model.architecture.arguments["norm"]) == ("a.b.Net", None)
+    sent = as_parameters(RunConfig, content, source="any")
+    assert sent["model"] == {**model, "checkpoint": str(Path("net.pth").absolute())}
+    assert "tiles" not in sent
+    assert validated(RunConfig, sent, source="any") == config
+    for written, why in {
+        "{class: Net}": "model.architecture: class is 'Net', expected a package and a class",
+        "{arguments: {}}": "model.architecture.class: required, but not there",
+        "{class: a.Net, argument: {}}": "did you mean 'arguments'?",
+    }.items():
+        assert why in refusal(tmp_path, LEAST.replace("checkpoint:", f"architecture: {written}, checkpoint:"))
+
+
 def test_three_paths_are_a_run(tmp_path):
     """Everything else has a default, and each default is a promise: another value would be another output."""
     assert config_of(tmp_path).model_dump() == {
@@ -54,6 +73,9 @@ def test_three_paths_are_a_run(tmp_path):
         "model": {
             "checkpoint": "/models/em.pt",
             "padding": None,
+            "architecture": None,
+            "trust": False,
+            "output": 0,
             "name": None,
             "version": "latest",
             "registry": None,

@@ -14,6 +14,7 @@ from pipeline.core.network.unet import Architecture
 from pipeline.core.tiles.cost import multiply_adds, turn_multiply_adds
 from pipeline.core.tiles.tiling import MEMORY_SHARE
 from pipeline.errors import ConfigError, PlanError
+from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.planning import measure, resolve
 from pipeline.planning.measure import expectation
 from pipeline.planning.resolve import make_plan, worker_choices, workers_that_fit
@@ -172,10 +173,10 @@ def test_the_expected_time_is_near_the_time_that_it_takes(tmp_path, shape):
         tmp_path, shape=shape, architecture=Architecture(3, 1, 16), cluster={"workers": 1}, compute={"threads": 1}
     )
     plan = make_plan(run.config, MACHINE)
-    found = expectation(plan, 1)
+    found = expectation(plan, 1, load_checkpoint(plan.model.checkpoint))
     assert found.seconds == max(found.compute_seconds, found.read_seconds) > 0
     assert found.compute_seconds == pytest.approx(plan.cost.multiply_adds / found.multiply_adds_a_second)
-    predictor = measure.predictor_of(measure.load_checkpoint(plan.model.checkpoint), plan)
+    predictor = measure.predictor_of(load_checkpoint(plan.model.checkpoint), plan)
     started = time.perf_counter()
     for tile in plan.grid:
         for _ in predictor.predict(tile, predictor.zeros(tile)):
@@ -189,9 +190,9 @@ def test_more_workers_take_less_time_and_never_less_than_their_share(tmp_path, m
     run = run_of(tmp_path, tiles={"core": [24, 40, 12]})
     plan = make_plan(run.config, MACHINE)
     assert len(plan.grid) == 3
-    monkeypatch.setattr(measure, "_arithmetic_rate", lambda _: 1e6)
+    monkeypatch.setattr(measure, "_arithmetic_rate", lambda *_: 1e6)
     monkeypatch.setattr(measure, "_seconds_a_voxel_decoded", lambda _: 0.0)
-    one, two, three, four = (expectation(plan, n).seconds for n in (1, 2, 3, 4))
+    one, two, three, four = (expectation(plan, n, load_checkpoint(plan.model.checkpoint)).seconds for n in (1, 2, 3, 4))
     assert (two, three, four) == pytest.approx((2 * one / 3, one / 3, one / 3))
 
 

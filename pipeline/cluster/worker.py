@@ -198,7 +198,7 @@ def _load_plan(directory: RunDirectory, job: Job) -> Plan:
 
 
 def _open(directory: RunDirectory, job: Job, plan: Plan, earlier: AnyPredictor | None) -> _OpenJob:
-    checkpoint = load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding)
+    checkpoint = load_checkpoint(directory.checkpoint_path(plan), padding=plan.model.architecture.padding)
     directory.meet_driver(job.token)
     volume = open_volume(plan.source.url, plan.source.selection)
     return _OpenJob(

@@ -96,7 +96,9 @@ def as_parameters(cls: type[AnyConfig], content: Mapping[str, Any], *, source: s
 def _placed(written: Any, resolved: Any) -> Any:
     """What was written, with paths as they were found to be: the only texts that a configuration changes."""
     if isinstance(written, Mapping):
-        return {key: _placed(value, resolved[key]) for key, value in written.items() if value is not None}
+        # None is a section that says nothing; within the arguments of a class it is a value
+        kept = {key: value for key, value in written.items() if value is not None or resolved.get(key, value) is None}
+        return {key: _placed(value, resolved.get(key)) for key, value in kept.items()}
     if isinstance(written, list | tuple) and isinstance(resolved, list):
         return [_placed(value, other) for value, other in zip(written, resolved, strict=True)]
     if not isinstance(written, str) or not isinstance(resolved, str) or resolved == (meant := expanded(written)):

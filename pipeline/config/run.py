@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.section import Auto, Location, Margin, Positive, Section, Voxels, Whole
@@ -65,14 +65,41 @@ class OutputConfig(Section):
         return self
 
 
+class ArchitectureConfig(Section):
+    """The class of another library that a checkpoint's weights are of. It is built in a process of its own, when a run is planned."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    class_: Annotated[str, Field(alias="class", description="package.module.Class, such as monai.networks.nets.UNet.")]
+    arguments: dict[str, Any] = Field(
+        {}, description='What it is built with; a class among them as {class: "torch.nn.Conv3d"}.'
+    )
+
+    @model_validator(mode="after")
+    def _a_class_of_a_package(self) -> ArchitectureConfig:
+        if not all(part.isidentifier() for part in self.class_.split(".")) or "." not in self.class_:
+            raise ValueError(
+                f"class is {self.class_[:100]!r}, expected a package and a class, such as monai.networks.nets.UNet"
+            )
+        return self
+
+
 class ModelConfig(Section):
-    """Which network: a checkpoint of ours, or a plain state_dict of the notes' class; or the name of a registered one.
+    """Which network: a checkpoint of ours, a plain state_dict of the notes' class, or a file of another library; or the name of a registered one.
 
     What is named is looked up when a run is read (`registry.with_model`), which puts its file into `checkpoint`.
     """
 
     checkpoint: Location = Field("", description="A path. Or leave it empty, and give name and registry.")
     padding: Literal["same", "valid"] | None = Field(None, description="Only where the checkpoint does not say.")
+    architecture: ArchitectureConfig | None = Field(
+        None, description="The class that the checkpoint's weights are of, where it is another library's."
+    )
+    trust: bool = Field(
+        False,
+        description="Run code of a package that is not known, or that is pickled in the checkpoint; in a process of its own.",
+    )
+    output: Annotated[int, Field(ge=0, lt=1000, description="Which output of an imported network is predicted.")] = 0
     name: str | None = Field(None, description="Of a registered model.")
     version: Literal["latest"] | Positive = Field("latest", description="Of the registered model.")
     registry: Location | None = Field(None, description="The folder of registered models.")

@@ -49,6 +49,10 @@ class Model:
         architecture: What it is.
         parameters: How many.
         title: As a person names it: a registered model and its version, or the file.
+        source: Of an imported network, the digest of what it was imported from; its run keeps what came of that, and workers
+            read it there. Empty where `checkpoint` is read as it lies.
+        origin: Of an imported network, what it was imported from, in words.
+        proof: Of an imported network, how its graph and its tiles were compared.
     """
 
     checkpoint: str
@@ -56,6 +60,9 @@ class Model:
     architecture: AnyNetwork
     parameters: int
     title: str = ""
+    source: str = ""
+    origin: str = ""
+    proof: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +292,9 @@ class Plan:
     def to_json(self) -> str:
         content = asdict(self)
         content["model"]["architecture"] = self.model.architecture.to_dict()
+        for key in ("source", "origin", "proof"):
+            if not content["model"][key]:
+                del content["model"][key]
         del content["statistics"]
         content |= {"tiles": len(self.grid), "counts": self.grid.counts, "fingerprint": self.fingerprint}
         return json_text(content, indent=2)

@@ -21,7 +21,9 @@ from pipeline.dataset.threads import Threads
 from pipeline.dataset.volume import Member, current_outcome
 from pipeline.errors import ModelError
 from pipeline.planning.measure import Expectation, expectation
+from pipeline.planning.network import named_network
 from pipeline.planning.resolve import make_plan
+from pipeline.registry import with_model
 from pipeline.stages import count_input
 
 log = logging.getLogger("pipeline")
@@ -158,14 +160,14 @@ def estimate(
     plans, refused, stored = _plan(left, shared_machine(offered, spec), like.plan if like else None)
     refused |= {volume.name: seen.reason for volume, seen in looks if seen and seen.state == "failed"}
     done = sum(seen is not None and seen.state != "failed" for _, seen in looks)
-    return Estimate(len(volumes), done, plans, refused, stored, spec.workers, _measure(plans), config.price)
+    return Estimate(len(volumes), done, plans, refused, stored, spec.workers, _measure(config, plans), config.price)
 
 
-def _measure(plans: Sequence[Plan]) -> Expectation | None:
+def _measure(config: DatasetConfig, plans: Sequence[Plan]) -> Expectation | None:
     """What the most costly of the plans that can be read takes on this machine, where it has what the workers compute on."""
     for plan in heapq.nlargest(MEASURED, plans, key=lambda plan: plan.cost.multiply_adds):
         try:
-            return expectation(plan, 1)
+            return expectation(plan, 1, named_network(with_model(config).model))
         except ModelError as error:
             log.warning("how long it takes cannot be measured here: %s", error)
             return None

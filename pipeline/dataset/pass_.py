@@ -18,8 +18,8 @@ from pipeline.dataset.summary import FILES, Summary
 from pipeline.dataset.volume import Member
 from pipeline.errors import ConfigError, StorageError
 from pipeline.logs import logged
-from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.places.objects import ObjectStore, told
+from pipeline.planning.network import named_network
 from pipeline.registry import with_model
 
 log = logging.getLogger("pipeline")
@@ -177,9 +177,7 @@ def with_one_model(config: DatasetConfig) -> DatasetConfig:
         ModelError: It cannot.
     """
     resolved = with_model(config)
-    checkpoint = load_checkpoint(
-        resolved.model.checkpoint, padding=resolved.model.padding
-    )  # one refusal, not one per volume
+    checkpoint = named_network(resolved.model)  # one refusal, not one per volume
     return resolved.model_copy(update={"model": resolved.model.model_copy(update={"digest": checkpoint.digest})})
 
 

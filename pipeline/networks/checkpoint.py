@@ -212,6 +212,12 @@ def _other_tensors(architecture: Imported, state: Mapping[str, Tensor]) -> Itera
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     """Write our own kind: safetensors with all that a run needs in its metadata."""
+    # Not `save_file`: it makes files that only their owner may read.
+    replace(Path(path), checkpoint_bytes(checkpoint))
+
+
+def checkpoint_bytes(checkpoint: Checkpoint) -> bytes:
+    """What `save_checkpoint` writes."""
     content = {
         "format": 1,
         "architecture": checkpoint.architecture.to_dict(),
@@ -223,8 +229,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "learned": checkpoint.learned,
     }
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.state.items()}
-    # Not `save_file`: it makes files that only their owner may read.
-    replace(Path(path), save(tensors, metadata={METADATA_KEY: json_text(content, sort_keys=True)}))
+    return save(tensors, metadata={METADATA_KEY: json_text(content, sort_keys=True)})
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -396,7 +401,7 @@ def recognise(state: Mapping[str, Tensor], *, padding: Padding, source: str) -> 
     if first is None or last is None or first.ndim not in (4, 5) or last.ndim != first.ndim:
         raise ModelError(
             f"Checkpoint '{source}' is not this UNet: expected tensors named 'encoder1_1.0.weight' ... 'fc.bias', found "
-            f"{_listed(list(state))}. Rename the tensors to the scheme in the README ('The network'), or train with it."
+            f"{_listed(list(state))}. Rename the tensors to the scheme in the README ('The network'), train with it, or, of another library's network, name its class in model.architecture."
         )
     _refuse_inexact_norms(state, source)
     _refuse_sizes(first, last, _depth(state), source)

@@ -80,6 +80,7 @@ class RunDirectory:
         self.log_path = self.path / "run.log"
         self.verification_path = self.path / "verification.json"
         self.report_path = self.path / "report.json"
+        self.network_path = self.path / "model" / "network.safetensors"
         self.tiles_lock_path = self.path / "tiles.lock"
         self.cancel = CancelRequest(self.path / "cancel")
         self.jobs_path = self.path / "jobs"
@@ -160,6 +161,10 @@ class RunDirectory:
                 "run` again: it counts anew."
             )
         return counted(volume, inventory)
+
+    def checkpoint_path(self, plan: Plan) -> Path:
+        """Where the network of a plan lies: one that was imported is kept here."""
+        return self.network_path if plan.model.source else Path(plan.model.checkpoint)
 
     # --- survey -----------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from pipeline.core.geometry.mirror import shown
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.plan import Plan
 from pipeline.core.tiles.cost import multiply_adds, read_spans, rounded_out, turn_multiply_adds
-from pipeline.networks.checkpoint import load_checkpoint
+from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.predictors import predictor_of
 from pipeline.volumes.volume import open_volume
 
@@ -48,13 +48,13 @@ class Expectation:
         return max(self.compute_seconds, self.read_seconds)
 
 
-def expectation(plan: Plan, workers: int) -> Expectation:
+def expectation(plan: Plan, workers: int, checkpoint: Checkpoint) -> Expectation:
     """Measure, on this machine and in this process, what `workers` such processes will take for a plan; a survey excluded.
 
     Raises:
         ModelError, StorageError, InferenceError: The model or the volume cannot be used.
     """
-    rate = _arithmetic_rate(plan)
+    rate = _arithmetic_rate(plan, checkpoint)
     tiles = len(plan.grid)
     rounds = ceil(tiles / workers) / tiles  # share of all tiles that the busiest worker computes
     compute = plan.cost.multiply_adds * rounds / rate
@@ -62,11 +62,10 @@ def expectation(plan: Plan, workers: int) -> Expectation:
     return Expectation(workers, compute, read, rate, plan.source.voxels / max(compute, read))
 
 
-def _arithmetic_rate(plan: Plan) -> float:
+def _arithmetic_rate(plan: Plan, checkpoint: Checkpoint) -> float:
     """Multiply-adds a second of one worker, over its widest tile; the whole of it where it is short."""
     plan = plan.of_one_pass
     tile = plan.grid.widest()
-    checkpoint = load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding)
     predictor = predictor_of(checkpoint, replace(plan, survey=None))  # the numbers of its sample take as long
     schedule = plan.stream.schedule(tile)
     turns = _turns_at_full_work(schedule) if plan.stream.graph.is_streamed else []

@@ -33,7 +33,7 @@ from pipeline.core.tiles.cost import (
 )
 from pipeline.core.tiles.tiling import MEMORY_SHARE, TileRequest, Tiling, choose_tiling
 from pipeline.errors import ConfigError, ModelError, PlanError, StorageError
-from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
+from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.device import (
     computes_bfloat16,
     cpuinfo,
@@ -45,6 +45,7 @@ from pipeline.networks.device import (
     visible_cards,
 )
 from pipeline.networks.probe import predicted, region
+from pipeline.planning.network import open_network, source_digest
 from pipeline.planning.statistics import appearance, sampled, survey_of
 from pipeline.volumes.counted import counted
 from pipeline.volumes.volume import Volume, open_volume
@@ -90,7 +91,7 @@ def make_plan(
     volume = open_volume(config.input.url, config.input.selection)
     if inventory:
         volume = counted(volume, inventory)
-    checkpoint = load_checkpoint(config.model.checkpoint, padding=config.model.padding)
+    checkpoint = open_network(config, earlier)
     _check_same(config, checkpoint)
     _check_fit(config, volume, checkpoint)
     _check_local(config, checkpoint)
@@ -514,7 +515,12 @@ def _model(config: RunConfig, checkpoint: Checkpoint) -> Model:
     parameters = sum(
         t.numel() for name, t in checkpoint.state.items() if "running_" not in name and "tracked" not in name
     )
-    return Model(config.model.checkpoint, checkpoint.sha256, checkpoint.architecture, parameters, config.model.title)
+    model = Model(config.model.checkpoint, checkpoint.sha256, checkpoint.architecture, parameters, config.model.title)
+    if not (digest := source_digest(config.model)):
+        return model
+    made = {name: str(value) for name, value in checkpoint.provenance.items()}
+    library = f" of {made['library']}, {made['class']}" if made.get("class") else ""
+    return replace(model, source=digest, origin=f"{made['kind']}{library}", proof=made["proof"])
 
 
 def _cost(config: RunConfig, volume: Volume, tiling: Tiling) -> Cost:

@@ -23,6 +23,8 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         *_stored_rows(plan),
         ("model", f"{plan.model.title}, weights {plan.model.sha256[:12]}, {plan.model.checkpoint}"),
         ("network", f"{plan.model.architecture.title}, {plan.model.parameters:,} parameters"),
+        *([("imported", f"from {plan.model.origin}")] if plan.model.origin else []),
+        *([("proof", plan.model.proof)] if plan.model.proof else []),
         ("normalisation", _normalization(plan)),
         *([("survey", str(plan.survey))] if plan.survey else []),
         *_sample_rows(plan),

@@ -13,12 +13,15 @@ from pipeline.config import RunConfig
 from pipeline.core.plan import Plan
 from pipeline.core.statistics import Statistics
 from pipeline.core.stored import Inventory
-from pipeline.errors import FileError, PlanError, StorageError
+from pipeline.errors import FileError, ModelError, PlanError, StorageError
 from pipeline.main_guard import leave_if_run_again
+from pipeline.networks.checkpoint import checkpoint_bytes, load_checkpoint
 from pipeline.outputs.image import Image
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.outputs.store import store_at
+from pipeline.places.durable import make_folder
 from pipeline.planning.measure import Expectation, expectation
+from pipeline.planning.network import kept_network, named_network
 from pipeline.planning.resolve import check_room, make_plan, workers_that_fit
 from pipeline.stages.run import Run
 from pipeline.stages.source import InputChanged, InputDecision, count_input, mark, open_input, settle
@@ -119,6 +122,7 @@ def redescribe(earlier: Plan, now: Plan) -> Plan:
         source=replace(earlier.source, space=new),
         warnings=now.warnings,
         sample=now.sample,
+        model=now.model,  # the same network, that may come from another file now
         normalization=now.normalization,  # of a survey, the numbers of the sample
         statistics=now.statistics,
     )
@@ -221,6 +225,7 @@ def _write_plan(run: Run, stored: Plan | None, resolved: Plan, settled: InputDec
             mark(directory, resolved, settled)
             if settled.remeasure or (stored and stored.surveyed_over != resolved.surveyed_over):
                 directory.drop_survey()
+            _keep_network(run, resolved)
             if resolved != stored:
                 directory.write(directory.plan_path, resolved.to_json())
             if resolved.statistics:
@@ -230,6 +235,24 @@ def _write_plan(run: Run, stored: Plan | None, resolved: Plan, settled: InputDec
             f"Run directory '{directory.path}' cannot be written ({error}). Choose another output.url, or change the "
             "permissions of its folder."
         ) from error
+
+
+def _keep_network(run: Run, resolved: Plan) -> None:
+    """Keep what came of an import, before the plan that needs it is recorded.
+
+    Raises:
+        ModelError: It is not what the plan was made of any more.
+    """
+    if not resolved.model.source or kept_network(run.directory, resolved.model):
+        return
+    checkpoint = named_network(run.config.model)
+    if checkpoint.sha256 != resolved.model.sha256:
+        raise ModelError(
+            f"'{run.config.model.checkpoint}' changed while the plan was made: it has weights {checkpoint.sha256[:12]} now, and "
+            f"{resolved.model.sha256[:12]} in the plan. Nothing was changed. Run again."
+        )
+    make_folder(run.directory.network_path.parent)
+    run.directory.write(run.directory.network_path, checkpoint_bytes(checkpoint))
 
 
 def _take_over(directory: RunDirectory, resolved: Plan, statistics: Statistics) -> None:
@@ -274,4 +297,8 @@ def measure(run: Run) -> Expectation:
         PlanError: There is no plan.
     """
     workers = min(workers_that_fit(run.config, machine(run.config.cluster), run.plan), len(run.plan.grid))
-    return expectation(run.plan, workers)
+    return expectation(
+        run.plan,
+        workers,
+        load_checkpoint(run.directory.checkpoint_path(run.plan), padding=run.plan.model.architecture.padding),
+    )

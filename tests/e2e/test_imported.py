@@ -1,6 +1,7 @@
 """Networks of other layouts, from the file that their library wrote to stitched tiles: equal to one pass of the module itself."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from pipeline.core.plan import Plan
 from pipeline.errors import ModelError
 from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.networks.windows import WindowPredictor
+from pipeline.planning import network
 from tests.e2e.test_run import command
 from tests.networks.network_cases import NETWORKS, Normed, Residual, randomise, save_program
 from tests.pipeline_cases import Run, done_entries, make_run, random_volume, stored_objects
@@ -158,6 +160,131 @@ def imported_run_of(run: Run, kind, seed: int) -> Run:
     save_program(run.folder / "net.pt2", network)
     assert command("import", run.folder / "net.pt2", run.folder / "net.safetensors") == 0
     return Run(run.folder, run.content, network, run.volume)
+
+
+def direct_run(folder, **model) -> Run:
+    """A run that names the library's own file; import and run are one command."""
+    network = randomise(Residual()).float()
+    save_program(folder / "net.pt2", network)
+    volume = random_volume((17, 22, 25), "uint8", 0)
+    run = make_run(
+        folder,
+        architecture=Architecture(3, 1, 1),
+        shape=volume.shape,
+        volume=volume,
+        tiles={"core": [16, 16, 16]},
+        compute={"dtype": "float32"},
+    )
+    content = {**run.content, "model": {"checkpoint": str(folder / "net.pt2"), **model}}
+    run.yaml.write_text(json.dumps(content))
+    return Run(run.folder, content, network, volume)
+
+
+def halve(run: Run) -> None:
+    """Forget the second half of what was done."""
+    lines = run.directory.ledger_path.read_bytes().splitlines(keepends=True)
+    run.directory.ledger_path.write_bytes(b"".join(lines[: len(lines) // 2]))
+
+
+def test_a_run_names_the_file_of_a_library_and_keeps_what_came_of_it(pooled, tmp_path, capsys, monkeypatch):
+    """Workers and resumed runs read what is kept, and never the library; another file is another network."""
+    run = direct_run(tmp_path)
+    assert command("run", run.yaml, "--no-prefect") == 0
+    shown = capsys.readouterr().out
+    assert "from a program of torch.export (.pt2)" in shown
+    assert "tile against whole" in shown
+    kept = load_checkpoint(run.directory.network_path)
+    assert (kept.sha256, kept.architecture) == (run.plan.model.sha256, run.plan.model.architecture)
+    content = {**run.content, "model": {"checkpoint": str(run.directory.network_path)}}
+    assert difference(Run(run.folder, content, run.network, run.volume)) <= EQUAL
+    assert command("verify", run.yaml) == 0
+    wanted = stored_objects(run.output)
+
+    halve(run)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.planning.network.import_network", refuse)
+        assert command("run", run.yaml, "--no-prefect") == 0
+    assert stored_objects(run.output) == wanted
+
+    halve(run)
+    run.directory.network_path.write_bytes(b"damaged")
+    forget_imports()
+    assert command("run", run.yaml, "--no-prefect") == 0
+    assert stored_objects(run.output) == wanted
+    assert load_checkpoint(run.directory.network_path).sha256 == kept.sha256
+
+    capsys.readouterr()
+    save_program(tmp_path / "net.pt2", randomise(Residual(), seed=1).float())
+    assert command("run", run.yaml, "--no-prefect") == 2
+    assert "model.weights" in capsys.readouterr().err
+    assert stored_objects(run.output) == wanted
+
+
+def refuse(*_, **__):
+    """In place of an import that must not be."""
+    raise AssertionError("imported again")
+
+
+def forget_imports() -> None:
+    """As a new process would."""
+    network._imported.cache_clear()
+
+
+@pytest.mark.network
+def test_a_run_that_goes_from_the_checkpoint_to_the_librarys_file_goes_on(pooled, tmp_path):
+    """They are one network, whichever it is read from; the tiles stay."""
+    run = direct_run(tmp_path)
+    assert command("import", tmp_path / "net.pt2", tmp_path / "net.safetensors") == 0
+    assert command("run", run.yaml, "--no-prefect", "--set", f"model.checkpoint={tmp_path / 'net.safetensors'}") == 0
+    assert not run.directory.network_path.exists()
+    wanted = stored_objects(run.output)
+    halve(run)
+    assert command("run", run.yaml, "--no-prefect") == 0
+    assert stored_objects(run.output) == wanted
+    assert run.directory.network_path.exists()
+
+
+def test_keys_that_do_not_go_with_the_file_are_refused(tmp_path, capsys):
+    """An output that is not there, the padding of a graph, an output of a checkpoint of ours, a class beside a program."""
+    run = direct_run(tmp_path)
+    ours = make_run(tmp_path / "ours", architecture=Architecture(3, 1, 1), shape=(8, 8, 8)).content["model"][
+        "checkpoint"
+    ]
+    for keys, why in {
+        "model.output=1": "gives 1 maps, and output 1 was asked for",
+        "model.padding=valid": "whose graph says 'same'",
+        "model.architecture.class=monai.networks.nets.UNet": "holds its own network",
+        "model.architecture.class=UNet": "expected a package and a class",
+        f"model.checkpoint={ours} model.output=1": "has one output",
+        "model.checkpoint=none.pt2 model.architecture.class=monai.networks.nets.UNet": "no such file",
+    }.items():
+        assert command("plan", run.yaml, *(part for key in keys.split() for part in ("--set", key))) == 2
+        assert why in capsys.readouterr().err
+        assert not run.directory.path.exists()
+
+
+@pytest.mark.network
+def test_a_run_resumes_with_the_same_class_and_without_the_library(pooled, tmp_path, monkeypatch, capsys):
+    """`model.architecture`: built once, when the run is planned."""
+    folder = tmp_path / "installed" / "biapy"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(
+        (Path(__file__).parents[1] / "networks" / "network_cases.py").read_text()
+        + "\nclass Wide(Residual):\n    def __init__(self, double=None):\n        super().__init__()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    run = direct_run(tmp_path, architecture={"class": "biapy.Wide", "arguments": {"double": None}})
+    torch.save(run.network.state_dict(), tmp_path / "net.pt2")
+    assert command("run", run.yaml, "--no-prefect") == 0
+    assert "from a class of biapy, biapy.Wide" in capsys.readouterr().out
+    wanted = stored_objects(run.output)
+    halve(run)
+    forget_imports()
+    monkeypatch.delenv("PYTHONPATH")
+    assert command("run", run.yaml, "--no-prefect") == 0
+    assert stored_objects(run.output) == wanted
+    assert command("plan", run.yaml, "--set", "output.url=" + str(tmp_path / "other.zarr")) == 2
+    assert "'biapy', which is not installed here" in capsys.readouterr().err
 
 
 def test_a_run_of_an_imported_network_resumes_with_the_same_bytes(pooled, tmp_path, capsys):

@@ -42,7 +42,7 @@ KINDS = (Kind("a program of torch.export (.pt2)", is_archive, read_archive),)
 
 def kind_of(path: Path) -> Kind | None:
     """The kind of a file, by its content; None where it is of none, such as a checkpoint of ours."""
-    return next((kind for kind in KINDS if kind.is_one(path)), None)
+    return next((kind for kind in KINDS if kind.is_one(path)), None) if path.exists() else None
 
 
 def import_network(
@@ -69,14 +69,20 @@ def import_network(
                 f"'{path}' is {kind.name}, which holds its own network, and class '{of.name}' was named besides. Leave the class out."
             )
         built = build_network(of, path, trust=trust, output=output)
-        facts = {"class": of.name, "arguments": json_text(of.arguments), "library": built.library, "under": built.under}
+        facts = {
+            "kind": "a class",
+            "class": of.name,
+            "arguments": json_text(of.arguments),
+            "library": built.library,
+            "under": built.under,
+        }
         return checkpoint_of(built.network, source=path.name, facts=facts)
     if kind is None:
         raise ModelError(
             f"'{path}' is no network that can be imported: expected {' or '.join(one.name for one in KINDS)}. A checkpoint of this "
             "UNet needs no import: name it in model.checkpoint. A state dict of another library needs its class: say --class."
         )
-    return checkpoint_of(kind.read(path, output=output), source=path.name)
+    return checkpoint_of(kind.read(path, output=output), source=path.name, facts={"kind": kind.name})
 
 
 def checkpoint_of(network: Network, *, source: str, facts: Mapping[str, str] | None = None) -> Checkpoint:

@@ -1,0 +1,116 @@
+"""The network that a run names: one of ours is read; one of another library is imported, or taken from where its run keeps what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from functools import lru_cache
+from pathlib import Path
+
+from pipeline.config.run import ModelConfig, RunConfig
+from pipeline.core.plan import Model, Plan
+from pipeline.errors import ConfigError, ModelError
+from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
+from pipeline.networks.importing.library import LibraryClass
+from pipeline.networks.importing.network import import_network, kind_of
+from pipeline.outputs.rundir import RunDirectory
+
+log = logging.getLogger("pipeline")
+
+
+def open_network(config: RunConfig, earlier: Plan | None = None) -> Checkpoint:
+    """The network of a run. One that an earlier plan's run keeps is not imported again, where its source is as it was: that needs no library.
+
+    Args:
+        config: The run.
+        earlier: Its plan, where there is one.
+
+    Raises:
+        ModelError: It cannot be read or imported, or is none that can be exact.
+    """
+    digest = source_digest(config.model)
+    if digest and earlier is not None and earlier.model.source == digest:
+        kept = kept_network(RunDirectory(config.output.url), earlier.model)
+        if kept is not None:
+            return kept
+    return named_network(config.model)
+
+
+def named_network(model: ModelConfig) -> Checkpoint:
+    """The network that a model's keys name, imported where it is another library's.
+
+    Raises:
+        ModelError, ConfigError: As of `open_network`.
+    """
+    if not is_imported(model):
+        if model.output:
+            raise ConfigError(
+                f"model.output is {model.output}, but checkpoint '{model.checkpoint}' has one output. Leave model.output out: it is "
+                "for networks that are imported, and of several outputs."
+            )
+        return load_checkpoint(model.checkpoint, padding=model.padding)
+    arguments = json.dumps(model.architecture.arguments) if model.architecture else ""
+    name = model.architecture.class_ if model.architecture else ""
+    checkpoint = _imported(
+        Path(model.checkpoint), name, arguments, model.output, _state(Path(model.checkpoint)), trust=model.trust
+    )
+    if model.padding not in (None, checkpoint.architecture.padding):
+        raise ModelError(
+            f"model.padding is '{model.padding}', but '{model.checkpoint}' is an imported network, whose graph says "
+            f"'{checkpoint.architecture.padding}'. Leave model.padding out."
+        )
+    return checkpoint
+
+
+def is_imported(model: ModelConfig) -> bool:
+    """Whether a model is another library's, by its keys and the content of its file; a checkpoint that holds a graph is ours."""
+    return model.architecture is not None or kind_of(Path(model.checkpoint)) is not None
+
+
+def source_digest(model: ModelConfig) -> str:
+    """Digest of all that an import depends on: the file, the class, its arguments, the output; empty where nothing is imported."""
+    if not is_imported(model):
+        return ""
+    path = Path(model.checkpoint)
+    if not path.is_file():
+        raise ModelError(f"Network '{path}' was asked for, but there is no such file. Check model.checkpoint.")
+    of = model.architecture.model_dump(mode="json") if model.architecture else None
+    asked = json.dumps([_file_digest(path, _state(path)), of, model.output], sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()
+
+
+def kept_network(directory: RunDirectory, model: Model) -> Checkpoint | None:
+    """What came of an import, where a run keeps it and it is what its plan says; None where it is lost, damaged, or another's."""
+    path = directory.network_path
+    if not path.is_file():
+        return None
+    try:
+        kept = load_checkpoint(path)
+    except ModelError as error:
+        log.warning("'%s' is passed over, and made again: %s", path, error)
+        return None
+    return kept if (kept.sha256, kept.architecture) == (model.sha256, model.architecture) else None
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes with a file's content."""
+    if not path.is_file():
+        return ()
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@lru_cache(maxsize=1)
+def _file_digest(path: Path, _: tuple[int, ...]) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=1)  # the runs of a dataset have one network, and a plan asks twice
+def _imported(path: Path, name: str, arguments: str, output: int, state: tuple[int, ...], *, trust: bool) -> Checkpoint:
+    of = LibraryClass(name, json.loads(arguments)) if name else None
+    checkpoint = import_network(path, output=output, of=of, trust=trust)
+    if _state(path) != state:
+        raise ModelError(f"'{path}' changed while it was imported. Run again when it is done.")
+    return checkpoint
