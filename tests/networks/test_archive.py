@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.networks.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.networks.importing.archive import is_archive, read_archive
 from pipeline.networks.importing.exported import graph_of
 from pipeline.networks.importing.network import import_network
+from pipeline.networks.importing.proof import prove
 from tests.networks.network_cases import NETWORKS, Residual, exported, randomise, save_program
 
 
@@ -68,6 +71,27 @@ def test_extents_that_were_exported_as_symbols_are_those_of_the_example(tmp_path
     saved = torch.export.export(network, (torch.zeros(shape),), dynamic_shapes={"x": dims}, strict=False)
     torch.export.save(saved, tmp_path / "net.pt2")
     assert read_archive(tmp_path / "net.pt2").graph == graph_of(exported(network)).graph
+
+
+class Typed(nn.Module):
+    """Asks for types by name: of a kernel that is no parameter, and of what a soft-max gives."""
+
+    shape = (1, 1, 12, 12)
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = torch.arange(18).view(2, 1, 3, 3)
+
+    def forward(self, x):
+        return F.conv2d(x, self.kernel.to(torch.float32) / 100, padding=1).softmax(1, dtype=torch.float32)
+
+
+def test_types_that_are_asked_for_are_real_or_not(tmp_path):
+    """Whole numbers become real ones where the network says so; which real ones is said by the image."""
+    path = save_program(tmp_path / "net.pt2", Typed())
+    read = read_archive(path)
+    assert read.graph == graph_of(exported(Typed().float())).graph
+    assert prove(read).graph < 1e-12
 
 
 # --- hostile files --------------------------------------------------------------------------------------------------------

@@ -208,7 +208,9 @@ def _argument(call: str, arg: Mapping[str, Any]) -> Any:
         return int(value["as_int"])
     if kind == "as_sym_ints" and all("as_int" in one for one in value):
         return [int(one["as_int"]) for one in value]
-    if kind in ("as_scalar_type", "as_layout", "as_memory_format", "as_device"):
+    if kind == "as_scalar_type":
+        return DTYPES.get(value)
+    if kind in ("as_layout", "as_memory_format", "as_device"):
         return None  # of copies, which change no value here
     raise ModelError(f"its call '{call}' is given a {kind.removeprefix('as_')}, which has no rule here.")
 

@@ -211,7 +211,7 @@ class Program:
             arguments = _pytree.tree_map(
                 partial(_looked_up, known), dict(call.arguments), is_leaf=lambda leaf: isinstance(leaf, Name)
             )
-            result = _as_it_was(call, arguments)
+            result = _as_it_was(call, arguments, image.dtype)
             several = isinstance(result, (tuple, list)) and len(call.shapes) > 1
             known |= dict(zip(call.shapes, result, strict=False)) if several else {call.name: result}
             for name in {leaf.name for leaf in _names(call)} - {self.output}:
@@ -225,11 +225,24 @@ def _names(call: Call) -> list[Name]:
     return [leaf for leaf in _leaves(dict(call.arguments)) if isinstance(leaf, Name)]
 
 
-def _as_it_was(call: Call, arguments: Mapping[str, Any]) -> Any:
+def _as_it_was(call: Call, arguments: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """A call, but for the type of values, which is the image's: changes of type are copies, and nothing is asserted."""
+    if call.word.startswith("_assert"):
+        return None
+    given = {key: _real(value, dtype) for key, value in arguments.items()}
     if call.word in COPIES:
-        return next(iter(arguments.values())).clone()
-    return None if call.word.startswith("_assert") else _done(call.target, arguments)
+        copy: Tensor = next(iter(given.values())).clone()
+        return copy.to(dtype) if given.get("dtype") == dtype else copy
+    return _done(call.target, given)
+
+
+def _real(value: Any, dtype: torch.dtype) -> Any:
+    """An argument; where it asks for a type of real numbers, for that of the image."""
+    return dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+
+def _precise(value: Any) -> Any:
+    return _typed(value, torch.float64) if isinstance(value, Tensor) else _real(value, torch.float64)
 
 
 def _looked_up(known: Mapping[str, Any], leaf: Any) -> Any:
@@ -471,8 +484,8 @@ def _of_weights(call: _Call, given: Call) -> Any:
         call.call == "arange" and any(abs(end) > MOST_VALUES * abs(call.arguments.get("step", 1)) for end in ends)
     ):
         raise _refused(call, f"it asks for more than {MOST_VALUES:,} values of no image")
-    with torch.no_grad():
-        return _done(given.target, call.arguments)
+    with torch.no_grad():  # in float64, as it is proven
+        return _done(given.target, _pytree.tree_map(_precise, call.arguments))
 
 
 def _check_whole(graph: Graph, extents: Sequence[int]) -> None:
