@@ -15,7 +15,10 @@ from pipeline.errors import ConfigError
 
 def import_network(
     source: Annotated[
-        str, Parameter(help="A program of torch.export.save (.pt2); with --class, its state dict (.pth, .safetensors).")
+        str,
+        Parameter(
+            help="A program of torch.export.save (.pt2) or an ONNX model; with --class, its state dict (.pth, .safetensors)."
+        ),
     ],
     target: Annotated[str, Parameter(help="Checkpoint to write (.safetensors), for model.checkpoint.")],
     *,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -126,6 +126,10 @@ FUNCTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "exp": ("exp", ()),
     "neg": ("neg", ()),
     "abs": ("abs", ()),
+    "sqrt": ("sqrt", ()),
+    "erf": ("erf", ()),
+    "log": ("log", ()),
+    "reciprocal": ("reciprocal", ()),
 }
 """By call: the activation, and which of its arguments are its values."""
 
@@ -264,6 +268,17 @@ def _done(target: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     return target(*(arguments[name] for name in given), **named)
 
 
+class Origin(Protocol):
+    """What a network's file means, run by whoever defined its format."""
+
+    @property
+    def image(self) -> tuple[str, tuple[int, ...]]:
+        """Name and shape of its input."""
+
+    def run(self, image: Tensor) -> Tensor:
+        """What it gives for an image of that shape, float64."""
+
+
 @dataclass(frozen=True)
 class Network:
     """A network that was imported.
@@ -273,12 +288,14 @@ class Network:
         weights: By node: kernel and bias of a convolution; factor and summand of an affine map; slope of a PReLU.
         ndim: Spatial axes that it has, 2 or 3.
         program: What it was imported from.
+        origin: What the file itself means, by somebody else's arithmetic; None where that is the program.
     """
 
     graph: Graph
     weights: dict[str, tuple[Tensor, ...]]
     ndim: int
     program: Program
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)

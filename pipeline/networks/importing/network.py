@@ -14,6 +14,7 @@ from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.importing.archive import is_archive, read_archive
 from pipeline.networks.importing.library import LibraryClass, build_network
 from pipeline.networks.importing.lowering import Network
+from pipeline.networks.importing.onnx import is_onnx, read_onnx
 from pipeline.networks.importing.proof import prove
 
 
@@ -36,7 +37,10 @@ class Kind:
     read: _Reader
 
 
-KINDS = (Kind("a program of torch.export (.pt2)", is_archive, read_archive),)
+KINDS = (
+    Kind("a program of torch.export (.pt2)", is_archive, read_archive),
+    Kind("a model of ONNX", is_onnx, read_onnx),
+)
 """In the order in which a file is tried."""
 
 

@@ -16,7 +16,7 @@ from pipeline.core.network.need import Needs, needs
 from pipeline.core.network.receptive import lost_margin, receptive_radius
 from pipeline.errors import ModelError
 from pipeline.networks.evaluate import Weights, evaluate
-from pipeline.networks.importing.lowering import Network
+from pipeline.networks.importing.lowering import Network, Origin
 
 EQUAL = 1e-9
 """Of the output's range: far above what rounding makes of sums in float64, far below what a wrong rule gives."""
@@ -31,15 +31,19 @@ class Proof:
         tile: A block with its halo and the whole; None where the program's image is too small for one.
         short: The same, with one stride less of halo.
         is_local: Whether a tile can be compared at all.
+        origin: The graph and the operators of the file's own format, over an image of few voxels; None where the program is those.
     """
 
     graph: float
     tile: float | None = None
     short: float | None = None
     is_local: bool = True
+    origin: float | None = None
 
     def __str__(self) -> str:
         shown = f"graph against program {self.graph:.1e} of the range"
+        if self.origin is not None:
+            shown += f", against the file's own operators {self.origin:.1e}"
         if not self.is_local:
             return f"{shown}; it looks at its whole input, so no tile is compared"
         if self.tile is None:
@@ -55,32 +59,45 @@ def prove(network: Network) -> Proof:
         ModelError: They differ by more than rounding.
     """
     graph = network.graph
-    image = torch.rand(network.program.image[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    image = image[:1]
     weights = {name: tuple(w.double() for w in tensors) for name, tensors in network.weights.items()}
     with torch.inference_mode():
-        try:
-            expected = _solid(network.program.run(image), network.ndim)
-        except (RuntimeError, ValueError, TypeError) as error:  # torch's, of sizes that do not fit, or too large
-            raise ModelError(
-                f"The network cannot be run as it was exported ({type(error).__name__}: {error}). Export it again."
-            ) from error
-        window, shape = _solid(image, network.ndim), triple(_solid(image, network.ndim).shape[2:])
-        whole = _whole(graph, weights, window)
-        if whole.shape != expected.shape:
-            raise ModelError(
-                f"The network gives {tuple(expected.shape[1:])} values (channels, z, y, x) for an image of {shape} voxels, and its graph "
-                f"{tuple(whole.shape[1:])}. This is a defect of Halotile: please report it."
-            )
-        extent = float(expected.max() - expected.min()) or 1.0
+        window, whole, extent, difference = _against(network, weights, network.program)
         tiles = _tiles(graph, weights, window, whole, extent) if graph.is_local else (None, None)
-        proof = Proof(float((whole - expected).abs().max()) / extent, *tiles, graph.is_local)
-    if not max(proof.graph, proof.tile or 0.0) <= EQUAL:
+        origin = _against(network, weights, network.origin)[3] if network.origin else None
+        proof = Proof(difference, *tiles, graph.is_local, origin)
+    if not max(proof.graph, proof.tile or 0.0, proof.origin or 0.0) <= EQUAL:
         raise ModelError(
             f"The imported graph does not compute what the network does ({proof}; {EQUAL:g} is allowed). A rule of an operation is wrong: "
             "please report it, with the network."
         )
     return proof
+
+
+def _against(network: Network, weights: Weights, run: Origin) -> tuple[Tensor, Tensor, float, float]:
+    """An image of noise, what the graph gives for it, the range of that, and as a share of it how far that is from what it should be."""
+    image = torch.rand(run.image[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))[:1]
+    try:
+        expected = _solid(run.run(image), network.ndim)
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+    ) as error:  # of sizes that do not fit, or too large
+        raise ModelError(
+            f"The network cannot be run as it was exported ({type(error).__name__}: {error}). Export it again."
+        ) from error
+    window, shape = _solid(image, network.ndim), triple(_solid(image, network.ndim).shape[2:])
+    whole = _whole(network.graph, weights, window)
+    if whole.shape != expected.shape:
+        raise ModelError(
+            f"The network gives {tuple(expected.shape[1:])} values (channels, z, y, x) for an image of {shape} voxels, and its graph "
+            f"{tuple(whole.shape[1:])}. This is a defect of Halotile: please report it."
+        )
+    extent = float(expected.max() - expected.min()) or 1.0
+    return window, whole, extent, float((whole - expected).abs().max()) / extent
 
 
 def _solid(image: Tensor, ndim: int) -> Tensor:
