@@ -8,16 +8,18 @@ Shape suffixes: 1 C Z Y X. A 2D network has kernels of one slice, and slices are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import partial, reduce
+from itertools import accumulate, pairwise, product
+from math import gcd
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.core.geometry.box import Box, per_axis, triple
+from pipeline.core.geometry.box import Box, Span, Triple, triple
 from pipeline.core.network.graph import Graph, Node
 from pipeline.core.network.need import Needs
 from pipeline.core.network.operations import (
@@ -51,7 +53,7 @@ def placed(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> 
     return {name: tuple(w.to(device, dtype) for w in tensors) for name, tensors in checkpoint.weights.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Voxels that a node wrote.
 
@@ -67,6 +69,8 @@ class Piece:
 
     def part(self, wanted: Box) -> Tensor:
         """Those of a box inside; one value along an axis where it is the same for all."""
+        if wanted == self.box:
+            return self.values
         inside = zip(wanted.within(self.box), self.shrunk, strict=True)
         return self.values[(slice(None), slice(None), *(slice(None) if same else span for span, same in inside))]
 
@@ -75,14 +79,15 @@ class Piece:
         inside = wanted.clipped(self.box)
         if inside == wanted:
             return self.part(wanted)
-        if not inside.voxels or min(inside.shape) < 0:
-            return self.values.new_full((*self.values.shape[:2], *wanted.shape), filling)
-        sides = [
-            n
-            for a, b, c, d in reversed(list(zip(wanted.start, inside.start, inside.stop, wanted.stop, strict=True)))
-            for n in (b - a, d - c)
-        ]
-        return F.pad(self.part(inside), sides, value=filling)
+        values = blank(self.values, self.values.shape[1], wanted.shape).fill_(filling)
+        if min(inside.shape) > 0:
+            values[(slice(None), slice(None), *inside.within(wanted))] = self.part(inside)
+        return values
+
+
+def blank(like: Tensor, channels: int, shape: Triple) -> Tensor:
+    """Memory, 1 C Z Y X, of the dtype and on the device of another; channels last, as convolutions want it."""
+    return like.new_empty((1, *shape, channels)).movedim(-1, 1)
 
 
 def evaluate(graph: Graph, weights: Weights, window: Tensor, axes: tuple[Needs, Needs, Needs]) -> Tensor:
@@ -98,55 +103,103 @@ def evaluate(graph: Graph, weights: Weights, window: Tensor, axes: tuple[Needs, 
         The core, 1 C Z Y X.
     """
     pieces = {graph.input.name: Piece(window, Box.of_spans(axis.input for axis in axes))}
+    own: set[str] = set()
     last = {name: node.name for node in graph.nodes for name in node.inputs}
     for node in graph.nodes[1:]:
-        wanted = Box.of_spans(axis.writes[node.name] for axis in axes)
+        step = step_of(node, weights.get(node.name, ()), axes)
         given = [pieces[name] for name in node.inputs]
-        step = _Step(node, weights.get(node.name, ()), wanted, axes)
+        first = node.inputs[0]
+        step.spare = first in own and graph.readers(first) == (node,)
         shrunk = triple(graph.is_shrunk(axis, node.name) for axis in range(3))
-        pieces[node.name] = Piece(STEPS[type(node.operation)](step, given), wanted, shrunk)
+        pieces[node.name] = Piece(STEPS[type(node.operation)](step, given), step.wanted, shrunk)
+        if step.is_fresh:
+            own.add(node.name)
         for name in node.inputs:
             if last[name] == node.name:
                 pieces.pop(name, None)
     return pieces[graph.output.name].values
 
 
-@dataclass(frozen=True)
-class _Step:
+@dataclass(slots=True)
+class Step:
     """One node's turn.
 
     Args:
         node: Whose.
         weights: Its own.
         wanted: What is kept of it.
-        axes: What the core needs.
+        frame: What it reads, beyond the ends too.
+        ends: Where what it reads first ends, along z, y, x; None: nowhere.
+        target: Where it is wanted, 1 C Z Y X; None: in memory of its own.
+        spare: Whether what it reads first may be written over.
     """
 
     node: Node
     weights: tuple[Tensor, ...]
     wanted: Box
-    axes: tuple[Needs, Needs, Needs]
+    frame: Box
+    ends: tuple[Span | None, Span | None, Span | None]
+    target: Tensor | None = None
+    spare: bool = False
 
     @property
     def operation(self) -> Any:
         return self.node.operation
 
     @property
-    def frame(self) -> Box:
-        """What it reads, beyond the ends too."""
-        return Box.of_spans(axis.frame(self.node) for axis in self.axes)
+    def is_view(self) -> bool:
+        """Whether what it gives may be memory of what it reads."""
+        folded = isinstance(self.operation, Affine) and not self.weights
+        return self.target is None and (folded or isinstance(self.operation, _VIEWS))
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether what it gives is memory that nothing else has."""
+        return self.spare if self.is_view else self.target is None
+
+    def put(self, values: Tensor) -> Tensor:
+        """Values where they are wanted."""
+        return values if self.target is None else self.target.copy_(values)
+
+    def room(self, given: Sequence[Piece]) -> Tensor:
+        """Memory for what it gives, of the kind that is given to it."""
+        if self.target is not None:
+            return self.target
+        return blank(given[0].values, self.node.channels, self.wanted.shape)
 
 
-def _convolution(step: _Step, given: Sequence[Piece]) -> Tensor:
+def step_of(node: Node, weights: tuple[Tensor, ...], axes: tuple[Needs, Needs, Needs]) -> Step:
+    """All that a core needs of a node, at once."""
+    wanted = Box.of_spans(axis.writes[node.name] for axis in axes)
+    frame = wanted if node.operation.is_whole else Box.of_spans(axis.frame(node) for axis in axes)
+    return Step(node, weights, wanted, frame, triple(axis.ends[node.inputs[0]] if axis.ends else None for axis in axes))
+
+
+def _convolution(step: Step, given: Sequence[Piece]) -> Tensor:
     operation: Convolution = step.operation
     kernel, bias = (*step.weights, None)[:2]
-    x = given[0].framed(step.frame)
     if kernel is None:
         raise ValueError(f"Node '{step.node.name}' has no kernel.")
-    if kernel.ndim == 4:
-        planes = F.conv2d(_planes(x), kernel, bias, operation.stride[1:], 0, operation.dilation[1:], operation.groups)
-        return _slices(planes)
-    return F.conv3d(x, kernel, bias, operation.stride, 0, operation.dilation, operation.groups)
+    x = given[0].framed(step.frame)
+    return step.put(_convolved(x, kernel, bias, operation.stride, operation.dilation, operation.groups))
+
+
+def _convolved(
+    x: Tensor, kernel: Tensor, bias: Tensor | None, stride: Triple, dilation: Triple = (1, 1, 1), groups: int = 1
+) -> Tensor:
+    """A convolution without padding, 1 C Z Y X: a matrix product where it has one tap."""
+    if groups == 1 and kernel[0, 0].numel() == 1:
+        z, y, x_ = stride
+        return F.linear(x[:, :, ::z, ::y, ::x_].movedim(1, -1), kernel.flatten(1), bias).movedim(-1, 1)
+    planar = kernel.ndim == 4
+    values = _planes(x) if planar else x
+    ndim = kernel.ndim - 2
+    steps, spread = stride[-ndim:], dilation[-ndim:]
+    if kernel.device.type == "cpu" and kernel.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        values = torch.mkldnn_convolution(values, kernel, bias, [0] * ndim, steps, spread, groups)
+    else:
+        values = (F.conv2d if planar else F.conv3d)(values, kernel, bias, steps, 0, spread, groups)
+    return _slices(values) if planar else values
 
 
 def _planes(x: Tensor) -> Tensor:
@@ -159,101 +212,186 @@ def _slices(planes: Tensor) -> Tensor:
     return planes.transpose(0, 1)[None]
 
 
-def _pool(step: _Step, given: Sequence[Piece]) -> Tensor:
+def _pool(step: Step, given: Sequence[Piece]) -> Tensor:
     operation: Pool = step.operation
-    largest = isinstance(operation, MaxPool)
-    x = given[0].framed(step.frame, float("-inf") if largest else 0.0)
-    if largest:
-        return F.max_pool3d(x, operation.taps, operation.factor, 0, operation.dilation)
-    return F.avg_pool3d(x, operation.taps, operation.factor)
+    if not isinstance(operation, MaxPool):
+        return step.put(F.avg_pool3d(given[0].framed(step.frame), operation.taps, operation.factor))
+    x = given[0].framed(step.frame, float("-inf"))
+    for axis, count in enumerate(step.wanted.shape):
+        taps, factor, apart = operation.taps[axis], operation.factor[axis], operation.dilation[axis]
+        if taps > 1 or factor > 1:
+            firsts = range(0, apart * taps, apart)
+            x = reduce(torch.maximum, [_along(axis, x, slice(a, a + (count - 1) * factor + 1, factor)) for a in firsts])
+    return step.put(x)
 
 
-def _transposed(step: _Step, given: Sequence[Piece]) -> Tensor:
+def _along(axis: int, x: Tensor, part: slice) -> Tensor:
+    """Part of values along z, y or x."""
+    return x[(slice(None),) * (2 + axis) + (part,)]
+
+
+def _transposed(step: Step, given: Sequence[Piece]) -> Tensor:
+    """Voxels that lie alike in their groups are a convolution of their own: none is computed that is not wanted."""
     operation: TransposedConvolution = step.operation
     kernel, bias = (*step.weights, None)[:2]
-    frame = step.frame
     if kernel is None:
         raise ValueError(f"Node '{step.node.name}' has no kernel.")
-    if min(frame.shape) < 1:  # no tap falls on any
-        empty = given[0].values.new_zeros((1, step.node.channels, *step.wanted.shape))
-        return empty if bias is None else empty + bias.view(1, -1, 1, 1, 1)
-    x = given[0].framed(frame)
-    if kernel.ndim == 4:
-        _, *stride = operation.factor
-        planes = F.conv_transpose2d(_planes(x), kernel, None, stride, 0, 0, operation.groups, operation.dilation[1:])
-        whole = _slices(planes)
-    else:
-        whole = F.conv_transpose3d(x, kernel, None, operation.factor, 0, 0, operation.groups, operation.dilation)
-    start = per_axis(
-        lambda factor, first, phase: factor * first + phase, operation.factor, frame.start, operation.phase
-    )
-    values = Piece(whole, Box.of_shape(triple(whole.shape[2:])).moved(start)).framed(step.wanted)
-    return values if bias is None else values + bias.view(1, -1, 1, 1, 1)
+    kernel = kernel[:, :, None] if kernel.ndim == 4 else kernel
+    values = step.room(given)
+    spans = map(Span, step.wanted.start, step.wanted.stop)
+    for kinds in product(*(_alike(operation, axis, span) for axis, span in enumerate(spans))):
+        place = values[(slice(None), slice(None), *(kind.there for kind in kinds))]
+        taps = [range(kind.tap, operation.taps[axis], kind.step) for axis, kind in enumerate(kinds)]
+        if not all(taps):
+            place.copy_(place.new_zeros(()) if bias is None else bias.view(1, -1, 1, 1, 1))
+            continue
+        part = kernel[(slice(None), slice(None), *(slice(t.start, t.stop, t.step) for t in taps))]
+        spread = triple(kind.spread for kind in kinds)
+        read = Box.of_spans(
+            (kind.first - kind.spread * (len(t) - 1), kind.first + kind.times)
+            for kind, t in zip(kinds, taps, strict=True)
+        )
+        x = given[0].framed(read)
+        place.copy_(_convolved(x, _turned(part, operation.groups), bias, (1, 1, 1), spread, operation.groups))
+    return values
 
 
-def _resized(step: _Step, given: Sequence[Piece]) -> Tensor:
+class _Alike(NamedTuple):
+    """Voxels of a transposed convolution, along an axis, on which the same taps fall.
+
+    Args:
+        there: Which, of those that are wanted.
+        times: How many.
+        tap: The first that falls on them.
+        step: From that to the next.
+        first: Voxel that the first tap of the first of them reads; the next tap reads one that is `spread` before.
+        spread: Voxels from one that is read to the next.
+    """
+
+    there: slice
+    times: int
+    tap: int
+    step: int
+    first: int
+    spread: int
+
+
+def _alike(operation: TransposedConvolution, axis: int, wanted: Span) -> Iterator[_Alike]:
+    """All kinds of voxels of a span."""
+    factor, phase, dilation = operation.factor[axis], operation.phase[axis], operation.dilation[axis]
+    common = gcd(factor, dilation)
+    step = factor // common
+    for number, voxel in enumerate(range(wanted.start, min(wanted.start + factor, wanted.stop))):
+        fitting = (t for t in range(step) if (voxel - phase - dilation * t) % factor == 0)
+        tap = next(fitting, operation.taps[axis])
+        first = (voxel - phase - dilation * tap) // factor
+        times = len(range(voxel, wanted.stop, factor))
+        yield _Alike(slice(number, None, factor), times, tap, step, first, dilation // common)
+
+
+def _turned(kernel: Tensor, groups: int) -> Tensor:
+    """The kernel of a transposed convolution, (in, out / groups, z, y, x), as that of a convolution, (out, in / groups, z, y, x)."""
+    count, _, *taps = kernel.shape
+    grouped = kernel.unflatten(0, (groups, count // groups)).transpose(1, 2)
+    turned: Tensor = grouped.reshape(-1, count // groups, *taps).flip(2, 3, 4)
+    return turned
+
+
+def _resized(step: Step, given: Sequence[Piece]) -> Tensor:
     operation: Resize = step.operation
     x, box = given[0].values, given[0].box
+    if operation.mode == "nearest":
+        return _repeated(step, given)
     for axis, factor in enumerate(operation.factor):
         wanted = torch.arange(step.wanted.start[axis], step.wanted.stop[axis], device=x.device)
         start, stop = box.start[axis], box.stop[axis]
-        if operation.mode == "nearest" or factor == 1:
-            x = x.index_select(2 + axis, torch.div(wanted, factor, rounding_mode="floor") - start)
+        if factor == 1:
+            x = _along(axis, x, slice(step.wanted.start[axis] - start, step.wanted.stop[axis] - start))
             continue
         place = 2 * wanted + 1 - factor  # of the source, in 1 / (2 factor) voxels
         below = torch.div(place, 2 * factor, rounding_mode="floor")
         share = ((place - 2 * factor * below).to(x.dtype) / (2 * factor)).view(
             *(1,) * (2 + axis), -1, *(1,) * (2 - axis)
         )
-        low, high = (x.index_select(2 + axis, i.clamp(start, stop - 1) - start) for i in (below, below + 1))
+        low, high = (_picked(axis, x, i.clamp(start, stop - 1) - start) for i in (below, below + 1))
         x = low * (1 - share) + high * share
-    return x
+    return step.put(x)
 
 
-def _padded(step: _Step, given: Sequence[Piece]) -> Tensor:
+def _picked(axis: int, x: Tensor, index: Tensor) -> Tensor:
+    """Voxels along z, y or x; channels last."""
+    return x.movedim(1, -1).index_select(1 + axis, index).movedim(-1, 1)
+
+
+def _repeated(step: Step, given: Sequence[Piece]) -> Tensor:
+    """Each voxel as often as the factor says: those that lie alike in their groups, at once."""
+    values, (x, box) = step.room(given), (given[0].values, given[0].box)
+    sides = []
+    for axis, factor in enumerate(step.operation.factor):
+        start, stop = step.wanted.start[axis], step.wanted.stop[axis]
+        firsts = ((n, (start + n) // factor - box.start[axis]) for n in range(min(factor, stop - start)))
+        sides.append([(slice(n, None, factor), slice(a, a + len(range(start + n, stop, factor)))) for n, a in firsts])
+    for kinds in product(*sides):
+        there, here = zip(*kinds, strict=True)
+        values[(slice(None), slice(None), *there)] = x[(slice(None), slice(None), *here)]
+    return values
+
+
+def _padded(step: Step, given: Sequence[Piece]) -> Tensor:
     operation: Pad = step.operation
     if operation.mode == "zero":
-        return given[0].framed(step.frame)
+        return step.put(given[0].framed(step.frame))
     x, box = given[0].values, given[0].box
-    ends = [axis.ends[step.node.inputs[0]] if axis.ends else None for axis in step.axes]
-    for axis, span in enumerate(ends):
+    for axis, span in enumerate(step.ends):
         index = torch.arange(step.frame.start[axis], step.frame.stop[axis], device=x.device)
         if span and operation.mode == "replicate":
             index = index.clamp(span.start, span.stop - 1)
         elif span:
             index = torch.where(index < span.start, 2 * span.start - index, index)
             index = torch.where(index >= span.stop, 2 * (span.stop - 1) - index, index)
-        x = x.index_select(2 + axis, index - box.start[axis])
-    return x
+        x = _picked(axis, x, index - box.start[axis])
+    return step.put(x)
 
 
-def _moved(step: _Step, given: Sequence[Piece]) -> Tensor:
-    return given[0].part(step.frame)
+def _moved(step: Step, given: Sequence[Piece]) -> Tensor:
+    return step.put(given[0].part(step.frame))
 
 
-def _activated(step: _Step, given: Sequence[Piece]) -> Tensor:
+def _activated(step: Step, given: Sequence[Piece]) -> Tensor:
     operation: Activation = step.operation
     x = given[0].part(step.wanted)
+    there = x if step.target is None and step.spare else step.target
+    if operation.function == "relu":
+        return torch.clamp_min(x, 0, out=there)
+    if operation.function == "leaky_relu":
+        if there is None:
+            there = torch.empty_like(x)
+        torch.ops.aten.leaky_relu.out(x, *operation.values, out=there)
+        return there
     if operation.function in ("softmax", "log_softmax"):
-        return FUNCTIONS[operation.function](x, dim=1)
-    return FUNCTIONS[operation.function](x, *step.weights, *operation.values)
+        return step.put(FUNCTIONS[operation.function](x, dim=1))
+    return step.put(FUNCTIONS[operation.function](x, *step.weights, *operation.values))
 
 
-def _scaled(step: _Step, given: Sequence[Piece]) -> Tensor:
+def _scaled(step: Step, given: Sequence[Piece]) -> Tensor:
+    """A map that is folded into the convolution before it has no weights left."""
+    x = given[0].part(step.wanted)
+    if not step.weights:
+        return step.put(x)
     factor, summand = (w.view(1, -1, 1, 1, 1) for w in step.weights)
-    return given[0].part(step.wanted) * factor + summand
+    return torch.mul(x, factor, out=x if step.target is None and step.spare else step.target).add_(summand)
 
 
-def _sliced(step: _Step, given: Sequence[Piece]) -> Tensor:
-    return given[0].part(step.wanted)[:, step.operation.start : step.operation.stop]
+def _sliced(step: Step, given: Sequence[Piece]) -> Tensor:
+    return step.put(given[0].part(step.wanted)[:, step.operation.start : step.operation.stop])
 
 
-def _constant(step: _Step, given: Sequence[Piece]) -> Tensor:
+def _constant(step: Step, given: Sequence[Piece]) -> Tensor:
     (value,) = step.weights
-    return value.to(given[0].values).view(1, -1, 1, 1, 1).expand(1, -1, *step.wanted.shape)
+    return step.room(given).copy_(value.view(1, -1, 1, 1, 1))
 
 
-def _normed(step: _Step, given: Sequence[Piece]) -> Tensor:
+def _normed(step: Step, given: Sequence[Piece]) -> Tensor:
     """By the statistics of all that is there, which is a whole map in one pass, and a window's own otherwise."""
     operation: WholeNorm = step.operation
     x, box = given[0].values, given[0].box
@@ -262,24 +400,35 @@ def _normed(step: _Step, given: Sequence[Piece]) -> Tensor:
         x = _slices(F.group_norm(_planes(x), operation.groups, weight, bias, operation.epsilon))
     else:
         x = F.group_norm(x, operation.groups, weight, bias, operation.epsilon)
-    return Piece(x, box, given[0].shrunk).part(step.wanted)
+    return step.put(Piece(x, box, given[0].shrunk).part(step.wanted))
 
 
-def _whole(step: _Step, given: Sequence[Piece]) -> Tensor:
+def _whole(step: Step, given: Sequence[Piece]) -> Tensor:
     operation: GlobalPool = step.operation
     axes = (3, 4) if operation.planar else (2, 3, 4)
     x = given[0].values
     return x.mean(axes, keepdim=True) if operation.kind == "mean" else x.amax(axes, keepdim=True)
 
 
-def _joined(step: _Step, given: Sequence[Piece]) -> Tensor:
-    return torch.cat([piece.part(step.wanted).expand(-1, -1, *step.wanted.shape) for piece in given], 1)
+def _joined(step: Step, given: Sequence[Piece]) -> Tensor:
+    values = step.room(given)
+    stops = accumulate((piece.values.shape[1] for piece in given), initial=0)
+    for piece, (a, b) in zip(given, pairwise(stops), strict=True):
+        part, place = piece.part(step.wanted), values[:, a:b]
+        if part.data_ptr() != place.data_ptr():  # else it was written there
+            place.copy_(part)
+    return values
 
 
-def _combined(step: _Step, given: Sequence[Piece]) -> Tensor:
+def _combined(step: Step, given: Sequence[Piece]) -> Tensor:
     first, *others = (piece.part(step.wanted) for piece in given)
-    for other in others:
-        first = getattr(torch, step.operation.function)(first, other)
+    there, spare = step.target, step.spare
+    for number, other in enumerate(others):
+        fits = first.shape[1:] == (step.node.channels, *step.wanted.shape)
+        last = number == len(others) - 1
+        out = there if last and there is not None else (first if spare and fits else None)
+        first = getattr(torch, step.operation.function)(first, other, out=out)
+        spare = True
     return first
 
 
@@ -313,7 +462,10 @@ FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
 }
 """Of an activation, by name."""
 
-STEPS: Mapping[type[Operation], Callable[[_Step, Sequence[Piece]], Tensor]] = {
+_VIEWS = (Shift, Crop, ChannelSlice, Pad, MaxPool, Resize)
+"""Operations whose output may lie where their input does: a pool of one voxel, padding that is not reached."""
+
+STEPS: Mapping[type[Operation], Callable[[Step, Sequence[Piece]], Tensor]] = {
     Convolution: _convolution,
     MaxPool: _pool,
     AveragePool: _pool,

@@ -19,7 +19,7 @@ Executor = Callable[[Schedule, Iterable[Tensor]], Iterator[tuple[Span, Tensor]]]
 
 def executor_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Executor:
     """The executor of a network: the sweep where it has a step for each of its operations, else one window."""
-    if checkpoint.architecture.graph.is_streamed:
+    if checkpoint.architecture.graph.is_swept:
         return _swept(checkpoint, device, dtype)
     return _windowed(checkpoint, device, dtype)
 

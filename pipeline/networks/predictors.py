@@ -25,6 +25,6 @@ def predictor_of(checkpoint: Checkpoint, plan: Plan, earlier: AnyPredictor | Non
     """
     if plan.mean:
         return MeanPredictor(checkpoint, plan, earlier=earlier if isinstance(earlier, MeanPredictor) else None)
-    if plan.model.architecture.graph.is_streamed:
+    if plan.model.architecture.graph.is_swept:
         return UNetPredictor(checkpoint, plan, earlier=earlier if isinstance(earlier, UNetPredictor) else None)
     return WindowPredictor(checkpoint, plan, earlier=earlier if isinstance(earlier, WindowPredictor) else None)

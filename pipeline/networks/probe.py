@@ -46,7 +46,7 @@ def predicted(
     shape = triple(array.shape[1:])
     core = per_axis(round_up, (shape[0], min(shape[1], COLUMN), min(shape[2], COLUMN)), graph.stride)
     tiles = Stream.over(graph, shape, core, least_halo(graph), round_up(8, graph.stride[0]))
-    network = _streamed(checkpoint, place, dtype) if graph.is_streamed else _windowed(checkpoint, place, dtype)
+    network = _streamed(checkpoint, place, dtype) if graph.is_swept else _windowed(checkpoint, place, dtype)
     prediction = np.empty((architecture.out_channels, *shape), dtype=np.float32)
     for tile in tiles.grid:
         schedule = tiles.schedule(tile)

@@ -68,7 +68,7 @@ def _arithmetic_rate(plan: Plan, checkpoint: Checkpoint) -> float:
     tile = plan.grid.widest()
     predictor = predictor_of(checkpoint, replace(plan, survey=None))  # the numbers of its sample take as long
     schedule = plan.stream.schedule(tile)
-    turns = _turns_at_full_work(schedule) if plan.stream.graph.is_streamed else []
+    turns = _turns_at_full_work(schedule) if plan.stream.graph.is_swept else []
     if len(turns) <= TURNS:
         for _ in predictor.predict(tile, predictor.zeros(tile)):  # so that memory is there
             pass

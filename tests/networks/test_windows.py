@@ -65,13 +65,13 @@ def test_our_unet_is_reckoned_by_its_sweep():
     """Which way a network runs follows from its structure."""
     graph = Architecture(3, 2, 2).graph
     stream = Stream.over(graph, (32, 32, 32), (16, 16, 16), least_halo(graph), 4)
-    assert graph.is_streamed
+    assert graph.is_swept
     assert network_values(stream) == sweep_values(stream)
 
 
 def test_an_imported_network_is_no_stream(imported):
     """It has operations for which the sweep has no step."""
-    assert not imported.graph.is_streamed
+    assert not imported.graph.is_swept
     assert (
         multiply_adds(stream_of(imported.graph, (1, 1, 1)).schedule(stream_of(imported.graph, (1, 1, 1)).grid.widest()))
         > 0

@@ -204,9 +204,19 @@ class Graph:
         return triple(lcm(*axis) for axis in zip(*self.scales.values(), strict=True))
 
     @cached_property
+    def is_swept(self) -> bool:
+        """Whether the sweep of our UNet runs it."""
+        return all(node.operation.has_step for node in self.nodes)
+
+    @cached_property
     def is_streamed(self) -> bool:
-        """Whether a sweep runs it, slab by slab; else a tile is computed as one window."""
-        return all(node.operation.streams for node in self.nodes)
+        """Whether it runs slab by slab; else a tile is computed as one window."""
+        return not self.unstreamed
+
+    @cached_property
+    def unstreamed(self) -> tuple[str, ...]:
+        """Nodes that cannot go along z slab by slab."""
+        return tuple(node.name for node in self.nodes if not node.operation.streams)
 
     @cached_property
     def is_padded(self) -> bool:

@@ -57,8 +57,18 @@ class Operation:
         return True
 
     @property
+    def has_step(self) -> bool:
+        """Whether the sweep of our UNet has a step for it."""
+        return False
+
+    @property
     def streams(self) -> bool:
-        """Whether the sweep has a step for it."""
+        """Whether it goes along z at an even pace: a stride further on it reads what lies a stride further on."""
+        return not self.is_whole
+
+    @property
+    def fills(self) -> bool:
+        """Whether it takes zeros for what lies beyond the ends, and finds them where what it reads lies, if they are there."""
         return False
 
     @property
@@ -125,7 +135,7 @@ class Input(Operation):
         return None
 
     @property
-    def streams(self) -> bool:
+    def has_step(self) -> bool:
         return True
 
 
@@ -150,13 +160,17 @@ class Convolution(Operation):
     first: Triple | None = None
 
     @property
-    def streams(self) -> bool:
+    def has_step(self) -> bool:
         plain = self.stride == self.dilation == (1, 1, 1) and self.groups == 1 and self.first is None
         return plain and all(taps % 2 for taps in self.kernel)
 
     @property
     def pads(self) -> bool:
         return any(self.padding)
+
+    @property
+    def fills(self) -> bool:
+        return True
 
     @property
     def down(self) -> Triple:
@@ -255,7 +269,7 @@ class Pool(Operation):
 
     @property
     def has_window(self) -> bool:
-        return self.taps != self.factor
+        return any(self._taps(axis).reach != factor for axis, factor in enumerate(self.factor))
 
     def _taps(self, axis: int) -> _Taps:
         return _Taps(self.factor[axis], self.phase[axis], self.dilation[axis] * (self.taps[axis] - 1) + 1)
@@ -288,7 +302,7 @@ class MaxPool(Pool):
     """The largest of each group; what it pads with is less than any."""
 
     @property
-    def streams(self) -> bool:
+    def has_step(self) -> bool:
         return not (self.has_window or self.pads or self.drops)
 
 
@@ -320,7 +334,7 @@ class TransposedConvolution(Operation):
     groups: int = 1
 
     @property
-    def streams(self) -> bool:
+    def has_step(self) -> bool:
         return not (self.pads or any(self.cropped)) and self.groups == 1
 
     @property
@@ -339,7 +353,7 @@ class TransposedConvolution(Operation):
 
     @property
     def has_window(self) -> bool:
-        return self.taps != self.factor
+        return any(self._reach(axis) != factor for axis, factor in enumerate(self.factor))
 
     def _reach(self, axis: int) -> int:
         return self.dilation[axis] * (self.taps[axis] - 1) + 1
@@ -573,7 +587,7 @@ class Activation(Operation):
     values: tuple[float, ...] = ()
 
     @property
-    def streams(self) -> bool:
+    def has_step(self) -> bool:
         return self.function == "relu"
 
     @property
@@ -621,7 +635,7 @@ class Concatenation(Operation):
     alike: bool = False
 
     @property
-    def streams(self) -> bool:
+    def has_step(self) -> bool:
         return True
 
     @property

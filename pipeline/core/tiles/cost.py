@@ -173,7 +173,7 @@ def network_values(stream: Stream) -> int:
     """An upper bound of the values that the network holds at once, whichever way it runs; of a mean, one pass runs after another."""
     if stream.mean:
         return max(map(network_values, stream.bounds))
-    if stream.graph.is_streamed:
+    if stream.graph.is_swept:
         return sweep_values(stream)
     return int(window_values(stream.graph, [window_extents(stream, axis)[np.newaxis] for axis in range(3)])[0])
 
@@ -190,7 +190,7 @@ def mean_bytes(stream: Stream, in_bytes: int) -> int:
     grid = stream.grid
     window = prod(widest_input(grid, axis) for axis in range(3)) * stream.graph.input.channels
     z, y, x = per_axis(min, grid.core, grid.volume)
-    slices = min(stream.slab, z) if all(graph.is_streamed for graph in stream.mean.graphs) else z
+    slices = min(stream.slab, z) if all(graph.is_swept for graph in stream.mean.graphs) else z
     return window * in_bytes + 4 * stream.graph.output.channels * y * x * (z + 3 * slices)
 
 

@@ -369,7 +369,7 @@ class _Prices:
     def _pass_bytes(self) -> NDArray[np.float64]:
         """Of what the network holds: `cost.network_values` of all combinations."""
         graph = self._request.architecture.graph
-        if not graph.is_streamed:
+        if not graph.is_swept:
             tables = [np.array([window_extents(one, axis) for one in self._streams[axis]]) for axis in range(3)]
             return window_values(graph, tables) * self._request.value_bytes
         channels, written = held_channels(self._request.architecture.graph)
