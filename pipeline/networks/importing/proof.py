@@ -5,15 +5,17 @@ One stride less of halo must differ: else the tile would show nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pipeline.core.geometry.box import Span, Triple, per_axis, round_up, triple
+from pipeline.core.geometry.box import Span, Triple, round_up, triple
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import Needs, needs
-from pipeline.core.network.receptive import lost_margin, receptive_radius
+from pipeline.core.network.receptive import legal_extent, lost_margin, reach, receptive_radius
 from pipeline.errors import ModelError
 from pipeline.networks.evaluate import Weights, evaluate
 from pipeline.networks.importing.lowering import Network, Origin
@@ -28,8 +30,8 @@ class Proof:
 
     Args:
         graph: The graph and the program that it came from, over the image that the program takes.
-        tile: A block with its halo and the whole; None where the program's image is too small for one.
-        short: The same, with one stride less of halo.
+        tile: Blocks with their halo and the whole, one along each axis; None where no voxel depends on another.
+        short: The same, with one stride less of halo: the least of the axes.
         is_local: Whether a tile can be compared at all.
         origin: The graph and the operators of the file's own format, over an image of few voxels; None where the program is those.
     """
@@ -47,7 +49,7 @@ class Proof:
         if not self.is_local:
             return f"{shown}; it looks at its whole input, so no tile is compared"
         if self.tile is None:
-            return f"{shown}; its image is too small for a tile"
+            return f"{shown}; every voxel is computed of itself alone"
         shown += f"; tile against whole {self.tile:.1e}"
         return shown if self.short is None else f"{shown}, with one stride less of halo {self.short:.1e}"
 
@@ -61,9 +63,9 @@ def prove(network: Network) -> Proof:
     graph = network.graph
     weights = {name: tuple(w.double() for w in tensors) for name, tensors in network.weights.items()}
     with torch.inference_mode():
-        window, whole, extent, difference = _against(network, weights, network.program)
-        tiles = _tiles(graph, weights, window, whole, extent) if graph.is_local else (None, None)
-        origin = _against(network, weights, network.origin)[3] if network.origin else None
+        shape, extent, difference = _against(network, weights, network.program)
+        tiles = _tiles(graph, weights, shape, extent) if graph.is_local else (None, None)
+        origin = _against(network, weights, network.origin)[2] if network.origin else None
         proof = Proof(difference, *tiles, graph.is_local, origin)
     if not max(proof.graph, proof.tile or 0.0, proof.origin or 0.0) <= EQUAL:
         raise ModelError(
@@ -73,8 +75,8 @@ def prove(network: Network) -> Proof:
     return proof
 
 
-def _against(network: Network, weights: Weights, run: Origin) -> tuple[Tensor, Tensor, float, float]:
-    """An image of noise, what the graph gives for it, the range of that, and as a share of it how far that is from what it should be."""
+def _against(network: Network, weights: Weights, run: Origin) -> tuple[Triple, float, float]:
+    """Extents of an image of noise, the range of what should come of it, and as a share of it how far what the graph gives is from it."""
     image = torch.rand(run.image[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))[:1]
     try:
         expected = _solid(run.run(image), network.ndim)
@@ -97,7 +99,7 @@ def _against(network: Network, weights: Weights, run: Origin) -> tuple[Tensor, T
             f"{tuple(whole.shape[1:])}. This is a defect of Halotile: please report it."
         )
     extent = float(expected.max() - expected.min()) or 1.0
-    return window, whole, extent, float((whole - expected).abs().max()) / extent
+    return shape, extent, float((whole - expected).abs().max()) / extent
 
 
 def _solid(image: Tensor, ndim: int) -> Tensor:
@@ -121,28 +123,57 @@ def _read(axes: tuple[Needs, Needs, Needs], origin: Triple) -> tuple[slice, slic
     return triple(slice(a.input.start + o, a.input.stop + o) for a, o in zip(axes, origin, strict=True))
 
 
-def _tiles(
-    graph: Graph, weights: Weights, window: Tensor, whole: Tensor, extent: float
-) -> tuple[float | None, float | None]:
-    """How far a block of one stride in the middle is from the whole: with its halo, and with one stride less."""
-    stride, shape = graph.stride, triple(whole.shape[2:])
-    start = per_axis(lambda n, s: n // 2 // s * s, shape, stride)
-    if any(a + s > n for a, s, n in zip(start, stride, shape, strict=True)):
-        return None, None
-    blocks = [Span(a, a + s) for a, s in zip(start, stride, strict=True)]
-    if not graph.is_padded:  # its window is what it needs, and has no ends
-        axes = triple(needs(graph, axis, block, None) for axis, block in enumerate(blocks))
-        return _difference(graph, weights, window, whole, axes) / extent, None
-    halos = per_axis(round_up, receptive_radius(graph), stride)
-    if any(b.start < h or b.stop + h > n for b, h, n in zip(blocks, halos, shape, strict=True)):
-        return None, None
-    differences = []
-    for halo in (halos, per_axis(lambda h, s: max(h - s, 0), halos, stride)):
-        axes = triple(
-            needs(graph, axis, block, block.grown(h)) for axis, (block, h) in enumerate(zip(blocks, halo, strict=True))
+def _tiles(graph: Graph, weights: Weights, shape: Triple, extent: float) -> tuple[float | None, float | None]:
+    """How far blocks of one stride are from the whole, at most; and with one stride less of halo, at least.
+
+    One block an axis, in the middle of an image that is long along that axis alone and so is small, whatever the reach.
+
+    Args:
+        graph: The network.
+        weights: Its own, float64.
+        shape: Voxels z, y, x that it is known to take.
+        extent: The range of what it gives.
+    """
+    exact, short = list[float](), list[float]()
+    for axis in range(3):
+        if graph.stride[axis] == 1 and not any(reach(graph)[axis]):
+            continue  # no voxel along it says anything of another
+        sizes = triple(_long(graph, k) if k == axis else _least(graph, k, shape[k]) for k in range(3))
+        image = torch.rand(
+            (1, graph.input.channels, *sizes), dtype=torch.float64, generator=torch.Generator().manual_seed(1)
         )
-        differences.append(_difference(graph, weights, window, whole, axes) / extent)
-    return differences[0], differences[1]
+        whole = _whole(graph, weights, image)
+        stride, given = graph.stride[axis], whole.shape[2 + axis]
+        middle = given // 2 // stride * stride
+        cores = [Span(middle, middle + stride) if k == axis else Span(0, n) for k, n in enumerate(whole.shape[2:])]
+        exact.append(_difference(graph, weights, image, whole, _axes(graph, cores, axis, 0)) / extent)
+        if graph.is_padded and receptive_radius(graph)[axis]:
+            short.append(_difference(graph, weights, image, whole, _axes(graph, cores, axis, stride)) / extent)
+    return max(exact, default=None), min(short, default=None)
+
+
+def _long(graph: Graph, axis: int) -> int:
+    """Voxels that hold a block with its halo in their middle."""
+    halo, stride = round_up(receptive_radius(graph)[axis], graph.stride[axis]), graph.stride[axis]
+    return legal_extent(graph, axis, 2 * halo + 3 * stride)
+
+
+def _least(graph: Graph, axis: int, known: int) -> int:
+    """Few voxels that a pass takes, with those that it is known to take as the most."""
+    stride, lost = graph.stride[axis], 2 * lost_margin(graph)[axis]
+    for strides in (2, 4, 8):
+        with suppress(StopIteration):  # too few to mirror
+            return min(legal_extent(graph, axis, max(strides * stride, 8) + lost), known)
+    return known
+
+
+def _axes(graph: Graph, cores: Sequence[Span], of: int, less: int) -> tuple[Needs, Needs, Needs]:
+    """What a block needs whose window ends with its halo along one axis, or so much before, and with the image along the others."""
+    if not graph.is_padded:  # its window is what it needs, and has no ends
+        return triple(needs(graph, axis, core, None) for axis, core in enumerate(cores))
+    halo = round_up(receptive_radius(graph)[of], graph.stride[of]) - less
+    ends = [core.grown(halo) if axis == of else core for axis, core in enumerate(cores)]
+    return triple(needs(graph, axis, core, end) for axis, (core, end) in enumerate(zip(cores, ends, strict=True)))
 
 
 def _difference(
