@@ -26,7 +26,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeVar
 
-from pipeline.config import ModelConfig
+from pipeline.config import MemberConfig, ModelConfig
 from pipeline.core.strict_json import json_text
 from pipeline.errors import ModelError
 from pipeline.places.durable import make_folder, sync
@@ -347,6 +347,7 @@ class _WithModel(Protocol):
 
 
 AnyRun = TypeVar("AnyRun", bound=_WithModel)
+AnyModel = TypeVar("AnyModel", ModelConfig, MemberConfig)
 
 
 def with_model(config: AnyRun) -> AnyRun:
@@ -356,8 +357,15 @@ def with_model(config: AnyRun) -> AnyRun:
         ModelError: There is no such model or version, or its file is damaged.
     """
     model = config.model
+    if model.ensemble:
+        found: ModelConfig = model.model_copy(update={"ensemble": tuple(map(_looked_up, model.ensemble))})
+    else:
+        found = _looked_up(model)
+    return config if found == model else config.model_copy(update={"model": found})
+
+
+def _looked_up(model: AnyModel) -> AnyModel:
     if model.name is None or model.registry is None or model.checkpoint:
-        return config
+        return model
     entry = resolve(Path(model.registry), model.name, model.version)
-    file = {"checkpoint": str(entry.path), "version": entry.version}
-    return config.model_copy(update={"model": model.model_copy(update=file)})
+    return model.model_copy(update={"checkpoint": str(entry.path), "version": entry.version})

@@ -80,6 +80,7 @@ def test_three_paths_are_a_run(tmp_path):
             "version": "latest",
             "registry": None,
             "digest": None,
+            "ensemble": None,
         },
         "normalize": None,
         "tiles": {"core": "auto", "halo": "auto"},

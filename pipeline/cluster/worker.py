@@ -20,7 +20,7 @@ from pipeline.engine import infer_tile
 from pipeline.errors import InferenceError, StorageError
 from pipeline.logs import about
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
-from pipeline.networks.predictors import AnyPredictor, predictor_of
+from pipeline.networks.predictors import AnyPredictor, others_of, predictor_of
 from pipeline.networks.probe import self_test
 from pipeline.networks.threads import check_threads, threads
 from pipeline.outputs.image import Image
@@ -82,7 +82,8 @@ def prepare(job: Job) -> float | None:
         if opened.predictor.is_used_to(widest):
             pass  # by an earlier run of this network
         elif opened.plan.compute.device == "cuda":
-            self_test(opened.checkpoint, opened.plan)
+            for checkpoint in (opened.checkpoint, *others_of(opened.plan)):
+                self_test(checkpoint, opened.plan)
             opened.predictor.rehearse(widest)
         else:
             opened.predictor.warm_up(widest)

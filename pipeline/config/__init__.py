@@ -15,6 +15,7 @@ from pipeline.config.reading import TOLD, as_parameters, content_of_yaml, read_c
 from pipeline.config.run import (
     ComputeConfig,
     LogConfig,
+    MemberConfig,
     ModelConfig,
     NormalizeConfig,
     OutputConfig,
@@ -34,6 +35,7 @@ __all__ = [
     "KubernetesConfig",
     "Location",
     "LogConfig",
+    "MemberConfig",
     "ModelConfig",
     "NormalizeConfig",
     "OutputConfig",

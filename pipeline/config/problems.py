@@ -44,8 +44,10 @@ def _keys(cls: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     """The part of an error's location that the user wrote; what follows are names of types."""
     keys: list[str] = []
     owner: type[BaseModel] | None = cls
-    for part in map(str, location):
-        keys.append(part)
+    for part in location:
+        keys.append(str(part))
+        if isinstance(part, int):  # of a list of sections
+            continue
         field = owner.model_fields.get(part) if owner else None
         owner = next(_sections(field.annotation), None) if field else None
         if owner is None:
@@ -55,7 +57,7 @@ def _keys(cls: type[BaseModel], location: Sequence[int | str]) -> list[str]:
 
 def _suggestion(cls: type[BaseModel], keys: list[str]) -> str:
     owner: Any = cls
-    for key in keys[:-1]:
+    for key in (name for name in keys[:-1] if not name.isdigit()):
         field = owner.model_fields.get(key)
         owner = next(_sections(field.annotation), None) if field else None
         if owner is None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.section import Auto, Location, Margin, Positive, Section, Voxels, Whole
@@ -84,6 +84,38 @@ class ArchitectureConfig(Section):
         return self
 
 
+class MemberConfig(Section):
+    """A network of an ensemble: a checkpoint of ours, a plain state_dict, or an import's; or the name of a registered one."""
+
+    checkpoint: Location = Field("", description="A path. Or leave it empty, and give name and registry.")
+    weight: float = Field(1.0, gt=0, le=1e6, description="Its share of the mean is this by the sum of all.")
+    padding: Literal["same", "valid"] | None = Field(None, description="Only where the checkpoint does not say.")
+    name: str | None = Field(None, description="Of a registered model.")
+    version: Literal["latest"] | Positive = Field("latest", description="Of the registered model.")
+    registry: Location | None = Field(None, description="The folder of registered models.")
+
+    @property
+    def title(self) -> str:
+        """As a person names it."""
+        return f"{self.name} version {self.version}" if self.name else Path(self.checkpoint).name
+
+    @model_validator(mode="after")
+    def _a_file_or_a_name(self) -> MemberConfig:
+        if self.name is None and not self.checkpoint:
+            raise ValueError("checkpoint: required, but not there; or name and registry")
+        if self.name is not None and not self.registry:
+            raise ValueError(
+                f"name is '{self.name}', but no registry says where it is kept. Set registry to its folder"
+            )
+        return self
+
+
+def _a_list(value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        raise ValueError("a list is needed, of {checkpoint, weight} each")
+    return value
+
+
 class ModelConfig(Section):
     """Which network: a checkpoint of ours, a plain state_dict of the notes' class, or a file of another library; or the name of a registered one.
 
@@ -106,14 +138,29 @@ class ModelConfig(Section):
     digest: str | None = Field(
         None, description="What the file must be. A go over a dataset sets it: all its volumes have one network."
     )
+    ensemble: Annotated[tuple[MemberConfig, ...], BeforeValidator(_a_list)] | None = Field(
+        None, description="In place of checkpoint: networks whose predictions are averaged, by weight."
+    )
 
     @property
     def title(self) -> str:
         """As a person names it; of a registered one, once it has been looked up, its version."""
+        if self.ensemble:
+            return f"ensemble of {len(self.ensemble)}: {', '.join(member.title for member in self.ensemble)}"
         return f"{self.name} version {self.version}" if self.name else Path(self.checkpoint).name
 
     @model_validator(mode="after")
     def _a_file_or_a_name(self) -> ModelConfig:
+        if self.ensemble is not None:
+            others = ("checkpoint", "padding", "architecture", "trust", "output", "name", "registry")
+            given = [key for key in others if getattr(self, key)]
+            if given or len(self.ensemble) < 2:
+                raise ValueError(
+                    f"ensemble has {len(self.ensemble)} member(s)"
+                    + (f", and {', '.join(given)} stand beside it" if given else "")
+                    + ". It takes the place of model's other keys, and has two members or more"
+                )
+            return self
         if self.name is None and (not self.checkpoint or self.registry or self.version != "latest"):
             raise ValueError(
                 "checkpoint: required, but not there; or name and registry, for a model that was registered"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import Any
@@ -40,6 +41,34 @@ CODECS = "zstd(level=1), crc32c"
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """A network of an ensemble.
+
+    Args:
+        checkpoint: Path of its file.
+        sha256: Of its tensors.
+        architecture: What it is.
+        weight: Its share of the mean is this by the sum of all.
+        title: As a person names it.
+    """
+
+    checkpoint: str
+    sha256: str
+    architecture: AnyNetwork
+    weight: float
+    title: str = ""
+
+    def identity(self) -> dict[str, object]:
+        """What a fingerprint covers of it."""
+        return {"weights": self.sha256, "architecture": self.architecture.identity(), "weight": self.weight}
+
+
+def ensemble_sha256(members: Sequence[Member]) -> str:
+    """Of all that their mean is of: networks, tensors, weights."""
+    return hashlib.sha256(json.dumps([m.identity() for m in members], sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """The network of a run.
 
@@ -53,6 +82,7 @@ class Model:
             read it there. Empty where `checkpoint` is read as it lies.
         origin: Of an imported network, what it was imported from, in words.
         proof: Of an imported network, how its graph and its tiles were compared.
+        members: Of an ensemble, all; then `checkpoint` and `architecture` are of the first, and the rest of all.
     """
 
     checkpoint: str
@@ -63,6 +93,18 @@ class Model:
     source: str = ""
     origin: str = ""
     proof: str = ""
+    members: tuple[Member, ...] = ()
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of each network in the mean, in order; together 1."""
+        weights = [member.weight for member in self.members] or [1.0]
+        return tuple(weight / sum(weights) for weight in weights)
+
+    @property
+    def networks(self) -> tuple[AnyNetwork, ...]:
+        """All that are computed, in order."""
+        return tuple(member.architecture for member in self.members) or (self.architecture,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,14 +257,17 @@ class Plan:
     @property
     def mean(self) -> Mean | None:
         """Of which passes a prediction is the mean; None where it is of one."""
-        network = self.model.architecture
-        mean = Mean((network.graph,), network.ndim, self.compute.augment)
+        graphs = tuple(network.graph for network in self.model.networks)
+        mean = Mean(graphs, self.model.architecture.ndim, self.compute.augment)
         return None if mean.is_plain else mean
 
     @property
     def of_one_pass(self) -> Plan:
         """The same with the first pass of its mean alone, by which the rate of all is told."""
-        return replace(self, compute=replace(self.compute, augment="none"))
+        model = self.model
+        if model.members:
+            model = replace(model, sha256=model.members[0].sha256, members=())
+        return replace(self, model=model, compute=replace(self.compute, augment="none"))
 
     @property
     def amplification(self) -> float:
@@ -257,6 +302,7 @@ class Plan:
             "input.nonfinite": self.nonfinite,
             "model.weights": self.model.sha256,
             "model.architecture": self.model.architecture.identity(),
+            **({"model.ensemble": [member.identity() for member in self.model.members]} if self.model.members else {}),
             "normalize": self._rule(),
             "output.dtype": output.dtype,
             "output.activation": output.activation,
@@ -295,6 +341,10 @@ class Plan:
         for key in ("source", "origin", "proof"):
             if not content["model"][key]:
                 del content["model"][key]
+        for member, stored in zip(self.model.members, content["model"]["members"], strict=True):
+            stored["architecture"] = member.architecture.to_dict()
+        if not self.model.members:
+            del content["model"]["members"]
         del content["statistics"]
         content |= {"tiles": len(self.grid), "counts": self.grid.counts, "fingerprint": self.fingerprint}
         return json_text(content, indent=2)
@@ -332,10 +382,14 @@ def _parts(content: dict[str, Any]) -> dict[str, Any]:
     output = {**content["output"], "chunks": tuple(content["output"]["chunks"])}
     output["shards"] = tuple(output["shards"]) if output["shards"] else None
     architecture = network_of(content["model"]["architecture"])
+    members = tuple(
+        Member(**{**member, "architecture": network_of(member["architecture"])})
+        for member in content["model"].get("members", ())
+    )
     return {
         "source": Description.from_dict(content["source"]),
         "output": OutputSpec(**output),
-        "model": Model(**{**content["model"], "architecture": architecture}),
+        "model": Model(**{**content["model"], "architecture": architecture, "members": members}),
         "normalization": Normalization(**content["normalization"]),
         "compute": Compute(**content["compute"]),
         "cost": Cost(**content["cost"]),

@@ -20,8 +20,8 @@ from pipeline.dataset.settings import DatasetConfig, PriceConfig
 from pipeline.dataset.threads import Threads
 from pipeline.dataset.volume import Member, current_outcome
 from pipeline.errors import ModelError
+from pipeline.planning.ensemble import named_networks
 from pipeline.planning.measure import Expectation, expectation
-from pipeline.planning.network import named_network
 from pipeline.planning.resolve import make_plan
 from pipeline.registry import with_model
 from pipeline.stages import count_input
@@ -167,7 +167,7 @@ def _measure(config: DatasetConfig, plans: Sequence[Plan]) -> Expectation | None
     """What the most costly of the plans that can be read takes on this machine, where it has what the workers compute on."""
     for plan in heapq.nlargest(MEASURED, plans, key=lambda plan: plan.cost.multiply_adds):
         try:
-            return expectation(plan, 1, named_network(with_model(config).model))
+            return expectation(plan, 1, named_networks(with_model(config).model)[0])
         except ModelError as error:
             log.warning("how long it takes cannot be measured here: %s", error)
             return None

@@ -19,7 +19,7 @@ from pipeline.dataset.volume import Member
 from pipeline.errors import ConfigError, StorageError
 from pipeline.logs import logged
 from pipeline.places.objects import ObjectStore, told
-from pipeline.planning.network import named_network
+from pipeline.planning.ensemble import check_alike, digest, named_networks
 from pipeline.registry import with_model
 
 log = logging.getLogger("pipeline")
@@ -177,8 +177,10 @@ def with_one_model(config: DatasetConfig) -> DatasetConfig:
         ModelError: It cannot.
     """
     resolved = with_model(config)
-    checkpoint = named_network(resolved.model)  # one refusal, not one per volume
-    return resolved.model_copy(update={"model": resolved.model.model_copy(update={"digest": checkpoint.digest})})
+    networks = named_networks(resolved.model)  # one refusal, not one per volume
+    check_alike(resolved.model, networks, rule_given=resolved.normalize is not None)
+    fixed = {"digest": digest(resolved.model, networks)}
+    return resolved.model_copy(update={"model": resolved.model.model_copy(update=fixed)})
 
 
 def _source(config: DatasetConfig) -> str:

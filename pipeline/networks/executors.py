@@ -17,15 +17,22 @@ Executor = Callable[[Schedule, Iterable[Tensor]], Iterator[tuple[Span, Tensor]]]
 """Of a schedule, and the slabs that it takes in turn by turn, Z Y X C: slices of the core along z, and their logits, C Z Y X."""
 
 
-def executor_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Executor:
-    """The executor of a network: the sweep where it has a step for each of its operations, else one window."""
+def executor_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, arena: Arena) -> Executor:
+    """The executor of a network: the sweep where it has a step for each of its operations, else one window.
+
+    Args:
+        checkpoint: The network.
+        device: Where it is computed.
+        dtype: Of values inside it.
+        arena: Memory of sweeps, while no other network uses it.
+    """
     if checkpoint.architecture.graph.is_swept:
-        return _swept(checkpoint, device, dtype)
+        return _swept(checkpoint, device, dtype, arena)
     return _windowed(checkpoint, device, dtype)
 
 
-def _swept(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Executor:
-    weights, arena = kernels(checkpoint.build(), device=device, dtype=dtype), Arena()
+def _swept(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, arena: Arena) -> Executor:
+    weights = kernels(checkpoint.build(), device=device, dtype=dtype)
 
     def run(schedule: Schedule, slabs_ZYXC: Iterable[Tensor]) -> Iterator[tuple[Span, Tensor]]:
         for span, logits_ZYXC in Sweep(weights, schedule, arena).run(slabs_ZYXC):

@@ -8,6 +8,7 @@ window --kept--> view 1 --> executor --> activation --undone--> + weight --+
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 
 import numpy as np
@@ -17,19 +18,20 @@ from torch import Tensor
 from pipeline.core.geometry.box import Box, Span
 from pipeline.core.network.mean import View
 from pipeline.core.network.symmetry import Symmetry
-from pipeline.core.plan import Plan
+from pipeline.core.plan import Model, Plan
 from pipeline.core.tiles.grid import Tile
 from pipeline.errors import InferenceError
 from pipeline.networks.checkpoint import Checkpoint, first_line
 from pipeline.networks.executors import Executor, executor_of
 from pipeline.networks.predictor import DTYPES, activated, device_of, is_same_network, normalised, quantised
+from pipeline.networks.sweep import Arena
 
 
 class MeanPredictor:
     """The passes of a plan's mean, on a device, one after another.
 
     Args:
-        checkpoint: The weights that the plan names.
+        checkpoints: The weights that the plan names, network by network.
         plan: What to do with them.
         device_index: Which GPU, where there are several.
         earlier: One that is done with, whose networks are taken where they are the same.
@@ -40,19 +42,31 @@ class MeanPredictor:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, plan: Plan, device_index: int = 0, earlier: MeanPredictor | None = None
+        self,
+        checkpoints: Sequence[Checkpoint],
+        plan: Plan,
+        device_index: int = 0,
+        earlier: MeanPredictor | None = None,
     ) -> None:
-        self._device = device_of(checkpoint, plan, device_index)
+        for checkpoint, alone in zip(checkpoints, plans_alone(plan), strict=True):
+            self._device = device_of(checkpoint, alone, device_index)
         self._plan, self._numbers = plan, plan.numbers
         self._is_used_to = earlier is not None and earlier.serves(plan)
         self._executors: Sequence[Executor]
+        self._arena: Arena
         if earlier and earlier.serves(plan):
-            self._executors = earlier._executors
+            self._executors, self._arena = earlier._executors, earlier._arena
         else:
-            self._executors = [executor_of(checkpoint, self._device, DTYPES[plan.compute.dtype])]
-        views = plan.stream.views
-        each = len(views) // len(self._executors)
-        self._passes = [(view, self._executors[number // each], 1 / len(views)) for number, view in enumerate(views)]
+            self._arena = Arena()
+            self._executors = [
+                executor_of(checkpoint, self._device, DTYPES[plan.compute.dtype], self._arena)
+                for checkpoint in checkpoints
+            ]
+        views, shares = plan.stream.views, plan.model.shares
+        each = len(views) // len(shares)
+        self._passes = [
+            (view, self._executors[number // each], shares[number // each] / each) for number, view in enumerate(views)
+        ]
 
     def serves(self, plan: Plan) -> bool:
         """Whether a plan is of the same network, in the same precision and place."""
@@ -99,7 +113,11 @@ class MeanPredictor:
     def _parts(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, Tensor, float]]:
         """What each pass gives of the core, after the activation, and its share of the mean."""
         window = self._kept(tile, slabs)
+        graph = None
         for view, executor, share in self._passes:
+            if view.graph != graph:  # what one leaves is nothing to another
+                self._arena.clear()
+                graph = view.graph
             for box, logits in seen(view, executor, tile.core, self._slab_of(window, tile.window)):
                 logits_CZYX = logits.to(torch.float32)
                 if not torch.isfinite(logits_CZYX).all():
@@ -149,6 +167,16 @@ class MeanPredictor:
         """An empty window in the slices that it reads, (C, Z, Y, X)."""
         channels, plane = self._plan.source.channels, tile.window.shape[1:]
         return (np.zeros((channels, span.extent, *plane), np.uint8) for span in self.reads(tile))
+
+
+def plans_alone(plan: Plan) -> list[Plan]:
+    """Of each network of a plan's mean, the plan with that network alone."""
+    if not plan.model.members:
+        return [plan.of_one_pass]
+    models = [
+        Model(member.checkpoint, member.sha256, member.architecture, 0, member.title) for member in plan.model.members
+    ]
+    return [replace(plan.of_one_pass, model=model) for model in models]
 
 
 def _ends(tile: Tile) -> Span:

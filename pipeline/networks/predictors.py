@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pipeline.core.plan import Plan
-from pipeline.networks.checkpoint import Checkpoint
+from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
 from pipeline.networks.mean import MeanPredictor
 from pipeline.networks.predictor import UNetPredictor
 from pipeline.networks.windows import WindowPredictor
@@ -11,11 +13,21 @@ from pipeline.networks.windows import WindowPredictor
 AnyPredictor = UNetPredictor | WindowPredictor | MeanPredictor
 
 
+def others_of(plan: Plan) -> Iterator[Checkpoint]:
+    """The networks of a plan's ensemble after the first.
+
+    Raises:
+        ModelError: One is not there any more, or cannot be read.
+    """
+    for member in plan.model.members[1:]:
+        yield load_checkpoint(member.checkpoint, padding=member.architecture.padding)
+
+
 def predictor_of(checkpoint: Checkpoint, plan: Plan, earlier: AnyPredictor | None = None) -> AnyPredictor:
     """The predictor of a plan.
 
     Args:
-        checkpoint: The weights that the plan names.
+        checkpoint: The weights that the plan names; of an ensemble, of its first network.
         plan: What to do with them.
         earlier: One that is done with, of which is taken what still serves.
 
@@ -24,7 +36,8 @@ def predictor_of(checkpoint: Checkpoint, plan: Plan, earlier: AnyPredictor | Non
         PlanError: The numbers of its normalisation are not measured yet.
     """
     if plan.mean:
-        return MeanPredictor(checkpoint, plan, earlier=earlier if isinstance(earlier, MeanPredictor) else None)
+        mean = earlier if isinstance(earlier, MeanPredictor) else None
+        return MeanPredictor([checkpoint, *others_of(plan)], plan, earlier=mean)
     if plan.model.architecture.graph.is_swept:
         return UNetPredictor(checkpoint, plan, earlier=earlier if isinstance(earlier, UNetPredictor) else None)
     return WindowPredictor(checkpoint, plan, earlier=earlier if isinstance(earlier, WindowPredictor) else None)

@@ -134,6 +134,10 @@ class Arena:
         self._memory[key] = entry
         return entry[0], used
 
+    def clear(self) -> None:
+        """Give all of it back."""
+        self._memory.clear()
+
     @property
     def tensors(self) -> dict[str, Tensor]:
         """All that it holds, by `buffer of NODE` and `ring of NODE`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -20,8 +21,19 @@ from pipeline.core.lesson import lesson
 from pipeline.core.machine import Machine
 from pipeline.core.network.local import whole_input
 from pipeline.core.network.mean import Mean
+from pipeline.core.network.stream import Stream
 from pipeline.core.normalization import Normalization
-from pipeline.core.plan import IDENTITY_VERSION, Compute, Cost, Model, OutputSpec, Plan, output_bytes
+from pipeline.core.plan import (
+    IDENTITY_VERSION,
+    Compute,
+    Cost,
+    Member,
+    Model,
+    OutputSpec,
+    Plan,
+    ensemble_sha256,
+    output_bytes,
+)
 from pipeline.core.statistics import Survey
 from pipeline.core.stored import Inventory
 from pipeline.core.tiles.cost import (
@@ -45,7 +57,8 @@ from pipeline.networks.device import (
     visible_cards,
 )
 from pipeline.networks.probe import predicted, region
-from pipeline.planning.network import open_network, source_digest
+from pipeline.planning.ensemble import alone, check_alike, digest, networks_of
+from pipeline.planning.network import source_digest
 from pipeline.planning.statistics import appearance, sampled, survey_of
 from pipeline.volumes.counted import counted
 from pipeline.volumes.volume import Volume, open_volume
@@ -91,11 +104,15 @@ def make_plan(
     volume = open_volume(config.input.url, config.input.selection)
     if inventory:
         volume = counted(volume, inventory)
-    checkpoint = open_network(config, earlier)
-    _check_same(config, checkpoint)
-    _check_fit(config, volume, checkpoint)
-    _check_local(config, checkpoint)
-    mean = _mean(config, volume, checkpoint)
+    networks = networks_of(config, earlier)
+    checkpoint = networks[0]
+    _check_same(config, networks)
+    for model, network in zip(alone(config.model), networks, strict=True):
+        by_itself = config.model_copy(update={"model": model})
+        _check_fit(by_itself, volume, network)
+        _check_local(by_itself, network)
+    check_alike(config.model, networks, rule_given=config.normalize is not None)
+    mean = _mean(config, volume, networks)
     pinned = earlier if governs else None
     alike = pinned or like
     device = _device(config, machine, alike)
@@ -103,7 +120,7 @@ def make_plan(
     known = None if remeasure else earlier
     normalization, survey = _numbers(rule, volume, config, known, governs=governs, rough=rough)
     sample = None if rough else _sample(volume, checkpoint, normalization, config, known, governs=governs)
-    dtype, reason = _dtype(config, volume, checkpoint, normalization, device, alike)
+    dtype, reason = _dtype(config, volume, networks, normalization, device, alike)
     request = _tile_request(config, volume, checkpoint, machine, device, dtype, pinned, mean)
     tiling, threads = _best_workers(
         request, worker_choices(config, machine, device, alike), config, machine, governed=governs
@@ -112,7 +129,7 @@ def make_plan(
         source=volume.description,
         nonfinite=config.input.nonfinite,
         output=_output(config, volume, checkpoint, tiling),
-        model=_model(config, checkpoint),
+        model=_model(config, networks),
         normalization=normalization,
         survey=survey,
         identity_version=1 if survey is None and rule.is_measured(volume.description.dtype) else IDENTITY_VERSION,
@@ -126,7 +143,11 @@ def make_plan(
             *volume.warnings,
             *warnings,
             *precision_warnings(volume, normalization),
-            *_training_warnings(volume, checkpoint, normalization, sample),
+            *dict.fromkeys(
+                warning
+                for network in networks
+                for warning in _training_warnings(volume, network, normalization, sample)
+            ),
             *cudnn_warnings(checkpoint.architecture.ndim, device, dtype),
         ),
         sample=sample,
@@ -135,12 +156,14 @@ def make_plan(
     return replace(plan, statistics=plan.measured_by(known)) if known else plan
 
 
-def _check_same(config: RunConfig, checkpoint: Checkpoint) -> None:
+def _check_same(config: RunConfig, networks: Sequence[Checkpoint]) -> None:
     """Refuse a file that is not what it was when a go over a dataset began."""
-    if config.model.digest not in (None, checkpoint.digest):
+    if config.model.digest not in (None, digest(config.model, networks)):
+        names = "', '".join(model.checkpoint for model in alone(config.model))
+        weights = ", ".join(network.sha256[:12] for network in networks)
         raise ModelError(
-            f"Checkpoint '{config.model.checkpoint}' was overwritten while this go over the dataset was at it: it has weights "
-            f"{checkpoint.sha256[:12]} now, and nothing is made of them in a go that began with others. Run again, and all volumes get "
+            f"Checkpoint '{names}' was overwritten while this go over the dataset was at it: it has weights "
+            f"{weights} now, and nothing is made of them in a go that began with others. Run again, and all volumes get "
             "what lies there then; or put the first one back. To have both, give each a file or a version of its own."
         )
 
@@ -218,14 +241,15 @@ def _check_local(config: RunConfig, checkpoint: Checkpoint) -> None:
         )
 
 
-def _mean(config: RunConfig, volume: Volume, checkpoint: Checkpoint) -> Mean | None:
+def _mean(config: RunConfig, volume: Volume, networks: Sequence[Checkpoint]) -> Mean | None:
     """Of which passes a prediction is the mean; None where it is of one.
 
     Raises:
         PlanError: The volume or the network is not the same turned.
     """
-    network, asked = checkpoint.architecture, config.compute.augment
-    mean = Mean((network.graph,), network.ndim, asked)
+    asked = config.compute.augment
+    graphs = tuple(network.architecture.graph for network in networks)
+    mean = Mean(graphs, networks[0].architecture.ndim, asked)
     space = volume.description.space
     problems = list(mean.problems(None if space.is_unknown else space.scale))
     if problems:
@@ -362,7 +386,7 @@ def memory_bytes_a_worker(config: RunConfig, machine: Machine, workers: int) -> 
 def _dtype(
     config: RunConfig,
     volume: Volume,
-    checkpoint: Checkpoint,
+    networks: Sequence[Checkpoint],
     normalization: Normalization,
     device: str,
     pinned: Plan | None,
@@ -381,14 +405,17 @@ def _dtype(
         if config.output.dtype != "uint8":
             return "float32", "a float32 output shows every difference; compute.tolerance would allow some"
         tolerance = 1 / 255
-    array = volume.read(region(checkpoint.architecture, volume.shape))
+    array = volume.read(region(networks[0].architecture, volume.shape))
     array = np.nan_to_num(array, posinf=0.0, neginf=0.0) if array.dtype.kind == "f" else array
-    exact, found = (
-        predicted(checkpoint, array, normalization, config.output.activation, device, dtype)
-        for dtype in ("float32", "bfloat16")
-    )
-    difference = float(np.abs(exact - found).max())
-    said = f"over {exact[0].size} voxels in the middle bfloat16 is at most {difference:.2g} off float32"
+    differences = []
+    for checkpoint in networks:
+        exact, found = (
+            predicted(checkpoint, array, normalization, config.output.activation, device, dtype)
+            for dtype in ("float32", "bfloat16")
+        )
+        differences.append(float(np.abs(exact - found).max()))
+    difference = max(differences)
+    said = f"over {array[0].size} voxels in the middle bfloat16 is at most {difference:.2g} off float32"
     if difference <= tolerance:
         return "bfloat16", f"{said}, within {tolerance:.2g}"
     return "float32", f"{said}, more than {tolerance:.2g}; a larger compute.tolerance would allow it"
@@ -511,16 +538,24 @@ def _output(config: RunConfig, volume: Volume, checkpoint: Checkpoint, tiling: T
     )
 
 
-def _model(config: RunConfig, checkpoint: Checkpoint) -> Model:
-    parameters = sum(
-        t.numel() for name, t in checkpoint.state.items() if "running_" not in name and "tracked" not in name
+def _model(config: RunConfig, networks: Sequence[Checkpoint]) -> Model:
+    parameters, first = sum(map(_parameters, networks)), networks[0]
+    members = tuple(
+        Member(asked.checkpoint, found.sha256, found.architecture, asked.weight, asked.title)
+        for asked, found in zip(config.model.ensemble or (), networks, strict=False)
     )
-    model = Model(config.model.checkpoint, checkpoint.sha256, checkpoint.architecture, parameters, config.model.title)
-    if not (digest := source_digest(config.model)):
+    path = members[0].checkpoint if members else config.model.checkpoint
+    sha256 = ensemble_sha256(members) if members else first.sha256
+    model = Model(path, sha256, first.architecture, parameters, config.model.title, members=members)
+    if members or not (source := source_digest(config.model)):
         return model
-    made = {name: str(value) for name, value in checkpoint.provenance.items()}
+    made = {name: str(value) for name, value in first.provenance.items()}
     library = f" of {made['library']}, {made['class']}" if made.get("class") else ""
-    return replace(model, source=digest, origin=f"{made['kind']}{library}", proof=made["proof"])
+    return replace(model, source=source, origin=f"{made['kind']}{library}", proof=made["proof"])
+
+
+def _parameters(checkpoint: Checkpoint) -> int:
+    return sum(t.numel() for name, t in checkpoint.state.items() if "running_" not in name and "tracked" not in name)
 
 
 def _cost(config: RunConfig, volume: Volume, tiling: Tiling) -> Cost:
@@ -528,13 +563,20 @@ def _cost(config: RunConfig, volume: Volume, tiling: Tiling) -> Cost:
     slices = read_slices(stream, stored.chunks[0], volume.array.dtype.itemsize)
     return Cost(
         multiply_adds=total_multiply_adds(stream),
-        one_pass_multiply_adds=one_pass_multiply_adds(stream.graph, grid.volume)
-        * (len(stream.mean.symmetries) if stream.mean else 1),
+        one_pass_multiply_adds=_one_pass_multiply_adds(stream),
         voxels_read=total_voxels_read(grid),
         voxels_decoded=total_voxels_decoded(grid, stored.chunks, slices),
         worker_bytes=tiling.worker_bytes,
         output_bytes=output_bytes(stream.graph.output.channels, grid.volume, config.output.dtype),
     )
+
+
+def _one_pass_multiply_adds(stream: Stream) -> int:
+    """Of one pass over the whole volume; of a mean, of one for each of its passes."""
+    if stream.mean is None:
+        return one_pass_multiply_adds(stream.graph, stream.grid.volume)
+    each = sum(one_pass_multiply_adds(graph, stream.grid.volume) for graph in stream.mean.graphs)
+    return each * len(stream.mean.symmetries)
 
 
 def check_room(output: str, needed_bytes: int) -> None:

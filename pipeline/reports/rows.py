@@ -22,6 +22,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("voxel size", str(source.space)),
         *_stored_rows(plan),
         ("model", f"{plan.model.title}, weights {plan.model.sha256[:12]}, {plan.model.checkpoint}"),
+        *_member_rows(plan),
         ("network", f"{plan.model.architecture.title}, {plan.model.parameters:,} parameters"),
         *([("imported", f"from {plan.model.origin}")] if plan.model.origin else []),
         *([("proof", plan.model.proof)] if plan.model.proof else []),
@@ -71,6 +72,17 @@ def _mean_rows(plan: Plan) -> list[tuple[str, str]]:
             "mean",
             f"of {mean.passes} passes, after the activation: the volume {ways[mean.augment]} (compute.augment {mean.augment})",
         )
+    ]
+
+
+def _member_rows(plan: Plan) -> list[tuple[str, str]]:
+    """The networks of an ensemble."""
+    return [
+        (
+            "member",
+            f"{share:.3g} of the mean: {member.title}, weights {member.sha256[:12]}, {member.architecture.title}, {member.checkpoint}",
+        )
+        for member, share in zip(plan.model.members, plan.model.shares, strict=False)
     ]
 
 

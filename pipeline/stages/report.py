@@ -90,6 +90,10 @@ def summary(plan: Plan, directory: RunDirectory) -> dict[str, object]:
         "model": {"title": plan.model.title, "sha256": plan.model.sha256, "checkpoint": plan.model.checkpoint},
         "shape": [plan.source.channels, *plan.source.shape],
         "tiles": {"total": progress.total, "done": progress.count("done")},
+        "ensemble": [
+            {"title": m.title, "sha256": m.sha256, "checkpoint": m.checkpoint, "weight": m.weight}
+            for m in plan.model.members
+        ],
         "augment": plan.compute.augment,
         "passes": plan.mean.passes if plan.mean else 1,
         "amplification": round(plan.amplification, 3),

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.config import RunConfig
+from pipeline.config import ModelConfig, RunConfig
 from pipeline.core.ledger import Progress
-from pipeline.core.plan import Plan
+from pipeline.core.plan import Model, Plan
 from pipeline.errors import PlanError
 from pipeline.logs import logged
 from pipeline.outputs.image import Image
@@ -88,5 +88,22 @@ class Run:
             stored,
             source=replace(stored.source, url=config.input.url),
             output=replace(stored.output, url=config.output.url),
-            model=replace(stored.model, checkpoint=config.model.checkpoint, title=config.model.title),
+            model=_relocated(stored.model, config.model),
         )
+
+
+def _relocated(stored: Model, config: ModelConfig) -> Model:
+    """A stored model with the paths of now; of an ensemble, where it has as many networks."""
+    members = config.ensemble or ()
+    if len(members) != len(stored.members):
+        return stored  # another model, which is told as such
+    checkpoint = members[0].checkpoint if members else config.checkpoint
+    return replace(
+        stored,
+        checkpoint=checkpoint,
+        title=config.title,
+        members=tuple(
+            replace(member, checkpoint=now.checkpoint, title=now.title)
+            for member, now in zip(stored.members, members, strict=True)
+        ),
+    )

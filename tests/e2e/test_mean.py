@@ -1,6 +1,7 @@
 """Flips, rotations: by the command, against the mean of whole passes of the module, each over the extended volume as it is turned."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,16 +9,30 @@ import torch
 import zarr
 
 from pipeline import stages
+from pipeline.config import RunConfig, validated
 from pipeline.core.network.unet import Architecture
-from pipeline.errors import PlanError
+from pipeline.core.normalization import Normalization
+from pipeline.core.plan import Plan
+from pipeline.errors import ConfigError, ModelError, PlanError
+from pipeline.networks.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.networks.predictors import predictor_of
 from tests.e2e.test_imported import EQUAL, imported_run
 from tests.e2e.test_run import command
-from tests.pipeline_cases import make_run, one_pass
+from tests.pipeline_cases import make_run, one_pass, random_network, save_array
 
 WAYS = {
+    "none": [(0, [])],
     "flips": [(0, flips) for flips in ([], [1], [2], [3], [1, 2], [1, 3], [2, 3], [1, 2, 3])],
     "rotations": [(swap, flips) for swap in (0, 1) for flips in ([], [1], [2], [3], [1, 2], [1, 3], [2, 3], [1, 2, 3])],
 }
+
+
+def small(run):
+    """An imported run whose volume is a corner of its own, with odd extents."""
+    volume = run.volume[:13, :18, :21]
+    save_array(run.folder / "small.zarr", volume)
+    found = run.having(input={"url": str(run.folder / "small.zarr")}, tiles={"core": [8, 8, 12]})
+    return replace(found, volume=volume)
 
 
 def mean_of_passes(volume, augment, forward):
@@ -51,8 +66,8 @@ def test_a_run_with_flips_is_the_mean_of_eight_passes(pooled, tmp_path, capsys):
     run = make_run(
         tmp_path,
         architecture=Architecture(3, 1, 2),
-        shape=(13, 27, 21),
-        tiles={"core": [8, 16, 16]},
+        shape=(9, 15, 11),
+        tiles={"core": [8, 8, 8]},
         output={"activation": "sigmoid"},
         compute={"dtype": "float32", "augment": "flips"},
     )
@@ -77,7 +92,7 @@ def test_a_run_with_flips_is_the_mean_of_eight_passes(pooled, tmp_path, capsys):
 
 def test_a_run_of_an_imported_network_with_rotations_is_the_mean_of_sixteen(pooled, tmp_path, capsys):
     """Its reach differs between sides: 4 before, 5 after."""
-    run = imported_run(tmp_path, "residual", capsys).having(compute={"augment": "rotations"})
+    run = small(imported_run(tmp_path, "residual", capsys)).having(compute={"augment": "rotations"})
     assert command("run", run.yaml, "--no-prefect") == 0
     volume = extended(run.volume[np.newaxis], (2, 2, 2))
 
@@ -104,3 +119,122 @@ def test_voxels_that_are_longer_along_y_than_along_x_are_not_turned(tmp_path):
     with pytest.raises(PlanError, match=r"a voxel is 4 long along y and 8 along x.*Set compute.augment to 'flips'"):
         stages.plan(other.now)
     stages.plan(other.having(compute={"augment": "flips"}).now)
+
+
+# --- ensembles ----------------------------------------------------------------------------------------------------------
+
+
+def ensemble_run(folder, capsys, **sections):
+    """A run of three networks of different strides and halos: two of ours, and an imported one whose reach has two sides."""
+    run = small(imported_run(folder, "residual", capsys))
+    others = [random_network(Architecture(3, depth, 2, out_channels=2), seed=depth) for depth in (1, 2)]
+    for depth, network in enumerate(others, start=1):
+        torch.save(network.state_dict(), folder / f"unet{depth}.pt")
+    members = [
+        {"checkpoint": str(folder / "unet1.pt"), "weight": 1},
+        {"checkpoint": str(folder / "net.safetensors"), "weight": 0.5},
+        {"checkpoint": str(folder / "unet2.pt"), "weight": 2.5},
+    ]
+    content = {**run.content, "model": {"ensemble": members}}
+    found = type(run)(folder, content, run.network, run.volume).having(**sections)
+    return found, [others[0], run.network, others[1]]
+
+
+def forward_of(network):
+    """One pass of a module over an array (C, Z, Y, X), float32."""
+
+    def forward(x):
+        with torch.inference_mode():
+            return network(torch.from_numpy(x)[None])[0].numpy()
+
+    return forward
+
+
+def passes_of(networks, volume, augment="none"):
+    """Of each network its own passes over the volume, extended to its own stride; the imported one has 2."""
+    return [
+        mean_of_passes(extended(volume[np.newaxis], (s, s, s)), augment, forward_of(network))[
+            (slice(None), *(slice(0, n) for n in volume.shape))
+        ]
+        for network, s in zip(networks, (2, 2, 4), strict=True)
+    ]
+
+
+def test_an_ensemble_is_the_mean_of_its_networks_by_weight(pooled, tmp_path, capsys):
+    """Each on the volume as it would be extended for it alone; the tiles are those of the largest stride and halo."""
+    run, networks = ensemble_run(tmp_path, capsys)
+    assert command("run", run.yaml, "--no-prefect") == 0
+    shown = capsys.readouterr().out
+    assert "of 3 passes" in shown
+    assert "0.625 of the mean: unet2.pt" in shown
+    first, second, third = passes_of(networks, run.volume)
+    assert difference(run.array(), 0.25 * first + 0.125 * second + 0.625 * third) <= EQUAL
+    assert difference(run.array(), (first + second + third) / 3) > 1e-2
+    plan = run.plan
+    assert (plan.grid.stride, plan.halo, len(plan.grid) > 8) == ((4, 4, 4), (24, 24, 24), True)
+    assert Plan.from_json(plan.to_json()) == plan
+    report = json.loads(run.directory.report_path.read_text())
+    assert [member["weight"] for member in report["ensemble"]] == [1.0, 0.5, 2.5]
+    assert command("verify", run.yaml) == 0
+
+
+def test_an_ensemble_with_flips_is_the_mean_of_both(pooled, tmp_path, capsys):
+    """Eight passes a network."""
+    run, networks = ensemble_run(tmp_path, capsys, compute={"augment": "flips"}, tiles={"core": [8, 12, 24]})
+    assert command("run", run.yaml, "--no-prefect") == 0
+    first, second, third = passes_of(networks, run.volume, "flips")
+    assert difference(run.array(), 0.25 * first + 0.125 * second + 0.625 * third) <= EQUAL
+
+
+def test_the_identity_of_an_ensemble_is_of_all_its_networks_and_weights(tmp_path, capsys):
+    """Where one is another, or counts for more, the output is another."""
+    run, _ = ensemble_run(tmp_path, capsys)
+    plan = stages.plan(run.now)
+    members = run.content["model"]["ensemble"]
+    heavier = run.having(model={"ensemble": [*members[:2], {**members[2], "weight": 3}]})
+    changed = stages.plan(heavier.now)
+    assert changed.fingerprint != plan.fingerprint
+    torch.save(random_network(Architecture(3, 2, 2, out_channels=2), seed=9).state_dict(), tmp_path / "unet2.pt")
+    with pytest.raises(ModelError, match=r"unet2.pt' changed after the plan was made"):
+        predictor_of(load_checkpoint(changed.model.checkpoint), changed)
+    assert stages.plan(heavier.now).fingerprint != changed.fingerprint
+
+
+def test_networks_that_predict_other_things_have_no_mean(tmp_path, capsys):
+    """Told with the files' names, and what to do; all at once."""
+    run, _ = ensemble_run(tmp_path, capsys)
+    members = run.content["model"]["ensemble"]
+    torch.save(random_network(Architecture(3, 1, 2)).state_dict(), tmp_path / "one.pt")
+    found = load_checkpoint(tmp_path / "unet1.pt")
+    save_checkpoint(tmp_path / "scored.safetensors", replace(found, normalization=Normalization("zscore", 0, 1)))
+    others = [{"checkpoint": str(tmp_path / name)} for name in ("one.pt", "scored.safetensors")]
+    content = {**run.content, "model": {"ensemble": [*members, *others]}}
+    del content["normalize"]
+    with pytest.raises(ModelError) as refused:
+        stages.plan(type(run)(tmp_path, content, run.network, run.volume).now)
+    text = str(refused.value)
+    assert "unet1.pt' has 2 output channels, and" in text
+    assert "one.pt' has 1. Take" in text
+    assert "scored.safetensors' with 'zscore'" in text
+    assert "set normalize, for all" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"ensemble": [{"checkpoint": "a.pt"}]}, "ensemble has 1 member"),
+        ({"ensemble": [{"checkpoint": "a.pt"}, {"checkpoint": "b.pt"}], "checkpoint": "c.pt"}, "checkpoint stand"),
+        ({"ensemble": [{"checkpoint": "a.pt"}, {"weight": 2}]}, "checkpoint: required"),
+        (
+            {"ensemble": [{"checkpoint": "a.pt"}, {"checkpoint": "b.pt", "weight": 0}]},
+            r"ensemble.1.weight: should be greater than 0",
+        ),
+        ({"ensemble": {"checkpoint": "a.pt"}}, "a list is needed"),
+        ({"ensemble": [{"checkpoint": "a.pt"}, {"name": "em"}]}, "no registry says where it is kept"),
+    ],
+)
+def test_what_is_no_ensemble_is_refused(model, told, tmp_path):
+    """Before a file is opened."""
+    run = make_run(tmp_path, architecture=Architecture(3, 1, 2), shape=(8, 16, 16))
+    with pytest.raises(ConfigError, match=told):
+        validated(RunConfig, {**run.content, "model": model}, source="run.yaml")

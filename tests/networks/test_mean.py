@@ -18,6 +18,7 @@ from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.executors import executor_of
 from pipeline.networks.importing import exported as programs
 from pipeline.networks.mean import as_it_lies, seen, shown_as
+from pipeline.networks.sweep import Arena
 from tests.networks.network_cases import NETWORKS, exported, randomise
 from tests.test_exactness import behind, noise, random_network, seam, shown_by
 
@@ -42,7 +43,7 @@ class Case:
     def stitched(self, views=None):
         """The mean over all tiles, as workers compute it, in float64."""
         out = np.zeros((self.architecture.out_channels, *self.stream.grid.volume))
-        run = executor_of(self.checkpoint, CPU, torch.float64)
+        run = executor_of(self.checkpoint, CPU, torch.float64, Arena())
         views = views or self.stream.views
         for tile in self.stream.grid:
             window = torch.from_numpy(shown_by(self.volume, tile.window))

@@ -8,7 +8,7 @@ becomes one of 22 before. A tile reads the hull of what its views need.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import lcm
 
@@ -130,7 +130,7 @@ class Mean:
             return
         if voxel and voxel[-2] != voxel[-1]:
             yield f"a voxel is {voxel[-2]:g} long along y and {voxel[-1]:g} along x, so a turned volume is another"
-        for graph in self.graphs:
+        for graph in dict.fromkeys(self.graphs):
             y, x = graph.stride[1:]
             if y != x:
                 yield f"the network's stride is {y} along y and {x} along x"
@@ -140,7 +140,8 @@ class Mean:
 
 @lru_cache(maxsize=64)  # a plan's grid is asked for at every tile
 def _margin(mean: Mean, volume: Triple) -> Triple:
-    margins = [view.margin() for view in mean.views(volume, mean.stride[0])]
+    alike = replace(mean, graphs=tuple(dict.fromkeys(mean.graphs)))
+    margins = [view.margin() for view in alike.views(volume, mean.stride[0])]
     return triple(map(max, zip(*margins, strict=True)))
 
 

@@ -75,7 +75,7 @@ class Stream:
             return
         longer = (0, 0, 0) if self.mean.is_padded else self.mean.stride
         ways = {Symmetry(symmetry.swaps) for symmetry in self.mean.symmetries}
-        for graph, way in product(self.mean.graphs, ways):
+        for graph, way in product(dict.fromkeys(self.mean.graphs), ways):
             volume, core = (
                 way.extents(per_axis(lambda n, s: n + s, extents, longer))
                 for extents in (self.grid.volume, self.grid.core)
