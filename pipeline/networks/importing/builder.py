@@ -7,7 +7,8 @@ files that are read as `pipeline.networks.importing.archive` reads them. Nothing
 that it started, when the one that asked closes the standard input.
 
 The job: `class`, `arguments`, `weights` (a path), `sizes` (voxels an axis, tried in order), `steps` (to a second size), `trust`, `path`
-(folders to import from besides), `folder` (where `first.pt2`, `second.pt2` and `answer.json` go).
+(folders to import from besides), `folder` (where `first.pt2`, `second.pt2` and `answer.json` go). Or, of a file of TorchScript:
+`torchscript` (a path), `allowed` (operations that it may have), `sizes`, `steps`, `folder` (where `check.safetensors` goes besides).
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ import signal
 import sys
 import threading
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import export, save
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils import _pytree
 
 LONGEST = 2000
 """Characters of an error that are told."""
@@ -68,6 +71,8 @@ def _end_with(asked: Any) -> None:
 
 def built(job: Mapping[str, Any]) -> dict[str, Any]:
     """The answer to a job: `library`, `under` (where the weights stood in their file); or `error`, and `missing`, a package."""
+    if "torchscript" in job:
+        return _converted(job)
     try:
         kind = _class(job["class"], job["class"], trust=job["trust"])
         network = kind(**_arguments(job["arguments"], job))
@@ -269,6 +274,157 @@ def _first_that_works(network: nn.Module, job: Mapping[str, Any], name: str, sha
     raise _RefusedError(
         f"it takes no image of {shapes[0][1]} channel(s) and {sizes} ... voxels ({_told(refused or ValueError())})"
     )
+
+
+# --- TorchScript --------------------------------------------------------------------------------------------------------
+
+
+PRIMITIVES = frozenset(
+    [
+        "Constant", "GetAttr", "If", "ListConstruct", "ListUnpack", "Loop", "NumToTensor", "RaiseException", "TupleConstruct", "TupleIndex",
+        "TupleUnpack", "Uninitialized", "device", "dtype", "max", "min", "unchecked_cast", "unchecked_unwrap_optional",
+    ]
+)  # fmt: skip
+"""Of TorchScript itself: none of them reads or writes anything but values."""
+
+UNWANTED = ("__setstate__", "torch.classes", "__torch__.torch.classes")
+"""What has code run as soon as a file is loaded, before anything can be looked at."""
+
+
+def _converted(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to a job of TorchScript: nothing; or `error`."""
+    try:
+        path = Path(job["torchscript"])
+        _look_at_code(path)
+        module = torch.jit.load(str(path), map_location="cpu").eval()
+        _look_at_operations(module.inlined_graph, frozenset(job["allowed"]))
+        _convert(module, job)
+    except Exception as error:  # noqa: BLE001 - somebody else's code raises anything
+        return {"error": _told(error)}
+    return {}
+
+
+def _look_at_code(path: Path) -> None:
+    """Refuse what runs code when it is loaded. Loading itself runs none: pickles are read by torch's own reader, without Python."""
+    with zipfile.ZipFile(path) as file:
+        for member in file.infolist():
+            parts = member.filename.split("/")
+            if member.filename.endswith((".py", ".pkl")) and "data" not in parts[1:-1]:
+                content = file.read(member)
+                for word in UNWANTED:
+                    if word.encode() in content:
+                        raise _RefusedError(
+                            f"its part '{member.filename[:200]}' has '{word}', which would run as it is loaded"
+                        )
+
+
+def _look_at_operations(block: Any, allowed: frozenset[str]) -> None:
+    """Refuse operations that do more than compute: TorchScript has some that write files."""
+    for node in block.nodes():
+        space, _, name = node.kind().partition("::")
+        known = name in PRIMITIVES if space == "prim" else space == "aten" and name.rstrip("_").lstrip("_") in allowed
+        if not known:
+            raise _RefusedError(f"it has the operation {node.kind()[:100]}, which has no rule here")
+        for inner in node.blocks():
+            _look_at_operations(inner, allowed)
+
+
+def _convert(module: Any, job: Mapping[str, Any]) -> None:
+    """Save its programs at two sizes, and what it gives itself at the first, in float64."""
+    channels, ndim = _first_kernel(module)
+    first = _first_converted(module, job, "first", [[1, channels, *[n] * ndim] for n in job["sizes"]])
+    n = first[-1]
+    steps = [*job["steps"], n]
+    shapes = [[1, channels, *[n + step, n + 2 * step, n + step][:ndim]] for step in steps]
+    _first_converted(module, job, "second", shapes)
+    image = torch.rand(first, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        given = module.double()(image)
+    leaves = [leaf for leaf in _pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
+    from safetensors.torch import save_file  # noqa: PLC0415 - only here
+
+    results = {f"output {number}": leaf.contiguous().clone() for number, leaf in enumerate(leaves)}
+    save_file({"image": image, **results}, Path(job["folder"], "check.safetensors"))
+
+
+def _first_kernel(module: Any) -> tuple[int, int]:
+    """Channels and spatial axes of what a network takes: those of its first convolution."""
+    frozen = torch.jit.freeze(module, optimize_numerics=False)
+    for node in frozen.inlined_graph.nodes():
+        if node.kind().startswith("aten::") and "conv" in node.kind():
+            inputs = [*node.inputs()]
+            kernel = inputs[1].toIValue()
+            if isinstance(kernel, Tensor) and kernel.ndim in (4, 5):
+                groups = inputs[-1].toIValue() if node.kind() != "aten::_convolution" else inputs[8].toIValue()
+                return kernel.shape[1] * int(groups or 1), kernel.ndim - 2
+    raise _RefusedError("it has no 2D or 3D convolution")
+
+
+def _first_converted(module: Any, job: Mapping[str, Any], name: str, shapes: list[list[int]]) -> list[int]:
+    """Convert it at the first of some shapes that it takes."""
+    try:
+        from torch._export.converter import TS2EPConverter  # noqa: PLC0415 - private: not in every torch
+    except ImportError as error:
+        raise _RefusedError(
+            f"this torch ({torch.__version__}) has no converter of TorchScript. Export the network with torch.export, or import it with another torch"
+        ) from error
+
+    class AtOneSize(TS2EPConverter):
+        """Exports what it converted at the very size of its example: what follows from sizes are numbers then."""
+
+        def retrace_as_exported_program(self, gm: fx.GraphModule, name_to_constant: dict[str, Any]) -> Any:  # noqa: ARG002 - as it is called
+            numbers = _Numbers(gm)
+            numbers.run(*self.sample_args)
+            numbers.replace()
+            return export(gm, self.sample_args, strict=False)
+
+    refused: Exception | None = None
+    for shape in shapes:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                program = AtOneSize(module, (torch.zeros(shape),)).convert()
+                save(program, Path(job["folder"], f"{name}.pt2"))
+        except Exception as error:
+            if isinstance(error, _RefusedError):
+                raise
+            refused = refused or error
+        else:
+            return shape
+    sizes = ", ".join("x".join(map(str, shape[2:])) for shape in shapes[:8])
+    raise _RefusedError(
+        f"it cannot be converted for an image of {shapes[0][1]} channel(s) and {sizes} ... voxels ({_told(refused or ValueError())})"
+    )
+
+
+class _Numbers(fx.Interpreter):
+    """Runs a graph, and then has what were numbers in it as such."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.graph_module, self.found = module, dict[fx.Node, Any]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "call_function" and isinstance(result, (int, float, bool)):
+            self.found[n] = result
+        return result
+
+    def replace(self) -> None:
+        """Put them where they are used, and leave out what made them."""
+        for node, value in self.found.items():
+            for user in [*node.users]:
+
+                def known(other: fx.Node, node: fx.Node = node, value: Any = value) -> Any:
+                    return value if other is node else other
+
+                user.args = fx.node.map_arg(user.args, known)
+                user.kwargs = fx.node.map_arg(user.kwargs, known)
+        for node in reversed([*self.graph_module.graph.nodes]):
+            schema = getattr(node.target, "_schema", None)
+            if node.op == "call_function" and not node.users and not getattr(schema, "is_mutable", False):
+                self.graph_module.graph.erase_node(node)
+        self.graph_module.recompile()
 
 
 if __name__ == "__main__":

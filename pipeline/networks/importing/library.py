@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
-import torch
-
 from pipeline.errors import ModelError
 from pipeline.networks.importing.archive import read_archive
-from pipeline.networks.importing.lowering import Network
+from pipeline.networks.importing.lowering import Network, unlike
 
 KNOWN: Mapping[str, str] = {
     "biapy": "biapy",
@@ -116,7 +114,7 @@ def build_network(
     with tempfile.TemporaryDirectory(prefix="halotile-import-") as folder:
         answer = _asked(source, weights, Path(folder), trust=trust, seconds=seconds)
         first, second = (_read(source, Path(folder, f"{name}.pt2"), output) for name in ("first", "second"))
-    if different := _unlike(first, second):
+    if different := unlike(first, second):
         raise ModelError(
             f"'{source.name}' does one thing to an image of {_by(first)} voxels and another to one of {_by(second)}: {different}. So "
             "what it does to a tile says nothing of the whole."
@@ -135,17 +133,6 @@ def _by(network: Network) -> str:
     return " x ".join(str(n) for n in network.program.image[1][2:])
 
 
-def _unlike(one: Network, other: Network) -> str:
-    """The first that differs, where something does."""
-    for a, b in zip(one.graph.nodes, other.graph.nodes, strict=False):
-        if a != b:
-            return f"'{a.name}' is {a.operation}, and then {b.operation}"[:400]
-        pairs = [*zip(one.weights.get(a.name, ()), other.weights.get(a.name, ()), strict=False)]
-        if not all(torch.equal(w, v) for w, v in pairs):
-            return f"'{a.name}' has constants that depend on it"
-    return "" if one.graph == other.graph else "it has more operations there"
-
-
 def _asked(source: LibraryClass, weights: Path, folder: Path, *, trust: bool, seconds: float) -> Mapping[str, Any]:
     """What the child answers.
 
@@ -162,18 +149,34 @@ def _asked(source: LibraryClass, weights: Path, folder: Path, *, trust: bool, se
         "path": [str(Path.cwd())] if trust else [],
         "folder": str(folder),
     }
-    said = _run(json.dumps(job), folder, source.name, seconds)
+    answer = answer_of(job, folder, source.name, seconds)
+    refused = answer.get("error")
+    if refused is not None:
+        raise ModelError(_refusal(source, str(refused)[:LAST_WORDS], answer.get("missing")))
+    return answer
+
+
+def answer_of(job: Mapping[str, Any], folder: Path, name: str, seconds: float = SECONDS) -> dict[str, Any]:
+    """What a child of its own answers to a job of `builder`.
+
+    Args:
+        job: What it is told.
+        folder: Its home, where its files are.
+        name: Of what is built, for a person.
+        seconds: After which it is ended.
+
+    Raises:
+        ModelError: It ended without an answer, or took too long.
+    """
+    said = _run(json.dumps(job), folder, name, seconds)
     file = folder / "answer.json"
     try:
         if file.stat().st_size > LARGEST_ANSWER:
             raise ValueError("it is too long")
         answer = json.loads(file.read_bytes())
-        refused = answer.get("error")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ModelError(f"The process that builds '{source.name}' gave no answer. It {said}.") from error
-    if refused is not None:
-        raise ModelError(_refusal(source, str(refused)[:LAST_WORDS], answer.get("missing")))
-    return dict(answer)
+        return dict(answer)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ModelError(f"The process that builds '{name}' gave no answer. It {said}.") from error
 
 
 def _refusal(source: LibraryClass, error: str, missing: Any) -> str:

@@ -298,6 +298,17 @@ class Network:
     origin: Origin | None = None
 
 
+def unlike(one: Network, other: Network) -> str:
+    """The first that differs of a network that was exported at two sizes, in words; nothing where all is alike."""
+    for a, b in zip(one.graph.nodes, other.graph.nodes, strict=False):
+        if a != b:
+            return f"'{a.name}' is {a.operation}, and then {b.operation}"[:400]
+        pairs = [*zip(one.weights.get(a.name, ()), other.weights.get(a.name, ()), strict=False)]
+        if not all(torch.equal(w, v) for w, v in pairs):
+            return f"'{a.name}' has constants that depend on it"
+    return "" if one.graph == other.graph else "it has more operations there"
+
+
 @dataclass(frozen=True)
 class _Map:
     """What a call gave that lies in space.
@@ -879,7 +890,18 @@ def _like_the_other(to: Lowering, call: _Call) -> _Map:
 
 
 RULES: dict[str, Callable[[Lowering, _Call], _Map]] = {
-    **dict.fromkeys(["conv2d", "conv3d", "convolution", "conv_transpose2d", "conv_transpose3d"], _convolution),
+    **dict.fromkeys(
+        [
+            "conv2d",
+            "conv3d",
+            "convolution",
+            "_convolution",
+            "_convolution_mode",
+            "conv_transpose2d",
+            "conv_transpose3d",
+        ],
+        _convolution,
+    ),
     **dict.fromkeys(["batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"], _batch_norm),
     **dict.fromkeys(
         ["max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d"],

@@ -16,6 +16,7 @@ from pipeline.networks.importing.library import LibraryClass, build_network
 from pipeline.networks.importing.lowering import Network
 from pipeline.networks.importing.onnx import is_onnx, read_onnx
 from pipeline.networks.importing.proof import prove
+from pipeline.networks.importing.torchscript import is_torchscript, read_torchscript
 
 
 class _Reader(Protocol):
@@ -40,6 +41,7 @@ class Kind:
 KINDS = (
     Kind("a program of torch.export (.pt2)", is_archive, read_archive),
     Kind("a model of ONNX", is_onnx, read_onnx),
+    Kind("an archive of TorchScript", is_torchscript, read_torchscript),
 )
 """In the order in which a file is tried."""
 

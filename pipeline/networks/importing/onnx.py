@@ -15,7 +15,7 @@ from pipeline.core.geometry.box import per_axis, round_up, triple
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.receptive import receptive_radius, whole_window
 from pipeline.errors import ModelError
-from pipeline.networks.importing.lowering import Network
+from pipeline.networks.importing.lowering import Network, unlike
 from pipeline.networks.importing.onnx_model import OnnxModel, check_counts, is_onnx
 from pipeline.networks.importing.onnx_rules import DAMAGED, lowered
 
@@ -67,12 +67,13 @@ def _chosen(model: OnnxModel, output: int) -> Network:
                     f"for an image of {first.program.image[1]} it is read, and for {wanted}: {error}"
                 ) from error
             other = None
-        if other is not None and other.graph == first.graph:
+        different = unlike(first, other) if other is not None else ""
+        if other is not None and not different:
             network = other
         elif not declared:
             raise ModelError(
-                f"it does one thing to an image of {first.program.image[1]} and another to one of {wanted}: its tiles cannot be told from "
-                "the whole."
+                f"it does one thing to an image of {first.program.image[1]} and another to one of {wanted}: {different}. So what it does "
+                "to a tile says nothing of the whole."
             )
     return replace(network, origin=_reference(model, first, output).origin)
 
@@ -126,7 +127,7 @@ def _reference(model: OnnxModel, first: Network, output: int) -> Network:
             small = lowered(model, shape, output)
         except ModelError:
             continue
-        if small.graph == first.graph:
+        if not unlike(small, first):
             return small
     extents = first.program.image[1][2:]
     if _arithmetic(first.graph, extents) > MOST_ARITHMETIC:
