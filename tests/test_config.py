@@ -81,6 +81,8 @@ def test_three_paths_are_a_run(tmp_path):
             "registry": None,
             "digest": None,
             "ensemble": None,
+            "exact": True,
+            "window": None,
         },
         "normalize": None,
         "tiles": {"core": "auto", "halo": "auto"},

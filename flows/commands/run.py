@@ -63,6 +63,8 @@ def verify(config: Config, *, set_: Overrides = None) -> int:
 
     verification = stages.verify(stages.Run(asked))
     say(f"verified: {verification.valid} of {verification.tiles} tiles, {verification.objects} objects, metadata")
+    if verification.windows:
+        say(f"not exact: blended windows, {verification.windows}")
     if verification.others:
         say(f"not ours, and left: {', '.join(verification.others)}")
     return DONE

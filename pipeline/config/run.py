@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.config.cluster import ClusterConfig
-from pipeline.config.section import Auto, Location, Margin, Positive, Section, Voxels, Whole
+from pipeline.config.section import Auto, Location, Margin, Positive, Section, Shared, Voxels, Whole
 from pipeline.core.locations import is_url
 from pipeline.core.network.symmetry import Augment
 from pipeline.core.normalization import Mode
+from pipeline.core.tiles.lattice import Blend
 from pipeline.core.volume import SELECTION_KEYS, Selection
 
 
@@ -116,6 +117,22 @@ def _a_list(value: Any) -> Any:
     return value
 
 
+class WindowConfig(Section):
+    """Windows on a lattice over the volume, each of which is a pass of the network by itself; their outputs are blended."""
+
+    core: Voxels = Field(
+        description="z, y, x from the origin of a window to that of the next. A window is core + overlap: as large as what "
+        "the network was trained on."
+    )
+    overlap: (
+        Annotated[tuple[Shared, Shared, Shared], Field(description="z, y, x")] | Annotated[float, Field(ge=0, lt=1)]
+    ) = Field(0.5, description="z, y, x that windows share; or a share of the window, rounded up to a legal extent.")
+    blend: Blend = Field(
+        "gaussian",
+        description="gaussian: sigma is an eighth of the window; linear: by the distance from the nearer end; none: a voxel is of one window.",
+    )
+
+
 class ModelConfig(Section):
     """Which network: a checkpoint of ours, a plain state_dict of the notes' class, or a file of another library; or the name of a registered one.
 
@@ -141,6 +158,11 @@ class ModelConfig(Section):
     ensemble: Annotated[tuple[MemberConfig, ...], BeforeValidator(_a_list)] | None = Field(
         None, description="In place of checkpoint: networks whose predictions are averaged, by weight."
     )
+    exact: bool = Field(
+        True,
+        description="false: the output is blended from windows, for a network that looks at its whole input; it is not exact, and says so.",
+    )
+    window: WindowConfig | None = Field(None, description="With exact: false, and only there: which windows.")
 
     @property
     def title(self) -> str:
@@ -148,6 +170,25 @@ class ModelConfig(Section):
         if self.ensemble:
             return f"ensemble of {len(self.ensemble)}: {', '.join(member.title for member in self.ensemble)}"
         return f"{self.name} version {self.version}" if self.name else Path(self.checkpoint).name
+
+    @model_validator(mode="after")
+    def _windows_where_not_exact(self) -> ModelConfig:
+        if self.exact and self.window is not None:
+            raise ValueError(
+                "window is given, but exact is not false: an exact run has no windows of its own. Set model.exact to false, or leave "
+                "model.window out"
+            )
+        if not self.exact and self.ensemble is not None:
+            raise ValueError(
+                "exact is false, but blended windows are of one network, and ensemble names several. Leave model.ensemble out, or "
+                "model.exact and model.window"
+            )
+        if not self.exact and self.window is None:
+            raise ValueError(
+                "exact is false, but no window says what is blended. Set model.window.core, and model.window.overlap, so that their sum "
+                "is the patch that the network was trained on; or leave model.exact out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_file_or_a_name(self) -> ModelConfig:

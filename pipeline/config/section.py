@@ -17,6 +17,7 @@ Auto = Literal["auto"]
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Extent = Annotated[int, Field(ge=1, le=2**26)]  # as long as an axis of a volume may be
 Voxels = Annotated[tuple[Extent, Extent, Extent], Field(description="z, y, x")]
+Shared = Annotated[int, Field(ge=0, le=2**26)]
 Side = Annotated[int, Field(le=2**26)]
 Margin = Annotated[tuple[Side, Side, Side], Field(description="z, y, x")]
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.core.appearance import Appearance
 from pipeline.core.geometry.box import Triple
+from pipeline.core.network.blended import BlendedStream
 from pipeline.core.network.imported import AnyNetwork, network_of
 from pipeline.core.network.mean import Mean
 from pipeline.core.network.stream import Stream
@@ -27,6 +28,7 @@ from pipeline.core.stored import Stored
 from pipeline.core.strict_json import json_text
 from pipeline.core.tiles.cost import read_slices
 from pipeline.core.tiles.grid import TileGrid
+from pipeline.core.tiles.lattice import BlendedWindow
 from pipeline.core.volume import Description
 from pipeline.errors import PlanError
 
@@ -83,6 +85,7 @@ class Model:
         origin: Of an imported network, what it was imported from, in words.
         proof: Of an imported network, how its graph and its tiles were compared.
         members: Of an ensemble, all; then `checkpoint` and `architecture` are of the first, and the rest of all.
+        window: Of which the output is blended, where it is not exact; None where it is.
     """
 
     checkpoint: str
@@ -94,6 +97,7 @@ class Model:
     origin: str = ""
     proof: str = ""
     members: tuple[Member, ...] = ()
+    window: BlendedWindow | None = None
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -105,6 +109,11 @@ class Model:
     def networks(self) -> tuple[AnyNetwork, ...]:
         """All that are computed, in order."""
         return tuple(member.architecture for member in self.members) or (self.architecture,)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the output is what one pass over the whole volume gives."""
+        return self.window is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +261,10 @@ class Plan:
     @property
     def stream(self) -> Stream:
         """The network over the tiles."""
-        return Stream.over(self.model.architecture.graph, self.source.shape, self.core, self.halo, self.slab, self.mean)
+        graph, window = self.model.architecture.graph, self.model.window
+        if window:
+            return BlendedStream.of_windows(graph, self.source.shape, self.core, window)
+        return Stream.over(graph, self.source.shape, self.core, self.halo, self.slab, self.mean)
 
     @property
     def mean(self) -> Mean | None:
@@ -303,6 +315,7 @@ class Plan:
             "model.weights": self.model.sha256,
             "model.architecture": self.model.architecture.identity(),
             **({"model.ensemble": [member.identity() for member in self.model.members]} if self.model.members else {}),
+            **self._exactness(),
             "normalize": self._rule(),
             "output.dtype": output.dtype,
             "output.activation": output.activation,
@@ -316,6 +329,16 @@ class Plan:
             "compute.dtype": compute.dtype,
             "compute.threads": compute.threads,
             **({"compute.augment": compute.augment} if compute.augment != "none" else {}),
+        }
+
+    def _exactness(self) -> dict[str, object]:
+        """Of a run that is not exact, how its windows lie and are blended; nothing of one that is."""
+        window = self.model.window
+        if window is None:
+            return {}
+        return {
+            "model.exact": False,
+            "model.window": {"core": list(window.core), "overlap": list(window.overlap), "blend": window.blend},
         }
 
     def _rule(self) -> dict[str, object]:
@@ -338,7 +361,7 @@ class Plan:
     def to_json(self) -> str:
         content = asdict(self)
         content["model"]["architecture"] = self.model.architecture.to_dict()
-        for key in ("source", "origin", "proof"):
+        for key in ("source", "origin", "proof", "window"):
             if not content["model"][key]:
                 del content["model"][key]
         for member, stored in zip(self.model.members, content["model"]["members"], strict=True):
@@ -389,7 +412,14 @@ def _parts(content: dict[str, Any]) -> dict[str, Any]:
     return {
         "source": Description.from_dict(content["source"]),
         "output": OutputSpec(**output),
-        "model": Model(**{**content["model"], "architecture": architecture, "members": members}),
+        "model": Model(
+            **{
+                **content["model"],
+                "architecture": architecture,
+                "members": members,
+                "window": _window(content["model"]),
+            }
+        ),
         "normalization": Normalization(**content["normalization"]),
         "compute": Compute(**content["compute"]),
         "cost": Cost(**content["cost"]),
@@ -399,6 +429,11 @@ def _parts(content: dict[str, Any]) -> dict[str, Any]:
         "survey": Survey.from_dict(content["survey"]) if content.get("survey") else None,
         **{key: tuple(content[key]) for key in ("core", "halo")},
     }
+
+
+def _window(model: dict[str, Any]) -> BlendedWindow | None:
+    content = model.get("window")
+    return BlendedWindow(tuple(content["core"]), tuple(content["overlap"]), content["blend"]) if content else None
 
 
 def output_bytes(channels: int, shape: Triple, dtype: str) -> int:

@@ -20,7 +20,7 @@ from pipeline.dataset.outcome import Outcome, State, read_mark, write_mark
 from pipeline.dataset.settings import DatasetConfig
 from pipeline.dataset.version import ChosenVersion, choose_version, current_version
 from pipeline.errors import BusyError, PipelineError, StorageError
-from pipeline.outputs.metadata import described_image
+from pipeline.outputs.metadata import described_image, exactness
 from pipeline.places.credentials import redacted
 from pipeline.publishing.publication import Publication, open_publication
 from pipeline.publishing.version_folder import Published
@@ -297,10 +297,26 @@ def _compute(version: ChosenVersion, team: DatasetWorkers, inventory: Inventory 
 
 
 def _publish(volume: Member, publication: Publication, plan: Plan, origin: Origin) -> None:
+    _refuse_inexact(volume, plan)
     about = {"input": origin.url, "files": origin.files, "model": _model(plan), "voxels": plan.source.voxels}
+    about |= exactness(plan)
     publication.publish(plan.fingerprint, about)
     log.info("published %s", plan.fingerprint[:12])
     clear(publication, plan.fingerprint, volume.config.keep.rule)
+
+
+def _refuse_inexact(volume: Member, plan: Plan) -> None:
+    """Show no output that is not exact to readers who were not told so.
+
+    Raises:
+        StorageError: The dataset's YAML does not say it.
+    """
+    if not plan.model.is_exact and volume.config.model.exact:
+        raise StorageError(
+            f"Version {plan.fingerprint[:12]} of '{volume.entry.url}' is not exact: it is blended from windows ({plan.model.window}), and "
+            "the dataset's YAML does not say so. Nothing of it is published. Set model.exact to false and model.window there, or have it "
+            "computed exactly."
+        )
 
 
 def _with_version(outcome: Outcome, volume: Member, version: ChosenVersion, origin: Origin) -> Outcome:

@@ -394,10 +394,13 @@ def _constant(step: Step, given: Sequence[Piece]) -> Tensor:
 def _normed(step: Step, given: Sequence[Piece]) -> Tensor:
     """By the statistics of all that is there, which is a whole map in one pass, and a window's own otherwise."""
     operation: WholeNorm = step.operation
-    x, box = given[0].values, given[0].box
+    x, box = (
+        given[0].values.contiguous(),
+        given[0].box,
+    )  # channels last, torch sums squares less accurately: 1e-6 of the range
     weight, bias = (*step.weights, None, None)[:2]
     if operation.planar:
-        x = _slices(F.group_norm(_planes(x), operation.groups, weight, bias, operation.epsilon))
+        x = _slices(F.group_norm(_planes(x).contiguous(), operation.groups, weight, bias, operation.epsilon))
     else:
         x = F.group_norm(x, operation.groups, weight, bias, operation.epsilon)
     return step.put(Piece(x, box, given[0].shrunk).part(step.wanted))

@@ -1,10 +1,12 @@
-"""Which predictor runs a plan's network: the sweep where it has a step for each of its operations, else one window a tile; several passes where it is a mean."""
+"""Which predictor runs a plan's network: blended windows where the plan says so; several passes where it is a mean; the sweep where it has a step for each
+of its operations; else one window a tile."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from pipeline.core.plan import Plan
+from pipeline.networks.blending import BlendPredictor
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
 from pipeline.networks.mean import MeanPredictor
 from pipeline.networks.predictor import UNetPredictor
@@ -35,6 +37,8 @@ def predictor_of(checkpoint: Checkpoint, plan: Plan, earlier: AnyPredictor | Non
         ModelError: The weights are not the plan's, or its device is not there.
         PlanError: The numbers of its normalisation are not measured yet.
     """
+    if plan.model.window:
+        return BlendPredictor(checkpoint, plan, earlier=earlier if isinstance(earlier, WindowPredictor) else None)
     if plan.mean:
         mean = earlier if isinstance(earlier, MeanPredictor) else None
         return MeanPredictor([checkpoint, *others_of(plan)], plan, earlier=mean)

@@ -19,6 +19,7 @@ from pipeline.core.plan import Plan
 from pipeline.errors import ModelError
 from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.evaluate import evaluate, placed
+from pipeline.networks.mismatch import whole_pass
 from pipeline.networks.predictor import DTYPES, activated, normalised
 from pipeline.networks.sweep import Arena, Sweep, kernels
 
@@ -44,6 +45,10 @@ def predicted(
     """The prediction for an array as a volume of its own, (C, Z, Y, X), float32: what one pass over all of it gives."""
     architecture, graph, place = checkpoint.architecture, checkpoint.architecture.graph, torch.device(device)
     shape = triple(array.shape[1:])
+    if not graph.is_local:
+        x_ZYXC = normalised(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)).to(place), rule)
+        logits = whole_pass(graph, placed(checkpoint, place, DTYPES[dtype]), x_ZYXC.to(DTYPES[dtype]))
+        return activated(logits.to(torch.float32), activation).cpu().numpy()
     core = per_axis(round_up, (shape[0], min(shape[1], COLUMN), min(shape[2], COLUMN)), graph.stride)
     tiles = Stream.over(graph, shape, core, least_halo(graph), round_up(8, graph.stride[0]))
     network = _streamed(checkpoint, place, dtype) if graph.is_swept else _windowed(checkpoint, place, dtype)

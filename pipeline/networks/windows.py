@@ -74,15 +74,9 @@ class WindowPredictor:
         try:
             values, finite = self._predicted(tile, slabs)
         except torch.OutOfMemoryError as error:
-            raise InferenceError(
-                f"{tile}: the memory of device '{self._device}' is too small ({first_line(error)}). Something else uses it, "
-                "or the plan was made for a larger one: free it, or plan with a smaller tiles.core."
-            ) from error
+            raise InferenceError(memory_too_small(tile, self._device, error)) from error
         if not finite:
-            raise InferenceError(
-                f"{tile}: the network's output is not finite. Its values overflow {self._plan.compute.dtype}, "
-                "or the input is far from what it was trained on: check normalize, or set compute.dtype to float32."
-            )
+            raise InferenceError(not_finite(tile, self._plan))
         yield tile.core, values.cpu().numpy()
 
     def _predicted(self, tile: Tile, slabs: Iterable[np.ndarray]) -> tuple[Tensor, bool]:
@@ -121,3 +115,19 @@ class WindowPredictor:
         """An empty window in the slices that it reads, (C, Z, Y, X)."""
         channels, plane = self._plan.source.channels, tile.window.shape[1:]
         return (np.zeros((channels, span.extent, *plane), np.uint8) for span in self.reads(tile))
+
+
+def memory_too_small(tile: Tile, device: torch.device, error: torch.OutOfMemoryError) -> str:
+    """Why a tile was not computed, and what to do."""
+    return (
+        f"{tile}: the memory of device '{device}' is too small ({first_line(error)}). Something else uses it, "
+        "or the plan was made for a larger one: free it, or plan with a smaller tiles.core."
+    )
+
+
+def not_finite(tile: Tile, plan: Plan) -> str:
+    """The same where its values are no numbers."""
+    return (
+        f"{tile}: the network's output is not finite. Its values overflow {plan.compute.dtype}, "
+        "or the input is far from what it was trained on: check normalize, or set compute.dtype to float32."
+    )

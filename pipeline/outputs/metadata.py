@@ -80,7 +80,7 @@ class Metadata:
         others = (
             {key: value for key, value in attributes.items() if key != "ome"} if isinstance(attributes, dict) else {}
         )
-        mark = {FINGERPRINT_ATTRIBUTE: {"fingerprint": fingerprint, "state": "incomplete"}}
+        mark = {FINGERPRINT_ATTRIBUTE: {"fingerprint": fingerprint, "state": "incomplete", **exactness(self._plan)}}
         self._store.put(DOCUMENT, dumped({**document, "attributes": {**others, **mark}}))
 
     def drop_axis_units(self) -> None:
@@ -101,7 +101,11 @@ class Metadata:
     # --- the group --------------------------------------------------------------------------------------------------
 
     def _group(self, complete: bool) -> dict[str, Any]:
-        mark = {"fingerprint": self._plan.fingerprint, "state": "complete" if complete else "incomplete"}
+        mark: dict[str, Any] = {
+            "fingerprint": self._plan.fingerprint,
+            "state": "complete" if complete else "incomplete",
+            **exactness(self._plan),
+        }
         attributes: dict[str, Any] = {FINGERPRINT_ATTRIBUTE: mark}
         if complete:
             attributes["ome"] = described_image(self._plan)
@@ -155,6 +159,11 @@ def stored_fingerprint(store: Store) -> str | None:
     except PermissionError:
         return None
     return fingerprint if isinstance(fingerprint, str) else None
+
+
+def exactness(plan: Plan) -> dict[str, Any]:
+    """What tells of an output that it is not exact; nothing of one that is."""
+    return {} if plan.model.is_exact else {"exact": False}
 
 
 def described_image(plan: Plan) -> dict[str, Any]:

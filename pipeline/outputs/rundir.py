@@ -81,6 +81,7 @@ class RunDirectory:
         self.verification_path = self.path / "verification.json"
         self.report_path = self.path / "report.json"
         self.network_path = self.path / "model" / "network.safetensors"
+        self.mismatch_path = self.path / "mismatch.json"
         self.tiles_lock_path = self.path / "tiles.lock"
         self.cancel = CancelRequest(self.path / "cancel")
         self.jobs_path = self.path / "jobs"

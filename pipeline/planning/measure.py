@@ -13,11 +13,13 @@ import numpy as np
 
 from pipeline.core.geometry.box import Box, Span
 from pipeline.core.geometry.mirror import shown
+from pipeline.core.network.blended import BlendedStream, whole_needs
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.plan import Plan
-from pipeline.core.tiles.cost import multiply_adds, read_spans, rounded_out, turn_multiply_adds
+from pipeline.core.tiles.cost import multiply_adds, pass_multiply_adds, read_spans, rounded_out, turn_multiply_adds
+from pipeline.core.tiles.grid import Tile
 from pipeline.networks.checkpoint import Checkpoint
-from pipeline.networks.predictors import predictor_of
+from pipeline.networks.predictors import AnyPredictor, predictor_of
 from pipeline.volumes.volume import open_volume
 
 TURNS = 4
@@ -67,7 +69,10 @@ def _arithmetic_rate(plan: Plan, checkpoint: Checkpoint) -> float:
     plan = plan.of_one_pass
     tile = plan.grid.widest()
     predictor = predictor_of(checkpoint, replace(plan, survey=None))  # the numbers of its sample take as long
-    schedule = plan.stream.schedule(tile)
+    stream = plan.stream
+    if isinstance(stream, BlendedStream):
+        return _window_rate(stream, predictor, tile)
+    schedule = stream.schedule(tile)
     turns = _turns_at_full_work(schedule) if plan.stream.graph.is_swept else []
     if len(turns) <= TURNS:
         for _ in predictor.predict(tile, predictor.zeros(tile)):  # so that memory is there
@@ -83,6 +88,14 @@ def _arithmetic_rate(plan: Plan, checkpoint: Checkpoint) -> float:
             break
     seconds = median(b - a for a, b in pairwise(asked[turns[0] : last + 1]))
     return turn_multiply_adds(schedule) / seconds
+
+
+def _window_rate(stream: BlendedStream, predictor: AnyPredictor, tile: Tile) -> float:
+    """Multiply-adds a second of one window of those that tiles are blended from; what is added up beside is little."""
+    predictor.rehearse(tile)  # so that memory is there
+    started = time.perf_counter()
+    predictor.rehearse(tile)
+    return pass_multiply_adds(stream.graph, whole_needs(stream.graph, stream.extent)) / (time.perf_counter() - started)
 
 
 def _turns_at_full_work(schedule: Schedule) -> list[int]:

@@ -16,11 +16,13 @@ import numpy as np
 from pipeline.config import RunConfig
 from pipeline.core.appearance import Appearance
 from pipeline.core.familiarity import strange_values, strange_voxels
-from pipeline.core.geometry.box import Box
+from pipeline.core.geometry.box import Box, triple
 from pipeline.core.lesson import lesson
 from pipeline.core.machine import Machine
+from pipeline.core.network.imported import AnyNetwork
 from pipeline.core.network.local import whole_input
 from pipeline.core.network.mean import Mean
+from pipeline.core.network.receptive import legal_extent, receptive_radius
 from pipeline.core.network.stream import Stream
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import (
@@ -43,6 +45,7 @@ from pipeline.core.tiles.cost import (
     total_voxels_decoded,
     total_voxels_read,
 )
+from pipeline.core.tiles.lattice import BlendedWindow
 from pipeline.core.tiles.tiling import MEMORY_SHARE, TileRequest, Tiling, choose_tiling
 from pipeline.errors import ConfigError, ModelError, PlanError, StorageError
 from pipeline.networks.checkpoint import Checkpoint
@@ -115,13 +118,14 @@ def make_plan(
     mean = _mean(config, volume, networks)
     pinned = earlier if governs else None
     alike = pinned or like
+    window = blended_window(config, checkpoint)
     device = _device(config, machine, alike)
     rule, warnings = _rule(config, checkpoint)
     known = None if remeasure else earlier
     normalization, survey = _numbers(rule, volume, config, known, governs=governs, rough=rough)
     sample = None if rough else _sample(volume, checkpoint, normalization, config, known, governs=governs)
     dtype, reason = _dtype(config, volume, networks, normalization, device, alike)
-    request = _tile_request(config, volume, checkpoint, machine, device, dtype, pinned, mean)
+    request = _tile_request(config, volume, checkpoint, machine, device, dtype, pinned, mean, window)
     tiling, threads = _best_workers(
         request, worker_choices(config, machine, device, alike), config, machine, governed=governs
     )
@@ -129,7 +133,7 @@ def make_plan(
         source=volume.description,
         nonfinite=config.input.nonfinite,
         output=_output(config, volume, checkpoint, tiling),
-        model=_model(config, networks),
+        model=_model(config, networks, window),
         normalization=normalization,
         survey=survey,
         identity_version=1 if survey is None and rule.is_measured(volume.description.dtype) else IDENTITY_VERSION,
@@ -234,10 +238,11 @@ def _check_local(config: RunConfig, checkpoint: Checkpoint) -> None:
         ModelError: It is one.
     """
     graph = checkpoint.architecture.graph
-    if not graph.is_local:
+    if not graph.is_local and config.model.exact:
         raise ModelError(
             f"Checkpoint '{config.model.checkpoint}' cannot be run by tiles: {whole_input(graph)}. A tile would have the "
-            "statistics of its own window, and its values would not be those of one pass over the volume. Train with batch norm, or without."
+            "statistics of its own window, and its values would not be those of one pass over the volume. Train with batch norm, or "
+            "without. Or set model.exact to false and model.window: windows are blended, and the output says that it is not exact."
         )
 
 
@@ -259,6 +264,61 @@ def _mean(config: RunConfig, volume: Volume, networks: Sequence[Checkpoint]) -> 
     return None if mean.is_plain else mean
 
 
+def blended_window(config: RunConfig, checkpoint: Checkpoint) -> BlendedWindow | None:
+    """The windows that an output is blended from; None where it is exact.
+
+    Raises:
+        ConfigError: The network can be exact, or cannot have such windows; says what to do.
+    """
+    asked, network = config.model.window, checkpoint.architecture
+    if asked is None:
+        return None
+    name = f"Checkpoint '{config.model.checkpoint}'"
+    if network.graph.is_local:
+        raise ConfigError(
+            f"model.exact is false, but {name[0].lower()}{name[1:]} can be exact: its network looks at no more than {list(receptive_radius(network.graph))} "
+            "voxels a side, so tiles give what one pass over the whole volume does, and cost less than windows that overlap. Leave "
+            "model.exact and model.window out."
+        )
+    if config.compute.augment != "none":
+        raise ConfigError(
+            f"compute.augment is '{config.compute.augment}', but model.exact is false: blended windows are of one pass each. Set "
+            "compute.augment to 'none'."
+        )
+    if network.padding == "valid":
+        raise ConfigError(
+            f"{name} is a network without padding, of which a window gives less than it reads: windows of model.window are for networks "
+            "that pad themselves. Set model.statistics to 'frozen', or export the network with padding."
+        )
+    if network.ndim == 2 and isinstance(asked.overlap, tuple) and asked.overlap[0]:
+        raise ConfigError(
+            f"model.window.overlap is {list(asked.overlap)}, but {name[0].lower()}{name[1:]} is a 2D network, for which every slice is an "
+            "image of its own. Set its first number to 0."
+        )
+    overlap = triple(_overlap(config, network, axis) for axis in range(3))
+    return BlendedWindow(asked.core, overlap, asked.blend)
+
+
+def _overlap(config: RunConfig, network: AnyNetwork, axis: int) -> int:
+    """Voxels along an axis that windows share: as given, or as many as give windows of a legal extent."""
+    window = config.model.window
+    if window is None:
+        raise ValueError("no windows were asked for")
+    core = window.core[axis]
+    if not isinstance(window.overlap, tuple):
+        share = 0.0 if network.ndim == 2 and axis == 0 else window.overlap
+        return legal_extent(network.graph, axis, ceil(core / (1 - share) - 1e-6)) - core
+    extent = core + window.overlap[axis]
+    legal = legal_extent(network.graph, axis, extent)
+    if legal != extent:
+        raise ConfigError(
+            f"model.window has core {list(window.core)} and overlap {list(window.overlap)}: windows of {extent} voxels along "
+            f"{'zyx'[axis]}, which one pass of the network does not take. The next legal extent is {legal}: set the overlap there to "
+            f"{legal - core}."
+        )
+    return window.overlap[axis]
+
+
 def _tile_request(
     config: RunConfig,
     volume: Volume,
@@ -268,11 +328,12 @@ def _tile_request(
     dtype: str,
     pinned: Plan | None,
     mean: Mean | None,
+    window: BlendedWindow | None,
 ) -> TileRequest:
     """What tiles are chosen for, but for the workers that will compute them."""
     tiles = _asked_tiles(config)
-    here = (checkpoint.architecture, volume.shape, mean)
-    if pinned and (pinned.model.architecture, pinned.source.shape, pinned.mean) == here:
+    here = (checkpoint.architecture, volume.shape, mean, window)
+    if pinned and (pinned.model.architecture, pinned.source.shape, pinned.mean, pinned.model.window) == here:
         tiles = _pinned_tiles(tiles, pinned)
     return TileRequest(
         architecture=checkpoint.architecture,
@@ -288,6 +349,7 @@ def _tile_request(
         if pinned and _is_elsewhere(machine)
         else _device_memory_bytes(config, device, machine),
         mean=mean,
+        window=window,
         **tiles,
     )
 
@@ -366,7 +428,7 @@ def _asked_tiles(config: RunConfig) -> dict[str, Any]:
 
 def _pinned_tiles(asked: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """The plan's tiles where all that is asked for agrees with them; else what is asked for, to be told apart later."""
-    padded = plan.grid.padding == "same"  # an unpadded network's halo cannot be asked for
+    padded = plan.grid.padding == "same" and plan.model.is_exact  # else no halo can be asked for
     earlier = {
         "core": plan.core,
         "halo": plan.halo if padded else None,
@@ -538,7 +600,7 @@ def _output(config: RunConfig, volume: Volume, checkpoint: Checkpoint, tiling: T
     )
 
 
-def _model(config: RunConfig, networks: Sequence[Checkpoint]) -> Model:
+def _model(config: RunConfig, networks: Sequence[Checkpoint], window: BlendedWindow | None) -> Model:
     parameters, first = sum(map(_parameters, networks)), networks[0]
     members = tuple(
         Member(asked.checkpoint, found.sha256, found.architecture, asked.weight, asked.title)
@@ -546,7 +608,7 @@ def _model(config: RunConfig, networks: Sequence[Checkpoint]) -> Model:
     )
     path = members[0].checkpoint if members else config.model.checkpoint
     sha256 = ensemble_sha256(members) if members else first.sha256
-    model = Model(path, sha256, first.architecture, parameters, config.model.title, members=members)
+    model = Model(path, sha256, first.architecture, parameters, config.model.title, members=members, window=window)
     if members or not (source := source_digest(config.model)):
         return model
     made = {name: str(value) for name, value in first.provenance.items()}

@@ -56,6 +56,7 @@ ARTIFACTS = (
     "verification.json",
     "report.html",
     "report.json",
+    "mismatch.json",
     "slices.png",
     "thumbnail.png",
 )

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, select_autoescape
 
 from pipeline.core.plan import Plan
-from pipeline.reports.rows import ledger_rows, plan_rows
+from pipeline.reports.rows import ledger_rows, mismatch_rows, plan_rows
 
 _TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Halotile: {{ plan.output.url }}</title>
@@ -42,6 +42,6 @@ def page(plan: Plan, content: dict[str, Any]) -> str:
         complete=complete,
         verdict=verdict,
         z=plan.source.shape[0] // 2,
-        rows=plan_rows(plan),
+        rows=plan_rows(plan) + mismatch_rows(content.get("mismatch")),
         ledger=ledger_rows(plan, content["stages"]["infer"]),
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from math import prod
 from typing import Any
 
 from pipeline.core.appearance import ranges
+from pipeline.core.network.blended import BlendedStream
 from pipeline.core.plan import Plan
 from pipeline.planning.measure import Expectation
 
@@ -29,11 +31,9 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("normalisation", _normalization(plan)),
         *([("survey", str(plan.survey))] if plan.survey else []),
         *_sample_rows(plan),
-        (
-            "tiles",
-            f"{len(grid):,} ({_by(grid.counts)}), core {_by(plan.core)}, halo {_by(plan.halo)}, slab {plan.slab}",
-        ),
+        ("tiles", f"{len(grid):,} ({_by(grid.counts)}), core {_by(plan.core)}, {_context(plan)}, slab {plan.slab}"),
         *_mean_rows(plan),
+        *_window_rows(plan),
         ("arithmetic", f"{cost.multiply_adds / 1e12:.3f} T multiply-adds, {plan.amplification:.2f} x {_passes(plan)}"),
         (
             "reads",
@@ -86,8 +86,47 @@ def _member_rows(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
+def _context(plan: Plan) -> str:
+    """What a tile reads around its core."""
+    return f"halo {_by(plan.halo)}" if plan.model.is_exact else "all windows that touch it"
+
+
+def _window_rows(plan: Plan) -> list[tuple[str, str]]:
+    """That an output is not exact, where it is not, and what windows that tiles share cost."""
+    window, stream = plan.model.window, plan.stream
+    if window is None or not isinstance(stream, BlendedStream):
+        return []
+    lattice, computed = prod(map(len, stream.grid.rows)), prod(map(stream.computed, range(3)))
+    return [
+        (
+            "not exact",
+            (
+                f"blended windows of {_by(window.extent)}: {window}; {lattice:,} windows, of which tiles that share them compute "
+                f"{computed:,}, {computed / lattice:.2f} x"
+            ),
+        )
+    ]
+
+
 def _passes(plan: Plan) -> str:
     return f"the {plan.mean.passes} passes" if plan.mean else "one pass"
+
+
+def mismatch_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """How far blended windows were found to be from one pass."""
+    if found is None:
+        return []
+    start, stop = found["region"]
+    return [
+        (
+            "mismatch",
+            (
+                f"{found['largest']:.2g} of the range at most, {found['mean']:.2g} on average, between {found['windows']} blended windows "
+                f"and one pass over z, y, x {list(start)} to {list(stop)} as a volume of its own; it steps {found['seams']:.2g} x as much "
+                "where windows begin and end as elsewhere"
+            ),
+        )
+    ]
 
 
 def _stored_rows(plan: Plan) -> list[tuple[str, str]]:

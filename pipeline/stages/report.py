@@ -11,8 +11,12 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.core.ledger import INFER, Session, TileRecord
+from pipeline.core.normalization import finite
 from pipeline.core.plan import Plan
-from pipeline.errors import FileError
+from pipeline.errors import FileError, PipelineError
+from pipeline.networks.checkpoint import load_checkpoint
+from pipeline.networks.device import visible_cards
+from pipeline.networks.mismatch import comparison_region, mismatch
 from pipeline.outputs.image import Image
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.places.durable import in_words
@@ -112,12 +116,46 @@ def _statistics(plan: Plan) -> dict[str, object] | None:
     return plan.statistics.to_dict() if plan.statistics else None
 
 
+def measured_mismatch(plan: Plan, directory: RunDirectory, volume: Volume) -> dict[str, Any] | None:
+    """How far blended windows are from one pass over a region in the middle of the volume; measured once, and kept.
+
+    None where it could not be measured here; the log says why.
+    """
+    of = {"fingerprint": plan.fingerprint, "statistics": plan.survey_digest}
+    try:
+        kept = directory.read_json(directory.mismatch_path)
+    except ValueError as error:
+        log.warning("'%s' is passed over, and made again: %s", directory.mismatch_path, error)
+        kept = None
+    if kept and all(kept.get(key) == value for key, value in of.items()):
+        return kept
+    region = comparison_region(plan)
+    if region is None:
+        log.warning(
+            "how far blended windows are from one pass is not measured: the volume has one window, or a pass of two does not fit the memory"
+        )
+        return None
+    device = plan.compute.device if plan.compute.device == "cpu" or visible_cards() else "cpu"
+    try:
+        checkpoint = load_checkpoint(directory.checkpoint_path(plan), padding=plan.model.architecture.padding)
+        array = finite(volume.read(region), "zero", lambda *_: FileError())
+        found = {**of, **mismatch(checkpoint, plan, region, array, device).to_dict()}
+    except (PipelineError, RuntimeError) as error:  # torch's, where memory is too small
+        log.warning("how far blended windows are from one pass could not be measured: %s", error)
+        return None
+    with _warn():
+        directory.write_json(directory.mismatch_path, found)
+    return found
+
+
 def write_report(plan: Plan, directory: RunDirectory, volume: Volume, output: Image) -> dict[str, object]:
     """Write `slices.png`, `thumbnail.png`, `report.html` and `report.json`; gives the latter's content.
 
     Each is whole or as it was. One that the system refuses to write is told in a warning: what it reports is done all the same.
     """
     content = summary(plan, directory)
+    if not plan.model.is_exact:
+        content |= {"exact": False, "mismatch": measured_mismatch(plan, directory, volume)}
     with _warn():
         slices = picture(volume, output.finest)
         directory.write(directory.path / "slices.png", png(slices))

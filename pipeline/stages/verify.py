@@ -45,6 +45,7 @@ class Verification:
         metadata: What is not as written of the metadata, and objects that no write unit has; a line each, of the first.
         others: Keys and names that are not ours: viewers and people may add theirs.
         statistics: Digest of what the survey has measured, by which the tiles were computed; empty where the plan has its numbers.
+        windows: Of which the output is blended, where it is not exact; empty where it is.
     """
 
     fingerprint: str
@@ -57,13 +58,16 @@ class Verification:
     metadata: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     statistics: str = ""
+    windows: str = ""
 
     @property
     def complete(self) -> bool:
         return self.valid == self.tiles and not self.metadata
 
     def to_dict(self) -> dict[str, object]:
-        return {**asdict(self), "complete": self.complete}
+        content = asdict(self)
+        windows = content.pop("windows")
+        return {**content, "complete": self.complete, **({"exact": False, "windows": windows} if windows else {})}
 
 
 def verify(run: Run) -> Verification:
@@ -86,6 +90,8 @@ def verify(run: Run) -> Verification:
             verification = replace(verification, statistics=statistics.digest if statistics else "")
         directory.write_json(directory.verification_path, verification.to_dict())
         log.info("%d of %d tiles are as written", verification.valid, verification.tiles)
+        if verification.windows:
+            log.info("not exact: blended windows, %s", verification.windows)
         if verification.others:
             log.info("not ours, and left: %s", ", ".join(verification.others))
         if not verification.complete:
@@ -160,6 +166,7 @@ def verify_output(
         problems=tuple(problems[:NAMED]),
         metadata=tuple(islice(chain(metadata.differences, strays), NAMED)),
         others=tuple(islice(chain(metadata.others, contents.others), NAMED)),
+        windows=str(output.plan.model.window or ""),
     )
 
 

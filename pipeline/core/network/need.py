@@ -48,6 +48,8 @@ class Needs:
 
     def frame(self, node: Node) -> Span:
         """What a node reads in all, the padding that it puts beyond the volume's ends included."""
+        if node.operation.is_whole:
+            return self.reads[node.name]
         return node.operation.need(self.axis, self.writes[node.name], None)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.geometry.box import Span, Triple, per_axis, round_up
 from pipeline.core.geometry.mirror import mirrored_ends
+from pipeline.core.network.blended import BlendedStream
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import Needs
 from pipeline.core.network.receptive import lost_margin, whole_window
@@ -39,6 +40,11 @@ def multiply_adds(schedule: Schedule) -> int:
         each * prod(axis.computes(node) for axis in schedule.axes)
         for each, node in zip(layer_multiply_adds(graph), graph.layers, strict=True)
     )
+
+
+def pass_multiply_adds(graph: Graph, axes: tuple[Needs, Needs, Needs]) -> int:
+    """Of one pass over a window by itself, of which these are the needs."""
+    return multiply_adds(Schedule(graph, axes, graph.stride[0]))
 
 
 def turn_multiply_adds(schedule: Schedule) -> int:
@@ -173,9 +179,23 @@ def network_values(stream: Stream) -> int:
     """An upper bound of the values that the network holds at once, whichever way it runs; of a mean, one pass runs after another."""
     if stream.mean:
         return max(map(network_values, stream.bounds))
-    if stream.graph.is_swept:
+    if stream.graph.is_swept and not isinstance(stream, BlendedStream):
         return sweep_values(stream)
-    return int(window_values(stream.graph, [window_extents(stream, axis)[np.newaxis] for axis in range(3)])[0])
+    extents = [window_extents(stream, axis)[np.newaxis] for axis in range(3)]
+    carried = prod(carried_extents(stream, axis) for axis in range(3)) if isinstance(stream, BlendedStream) else 0
+    return int(window_values(stream.graph, extents)[0]) + carried
+
+
+def carried_extents(stream: BlendedStream, axis: int) -> int:
+    """Along an axis, of what a tile carries from window to window: slices of its input, and sums; float32, each twice where it grows.
+
+    Along z these are values a column, of all channels; along y and x, columns.
+    """
+    widest = max(widest_input(stream.grid, axis), 1)
+    if axis:
+        return widest
+    depth = stream.extent[0] + stream.grid.rows[0].step
+    return 4 * depth * (stream.graph.input.channels + stream.graph.output.channels)
 
 
 def mean_bytes(stream: Stream, in_bytes: int) -> int:
@@ -196,13 +216,19 @@ def mean_bytes(stream: Stream, in_bytes: int) -> int:
 
 def window_extents(stream: Stream, axis: int) -> np.ndarray:
     """Extents along an axis, of the widest tile: what each node writes, and what it reads in all; (2, nodes)."""
-    nodes = stream.graph.nodes
-    extents = [
-        ([needs.writes[n.name].extent for n in nodes], [needs.frame(n).extent if n.inputs else 0 for n in nodes])
-        for needs, _ in stream.distinct_needs(axis)
-    ]
+    extents = [pass_extents(stream.graph, needs) for needs, _ in stream.distinct_needs(axis)]
     widest: np.ndarray = np.max(np.array(extents), axis=0)
     return widest
+
+
+def pass_extents(graph: Graph, needs: Needs) -> np.ndarray:
+    """The same of one window."""
+    nodes = graph.nodes
+    written, read = (
+        [needs.writes[n.name].extent for n in nodes],
+        [needs.frame(n).extent if n.inputs else 0 for n in nodes],
+    )
+    return np.array([written, read])
 
 
 def window_values(graph: Graph, extents: Sequence[np.ndarray]) -> NDArray[np.float64]:

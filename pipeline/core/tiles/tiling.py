@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.geometry.box import Triple, per_axis, round_up, triple
+from pipeline.core.network.blended import BlendedStream
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.imported import AnyNetwork
 from pipeline.core.network.mean import Mean
@@ -24,6 +25,7 @@ from pipeline.core.tiles.cost import (
     PROCESS_BYTES,
     READ_BLOCK_BYTES,
     axis_voxels_decoded,
+    carried_extents,
     held_channels,
     held_extents,
     layer_multiply_adds,
@@ -38,6 +40,7 @@ from pipeline.core.tiles.cost import (
     window_values,
 )
 from pipeline.core.tiles.grid import TileGrid
+from pipeline.core.tiles.lattice import BlendedWindow
 from pipeline.errors import PlanError
 
 LARGEST_SHARD = (128, 256, 256)
@@ -95,6 +98,7 @@ class TileRequest:
         device: `cpu` or `cuda`.
         device_memory_bytes: Free memory of a worker's GPU; None where there is none.
         mean: Of which passes a prediction is the mean, the network's the first; None where it is of one.
+        window: Of which tiles are blended, where a run is not exact.
     """
 
     architecture: AnyNetwork
@@ -113,6 +117,7 @@ class TileRequest:
     device: str = "cpu"
     device_memory_bytes: int | None = None
     mean: Mean | None = None
+    window: BlendedWindow | None = None
 
     @property
     def graphs(self) -> tuple[Graph, ...]:
@@ -125,6 +130,9 @@ class TileRequest:
 
     @property
     def stride(self) -> Triple:
+        """What a core's extents must be multiples of for the network's sake: nothing where tiles are blended."""
+        if self.window:
+            return (1, 1, 1)
         return self.mean.stride if self.mean else self.architecture.stride
 
     @property
@@ -143,7 +151,10 @@ class TileRequest:
 
     def stream(self, core: Triple, halo: Triple, slab: int) -> Stream:
         """The network over tiles of a core."""
-        return Stream.over(self.architecture.graph, self.volume, core, halo, slab, self.mean)
+        graph = self.architecture.graph
+        if self.window:
+            return BlendedStream.of_windows(graph, self.volume, core, self.window)
+        return Stream.over(graph, self.volume, core, halo, slab, self.mean)
 
     @property
     def unit(self) -> Triple:
@@ -190,7 +201,8 @@ def choose_tiling(request: TileRequest) -> Tiling:
     """
     problems = [*_layout_problems(request), *_halo_problems(request), *_core_problems(request)]
     if problems:
-        raise PlanError("\n".join(["The tiles asked for cannot be exact:", *(f"  {p}" for p in problems)]))
+        cannot = "are not possible" if request.window else "cannot be exact"
+        raise PlanError("\n".join([f"The tiles asked for {cannot}:", *(f"  {p}" for p in problems)]))
     halo = _halo(request)
     cores = [request.core] if request.core else _cores(request, halo)
     stream = _first_that_fits(request, cores, halo)
@@ -242,6 +254,12 @@ def _halo_problems(request: TileRequest) -> Iterator[str]:
     halo, stride = request.halo, request.stride
     if halo is None:
         return
+    if request.window:
+        yield (
+            f"tiles.halo {list(halo)} was given, but model.exact is false: tiles read whole windows of model.window ({request.window}). "
+            "Leave tiles.halo at 'auto'."
+        )
+        return
     if not request.is_padded:
         yield (
             f"tiles.halo {list(halo)} was given for an unpadded network, whose windows follow from its own margins "
@@ -281,7 +299,9 @@ def _core_problems(request: TileRequest) -> Iterator[str]:
 
 
 def _halo(request: TileRequest) -> Triple:
-    return (request.halo or request.least_halo) if request.is_padded else (0, 0, 0)
+    if not request.is_padded or request.window:
+        return (0, 0, 0)
+    return request.halo or request.least_halo
 
 
 # --- the search ---------------------------------------------------------------------------------------------------
@@ -301,6 +321,10 @@ def _cores(request: TileRequest, halo: Triple) -> list[Triple]:
 def _candidates(request: TileRequest, axis: int) -> list[int]:
     """Extents worth a look: the volume cut into 1, 2, 3 ... equal parts, rounded up to the unit, and small ones."""
     extent, unit = request.volume[axis], request.unit[axis]
+    if request.window:
+        step = request.window.core[axis]
+        windows = {*range(1, 17), *(-(-extent // (step * n)) for n in range(1, 17))}
+        return sorted({round_up(step * n, unit) for n in windows if step * (n - 1) < extent})
     if request.stride[axis] == 1:
         return [_slices(request.in_chunks[axis], extent, unit)]
     parts = {round_up(-(-extent // n), unit) for n in range(1, 17)}
@@ -322,8 +346,7 @@ class _Prices:
 
     def __init__(self, request: TileRequest, halo: Triple, axes: list[list[int]]) -> None:
         self._request, self._axes = request, axes
-        stride = request.stride[0]
-        self._slab = request.slab or stride
+        self._slab = request.window.core[0] if request.window else request.slab or request.stride[0]
         self._streams = [[self._stream(axis, n, halo) for n in axes[axis]] for axis in range(3)]
 
     def _stream(self, axis: int, extent: int, halo: Triple) -> Stream:
@@ -369,9 +392,12 @@ class _Prices:
     def _pass_bytes(self) -> NDArray[np.float64]:
         """Of what the network holds: `cost.network_values` of all combinations."""
         graph = self._request.architecture.graph
-        if not graph.is_swept:
+        if self._request.window or not graph.is_swept:
             tables = [np.array([window_extents(one, axis) for one in self._streams[axis]]) for axis in range(3)]
-            return window_values(graph, tables) * self._request.value_bytes
+            carried = _outer(
+                self._table(lambda one, axis: carried_extents(one, axis) if isinstance(one, BlendedStream) else 0)
+            )
+            return (window_values(graph, tables) + carried) * self._request.value_bytes
         channels, written = held_channels(self._request.architecture.graph)
         extents = [[held_extents(one, axis) for one in self._streams[axis]] for axis in range(3)]
         held, passing = ([np.array([pair[n] for pair in row], float) for row in extents] for n in (0, 1))
@@ -425,6 +451,8 @@ def _fits_device(request: TileRequest, stream: Stream) -> bool:
 
 def _slabs(request: TileRequest, core: Triple) -> list[int]:
     """Slabs worth a try, the largest first: enough voxels to keep the device busy, down to one stride."""
+    if request.window:
+        return [request.window.core[0]]
     stride, (z, y, x) = request.stride[0], request.volume
     plane = min(core[1], y) * min(core[2], x)
     wanted = round_up(-(-SLAB_VOXELS[request.device] // plane), stride)
@@ -433,10 +461,8 @@ def _slabs(request: TileRequest, core: Triple) -> list[int]:
 
 
 def _too_large(request: TileRequest, stream: Stream, needed: int) -> str:
-    tile = (
-        f"a tile of core {list(stream.grid.core)} and halo {list(_halo(request))} (slab {stream.slab}, "
-        f"{request.architecture.summary})"
-    )
+    around = f"windows of {list(request.window.extent)}" if request.window else f"halo {list(_halo(request))}"
+    tile = f"a tile of core {list(stream.grid.core)} and {around} (slab {stream.slab}, {request.architecture.summary})"
     if not _fits_device(request, stream) and request.device_memory_bytes is not None:
         network = _network_bytes(request, stream)
         return (
