@@ -8,6 +8,7 @@ MADE := $(if $(filter command% environment%,$(origin PYTHON)),$(call version,.ve
 VENV ?= .venv$(if $(filter-out $(MADE),$(if $(MADE),$(call version,$(PYTHON)))),-$(call version,$(PYTHON)))
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+LIBRARIES := .venv-networks
 DEMO := demo-output/membranes.ome.zarr
 ARGS ?=
 CHECK := tests/core $(patsubst %,tests/test_%.py,config credentials engine errors exactness familiarity planning statistics)
@@ -19,11 +20,11 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-cluster test-faults bench lint clean
+.PHONY: help venv demo check test test-cluster test-faults test-networks bench lint clean
 .DELETE_ON_ERROR:
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 venv: $(READY) ## set up .venv; does nothing where nothing changed
 
@@ -52,6 +53,12 @@ test-cluster: $(READY) ## tests on real servers, as root on Debian: SLURM, S3, P
 
 test-faults: $(READY) ## campaigns of damage, kills and failing storage, in an hour or so; ARGS as above
 	$(BIN)/python -m pytest -m fault $(ARGS)
+
+test-networks: $(READY) $(LIBRARIES)/ready ## networks made anew by their libraries, in ten minutes; writes docs/networks.md; ARGS as above
+	rm -rf build/networks
+	$(LIBRARIES)/bin/python -m tests.networks.make build/networks
+	$(BIN)/python -m pytest -m network $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m tests.networks.table)
 
 bench: $(READY) ## compare with one whole pass and with others; writes docs/benchmarks.md, in half an hour
 	$(BIN)/python -m pip install -qq -c deploy/constraints.txt -e '.[bench]'
@@ -82,4 +89,15 @@ $(READY): pyproject.toml deploy/constraints.txt deploy/install-torch.sh | $(BIN)
 	$(BIN)/python -m pip install -qq -c deploy/constraints.txt pip
 	sh deploy/install-torch.sh $(BIN)/python
 	$(BIN)/python -m pip install -qq -c deploy/constraints.txt --build-constraint deploy/constraints.txt -e '.[test,train]'
+	@touch $@
+
+# Libraries come without what they ask for: of readers, trainers and viewers their networks need nothing.
+$(LIBRARIES)/ready: tests/networks/libraries.txt deploy/constraints.txt deploy/install-torch.sh | $(BIN)/python
+	@echo "Setting up $(LIBRARIES), once."
+	$(BIN)/python -m venv --without-pip --clear $(LIBRARIES)
+	$(BIN)/python -m pip --python $(LIBRARIES)/bin/python install -qq -c deploy/constraints.txt pip
+	sh deploy/install-torch.sh $(LIBRARIES)/bin/python
+	$(LIBRARIES)/bin/python -m pip install -qq --no-deps -r tests/networks/libraries.txt
+	$(LIBRARIES)/bin/python -m pip install -qq -c deploy/constraints.txt \
+	    einops filelock fsspec httpx numpy packaging PyYAML safetensors scikit-image setuptools sympy tqdm typing_extensions networkx jinja2
 	@touch $@
