@@ -54,8 +54,10 @@ def whole(network, image):
     return evaluate(graph, weights, image, tuple(axes))
 
 
-@pytest.mark.parametrize("opset", [11, 17])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("opset", [pytest.param(11, marks=pytest.mark.network), 17])
+@pytest.mark.parametrize(
+    "name", ["planar", *(pytest.param(name, marks=pytest.mark.network) for name in ("residual", "valid"))]
+)
 def test_a_model_is_the_network_that_was_exported(name, opset, tmp_path):
     """In one pass of another size than any that was exported or read; and ONNX's own operators say so."""
     network = randomise(NETWORKS[name]())
@@ -70,6 +72,7 @@ def test_a_model_is_the_network_that_was_exported(name, opset, tmp_path):
     torch.testing.assert_close(whole(imported, solid), expected, rtol=0, atol=1e-9)  # 0.1 is of float32 in ONNX
 
 
+@pytest.mark.network
 def test_open_extents_are_chosen_so_that_a_tile_with_its_halo_fits(tmp_path):
     """And one stride less of halo differs. The reference has few voxels: numpy runs it."""
     imported = read_onnx(exported(randomise(Residual()), tmp_path / "net"))
@@ -207,7 +210,26 @@ RULES = {
 """Nodes behind a convolution, constants, and the version where another matters."""
 
 
-@pytest.mark.parametrize("name", RULES)
+USUAL = frozenset(
+    [
+        "padding at one end",
+        "strided and transposed",
+        "nearest by halves",
+        "linear",
+        "mirrored",
+        "slices",
+        "constants",
+        "soft-max of old",
+        "extents that are computed",
+        "gelu",
+    ]
+)
+"""Those of the quick tests."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.network) for name in RULES]
+)
 def test_an_operator_is_what_onnx_says(name, tmp_path):
     """The graph against ONNX's own operators, at two sizes; a tile against the whole."""
     nodes, constants, *opset = RULES[name]
@@ -498,6 +520,7 @@ def test_other_files_are_no_models(tmp_path):
     assert not is_onnx(tmp_path)
 
 
+@pytest.mark.network
 def test_a_damaged_model_is_refused_in_words_or_read(tmp_path):
     """Whatever byte of it is another: never another error than ours."""
     path = of_nodes(tmp_path / "net", [["Relu", ["x"], {}]])

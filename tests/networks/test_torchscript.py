@@ -142,8 +142,10 @@ class Marker:
     "part",
     [
         "data.pkl",
-        "constants.pkl",
-        *(pytest.param(name, marks=pytest.mark.network) for name in ("traced_inputs.pkl", "debug_pkl")),
+        *(
+            pytest.param(name, marks=pytest.mark.network)
+            for name in ("constants.pkl", "traced_inputs.pkl", "debug_pkl")
+        ),
     ],
 )
 def test_pickles_of_an_archive_run_nothing(part, tmp_path):
@@ -178,6 +180,7 @@ def test_a_torch_without_the_converter_says_so(tmp_path, monkeypatch):
     assert "has no converter of TorchScript" in answer["error"]
 
 
+@pytest.mark.network
 def test_a_network_without_rules_is_refused_by_name(tmp_path):
     """As of any other file."""
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.PixelShuffle(2))
@@ -185,6 +188,7 @@ def test_a_network_without_rules_is_refused_by_name(tmp_path):
         import_network(traced(network, tmp_path / "net", (1, 1, 32, 32)))
 
 
+@pytest.mark.network
 def test_a_damaged_archive_is_refused_in_words(tmp_path):
     """Nothing of torch's own errors gets out unsaid."""
     path = traced(randomise(NETWORKS["residual"]()).float(), tmp_path / "net")
