@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -20,6 +23,17 @@ Overrides = Annotated[
 Missing = Annotated[
     Literal["fail", "fill"],
     Parameter(help="A Zarr or HDF5 array of which nothing is stored: refuse it, or read it as its fill value."),
+]
+LibraryClassName = Annotated[
+    str | None,
+    Parameter(
+        name="--class", help="Class of a library that a file of weights is of, such as monai.networks.nets.UNet."
+    ),
+]
+ClassArguments = Annotated[str, Parameter(help="What the class is built with, as JSON; or a file of it.")]
+Trust = Annotated[
+    bool,
+    Parameter(help="Run code of a package that is not known, or that is pickled in the file.", negative=()),
 ]
 
 
@@ -45,3 +59,20 @@ def read_dataset(path: Path, overrides: list[str] | None) -> DatasetConfig:
     from pipeline.dataset.settings import DatasetConfig  # noqa: PLC0415 - slow; `--help` needs none of it
 
     return read_config(DatasetConfig, path, overrides or ())
+
+
+def class_arguments(text: str) -> dict[str, Any]:
+    """Of a class, as they were given on the command line.
+
+    Raises:
+        ConfigError: It is neither a JSON object nor a file of one.
+    """
+    try:
+        content = json.loads(text if text.lstrip().startswith("{") else Path(text).read_bytes())
+        if not isinstance(content, dict):
+            raise TypeError(f"a {type(content).__name__}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"--arguments is {text[:120]!r}: expected a JSON object, such as '{{\"spatial_dims\": 3}}', or a file of one ({error})."
+        ) from error
+    return content

@@ -6,16 +6,25 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from flows.commands.arguments import Missing
+from flows.commands.arguments import ClassArguments, LibraryClassName, Missing, Trust, class_arguments
 from flows.commands.status import DONE
 from flows.printing import bar, print_rows, say
 
 
-def inspect(path: Annotated[str, Parameter(help="A Zarr store, or a checkpoint.")]) -> int:
+def inspect(
+    path: Annotated[str, Parameter(help="A Zarr store, a checkpoint, or a network of another library.")],
+    *,
+    class_: LibraryClassName = None,
+    arguments: ClassArguments = "{}",
+    trust: Trust = False,
+    output: Annotated[int, Parameter(help="Which of its outputs is looked at, where a network has several.")] = 0,
+) -> int:
     """Print what a store or a checkpoint is: shape, chunks, axes; stride, receptive radius, parameters, arithmetic."""
+    from pipeline.networks.importing.library import LibraryClass  # noqa: PLC0415 - slow; `--help` needs none of it
     from pipeline.reports.inspection import inspect_path  # noqa: PLC0415 - slow; `--help` needs none of it
 
-    print_rows(inspect_path(path))
+    of = LibraryClass(class_, class_arguments(arguments)) if class_ else None
+    print_rows(inspect_path(path, of=of, trust=trust, output=output))
     return DONE
 
 

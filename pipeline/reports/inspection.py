@@ -13,18 +13,26 @@ from pipeline.core.geometry.box import Triple, per_axis, triple
 from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.core.network.imported import AnyNetwork, Imported
 from pipeline.core.network.local import local, whole_input
-from pipeline.core.network.receptive import least_halo, reach, receptive_radius
+from pipeline.core.network.receptive import least_halo, legal_extent, reach, receptive_radius
 from pipeline.core.tiles.cost import one_pass_multiply_adds
 from pipeline.core.volume import Description, Selection
 from pipeline.errors import StorageError
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
+from pipeline.networks.importing.library import LibraryClass
+from pipeline.networks.importing.network import import_network, kind_of
 from pipeline.volumes.volume import is_volume_file, open_volume, store_levels
 
 Rows = list[tuple[str, str]]
 
 
-def inspect_path(path: str) -> Rows:
-    """Rows about a Zarr store, or about a checkpoint.
+def inspect_path(path: str, *, of: LibraryClass | None = None, trust: bool = False, output: int = 0) -> Rows:
+    """Rows about a Zarr store, about a checkpoint, or about a network of another library, which is imported for it; nothing is written.
+
+    Args:
+        path: What to look at.
+        of: The class that a file of weights is of.
+        trust: Whether code of any package may be run to build it.
+        output: Which output of a network is looked at.
 
     Raises:
         StorageError: There is nothing, or no readable store.
@@ -35,7 +43,12 @@ def inspect_path(path: str) -> Rows:
     path = without_file_scheme(path)
     if not is_url(path) and not Path(path).exists():
         raise StorageError(f"'{path}' was asked for, but there is nothing there. Check the path.")
-    return _checkpoint_rows(path) if Path(path).is_file() else _store_rows(path)
+    if not Path(path).is_file():
+        return _store_rows(path)
+    is_foreign = of is not None or kind_of(Path(path)) is not None
+    return _checkpoint_rows(
+        path, import_network(path, of=of, trust=trust, output=output) if is_foreign else load_checkpoint(path)
+    )
 
 
 def _store_rows(url: str) -> Rows:
@@ -65,8 +78,7 @@ def _voxel(description: Description) -> str:
     return ", ".join(f"{axis} {size:g} {unit or '(no unit)'}" for axis, size, unit in placed)
 
 
-def _checkpoint_rows(path: str) -> Rows:
-    checkpoint = load_checkpoint(path)
+def _checkpoint_rows(path: str, checkpoint: Checkpoint) -> Rows:
     a = checkpoint.architecture
     rows = [
         ("checkpoint", path),
@@ -78,11 +90,22 @@ def _checkpoint_rows(path: str) -> Rows:
     ]
     if a.padding == "same":
         rows.append(("least halo", _by(least_halo(a.graph))))
+    if isinstance(a, Imported):
+        rows.append(("legal extents", _legal_extents(a)))
     if not a.graph.is_local:
         rows.append(("whole input", f"{whole_input(a.graph)}: not by tiles"))
     rows.append(("multiply-adds", f"{_multiply_adds_a_voxel(a):,.0f} a voxel"))
     rows.append(("weights", f"SHA-256 {checkpoint.sha256}"))
     return rows + _training_rows(checkpoint)
+
+
+def _legal_extents(network: Imported) -> str:
+    """Which extents one pass takes, by axis."""
+    graph, stride = network.graph, network.stride
+    if network.padding == "same":
+        return f"multiples of {_by(stride)}; a volume of others is mirrored to them, and cropped again"
+    least = triple(legal_extent(graph, axis, 2 * m + 1) for axis, m in enumerate(receptive_radius(graph)))
+    return f"{_by(least)} and by {_by(stride)} more, to predict what is {_by(receptive_radius(graph))} less a side"
 
 
 def _network(checkpoint: Checkpoint) -> str:

@@ -220,6 +220,20 @@ def test_a_run_names_the_file_of_a_library_and_keeps_what_came_of_it(pooled, tmp
     assert stored_objects(run.output) == wanted
 
 
+def test_a_file_of_a_library_is_inspected_as_it_lies(tmp_path, capsys):
+    """What a user asks first: which halo does it need, and can it be tiled at all?"""
+    for kind, legal in ((Residual, "multiples of 2 x 2 x 2"), (NETWORKS["valid"], "and by 1 x 2 x 2 more")):
+        save_program(tmp_path / "net.pt2", randomise(kind()).float())
+        assert command("inspect", tmp_path / "net.pt2") == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert legal in shown.partition("legal extents ")[2].partition(" multiply-adds ")[0]
+        assert "a program of torch.export (.pt2)" in shown
+        assert "tile against whole" in shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pt2"]
+    assert command("inspect", tmp_path / "net.pt2", "--class", "a.Net", "--arguments", "[1]") == 2
+    assert "expected a JSON object" in capsys.readouterr().err
+
+
 def refuse(*_, **__):
     """In place of an import that must not be."""
     raise AssertionError("imported again")
