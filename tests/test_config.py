@@ -54,6 +54,8 @@ def test_a_class_of_a_library_and_its_arguments_stay_as_written(tmp_path):
     for written, why in {
         "{class: Net}": "model.architecture: class is 'Net', expected a package and a class",
         "{arguments: {}}": "model.architecture.class: required, but not there",
+        "{class: a.Net, arguments: {n: .inf}}": "arguments hold what JSON has not",
+        "{class: a.Net, arguments: {n: 2026-11-30}}": "arguments hold what JSON has not",
         "{class: a.Net, argument: {}}": "did you mean 'arguments'?",
     }.items():
         assert why in refusal(tmp_path, LEAST.replace("checkpoint:", f"architecture: {written}, checkpoint:"))

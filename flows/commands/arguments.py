@@ -68,7 +68,8 @@ def class_arguments(text: str) -> dict[str, Any]:
         ConfigError: It is neither a JSON object nor a file of one.
     """
     try:
-        content = json.loads(text if text.lstrip().startswith("{") else Path(text).read_bytes())
+        written = text if text.lstrip().startswith("{") else Path(text).read_bytes()
+        content = json.loads(written, parse_constant=_refuse_constant)
         if not isinstance(content, dict):
             raise TypeError(f"a {type(content).__name__}")
     except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -76,3 +77,7 @@ def class_arguments(text: str) -> dict[str, Any]:
             f"--arguments is {text[:120]!r}: expected a JSON object, such as '{{\"spatial_dims\": 3}}', or a file of one ({error})."
         ) from error
     return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")

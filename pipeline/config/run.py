@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -82,6 +83,12 @@ class ArchitectureConfig(Section):
             raise ValueError(
                 f"class is {self.class_[:100]!r}, expected a package and a class, such as monai.networks.nets.UNet"
             )
+        try:
+            json.dumps(self.arguments, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"arguments hold what JSON has not ({error}); give finite numbers, texts, lists and mappings"
+            ) from error
         return self
 
 

@@ -50,7 +50,7 @@ def named_network(model: ModelConfig) -> Checkpoint:
                 "for networks that are imported, and of several outputs."
             )
         return load_checkpoint(model.checkpoint, padding=model.padding)
-    arguments = json.dumps(model.architecture.arguments) if model.architecture else ""
+    arguments = json.dumps(model.architecture.arguments, allow_nan=False) if model.architecture else ""
     name = model.architecture.class_ if model.architecture else ""
     checkpoint = _imported(
         Path(model.checkpoint), name, arguments, model.output, _state(Path(model.checkpoint)), trust=model.trust
@@ -76,7 +76,7 @@ def source_digest(model: ModelConfig) -> str:
     if not path.is_file():
         raise ModelError(f"Network '{path}' was asked for, but there is no such file. Check model.checkpoint.")
     of = model.architecture.model_dump(mode="json") if model.architecture else None
-    asked = json.dumps([_file_digest(path, _state(path)), of, model.output], sort_keys=True)
+    asked = json.dumps([_file_digest(path, _state(path)), of, model.output], sort_keys=True, allow_nan=False)
     return hashlib.sha256(asked.encode()).hexdigest()
 
 

@@ -46,7 +46,7 @@ def main() -> NoReturn:
     os.dup2(2, 1)
     threading.Thread(target=_end_with, args=(asked,), daemon=True).start()
     sys.path += job["path"]
-    answer = json.dumps(built(job))
+    answer = json.dumps(built(job), allow_nan=False)
     Path(job["folder"], "answer.json").write_text(answer)
     sys.stderr.flush()
     os._exit(0)  # nor does the library do more at its end

@@ -168,7 +168,7 @@ def answer_of(job: Mapping[str, Any], folder: Path, name: str, seconds: float = 
     Raises:
         ModelError: It ended without an answer, or took too long.
     """
-    said = _run(json.dumps(job), folder, name, seconds)
+    said = _run(json.dumps(job, allow_nan=False), folder, name, seconds)
     file = folder / "answer.json"
     try:
         if file.stat().st_size > LARGEST_ANSWER:
