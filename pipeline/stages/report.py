@@ -116,7 +116,7 @@ def _statistics(plan: Plan) -> dict[str, object] | None:
     return plan.statistics.to_dict() if plan.statistics else None
 
 
-def measured_mismatch(plan: Plan, directory: RunDirectory, volume: Volume) -> dict[str, Any] | None:
+def measured_mismatch(plan: Plan, directory: RunDirectory, volume: Volume) -> dict[str, object] | None:
     """How far blended windows are from one pass over a region in the middle of the volume; measured once, and kept.
 
     None where it could not be measured here; the log says why.

@@ -92,7 +92,7 @@ class Loop:
         self.net = initialise(UNet(network.architecture, network.dropout), config.seed)
         if network.norm == "batch_renorm":
             with_renorm(self.net, config.steps)
-        self.net.to(memory_format=self._layout)  # type: ignore[call-overload]  # torch's stubs lack it
+        self._lay_out(self.net)
         self.average = make_average(self.net, config.optimiser.average)
         self.step, self.seconds = 0, 0.0
         self.best: dict[str, Any] | None = None
@@ -331,12 +331,17 @@ class Loop:
         if self.config.network.norm != "none":
             first = self.config.steps * self.config.batch * self.fabric.world_size
             patches = [self._tensors([self.data.samples[first + n]])[0] for n in range(PATCHES)]
-            net = checkpoint.build().to(self.fabric.device, memory_format=self._layout)  # type: ignore[call-overload]
+            net = self._lay_out(checkpoint.build().to(self.fabric.device))
             indicators["train_evaluation_disparity"] = disparity(self._as_learning(net), patches)
         mismatches = [tile_mismatch(checkpoint, region, device) for region in self.data.validation]
         if measured := [value for value in mismatches if value is not None]:
             indicators["tile_mismatch"] = max(measured)
         return {name: float(f"{value:.3g}") for name, value in indicators.items()}
+
+    def _lay_out(self, net: UNet) -> UNet:
+        """A network whose kernels have their channels last; changed in place."""
+        net.to(memory_format=self._layout)  # type: ignore[call-overload]  # torch's stubs lack it
+        return net
 
     def _as_learning(self, net: UNet) -> UNet:
         """A network with the norms that this training has."""
