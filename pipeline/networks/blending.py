@@ -25,8 +25,8 @@ from pipeline.core.tiles.grid import Tile
 from pipeline.errors import InferenceError
 from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.evaluate import evaluate
-from pipeline.networks.predictor import activated, normalised, quantised
-from pipeline.networks.windows import WindowPredictor, memory_too_small, not_finite
+from pipeline.networks.predictor import activated, memory_too_small, normalised, not_finite, quantised
+from pipeline.networks.windows import WindowPredictor
 
 Pass = Callable[[Tensor], Tensor]
 """What a network gives of a window, 1 C Z Y X -> K Z Y X."""

@@ -21,9 +21,18 @@ from pipeline.core.network.symmetry import Symmetry
 from pipeline.core.plan import Model, Plan
 from pipeline.core.tiles.grid import Tile
 from pipeline.errors import InferenceError
-from pipeline.networks.checkpoint import Checkpoint, first_line
+from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.executors import Executor, executor_of
-from pipeline.networks.predictor import DTYPES, activated, device_of, is_same_network, normalised, quantised
+from pipeline.networks.predictor import (
+    DTYPES,
+    activated,
+    device_of,
+    is_same_network,
+    memory_too_small,
+    normalised,
+    not_finite,
+    quantised,
+)
 from pipeline.networks.sweep import Arena
 
 
@@ -98,10 +107,7 @@ class MeanPredictor:
                 part = total[(slice(None), *box.within(tile.core))]
                 yield box, quantised(part, self._plan.output.dtype).contiguous().cpu().numpy()
         except torch.OutOfMemoryError as error:
-            raise InferenceError(
-                f"{tile}: the memory of device '{self._device}' is too small ({first_line(error)}). Something else uses it, "
-                "or the plan was made for a larger one: free it, or plan with a smaller tiles.core."
-            ) from error
+            raise InferenceError(memory_too_small(tile, self._device, error)) from error
 
     def _total(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Tensor:
         """The mean over the core, (C, Z, Y, X), float32."""
@@ -121,10 +127,7 @@ class MeanPredictor:
             for box, logits in seen(view, executor, tile.core, self._slab_of(window, tile.window)):
                 logits_CZYX = logits.to(torch.float32)
                 if not torch.isfinite(logits_CZYX).all():
-                    raise InferenceError(
-                        f"{tile}: the network's output is not finite in {box}. Its values overflow {self._plan.compute.dtype}, "
-                        "or the input is far from what it was trained on: check normalize, or set compute.dtype to float32."
-                    )
+                    raise InferenceError(not_finite(tile, self._plan, box))
                 yield box, activated(logits_CZYX, self._plan.output.activation), share
 
     def _kept(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Tensor:
@@ -158,10 +161,7 @@ class MeanPredictor:
             for _ in islice(self._parts(tile, self.zeros(tile)), 3):
                 pass
         except torch.OutOfMemoryError as error:
-            raise InferenceError(
-                f"{tile}: the memory of device '{self._device}' is too small ({first_line(error)}). Free it, or plan with a "
-                "smaller tiles.core."
-            ) from error
+            raise InferenceError(memory_too_small(tile, self._device, error)) from error
 
     def zeros(self, tile: Tile) -> Iterator[np.ndarray]:
         """An empty window in the slices that it reads, (C, Z, Y, X)."""

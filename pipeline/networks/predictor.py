@@ -95,14 +95,11 @@ class UNetPredictor:
         try:
             for box, (values, finite) in self.resident.transfer.drain(self._parts(tile, slabs)):
                 if not finite.all():
-                    raise InferenceError(self._overflow(tile, box))
+                    raise InferenceError(not_finite(tile, self._plan, box))
                 yield box, values
         except torch.OutOfMemoryError as error:
             self.resident.arena, self.resident.last = Arena(), None
-            raise InferenceError(
-                f"{tile}: the memory of device '{self._device}' is too small ({first_line(error)}). Something else uses it, "
-                "or the plan was made for a larger one: free it, or plan with a smaller tiles.core."
-            ) from error
+            raise InferenceError(memory_too_small(tile, self._device, error)) from error
 
     def _parts(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, tuple[Tensor, Tensor]]]:
         sweep = self._sweep(tile)
@@ -115,12 +112,6 @@ class UNetPredictor:
             logits_CZYX = logits_ZYXC.permute(3, 0, 1, 2).to(torch.float32)
             values_CZYX = quantised(activated(logits_CZYX, output.activation), output.dtype)
             yield box, (values_CZYX.contiguous(), torch.isfinite(logits_CZYX).all())
-
-    def _overflow(self, tile: Tile, box: Box) -> str:
-        return (
-            f"{tile}: the network's output is not finite in {box}. Its values overflow {self._plan.compute.dtype}, "
-            "or the input is far from what it was trained on: check normalize, or set compute.dtype to float32."
-        )
 
     def warm_up(self, tile: Tile) -> None:
         """Have the memory of a tile, and the code for its shapes, ready before the first tile; takes about one turn."""
@@ -175,6 +166,23 @@ def device_of(checkpoint: Checkpoint, plan: Plan, device_index: int) -> torch.de
     make_deterministic()
     numbered = plan.compute.device == "cuda" and device_index is not None
     return torch.device(f"cuda:{device_index}" if numbered else plan.compute.device)
+
+
+def memory_too_small(tile: Tile, device: torch.device, error: torch.OutOfMemoryError) -> str:
+    """Why a tile was not computed, and what to do."""
+    return (
+        f"{tile}: the memory of device '{device}' is too small ({first_line(error)}). Something else uses it, "
+        "or the plan was made for a larger one: free it, or plan with a smaller tiles.core."
+    )
+
+
+def not_finite(tile: Tile, plan: Plan, box: Box | None = None) -> str:
+    """The same where its values are no numbers; in a box of it, where that is known."""
+    where = "" if box is None else f" in {box}"
+    return (
+        f"{tile}: the network's output is not finite{where}. Its values overflow {plan.compute.dtype}, "
+        "or the input is far from what it was trained on: check normalize, or set compute.dtype to float32."
+    )
 
 
 def is_same_network(one: Plan, other: Plan) -> bool:

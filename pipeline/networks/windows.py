@@ -16,9 +16,18 @@ from pipeline.core.network.schedule import Schedule
 from pipeline.core.plan import Plan
 from pipeline.core.tiles.grid import Tile
 from pipeline.errors import InferenceError
-from pipeline.networks.checkpoint import Checkpoint, first_line
+from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.evaluate import Weights, evaluate, placed
-from pipeline.networks.predictor import DTYPES, activated, device_of, is_same_network, normalised, quantised
+from pipeline.networks.predictor import (
+    DTYPES,
+    activated,
+    device_of,
+    is_same_network,
+    memory_too_small,
+    normalised,
+    not_finite,
+    quantised,
+)
 
 
 class WindowPredictor:
@@ -115,19 +124,3 @@ class WindowPredictor:
         """An empty window in the slices that it reads, (C, Z, Y, X)."""
         channels, plane = self._plan.source.channels, tile.window.shape[1:]
         return (np.zeros((channels, span.extent, *plane), np.uint8) for span in self.reads(tile))
-
-
-def memory_too_small(tile: Tile, device: torch.device, error: torch.OutOfMemoryError) -> str:
-    """Why a tile was not computed, and what to do."""
-    return (
-        f"{tile}: the memory of device '{device}' is too small ({first_line(error)}). Something else uses it, "
-        "or the plan was made for a larger one: free it, or plan with a smaller tiles.core."
-    )
-
-
-def not_finite(tile: Tile, plan: Plan) -> str:
-    """The same where its values are no numbers."""
-    return (
-        f"{tile}: the network's output is not finite. Its values overflow {plan.compute.dtype}, "
-        "or the input is far from what it was trained on: check normalize, or set compute.dtype to float32."
-    )

@@ -21,14 +21,14 @@ import sys
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import export, save
+from torch.export import ExportedProgram, export, save
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils import _pytree
@@ -251,29 +251,48 @@ def _input(network: nn.Module, sizes: list[int]) -> tuple[int, int]:
 def _export(network: nn.Module, job: Mapping[str, Any]) -> None:
     """Save its programs at two sizes, the first that it takes and one further on along each axis, of which no two are alike."""
     channels, ndim = _input(network, job["sizes"])
-    first = _first_that_works(network, job, "first", [[1, channels, *[n] * ndim] for n in job["sizes"]])
+
+    def program_of(example: Tensor) -> ExportedProgram:
+        return export(network, (example,), strict=False)
+
+    why = "it takes no image"
+    first = _first_that_works(job, "first", [[1, channels, *[n] * ndim] for n in job["sizes"]], program_of, why)
     n = first[-1]
     steps = [*job["steps"], n]
-    _first_that_works(
-        network, job, "second", [[1, channels, *[n + step, n + 2 * step, n + step][:ndim]] for step in steps]
-    )
+    shapes = [[1, channels, *[n + step, n + 2 * step, n + step][:ndim]] for step in steps]
+    _first_that_works(job, "second", shapes, program_of, why)
 
 
-def _first_that_works(network: nn.Module, job: Mapping[str, Any], name: str, shapes: list[list[int]]) -> list[int]:
+def _first_that_works(
+    job: Mapping[str, Any],
+    name: str,
+    shapes: list[list[int]],
+    program_of: Callable[[Tensor], ExportedProgram],
+    why: str,
+) -> list[int]:
+    """Save the program of the first example that works; its shape.
+
+    Args:
+        job: Says where to.
+        name: Of the file.
+        shapes: Of examples, tried in order.
+        program_of: Makes the program of an example. What it refuses in words of this script is refused for every other, too.
+        why: What is told, where none works.
+    """
     refused: Exception | None = None
     for shape in shapes:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                save(export(network, (torch.zeros(shape),), strict=False), Path(job["folder"], f"{name}.pt2"))
+                save(program_of(torch.zeros(shape)), Path(job["folder"], f"{name}.pt2"))
+        except _RefusedError:
+            raise
         except Exception as error:  # noqa: BLE001 - somebody else's code raises anything
             refused = refused or error
         else:
             return shape
     sizes = ", ".join("x".join(map(str, shape[2:])) for shape in shapes[:8])
-    raise _RefusedError(
-        f"it takes no image of {shapes[0][1]} channel(s) and {sizes} ... voxels ({_told(refused or ValueError())})"
-    )
+    raise _RefusedError(f"{why} of {shapes[0][1]} channel(s) and {sizes} ... voxels ({_told(refused or ValueError())})")
 
 
 # --- TorchScript --------------------------------------------------------------------------------------------------------
@@ -378,22 +397,12 @@ def _first_converted(module: Any, job: Mapping[str, Any], name: str, shapes: lis
             numbers.replace()
             return export(gm, self.sample_args, strict=False)
 
-    refused: Exception | None = None
-    for shape in shapes:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                program = AtOneSize(module, (torch.zeros(shape),)).convert()
-                save(program, Path(job["folder"], f"{name}.pt2"))
-        except Exception as error:
-            if isinstance(error, _RefusedError):
-                raise
-            refused = refused or error
-        else:
-            return shape
-    sizes = ", ".join("x".join(map(str, shape[2:])) for shape in shapes[:8])
-    raise _RefusedError(
-        f"it cannot be converted for an image of {shapes[0][1]} channel(s) and {sizes} ... voxels ({_told(refused or ValueError())})"
+    return _first_that_works(
+        job,
+        name,
+        shapes,
+        lambda example: AtOneSize(module, (example,)).convert(),
+        "it cannot be converted for an image",
     )
 
 
