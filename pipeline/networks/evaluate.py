@@ -49,8 +49,25 @@ Weights = Mapping[str, tuple[Tensor, ...]]
 
 
 def placed(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Weights:
-    """The weights of an imported network, on a device."""
-    return {name: tuple(w.to(device, dtype) for w in tensors) for name, tensors in checkpoint.weights.items()}
+    """The weights of an imported network, on a device; an affine map is folded into the convolution that it alone reads."""
+    weights = folded(checkpoint.architecture.graph, checkpoint.weights)
+    return {name: tuple(w.to(device, dtype) for w in tensors) for name, tensors in weights.items()}
+
+
+def folded(graph: Graph, weights: Weights) -> Weights:
+    """The weights of the same network whose affine maps after convolutions have none left; computed in float64."""
+    result = dict(weights)
+    for node in graph.nodes:
+        before = graph.node(node.inputs[0]) if node.inputs else node
+        alone = graph.readers(before.name) == (node,)
+        if not (isinstance(node.operation, Affine) and isinstance(before.operation, Convolution) and alone):
+            continue
+        factor, summand = (w.double() for w in weights[node.name])
+        kernel, *bias = (w.double() for w in weights[before.name])
+        shift = summand + factor * bias[0] if bias else summand
+        result[before.name] = kernel * factor.view(-1, *(1,) * (kernel.ndim - 1)), shift
+        result[node.name] = ()
+    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from pipeline.core.geometry.box import Span
 from pipeline.core.network.schedule import Schedule
 from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.evaluate import evaluate, placed
+from pipeline.networks.streaming import Streaming
 from pipeline.networks.sweep import Arena, Sweep, kernels
 
 Executor = Callable[[Schedule, Iterable[Tensor]], Iterator[tuple[Span, Tensor]]]
@@ -18,7 +19,7 @@ Executor = Callable[[Schedule, Iterable[Tensor]], Iterator[tuple[Span, Tensor]]]
 
 
 def executor_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, arena: Arena) -> Executor:
-    """The executor of a network: the sweep where it has a step for each of its operations, else one window.
+    """The executor of a network: the sweep where it has a step for each of its operations, else a stream where it can be one, else one window.
 
     Args:
         checkpoint: The network.
@@ -28,6 +29,8 @@ def executor_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
     """
     if checkpoint.architecture.graph.is_swept:
         return _swept(checkpoint, device, dtype, arena)
+    if checkpoint.architecture.graph.is_streamed:
+        return _streamed(checkpoint, device, dtype, arena)
     return _windowed(checkpoint, device, dtype)
 
 
@@ -36,6 +39,16 @@ def _swept(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, are
 
     def run(schedule: Schedule, slabs_ZYXC: Iterable[Tensor]) -> Iterator[tuple[Span, Tensor]]:
         for span, logits_ZYXC in Sweep(weights, schedule, arena).run(slabs_ZYXC):
+            yield span, logits_ZYXC.permute(3, 0, 1, 2)
+
+    return run
+
+
+def _streamed(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, arena: Arena) -> Executor:
+    weights, like = placed(checkpoint, device, dtype), torch.zeros(1, dtype=dtype, device=device)
+
+    def run(schedule: Schedule, slabs_ZYXC: Iterable[Tensor]) -> Iterator[tuple[Span, Tensor]]:
+        for span, logits_ZYXC in Streaming(weights, schedule, like, arena).run(slabs_ZYXC):
             yield span, logits_ZYXC.permute(3, 0, 1, 2)
 
     return run

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from pipeline.core.tiles.grid import Tile
 from pipeline.errors import InferenceError, ModelError
 from pipeline.networks.checkpoint import Checkpoint, first_line
 from pipeline.networks.device import check_device, make_deterministic
-from pipeline.networks.sweep import Arena, Kernel, Sweep, kernels
+from pipeline.networks.evaluate import placed
+from pipeline.networks.streaming import Streaming
+from pipeline.networks.sweep import Arena, Sweep, kernels
 from pipeline.networks.transfer import Transfer, transfer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,7 +38,7 @@ class Resident:
         last: What the last of them computed; None where there was none.
     """
 
-    kernels: dict[str, Kernel]
+    kernels: Mapping[str, Any]
     transfer: Transfer
     arena: Arena = field(default_factory=Arena)
     last: Schedule | None = None
@@ -67,8 +70,15 @@ class UNetPredictor:
         if earlier and earlier.serves(plan):
             self.resident = earlier.resident
         else:
-            weights = kernels(checkpoint.build(), device=self._device, dtype=self._dtype)
-            self.resident = Resident(weights, transfer(self._device))
+            self.resident = Resident(self._placed(checkpoint), transfer(self._device))
+
+    def _placed(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
+        """Its weights, on the device."""
+        return kernels(checkpoint.build(), device=self._device, dtype=self._dtype)
+
+    def _network(self, schedule: Schedule) -> Sweep | Streaming:
+        """What computes the turns of a schedule, in the memory of the last one."""
+        return Sweep(self.resident.kernels, schedule, self.resident.arena)
 
     def serves(self, plan: Plan) -> bool:
         """Whether a plan is of the same network, in the same precision and place."""
@@ -118,10 +128,10 @@ class UNetPredictor:
         torch.set_num_threads(self._plan.compute.threads)
         self._sweep(tile).warm_up()
 
-    def _sweep(self, tile: Tile) -> Sweep:
+    def _sweep(self, tile: Tile) -> Sweep | Streaming:
         """A sweep over a tile, in the memory of the last one."""
         schedule = self._schedule(tile)
-        sweep = Sweep(self.resident.kernels, schedule, self.resident.arena)
+        sweep = self._network(schedule)
         self.resident.last = schedule
         return sweep
 
@@ -149,6 +159,17 @@ class UNetPredictor:
         """An empty window in the slices that it reads, (C, Z, Y, X)."""
         channels, plane = self._plan.source.channels, tile.window.shape[1:]
         return (np.zeros((channels, span.extent, *plane), np.uint8) for span in self.reads(tile))
+
+
+class StreamPredictor(UNetPredictor):
+    """The imported network of a plan, slab by slab; see `UNetPredictor`."""
+
+    def _placed(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
+        return placed(checkpoint, self._device, self._dtype)
+
+    def _network(self, schedule: Schedule) -> Sweep | Streaming:
+        like = torch.zeros(1, dtype=self._dtype, device=self._device)
+        return Streaming(self.resident.kernels, schedule, like, self.resident.arena)
 
 
 def device_of(checkpoint: Checkpoint, plan: Plan, device_index: int) -> torch.device:

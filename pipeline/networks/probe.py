@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.core.geometry.box import Box, Triple, per_axis, round_up, triple
 from pipeline.core.geometry.mirror import shown, spread
 from pipeline.core.network.imported import AnyNetwork
 from pipeline.core.network.receptive import least_halo
-from pipeline.core.network.schedule import Schedule
 from pipeline.core.network.stream import Stream
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
 from pipeline.errors import ModelError
 from pipeline.networks.checkpoint import Checkpoint
-from pipeline.networks.evaluate import evaluate, placed
+from pipeline.networks.evaluate import placed
+from pipeline.networks.executors import executor_of
 from pipeline.networks.mismatch import whole_pass
 from pipeline.networks.predictor import DTYPES, activated, normalised
-from pipeline.networks.sweep import Arena, Sweep, kernels
+from pipeline.networks.sweep import Arena
 
 SELF_TEST_LIMITS = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 """Largest difference between a device and float32 on the processor, of the logits' range: far above round-off, far
@@ -51,42 +48,19 @@ def predicted(
         return activated(logits.to(torch.float32), activation).cpu().numpy()
     core = per_axis(round_up, (shape[0], min(shape[1], COLUMN), min(shape[2], COLUMN)), graph.stride)
     tiles = Stream.over(graph, shape, core, least_halo(graph), round_up(8, graph.stride[0]))
-    network = _streamed(checkpoint, place, dtype) if graph.is_swept else _windowed(checkpoint, place, dtype)
+    network = executor_of(checkpoint, place, DTYPES[dtype], Arena())
     prediction = np.empty((architecture.out_channels, *shape), dtype=np.float32)
     for tile in tiles.grid:
         schedule = tiles.schedule(tile)
         inside, indices = shown(schedule.window, shape)
         window = spread(array[:, *inside.within(Box.of_shape(shape))], indices)
         x_ZYXC = normalised(torch.from_numpy(np.ascontiguousarray(window, dtype=np.float64)).to(place), rule)
-        values = activated(network(schedule, x_ZYXC), activation)
-        prediction[:, *tile.core.within(Box.of_shape(shape))] = values.cpu().numpy()
-    return prediction
-
-
-def _streamed(checkpoint: Checkpoint, place: torch.device, dtype: str) -> Callable[[Schedule, Tensor], Tensor]:
-    """Logits of a tile, (C, Z, Y, X), of its window, (Z, Y, X, C): by the sweep."""
-    weights, arena = kernels(checkpoint.build(), device=place, dtype=DTYPES[dtype]), Arena()
-
-    def run(schedule: Schedule, x_ZYXC: Tensor) -> Tensor:
         first = schedule.window.start[0]
         slabs = (x_ZYXC[a - first : b - first] for a, b in schedule.inputs())
-        parts = [logits.to(torch.float32) for _, logits in Sweep(weights, schedule, arena).run(slabs)]
-        return torch.cat(parts).permute(3, 0, 1, 2)
-
-    return run
-
-
-def _windowed(checkpoint: Checkpoint, place: torch.device, dtype: str) -> Callable[[Schedule, Tensor], Tensor]:
-    """The same, as one window."""
-    weights = placed(checkpoint, place, DTYPES[dtype])
-    graph = checkpoint.architecture.graph
-
-    def run(schedule: Schedule, x_ZYXC: Tensor) -> Tensor:
-        window = x_ZYXC.permute(3, 0, 1, 2)[None].to(DTYPES[dtype])
-        with torch.inference_mode():
-            return evaluate(graph, weights, window, schedule.axes)[0].to(torch.float32)
-
-    return run
+        logits = torch.cat([logits_CZYX.to(torch.float32) for _, logits_CZYX in network(schedule, slabs)], 1)
+        values = activated(logits, activation)
+        prediction[:, *tile.core.within(Box.of_shape(shape))] = values.cpu().numpy()
+    return prediction
 
 
 def self_test(checkpoint: Checkpoint, plan: Plan) -> None:

@@ -19,6 +19,7 @@ from pipeline.core.geometry.box import Box, Span
 from pipeline.core.network.flow import Flow
 from pipeline.core.network.graph import Node
 from pipeline.core.network.operations import Concatenation
+from pipeline.core.network.schedule import Schedule
 from pipeline.networks.evaluate import STEPS, Piece, Step, Weights, blank
 from pipeline.networks.sweep import Arena
 
@@ -33,7 +34,9 @@ class Streaming:
         arena: Whose memory it uses, while nothing else does; None for one of its own.
     """
 
-    def __init__(self, weights: Weights, schedule: Flow, like: Tensor, arena: Arena | None = None) -> None:
+    def __init__(self, weights: Weights, schedule: Schedule, like: Tensor, arena: Arena | None = None) -> None:
+        if not isinstance(schedule, Flow):
+            raise TypeError("A stream of any graph takes the turns of a flow.")
         self.schedule, self._like = schedule, like
         graph, arena = schedule.graph, Arena() if arena is None else arena
         self._rings = {n.name: _Ring(n, schedule, like, arena) for n in graph.nodes if schedule.held(n)}

@@ -14,7 +14,7 @@ Shape suffixes: Z Y X C, channels last in memory, which is `channels_last_3d` fo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate, pairwise, product
@@ -153,7 +153,7 @@ class Sweep:
         arena: Whose memory it uses, while no other sweep does; None for one of its own.
     """
 
-    def __init__(self, kernels: dict[str, Kernel], schedule: Schedule, arena: Arena | None = None) -> None:
+    def __init__(self, kernels: Mapping[str, Kernel], schedule: Schedule, arena: Arena | None = None) -> None:
         self.schedule = schedule
         places = _Places(schedule, kernels, Arena() if arena is None else arena)
         nodes = schedule.graph.nodes
@@ -360,7 +360,7 @@ class _Ring:
 class _Places:
     """What the steps of a sweep have in common."""
 
-    def __init__(self, schedule: Schedule, kernels: dict[str, Kernel], arena: Arena) -> None:
+    def __init__(self, schedule: Schedule, kernels: Mapping[str, Kernel], arena: Arena) -> None:
         self.schedule, self.kernels, self.arena = schedule, kernels, arena
         self.like = next(iter(kernels.values())).weight
         self.rings = {node.name: _Ring(node, schedule, self.like, arena) for node in schedule.graph.waiting}

@@ -73,7 +73,7 @@ def _arithmetic_rate(plan: Plan, checkpoint: Checkpoint) -> float:
     if isinstance(stream, BlendedStream):
         return _window_rate(stream, predictor, tile)
     schedule = stream.schedule(tile)
-    turns = _turns_at_full_work(schedule) if plan.stream.graph.is_swept else []
+    turns = _turns_at_full_work(schedule) if plan.stream.graph.is_streamed else []
     if len(turns) <= TURNS:
         for _ in predictor.predict(tile, predictor.zeros(tile)):  # so that memory is there
             pass

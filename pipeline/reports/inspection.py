@@ -112,7 +112,7 @@ def _network(checkpoint: Checkpoint) -> str:
     a = checkpoint.architecture
     if isinstance(a, Imported):
         kinds = Counter(type(node.operation).__name__ for node in a.graph.nodes[1:])
-        way = "streamed" if a.graph.is_swept else "by windows"
+        way = "streamed" if a.graph.is_streamed else "by windows"
         return f"{a.title}, {way}: {', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}"
     norm = "batch norm" if a.norm == "batch" else "no norm"
     padding = f"{a.padding} padding" if checkpoint.padding_known else f"padding not told ({a.padding} by default)"

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.core.appearance import ranges
 from pipeline.core.network.blended import BlendedStream
+from pipeline.core.network.imported import AnyNetwork, Imported
 from pipeline.core.plan import Plan
 from pipeline.planning.measure import Expectation
 
@@ -26,6 +27,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("model", f"{plan.model.title}, weights {plan.model.sha256[:12]}, {plan.model.checkpoint}"),
         *_member_rows(plan),
         ("network", f"{plan.model.architecture.title}, {plan.model.parameters:,} parameters"),
+        *([] if plan.model.window else _way_rows(plan.model.architecture)),
         *([("imported", f"from {plan.model.origin}")] if plan.model.origin else []),
         *([("proof", plan.model.proof)] if plan.model.proof else []),
         ("normalisation", _normalization(plan)),
@@ -55,6 +57,15 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("fingerprint", plan.fingerprint[:12]),
     ]
     return [*rows, *(("warning", warning) for warning in plan.all_warnings)]
+
+
+def _way_rows(network: AnyNetwork) -> list[tuple[str, str]]:
+    """How an imported network is run, and why."""
+    if not isinstance(network, Imported):
+        return []
+    if network.graph.is_streamed:
+        return [("runs", "streamed along z, slab by slab: every operation allows it")]
+    return [("runs", f"a tile as one window: '{network.graph.unstreamed[0]}' cannot go along z slab by slab")]
 
 
 def _mean_rows(plan: Plan) -> list[tuple[str, str]]:

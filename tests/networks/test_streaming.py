@@ -1,8 +1,11 @@
 """Any graph slab by slab: what one window gives, whatever the slab; nothing computed twice, and no more held than is reckoned."""
 
 import random
+from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,11 +30,14 @@ from pipeline.core.network.operations import (
 )
 from pipeline.core.network.receptive import lost_margin
 from pipeline.core.network.unet import Architecture
-from pipeline.networks.evaluate import evaluate
+from pipeline.core.tiles.cost import network_values, stream_extents, stream_values
+from pipeline.networks.evaluate import evaluate, folded
 from pipeline.networks.importing.exported import graph_of
 from pipeline.networks.streaming import Streaming
+from tests.core.test_cost import ValuesAlive
 from tests.networks.network_cases import NETWORKS, exported, randomise
 from tests.networks.test_importing import image_of, solid
+from tests.networks.test_windows import stream_of
 
 EQUAL = 1e-12
 """Of values of about 1, float64."""
@@ -243,3 +249,83 @@ def test_a_ring_of_one_slice_less_is_found(case):
     short = Short(flow.graph, flow.axes, flow.step)
     with pytest.raises(RuntimeError, match="are asked for; it holds"):
         streamed(imported.weights, short, window_of(image, flow))
+
+
+# --- what it holds and computes -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def imported(request):
+    """A network, float32."""
+    return graph_of(exported(randomise(NETWORKS[request.param]()).float()))
+
+
+def alive(imported, stream):
+    """Values alive at once in the widest tile, its slabs given."""
+    flow = stream.schedule(stream.grid.widest())
+    weights = {name: tuple(w.float() for w in tensors) for name, tensors in imported.weights.items()}
+    slabs = [torch.zeros((span.extent, *flow.window.shape[1:], flow.graph.input.channels)) for span in flow.inputs()]
+    watch = ValuesAlive()
+    with watch:
+        for _ in Streaming(weights, flow, LIKE.float()).run(slabs):
+            pass
+    return watch.most
+
+
+@pytest.mark.parametrize("strides", [(1, 1, 1), (2, 4, 3), (12, 6, 6)])
+def test_the_memory_of_a_stream_is_bound_before_it_runs(imported, strides):
+    """Too small a bound is a killed worker, too large a wasted one."""
+    stream = stream_of(imported.graph, strides)
+    stream = replace(stream, slab=imported.graph.stride[0])
+    most = alive(imported, stream)
+    assert most <= network_values(stream) <= 4 * most
+
+
+def test_all_candidates_of_a_stream_are_reckoned_as_each_by_itself(imported):
+    """A plan looks at thousands of tiles at once."""
+    streams = [stream_of(imported.graph, strides) for strides in [(1, 2, 1), (4, 2, 3)]]
+    streams = [replace(stream, slab=imported.graph.stride[0]) for stream in streams]
+    tables = [np.array([stream_extents(stream, axis) for stream in streams]) for axis in range(3)]
+    values = stream_values(imported.graph, tables).reshape(2, 2, 2)
+    assert [values[n, n, n] for n in range(2)] == [network_values(stream) for stream in streams]
+
+
+def test_a_longer_column_takes_no_more_memory(imported):
+    """Four times the length along z: at most 1.05 times, by what is alive and by what is reckoned."""
+    short, long = (replace(stream_of(imported.graph, (n, 2, 2)), slab=imported.graph.stride[0]) for n in (12, 48))
+    assert alive(imported, long) <= 1.05 * alive(imported, short)
+    assert network_values(long) == network_values(short)
+
+
+def test_each_node_computes_once_what_the_core_needs_of_it(case):
+    """Slices of all turns, together, are those that it needs; none twice."""
+    imported, image, whole = case
+    flow = flow_of(imported.graph, image.shape[2:], [Span(0, n) for n in whole.shape[2:]], imported.graph.stride[0])
+    for node in imported.graph.nodes:
+        spans = [span for span in (flow.writes(node, turn) for turn in range(flow.turns)) if span.extent]
+        assert spans[0].start == flow.needs.writes[node.name].start
+        assert spans[-1].stop == flow.needs.writes[node.name].stop
+        assert all(a.stop == b.start for a, b in pairwise(spans))
+
+
+def test_batch_norms_that_are_folded_change_nothing_but_rounding(case):
+    """The map has no weights left, and the network gives the same."""
+    imported, image, whole = case
+    weights = folded(imported.graph, imported.weights)
+    assert [n.name for n in imported.graph.nodes if isinstance(n.operation, Affine) and not weights[n.name]] or not any(
+        isinstance(n.operation, Affine) for n in imported.graph.nodes
+    )
+    flow = flow_of(imported.graph, image.shape[2:], [Span(0, n) for n in whole.shape[2:]], imported.graph.stride[0] * 2)
+    torch.testing.assert_close(streamed(weights, flow, window_of(image, flow)), whole, rtol=0, atol=EQUAL)
+
+
+def test_an_affine_map_of_what_others_read_too_is_not_folded():
+    """The convolution's output is wanted as it is."""
+    nodes = (
+        Node("input", Input(), (), 2),
+        Node("convolution", Convolution((3, 1, 1), (1, 0, 0), first=(-1, 0, 0)), ("input",), 2),
+        Node("map", Affine(), ("convolution",), 2),
+        Node("sum", Combination("add"), ("map", "convolution"), 2),
+    )
+    weights = weights_of(Graph(nodes), random.Random(0))
+    assert folded(Graph(nodes), weights) == weights

@@ -11,9 +11,14 @@ from __future__ import annotations
 from functools import cached_property
 
 from pipeline.core.geometry.box import Span
-from pipeline.core.network.graph import Node
+from pipeline.core.network.graph import Graph, Node
 from pipeline.core.network.need import Needs
 from pipeline.core.network.schedule import Schedule
+
+
+def schedule_of(graph: Graph, axes: tuple[Needs, Needs, Needs], step: int) -> Schedule:
+    """The turns in which a core is computed: of our UNet by its sweep's own rule, of any other graph as a flow."""
+    return Schedule(graph, axes, step) if graph.is_swept or not graph.is_streamed else Flow(graph, axes, step)
 
 
 class Flow(Schedule):

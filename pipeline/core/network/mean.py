@@ -13,6 +13,7 @@ from functools import lru_cache
 from math import lcm
 
 from pipeline.core.geometry.box import Box, Span, Triple, per_axis, round_up, triple
+from pipeline.core.network.flow import schedule_of
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import needs
 from pipeline.core.network.receptive import legal_extent, lost_margin, whole_window
@@ -50,7 +51,7 @@ class View:
             needs(self.graph, axis, Span(seen.start[axis], seen.stop[axis]), ends[axis] if padded else None)
             for axis in range(3)
         )
-        return Schedule(self.graph, axes, self.slab)
+        return schedule_of(self.graph, axes, self.slab)
 
     def window(self, core: Box) -> Box:
         """Voxels of the volume that a core needs, beyond its ends where it is mirrored."""

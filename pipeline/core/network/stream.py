@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from pipeline.core.geometry.box import Span, Triple, per_axis, round_up, triple
+from pipeline.core.network.flow import schedule_of
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.mean import Mean, View
 from pipeline.core.network.need import Needs, needs
@@ -91,7 +92,7 @@ class Stream:
         """
         spans = zip(tile.core.start, tile.core.stop, tile.window.start, tile.window.stop, strict=True)
         axes = triple(self.needs(axis, Span(a, b), Span(c, d)) for axis, (a, b, c, d) in enumerate(spans))
-        schedule = Schedule(self.graph, axes, self.slab)
+        schedule = schedule_of(self.graph, axes, self.slab)
         if not tile.window.contains(schedule.window):
             raise ValueError(
                 f"The network needs the voxels {schedule.window} for {tile}, whose window is {tile.window}."

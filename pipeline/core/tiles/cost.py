@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from pipeline.core.geometry.box import Span, Triple, per_axis, round_up
 from pipeline.core.geometry.mirror import mirrored_ends
 from pipeline.core.network.blended import BlendedStream
+from pipeline.core.network.flow import Flow
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import Needs
+from pipeline.core.network.operations import Concatenation
 from pipeline.core.network.receptive import lost_margin, whole_window
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.network.stream import Stream
@@ -181,6 +183,8 @@ def network_values(stream: Stream) -> int:
         return max(map(network_values, stream.bounds))
     if stream.graph.is_swept and not isinstance(stream, BlendedStream):
         return sweep_values(stream)
+    if stream.graph.is_streamed and not isinstance(stream, BlendedStream):
+        return int(stream_values(stream.graph, [stream_extents(stream, axis)[np.newaxis] for axis in range(3)])[0])
     extents = [window_extents(stream, axis)[np.newaxis] for axis in range(3)]
     carried = prod(carried_extents(stream, axis) for axis in range(3)) if isinstance(stream, BlendedStream) else 0
     return int(window_values(stream.graph, extents)[0]) + carried
@@ -210,8 +214,60 @@ def mean_bytes(stream: Stream, in_bytes: int) -> int:
     grid = stream.grid
     window = prod(widest_input(grid, axis) for axis in range(3)) * stream.graph.input.channels
     z, y, x = per_axis(min, grid.core, grid.volume)
-    slices = min(stream.slab, z) if all(graph.is_swept for graph in stream.mean.graphs) else z
+    slices = min(stream.slab, z) if all(graph.is_streamed for graph in stream.mean.graphs) else z
     return window * in_bytes + 4 * stream.graph.output.channels * y * x * (z + 3 * slices)
+
+
+def stream_extents(stream: Stream, axis: int) -> np.ndarray:
+    """Extents along an axis, of the widest tile: what each node writes in a turn, what it reads for that, and what is held of it; (3, nodes)."""
+    extents = [_streamed(stream, needs) for needs, _ in stream.distinct_needs(axis)]
+    widest: np.ndarray = np.max(np.array(extents), axis=0)
+    return widest
+
+
+def _streamed(stream: Stream, needs: Needs) -> tuple[list[int], list[int], list[int]]:
+    nodes, flow = stream.graph.nodes, Flow(stream.graph, (needs, needs, needs), stream.slab)
+    whole = [needs.writes[node.name].extent for node in nodes]
+    frames = [needs.frame(node).extent if node.inputs else 0 for node in nodes]
+    if needs.axis > 0:
+        return whole, frames, [flow.framed(needs, node).extent for node in nodes]
+    written = [min(flow.slices(node), n) for node, n in zip(nodes, whole, strict=True)]
+    read = [n.operation.need(0, Span(0, flow.slices(n)), None).extent if n.inputs else 0 for n in nodes]
+    return written, [*map(min, read, frames)], [flow.held(node) for node in nodes]
+
+
+def stream_values(graph: Graph, extents: Sequence[np.ndarray]) -> NDArray[np.float64]:
+    """An upper bound of the values that a stream holds at once: rings, what is used up in a turn, and what a node reads and writes, twice.
+
+    Args:
+        graph: The network.
+        extents: Along z, y, x, of each candidate: as of `stream_extents`; (candidates, 3, nodes).
+
+    Returns:
+        Of all combinations of candidates, flat, x fastest.
+    """
+
+    def values(channels: int, kind: int, number: int) -> NDArray[np.float64]:
+        z, y, x = (table[:, kind, number].astype(float) for table in extents)
+        product: NDArray[np.float64] = channels * np.einsum("z,y,x->zyx", z, y, x).ravel()
+        return product
+
+    numbers = {node.name: number for number, node in enumerate(graph.nodes)}
+    held = [values(node.channels, 2, number) for number, node in enumerate(graph.nodes)]
+    written = [values(node.channels, 0, number) for number, node in enumerate(graph.nodes)]
+    last = {name: node.name for node in graph.nodes for name in node.inputs}
+    live = {graph.input.name: np.where(held[0] > 0, 0.0, written[0])}
+    most = live[graph.input.name].copy()
+    for number, node in enumerate(graph.nodes[1:], start=1):
+        joined = [written[numbers[r.name]] for r in graph.readers(node.name) if isinstance(r.operation, Concatenation)]
+        passing = 2 * (written[number] + values(graph.in_channels(node), 1, number)) + sum(joined)
+        most = np.maximum(most, sum(live.values()) + passing)
+        live[node.name] = np.where(held[number] > 0, 0.0, written[number])
+        for name in set(node.inputs):
+            if last[name] == node.name:
+                del live[name]
+    standing: NDArray[np.float64] = most + sum(held)
+    return standing
 
 
 def window_extents(stream: Stream, axis: int) -> np.ndarray:

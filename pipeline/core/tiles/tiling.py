@@ -33,6 +33,8 @@ from pipeline.core.tiles.cost import (
     mean_bytes,
     network_values,
     one_pass_multiply_adds,
+    stream_extents,
+    stream_values,
     tile_bytes,
     weights,
     widest_input,
@@ -392,6 +394,9 @@ class _Prices:
     def _pass_bytes(self) -> NDArray[np.float64]:
         """Of what the network holds: `cost.network_values` of all combinations."""
         graph = self._request.architecture.graph
+        if not self._request.window and graph.is_streamed and not graph.is_swept:
+            tables = [np.array([stream_extents(one, axis) for one in self._streams[axis]]) for axis in range(3)]
+            return stream_values(graph, tables) * self._request.value_bytes
         if self._request.window or not graph.is_swept:
             tables = [np.array([window_extents(one, axis) for one in self._streams[axis]]) for axis in range(3)]
             carried = _outer(
