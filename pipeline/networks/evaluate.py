@@ -51,7 +51,14 @@ Weights = Mapping[str, tuple[Tensor, ...]]
 def placed(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Weights:
     """The weights of an imported network, on a device; an affine map is folded into the convolution that it alone reads."""
     weights = folded(checkpoint.architecture.graph, checkpoint.weights)
-    return {name: tuple(w.to(device, dtype) for w in tensors) for name, tensors in weights.items()}
+    return {name: tuple(_last(w.to(device, dtype)) for w in tensors) for name, tensors in weights.items()}
+
+
+def _last(weight: Tensor) -> Tensor:
+    """A kernel with its channels last in memory, also where it has one, which torch takes for any layout; other weights as they are."""
+    if weight.ndim < 4:
+        return weight
+    return weight.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
 def folded(graph: Graph, weights: Weights) -> Weights:
