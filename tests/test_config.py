@@ -81,6 +81,8 @@ def test_three_paths_are_a_run(tmp_path):
             "name": None,
             "version": "latest",
             "registry": None,
+            "statistics": None,
+            "frozen_from": None,
             "digest": None,
             "ensemble": None,
             "exact": True,

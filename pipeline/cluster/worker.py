@@ -20,6 +20,7 @@ from pipeline.engine import infer_tile
 from pipeline.errors import InferenceError, StorageError
 from pipeline.logs import about
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
+from pipeline.networks.frozen import of_plan
 from pipeline.networks.predictors import AnyPredictor, others_of, predictor_of
 from pipeline.networks.probe import self_test
 from pipeline.networks.threads import check_threads, threads
@@ -199,7 +200,9 @@ def _load_plan(directory: RunDirectory, job: Job) -> Plan:
 
 
 def _open(directory: RunDirectory, job: Job, plan: Plan, earlier: AnyPredictor | None) -> _OpenJob:
-    checkpoint = load_checkpoint(directory.checkpoint_path(plan), padding=plan.model.architecture.padding)
+    checkpoint = of_plan(
+        load_checkpoint(directory.checkpoint_path(plan), padding=plan.model.architecture.padding), plan
+    )
     directory.meet_driver(job.token)
     volume = open_volume(plan.source.url, plan.source.selection)
     return _OpenJob(

@@ -140,6 +140,17 @@ class WindowConfig(Section):
     )
 
 
+class FrozenConfig(Section):
+    """Where statistics of norms over the whole input are measured: a sample of patches."""
+
+    url: Location | None = Field(None, description="A volume, such as that of training; absent: the volume itself.")
+    patches: Annotated[int, Field(ge=1, le=10_000, description="How many.")] = 12
+    patch: Auto | Voxels = Field(
+        "auto", description="z, y, x of each; auto: 64 an axis, 2D 256; a quarter a side is context."
+    )
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="Of their places.")] = 0
+
+
 class ModelConfig(Section):
     """Which network: a checkpoint of ours, a plain state_dict of the notes' class, or a file of another library; or the name of a registered one.
 
@@ -159,6 +170,11 @@ class ModelConfig(Section):
     name: str | None = Field(None, description="Of a registered model.")
     version: Literal["latest"] | Positive = Field("latest", description="Of the registered model.")
     registry: Location | None = Field(None, description="The folder of registered models.")
+    statistics: Literal["frozen"] | None = Field(
+        None,
+        description="Of norms over the whole input: frozen: measured once by the survey, and fixed. Absent: refused.",
+    )
+    frozen_from: FrozenConfig | None = Field(None, description="Where they are measured; absent: in the volume itself.")
     digest: str | None = Field(
         None, description="What the file must be. A go over a dataset sets it: all its volumes have one network."
     )
@@ -184,6 +200,11 @@ class ModelConfig(Section):
             raise ValueError(
                 "window is given, but exact is not false: an exact run has no windows of its own. Set model.exact to false, or leave "
                 "model.window out"
+            )
+        if not self.exact and self.statistics is not None:
+            raise ValueError(
+                "exact is false and statistics are frozen: a window has statistics of its own, or tiles are exact by frozen ones. Leave "
+                "model.statistics out, or model.exact and model.window"
             )
         if not self.exact and self.ensemble is not None:
             raise ValueError(
@@ -213,6 +234,8 @@ class ModelConfig(Section):
             raise ValueError(
                 "checkpoint: required, but not there; or name and registry, for a model that was registered"
             )
+        if self.frozen_from and self.statistics is None:
+            raise ValueError("frozen_from is given, but no statistics are to be frozen. Set model.statistics to frozen")
         if self.name is not None and not self.registry:
             raise ValueError(
                 f"name is '{self.name}', but no registry says where it is kept. Set model.registry to its folder"

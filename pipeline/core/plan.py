@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.appearance import Appearance
+from pipeline.core.frozen import Numbers, Sample
 from pipeline.core.geometry.box import Triple
 from pipeline.core.network.blended import BlendedStream
 from pipeline.core.network.imported import AnyNetwork, network_of
@@ -86,6 +87,8 @@ class Model:
         proof: Of an imported network, how its graph and its tiles were compared.
         members: Of an ensemble, all; then `checkpoint` and `architecture` are of the first, and the rest of all.
         window: Of which the output is blended, where it is not exact; None where it is.
+        frozen: Where the statistics of its norms over the whole input are measured; `architecture` is what it is with these fixed.
+            None where it has no such norms.
     """
 
     checkpoint: str
@@ -98,6 +101,7 @@ class Model:
     proof: str = ""
     members: tuple[Member, ...] = ()
     window: BlendedWindow | None = None
+    frozen: Sample | None = None
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -227,6 +231,27 @@ class Plan:
         return self.statistics.normalization
 
     @property
+    def is_measured(self) -> bool:
+        """Whether a survey comes before its tiles: of the normalisation's numbers, or of its network's statistics."""
+        return self.survey is not None or self.model.frozen is not None
+
+    @property
+    def frozen_numbers(self) -> Numbers:
+        """Statistics of the network's norms over the whole input; empty where it has none.
+
+        Raises:
+            PlanError: A survey measures them, and has not yet.
+        """
+        if self.model.frozen is None:
+            return {}
+        if self.statistics is None or self.statistics.frozen is None:
+            raise PlanError(
+                f"The statistics of the norms of '{self.model.title or self.model.checkpoint}' are not measured yet: the stage `survey` comes "
+                "before any tile is computed."
+            )
+        return self.statistics.frozen.numbers
+
+    @property
     def survey_digest(self) -> str:
         """Of what its survey has measured, as records of tiles have it; empty where nothing is."""
         return self.statistics.digest if self.statistics else ""
@@ -235,13 +260,14 @@ class Plan:
     def surveyed_over(self) -> dict[str, object]:
         """What a survey of this plan measures, by the names of `identity`: whatever else differs, its numbers are the same."""
         mine = self.identity()
-        return {key: mine[key] for key in mine if key.startswith("input.") or key == "normalize"}
+        frozen = ("model.",) if self.model.frozen else ()
+        return {key: mine[key] for key in mine if key.startswith(("input.", *frozen)) or key == "normalize"}
 
     def measured_by(self, earlier: Plan) -> Statistics | None:
         """What an earlier plan or its survey has measured of the same voxels by the same rule, as statistics of this plan's survey."""
-        if self.survey is None:
+        if not self.is_measured:
             return None
-        if earlier.survey is None:
+        if earlier.survey is None and self.model.frozen is None:
             mine, theirs = self.identity(), earlier.identity()
             same = self.normalization.same_rule(earlier.normalization) and all(
                 mine.get(key) == theirs.get(key) for key in mine | theirs if key.startswith("input.")
@@ -316,6 +342,7 @@ class Plan:
             "model.architecture": self.model.architecture.identity(),
             **({"model.ensemble": [member.identity() for member in self.model.members]} if self.model.members else {}),
             **self._exactness(),
+            **({"model.frozen": self.model.frozen.identity()} if self.model.frozen else {}),
             "normalize": self._rule(),
             "output.dtype": output.dtype,
             "output.activation": output.activation,
@@ -361,7 +388,7 @@ class Plan:
     def to_json(self) -> str:
         content = asdict(self)
         content["model"]["architecture"] = self.model.architecture.to_dict()
-        for key in ("source", "origin", "proof", "window"):
+        for key in ("source", "origin", "proof", "window", "frozen"):
             if not content["model"][key]:
                 del content["model"][key]
         for member, stored in zip(self.model.members, content["model"]["members"], strict=True):
@@ -404,7 +431,7 @@ def _of_identity_1(content: dict[str, Any]) -> dict[str, Any]:
 def _parts(content: dict[str, Any]) -> dict[str, Any]:
     output = {**content["output"], "chunks": tuple(content["output"]["chunks"])}
     output["shards"] = tuple(output["shards"]) if output["shards"] else None
-    architecture = network_of(content["model"]["architecture"])
+    architecture, frozen = network_of(content["model"]["architecture"]), content["model"].get("frozen")
     members = tuple(
         Member(**{**member, "architecture": network_of(member["architecture"])})
         for member in content["model"].get("members", ())
@@ -418,6 +445,7 @@ def _parts(content: dict[str, Any]) -> dict[str, Any]:
                 "architecture": architecture,
                 "members": members,
                 "window": _window(content["model"]),
+                "frozen": Sample.from_dict(frozen) if frozen else None,
             }
         ),
         "normalization": Normalization(**content["normalization"]),

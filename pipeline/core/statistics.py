@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.core.frozen import Frozen
 from pipeline.core.geometry.box import Box, Triple, per_axis, triple
 from pipeline.core.ledger import checked_content, checked_line
 from pipeline.core.normalization import Normalization, spanning, unknown_mode
@@ -469,17 +470,20 @@ class Statistics:
     Args:
         normalization: The rule with its numbers.
         over: What of: rule, boxes, and whatever names the voxels in a plan's identity.
+        frozen: Fixed statistics of the network's norms, where it has such.
     """
 
     normalization: Normalization
     over: Mapping[str, object]
+    frozen: Frozen | None = None
 
     @property
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
     def _content(self) -> dict[str, object]:
-        return {**self.normalization.to_dict(), "over": dict(self.over)}
+        frozen = {"frozen": self.frozen.to_dict()} if self.frozen else {}
+        return {**self.normalization.to_dict(), "over": dict(self.over), **frozen}
 
     def to_dict(self) -> dict[str, object]:
         return {**self._content(), "digest": self.digest}
@@ -496,7 +500,8 @@ class Statistics:
         """
         values: dict[str, Any] = dict(content)
         digest, over = values.pop("digest"), values.pop("over")
-        statistics = cls(Normalization(**values), dict(over))
+        frozen = values.pop("frozen", None)
+        statistics = cls(Normalization(**values), dict(over), Frozen.from_dict(frozen) if frozen else None)
         numbers = (statistics.normalization.offset, statistics.normalization.scale)
         if not all(isinstance(number, float) and isfinite(number) for number in numbers):
             raise ValueError(f"the numbers {numbers}")

@@ -156,7 +156,7 @@ def _plans(publication: Publication, origin: Origin | None) -> Iterator[Plan]:
             continue
         directory = publication.directory(version.fingerprint)
         if plan := directory.load_plan():
-            yield replace(plan, statistics=directory.load_statistics() if plan.survey else None)
+            yield replace(plan, statistics=directory.load_statistics() if plan.is_measured else None)
 
 
 def _newest_first(publication: Publication) -> list[Version]:

@@ -64,6 +64,7 @@ class Checkpoint:
         provenance: Free facts about its making.
         training_data: What each volume of its training looked like to it; empty where the file does not say.
         learned: Whether its training found anything; None where the file does not say.
+        original: Of a network whose statistics were fixed: `sha256` of the one that it came from.
     """
 
     architecture: AnyNetwork
@@ -75,6 +76,7 @@ class Checkpoint:
     provenance: dict[str, Any] = field(default_factory=dict)
     training_data: tuple[Appearance, ...] = ()
     learned: bool | None = None
+    original: str = ""
 
     @cached_property
     def sha256(self) -> str:
@@ -90,7 +92,9 @@ class Checkpoint:
     def digest(self) -> str:
         """Of all that decides what a run computes: the weights, and what else the file says, but not where they came from."""
         identity = {
-            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("state", "provenance")
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("state", "provenance", "original")
         }
         return hashlib.sha256(f"{self.sha256} {sorted(identity.items())}".encode()).hexdigest()
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.core.geometry.box import Box, Span, Triple, triple
 from pipeline.core.network.graph import Graph, Node
-from pipeline.core.network.need import Needs
+from pipeline.core.network.need import Needs, needs
 from pipeline.core.network.operations import (
     Activation,
     Affine,
@@ -42,6 +42,7 @@ from pipeline.core.network.operations import (
     TransposedConvolution,
     WholeNorm,
 )
+from pipeline.core.network.receptive import lost_margin
 from pipeline.networks.checkpoint import Checkpoint
 
 Weights = Mapping[str, tuple[Tensor, ...]]
@@ -142,6 +143,42 @@ def evaluate(graph: Graph, weights: Weights, window: Tensor, axes: tuple[Needs, 
             if last[name] == node.name:
                 pieces.pop(name, None)
     return pieces[graph.output.name].values
+
+
+def done(graph: Graph, node: Node, weights: Weights, given: Sequence[Piece], axes: tuple[Needs, Needs, Needs]) -> Piece:
+    """What one node writes, of what it is given."""
+    step = step_of(node, weights.get(node.name, ()), axes)
+    shrunk = triple(graph.is_shrunk(axis, node.name) for axis in range(3))
+    return Piece(STEPS[type(node.operation)](step, given), step.wanted, shrunk)
+
+
+def of_one_pass(graph: Graph, shape: Triple) -> tuple[Needs, Needs, Needs]:
+    """What one pass over all that it is given computes, along z, y, x.
+
+    Args:
+        graph: The network.
+        shape: Extent that it is given, a legal one; what it loses lies before and after the volume.
+    """
+    return triple(
+        _of_pass(graph, axis, n, m) for axis, (n, m) in enumerate(zip(shape, lost_margin(graph), strict=True))
+    )
+
+
+def _of_pass(graph: Graph, axis: int, extent: int, margin: int) -> Needs:
+    ends = graph.ends(axis, Span(-margin, extent - margin))
+    return needs(graph, axis, ends[graph.output.name], ends[graph.input.name])
+
+
+def read_of(graph: Graph, axes: tuple[Needs, Needs, Needs], window: Tensor) -> Tensor:
+    """The part of an image that some of a pass over it reads; (1, C, Z, Y, X)."""
+    read = (slice(a.input.start + m, a.input.stop + m) for a, m in zip(axes, lost_margin(graph), strict=True))
+    return window[(slice(None), slice(None), *read)]
+
+
+def one_pass(graph: Graph, weights: Weights, image: Tensor) -> Tensor:
+    """One pass over all of an image, (1, C, Z, Y, X), of legal extents."""
+    axes = of_one_pass(graph, triple(image.shape[2:]))
+    return evaluate(graph, weights, read_of(graph, axes, image), axes)
 
 
 @dataclass(slots=True)

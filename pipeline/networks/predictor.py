@@ -178,7 +178,7 @@ def device_of(checkpoint: Checkpoint, plan: Plan, device_index: int) -> torch.de
     Raises:
         ModelError: They are not, or its device is not there.
     """
-    if checkpoint.sha256 != plan.model.sha256:
+    if plan.model.sha256 not in (checkpoint.sha256, checkpoint.original):
         raise ModelError(
             f"Checkpoint '{plan.model.checkpoint}' changed after the plan was made (weights {checkpoint.sha256[:12]}, "
             f"planned {plan.model.sha256[:12]}). Put the planned one back, or plan again with another output.url."
@@ -208,7 +208,16 @@ def not_finite(tile: Tile, plan: Plan, box: Box | None = None) -> str:
 
 def is_same_network(one: Plan, other: Plan) -> bool:
     """Whether two plans are of one network, in the same precision and place."""
-    networks = [(p.model.sha256, p.model.architecture, p.compute.dtype, p.compute.device) for p in (one, other)]
+    networks = [
+        (
+            p.model.sha256,
+            p.model.architecture,
+            p.compute.dtype,
+            p.compute.device,
+            p.statistics.frozen if p.statistics else None,
+        )
+        for p in (one, other)
+    ]
     return networks[0] == networks[1]
 
 

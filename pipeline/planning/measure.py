@@ -19,6 +19,7 @@ from pipeline.core.plan import Plan
 from pipeline.core.tiles.cost import multiply_adds, pass_multiply_adds, read_spans, rounded_out, turn_multiply_adds
 from pipeline.core.tiles.grid import Tile
 from pipeline.networks.checkpoint import Checkpoint
+from pipeline.networks.frozen import localised
 from pipeline.networks.predictors import AnyPredictor, predictor_of
 from pipeline.volumes.volume import open_volume
 
@@ -68,6 +69,7 @@ def _arithmetic_rate(plan: Plan, checkpoint: Checkpoint) -> float:
     """Multiply-adds a second of one worker, over its widest tile; the whole of it where it is short."""
     plan = plan.of_one_pass
     tile = plan.grid.widest()
+    checkpoint = localised(checkpoint) if plan.model.frozen else checkpoint
     predictor = predictor_of(checkpoint, replace(plan, survey=None))  # the numbers of its sample take as long
     stream = plan.stream
     if isinstance(stream, BlendedStream):

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipeline.config.run import ModelConfig, RunConfig
+from pipeline.core.network.document import digest
 from pipeline.core.plan import Model, Plan
 from pipeline.errors import ConfigError, ModelError
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
@@ -29,8 +30,8 @@ def open_network(config: RunConfig, earlier: Plan | None = None) -> Checkpoint:
     Raises:
         ModelError: It cannot be read or imported, or is none that can be exact.
     """
-    digest = source_digest(config.model)
-    if digest and earlier is not None and earlier.model.source == digest:
+    asked = source_digest(config.model)
+    if asked and earlier is not None and earlier.model.source == asked:
         kept = kept_network(RunDirectory(config.output.url), earlier.model)
         if kept is not None:
             return kept
@@ -90,7 +91,9 @@ def kept_network(directory: RunDirectory, model: Model) -> Checkpoint | None:
     except ModelError as error:
         log.warning("'%s' is passed over, and made again: %s", path, error)
         return None
-    return kept if (kept.sha256, kept.architecture) == (model.sha256, model.architecture) else None
+    network = kept.architecture
+    is_same = model.frozen.graph == digest(network.graph) if model.frozen else network == model.architecture
+    return kept if is_same and kept.sha256 == model.sha256 else None
 
 
 def _state(path: Path) -> tuple[int, ...]:

@@ -14,15 +14,19 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import RunConfig
+from pipeline.config.run import FrozenConfig
 from pipeline.core.appearance import Appearance
 from pipeline.core.familiarity import strange_values, strange_voxels
-from pipeline.core.geometry.box import Box, triple
+from pipeline.core.frozen import Sample
+from pipeline.core.geometry.box import Box, Triple, per_axis, triple
 from pipeline.core.lesson import lesson
 from pipeline.core.machine import Machine
+from pipeline.core.network import document
+from pipeline.core.network.graph import Graph
 from pipeline.core.network.imported import AnyNetwork
-from pipeline.core.network.local import whole_input
+from pipeline.core.network.local import local, whole_input
 from pipeline.core.network.mean import Mean
-from pipeline.core.network.receptive import legal_extent, receptive_radius
+from pipeline.core.network.receptive import legal_extent, lost_margin, receptive_radius
 from pipeline.core.network.stream import Stream
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import (
@@ -44,6 +48,7 @@ from pipeline.core.tiles.cost import (
     total_multiply_adds,
     total_voxels_decoded,
     total_voxels_read,
+    window_values,
 )
 from pipeline.core.tiles.lattice import BlendedWindow
 from pipeline.core.tiles.tiling import MEMORY_SHARE, TileRequest, Tiling, choose_tiling
@@ -59,6 +64,8 @@ from pipeline.networks.device import (
     resolved_device,
     visible_cards,
 )
+from pipeline.networks.evaluate import of_one_pass
+from pipeline.networks.frozen import legal, localised
 from pipeline.networks.probe import predicted, region
 from pipeline.planning.ensemble import alone, check_alike, digest, networks_of
 from pipeline.planning.network import source_digest
@@ -113,8 +120,12 @@ def make_plan(
     for model, network in zip(alone(config.model), networks, strict=True):
         by_itself = config.model_copy(update={"model": model})
         _check_fit(by_itself, volume, network)
-        _check_local(by_itself, network)
     check_alike(config.model, networks, rule_given=config.normalize is not None)
+    frozen = sample_of_norms(config, volume, networks, machine)
+    original = networks
+    if frozen:
+        networks = tuple(localised(network) for network in networks)
+        checkpoint = networks[0]
     mean = _mean(config, volume, networks)
     pinned = earlier if governs else None
     alike = pinned or like
@@ -124,7 +135,10 @@ def make_plan(
     known = None if remeasure else earlier
     normalization, survey = _numbers(rule, volume, config, known, governs=governs, rough=rough)
     sample = None if rough else _sample(volume, checkpoint, normalization, config, known, governs=governs)
-    dtype, reason = _dtype(config, volume, networks, normalization, device, alike)
+    if frozen and config.compute.dtype == "auto" and alike is None:
+        dtype, reason = "float32", "statistics of its norms are not measured yet; compute.dtype would say another"
+    else:
+        dtype, reason = _dtype(config, volume, networks, normalization, device, alike)
     request = _tile_request(config, volume, checkpoint, machine, device, dtype, pinned, mean, window)
     tiling, threads = _best_workers(
         request, worker_choices(config, machine, device, alike), config, machine, governed=governs
@@ -133,7 +147,7 @@ def make_plan(
         source=volume.description,
         nonfinite=config.input.nonfinite,
         output=_output(config, volume, checkpoint, tiling),
-        model=_model(config, networks, window),
+        model=replace(_model(config, original, window), architecture=checkpoint.architecture, frozen=frozen),
         normalization=normalization,
         survey=survey,
         identity_version=1 if survey is None and rule.is_measured(volume.description.dtype) else IDENTITY_VERSION,
@@ -231,19 +245,84 @@ def _check_fit(config: RunConfig, volume: Volume, checkpoint: Checkpoint) -> Non
         )
 
 
-def _check_local(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """Refuse a network whose tiles would not be parts of one pass.
+PATCH: dict[int, Triple] = {2: (1, 256, 256), 3: (64, 64, 64)}
+"""Voxels of a patch in which statistics of norms are measured, by the network's spatial axes."""
+
+
+def sample_of_norms(
+    config: RunConfig, volume: Volume, networks: Sequence[Checkpoint], machine: Machine
+) -> Sample | None:
+    """Where the statistics of norms over the whole input are measured; None where the network has no such norms.
 
     Raises:
-        ModelError: It is one.
+        ModelError: It has, and nobody asked that they be frozen.
+        PlanError: The volume named for it is of another kind, or the patches are more than memory holds.
     """
-    graph = checkpoint.architecture.graph
-    if not graph.is_local and config.model.exact:
+    looking = [network for network in networks if not network.architecture.graph.is_local]
+    if not looking or not config.model.exact:
+        return None
+    checkpoint, graph = looking[0], looking[0].architecture.graph
+    if len(networks) > 1:
         raise ModelError(
-            f"Checkpoint '{config.model.checkpoint}' cannot be run by tiles: {whole_input(graph)}. A tile would have the "
-            "statistics of its own window, and its values would not be those of one pass over the volume. Train with batch norm, or "
-            "without. Or set model.exact to false and model.window: windows are blended, and the output says that it is not exact."
+            f"A network of model.ensemble cannot be run by tiles: {whole_input(graph)}. Statistics are frozen of one network alone so far: run "
+            "each by itself, with model.statistics."
         )
+    if config.model.statistics is None:
+        raise ModelError(
+            f"Checkpoint '{config.model.checkpoint}' cannot be run by tiles as it is: {whole_input(graph)}. A tile would have the statistics "
+            "of its own window, and its values would not be those of one pass over the volume. Set model.statistics to frozen: they are "
+            "measured once, over a sample, and tiles are exact by them. Or set model.exact to false and model.window: windows are blended, and "
+            "the output says that it is not exact."
+        )
+    asked = config.model.frozen_from or FrozenConfig()
+    found = volume.description
+    if asked.url:
+        found = open_volume(asked.url).description
+        if found.channels != volume.description.channels or ("z" in found.axes) < (checkpoint.architecture.ndim == 3):
+            raise PlanError(
+                f"model.frozen_from.url '{asked.url}' has {found.channels} channels and the axes {found.axes}, and the input "
+                f"'{volume.description.url}' {volume.description.channels} and {volume.description.axes}: statistics of one say nothing of "
+                "the other. Name a volume of the same kind."
+            )
+    wanted = PATCH[checkpoint.architecture.ndim] if asked.patch == "auto" else asked.patch
+    least = per_axis(lambda m: 2 * m + 1, lost_margin(graph))
+    patch = legal(graph, per_axis(lambda n, m, k: max(min(n, m), k), wanted, found.shape, least))
+    context = per_axis(lambda n, m, r: 0 if n >= m else min(r, n // 4), patch, found.shape, receptive_radius(graph))
+    sample = Sample(
+        document.digest(graph),
+        found.shape,
+        patch,
+        context,
+        asked.patches,
+        asked.seed,
+        found.metadata_sha256 if asked.url else "",
+        asked.url or "",
+    )
+    needed = bytes_of_sample(graph, sample)
+    if needed > machine.memory_bytes and not _is_elsewhere(machine):
+        raise PlanError(
+            f"To freeze the statistics of this network over {sample} takes up to {needed / 1e9:.1f} GB of this process, and the machine has "
+            f"{machine.memory_bytes / 1e9:.1f} GB. Set model.frozen_from.patches or model.frozen_from.patch to less."
+        )
+    return sample
+
+
+def bytes_of_sample(graph: Graph, sample: Sample) -> int:
+    """Memory that the maps of all patches take at most, while statistics are measured."""
+    fixed = local(graph)
+    axes = of_one_pass(fixed, sample.patch)
+    extents = [
+        np.array(
+            [
+                [
+                    [axis.writes[n.name].extent for n in fixed.nodes],
+                    [axis.frame(n).extent if n.inputs else 0 for n in fixed.nodes],
+                ]
+            ]
+        )
+        for axis in axes
+    ]
+    return int(4 * sample.patches * window_values(fixed, extents)[0])
 
 
 def _mean(config: RunConfig, volume: Volume, networks: Sequence[Checkpoint]) -> Mean | None:

@@ -32,6 +32,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         *([("proof", plan.model.proof)] if plan.model.proof else []),
         ("normalisation", _normalization(plan)),
         *([("survey", str(plan.survey))] if plan.survey else []),
+        *_frozen_rows(plan),
         *_sample_rows(plan),
         ("tiles", f"{len(grid):,} ({_by(grid.counts)}), core {_by(plan.core)}, {_context(plan)}, slab {plan.slab}"),
         *_mean_rows(plan),
@@ -148,6 +149,30 @@ def _stored_rows(plan: Plan) -> list[tuple[str, str]]:
         (f"{plan.stored.unit}s", f"stored: {plan.stored}"),
         *(("input changed", line) for line in plan.stored.history),
     ]
+
+
+def _frozen_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Where the statistics of norms over the whole input come from; once they are measured, what they do."""
+    sample, statistics = plan.model.frozen, plan.statistics
+    if sample is None:
+        return []
+    rows = [("statistics", f"of norms over the whole input, frozen by the survey: {sample}")]
+    figures = statistics.frozen.figures if statistics and statistics.frozen else {}
+    if parts := figures.get("parts"):
+        rows.append(
+            ("frozen by parts", f"{', '.join(f'{part:.4f}' for part in parts)} of the range from the whole sample")
+        )
+    if region := figures.get("region"):
+        rows.append(
+            (
+                "frozen or not",
+                (
+                    f"over {_by(region)} voxels in the middle, of the range of one pass over these: frozen {figures['frozen']:.4f} off, windows of "
+                    f"{_by(figures['window'])} by their own statistics {figures['sliding']:.4f} off, these two {figures['apart']:.4f} apart (means)"
+                ),
+            )
+        )
+    return rows
 
 
 def _sample_rows(plan: Plan) -> list[tuple[str, str]]:

@@ -104,6 +104,7 @@ def summary(plan: Plan, directory: RunDirectory) -> dict[str, object]:
         "read_amplification": round(plan.read_amplification, 3),
         "decoding_amplification": round(plan.decoding_amplification, 3),
         "normalization": plan.normalization.to_dict() if plan.survey is None else _statistics(plan),
+        **({"frozen": _frozen(plan)} if plan.model.frozen else {}),
         "environment": plan.environment,
         "stored": asdict(plan.stored) | {"told": str(plan.stored)} if plan.stored else None,
         "warnings": list(plan.all_warnings),
@@ -146,6 +147,12 @@ def measured_mismatch(plan: Plan, directory: RunDirectory, volume: Volume) -> di
     with _warn():
         directory.write_json(directory.mismatch_path, found)
     return found
+
+
+def _frozen(plan: Plan) -> dict[str, object] | None:
+    """How far predictions with fixed statistics are from others; None where they are not measured."""
+    statistics = plan.statistics
+    return dict(statistics.frozen.figures) if statistics and statistics.frozen else None
 
 
 def write_report(plan: Plan, directory: RunDirectory, volume: Volume, output: Image) -> dict[str, object]:

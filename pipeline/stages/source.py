@@ -116,7 +116,8 @@ def settle(
     if not change:
         return InputDecision(inventory, kept)
     done = run.directory.progress(stored).done()
-    measured = stored.normalization.is_measured(stored.source.dtype)
+    frozen = stored.model.frozen
+    measured = stored.normalization.is_measured(stored.source.dtype) or (frozen is not None and not frozen.metadata)
     reads = np.ones(len(stored.grid), dtype=bool) if measured else change.tiles(stored.grid)
     if choice is None and anew and not begun:
         return InputDecision(inventory, inventory.stored, remeasure=True)

@@ -11,16 +11,18 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from pipeline.cluster.pool import Pool, SharedPool, StartedWorkers
+from pipeline.core.frozen import Frozen
 from pipeline.core.ledger import Progress
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
 from pipeline.core.statistics import InconsistentPartsError, Statistics, Survey
 from pipeline.errors import InferenceError, StorageError
+from pipeline.inference.frozen import measure_frozen
 from pipeline.inference.session import workers_of
 from pipeline.inference.survey import measure_missing
 from pipeline.outputs.rundir import Driver
 from pipeline.stages.run import Run
-from pipeline.stages.source import confirm
+from pipeline.stages.source import confirm, open_source
 
 log = logging.getLogger("pipeline")
 
@@ -53,7 +55,7 @@ def survey(
     """
     plan, directory = run.plan, run.directory
     with run.lock() as driver, run.log("survey"):
-        if plan.survey is None:
+        if not plan.is_measured:
             log.info("nothing to survey: the plan has its numbers, %s", told(plan.normalization))
             return None
         progress = run.progress()
@@ -65,11 +67,15 @@ def survey(
                     parts, run.config, plan, progress, directory, on_dashboard, shared, started, keep=True
                 )
 
-            statistics = Statistics(_measure(run, plan.survey, driver, workers, tell), plan.surveyed_over)
+            survey = plan.survey
+            numbers = plan.normalization if survey is None else _measure(run, survey, driver, workers, tell)
+            statistics = Statistics(numbers, plan.surveyed_over, _freeze(run, numbers, tell))
         if directory.load_statistics() != statistics:
             directory.write_statistics(statistics)
         directory.drop_parts()
         log.info("statistics %s: %s", statistics.digest[:12], told(statistics.normalization))
+        if statistics.frozen:
+            log.info("%d norms with fixed statistics: %s", len(statistics.frozen.numbers), statistics.frozen.figures)
         return statistics
 
 
@@ -101,13 +107,27 @@ def _measure(
     return numbers
 
 
+def _freeze(run: Run, numbers: Normalization, tell: Callable[[str], None]) -> Frozen | None:
+    """Statistics of the network's norms over the whole input; None where it has none. In this process: a sample is small.
+
+    Raises:
+        ModelError, PlanError, StorageError, InferenceError: As of `survey`.
+    """
+    if run.plan.model.frozen is None:
+        return None
+    tell(f"survey: statistics of norms over {run.plan.model.frozen}")
+    frozen = measure_frozen(run.plan, run.directory.checkpoint_path(run.plan), open_source(run), numbers)
+    confirm(run)
+    return frozen
+
+
 def surveyed(run: Run, progress: Progress | None = None) -> Plan:
     """The plan of a run with the numbers that its survey has measured, where it has.
 
     Raises:
         StorageError: Tiles that are done stand by others.
     """
-    if run.plan.survey is None:
+    if not run.plan.is_measured:
         return run.plan
     return replace(run.plan, statistics=statistics_of(run, progress or run.progress()))
 

@@ -15,7 +15,7 @@ from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.networks.windows import WindowPredictor
 from pipeline.planning import network
 from tests.e2e.test_run import command
-from tests.networks.network_cases import NETWORKS, Normed, Residual, randomise, save_program
+from tests.networks.network_cases import NETWORKS, Residual, randomise, save_program
 from tests.pipeline_cases import Run, done_entries, make_run, random_volume, stored_objects
 
 EQUAL = 1e-5
@@ -100,23 +100,6 @@ def test_a_halo_that_is_one_stride_short_shows_seams(pooled, tmp_path, capsys, m
     np.testing.assert_allclose(exact, of(whole_pass(run), tile), atol=EQUAL)
     short = predicted(plan, run, tile, volume, less=2)
     assert np.abs(short - exact).max() > 1e-4
-
-
-def test_a_network_that_looks_at_its_whole_input_is_imported_and_not_planned(pooled, tmp_path, capsys):
-    """By its layer's name, and why: no halo makes its tiles parts of one pass."""
-    save_program(tmp_path / "net.pt2", randomise(Normed()))
-    assert command("import", tmp_path / "net.pt2", tmp_path / "net.safetensors") == 0
-    shown = capsys.readouterr().out
-    assert "'instance_norm' (WholeNorm) normalises by mean and variance of its whole input, and 3 more like it" in shown
-    run = make_run(
-        tmp_path,
-        architecture=Architecture(3, 1, 1),
-        shape=(16, 16, 16),
-        model={"checkpoint": str(tmp_path / "net.safetensors")},
-    )
-    run.yaml.write_text(json.dumps({**run.content, "model": {"checkpoint": str(tmp_path / "net.safetensors")}}))
-    assert command("plan", run.yaml) == 2
-    assert "cannot be run by tiles: 'instance_norm' (WholeNorm)" in capsys.readouterr().err
 
 
 def of(array, tile):
