@@ -160,6 +160,14 @@ def test_what_cannot_be_frozen_is_refused_in_words(network, tmp_path, capsys):
             {"frozen_from": {"url": str(save_array(tmp_path / "flat.zarr", np.zeros((64, 64), np.uint8)))}},
             "of the same kind",
         ),
+        (
+            {"checkpoint": None, "statistics": None, "ensemble": [{"checkpoint": str(network[1])}] * 2},
+            "Statistics are frozen of one network alone",
+        ),
+        (
+            {"exact": False, "window": {"core": [8, 8, 8], "overlap": [8, 8, 8]}},
+            "exact is false and statistics are frozen",
+        ),
     ]:
         model = {key: value for key, value in {**run.content["model"], **change}.items() if value is not None}
         run.yaml.write_text(json.dumps({**run.content, "model": model}))
