@@ -68,7 +68,7 @@ def test_three_paths_are_a_run(tmp_path):
         "output": {
             "url": "/data/out.zarr",
             "dtype": "float32",
-            "activation": "none",
+            "activation": None,
             "chunks": "auto",
             "shards": "auto",
         },
@@ -207,7 +207,7 @@ REFUSALS = {
         ["normalize: low (99.0 %) must be below high (1.0 %)"],
     ),
     "eight bits of raw logits": (
-        "output: {url: /o, dtype: uint8}",
+        "output: {url: /o, dtype: uint8, activation: none}",
         ["output: dtype uint8 stores rint(255 * clip(v, 0, 1))", "Set output.activation to sigmoid or softmax"],
     ),
     "an output in the cloud": (
@@ -262,7 +262,7 @@ def test_all_violations_are_told_at_once(tmp_path):
         tmp_path,
         """
         input: {level: -1}
-        output: {url: /data/out.zarr, dtype: uint8}
+        output: {url: /data/out.zarr, dtype: uint8, activation: none}
         tiles: {core: [1, 2], hallo: 3}
         cluster: {workers: none}
         """,

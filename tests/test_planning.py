@@ -11,10 +11,11 @@ from pipeline.core.machine import Machine
 from pipeline.core.network.receptive import least_halo
 from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
+from pipeline.core.normalization import Normalization
 from pipeline.core.tiles.cost import multiply_adds, turn_multiply_adds
 from pipeline.core.tiles.tiling import MEMORY_SHARE
 from pipeline.errors import ConfigError, PlanError
-from pipeline.networks.checkpoint import load_checkpoint
+from pipeline.networks.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.planning import measure, resolve
 from pipeline.planning.measure import expectation
 from pipeline.planning.resolve import make_plan, worker_choices, workers_that_fit
@@ -31,6 +32,51 @@ def run_of(folder, *, shape=(24, 40, 36), architecture=SOLID, **sections) -> Run
         "cluster": {"workers": "auto", "memory_gb": "auto", **sections.pop("cluster", {})},
     }
     return make_run(folder, architecture=architecture, shape=shape, **keys, **sections)
+
+
+# --- what a package declares -------------------------------------------------------------------------------------------
+
+
+def declared_run(folder, *, activation="sigmoid", **output):
+    """A run by a checkpoint that came of a package."""
+    folder = folder / str(activation)
+    folder.mkdir()
+    run = run_of(folder, output=output)
+    found = load_checkpoint(run.config.model.checkpoint)
+    rule = Normalization("fixed", 3.0, 0.25)
+    save_checkpoint(folder / "declared.safetensors", replace(found, activation=activation, normalization=rule))
+    model = {"checkpoint": str(folder / "declared.safetensors")}
+    content = {key: keys for key, keys in run.content.items() if key != "normalize"} | {"model": model}
+    return replace(run, content=content)
+
+
+def test_what_a_package_declares_is_taken_where_nothing_is_asked(tmp_path):
+    """Fixed numbers need no survey, and a sigmoid gives what eight bits hold."""
+    plan = make_plan(declared_run(tmp_path, dtype="uint8").config, MACHINE)
+    assert (plan.output.activation, plan.survey) == ("sigmoid", None)
+    assert (plan.numbers.mode, plan.numbers.offset, plan.numbers.scale) == ("fixed", 3.0, 0.25)
+
+
+def test_a_plan_warns_of_what_contradicts_a_package(tmp_path):
+    """Both are somebody's choice; the one of the YAML is done."""
+    run = declared_run(tmp_path, activation="none").having(
+        normalize={"mode": "minmax"}, output={"activation": "sigmoid"}
+    )
+    plan = make_plan(run.config, MACHINE)
+    assert (plan.output.activation, plan.normalization.mode) == ("sigmoid", "minmax")
+    assert [
+        w for w in plan.warnings if "output.activation is 'sigmoid', but the network's package declares 'none'" in w
+    ]
+    assert [w for w in plan.warnings if "normalize.mode is 'minmax', but the checkpoint was trained with 'fixed'" in w]
+    same = declared_run(tmp_path).having(output={"activation": "sigmoid"})
+    assert not [w for w in make_plan(same.config, MACHINE).warnings if "declares" in w or "trained with" in w]
+
+
+def test_eight_bits_need_a_range_that_somebody_names(tmp_path):
+    """A network of ours gives logits; so does a package that declares nothing."""
+    for activation in (None, "none"):
+        with pytest.raises(ConfigError, match="means nothing for raw logits"):
+            make_plan(declared_run(tmp_path, activation=activation, dtype="uint8").config, MACHINE)
 
 
 # --- dtype --------------------------------------------------------------------------------------------------------------

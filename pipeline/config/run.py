@@ -13,7 +13,7 @@ from pipeline.config.cluster import ClusterConfig
 from pipeline.config.section import Auto, Location, Margin, Positive, Section, Shared, Voxels, Whole
 from pipeline.core.locations import is_url
 from pipeline.core.network.symmetry import Augment
-from pipeline.core.normalization import Mode
+from pipeline.core.normalization import AskedMode
 from pipeline.core.tiles.lattice import Blend
 from pipeline.core.volume import SELECTION_KEYS, Selection
 
@@ -46,12 +46,22 @@ class InputConfig(ReadingConfig):
     url: Location = Field(description="A path, or FILE.h5/dataset; never written to.")
 
 
+EIGHT_BITS_OF_LOGITS = (
+    "dtype uint8 stores rint(255 * clip(v, 0, 1)), which means nothing for raw logits (activation none). "
+    "Set output.activation to sigmoid or softmax, or output.dtype to float32"
+)
+"""Why they are refused."""
+
+
 class OutputConfig(Section):
     """What is written: an OME-Zarr group whose array `0` holds the prediction."""
 
     url: Location = Field(description="A path; one of its own for each run. Its run directory is PATH.run.")
     dtype: Literal["float32", "uint8"] = Field("float32", description="uint8 is rint(255 * clip(v, 0, 1)).")
-    activation: Literal["none", "sigmoid", "softmax"] = Field("none", description="none: logits; not with uint8.")
+    activation: Literal["none", "sigmoid", "softmax"] | None = Field(
+        None,
+        description="none: logits; not with uint8. Absent: what the network's package declares, else none.",
+    )
     chunks: Auto | Voxels = Field("auto", description="z, y, x; auto: at most 64 an axis.")
     shards: Literal["auto", "none"] | Voxels = Field(
         "auto", description="z, y, x; auto: the tile's core, or parts of it."
@@ -60,10 +70,7 @@ class OutputConfig(Section):
     @model_validator(mode="after")
     def _eight_bits_need_a_range(self) -> OutputConfig:
         if self.dtype == "uint8" and self.activation == "none":
-            raise ValueError(
-                "dtype uint8 stores rint(255 * clip(v, 0, 1)), which means nothing for raw logits (activation none). "
-                "Set output.activation to sigmoid or softmax, or output.dtype to float32"
-            )
+            raise ValueError(EIGHT_BITS_OF_LOGITS)
         return self
 
 
@@ -246,7 +253,7 @@ class ModelConfig(Section):
 class NormalizeConfig(Section):
     """How stored values become the network's input; absent, the checkpoint's rule."""
 
-    mode: Mode = Field(description="One set of numbers a volume.")
+    mode: AskedMode = Field(description="One set of numbers a volume.")
     low: float = Field(1.0, ge=0, le=100, description="Percentile that becomes 0 (mode percentile).")
     high: float = Field(99.0, ge=0, le=100, description="Percentile that becomes 1 (mode percentile).")
 

@@ -9,7 +9,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Mode = Literal["none", "minmax", "zscore", "percentile"]
+AskedMode = Literal["none", "minmax", "zscore", "percentile"]
+"""That a configuration may name."""
+
+Mode = Literal[AskedMode, "fixed"]
+"""`fixed`: two numbers that hold for every volume, which a network's package declares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +38,9 @@ class Normalization:
         return asdict(self)
 
     def rule(self) -> dict[str, object]:
-        """By which the numbers are found, without them."""
-        percentiles = {"low": self.low, "high": self.high} if self.mode == "percentile" else {}
-        return {"mode": self.mode, **percentiles}
+        """By which the numbers are found, without them; of `fixed`, the numbers."""
+        keys = {"percentile": ("low", "high"), "fixed": ("offset", "scale")}.get(self.mode, ())
+        return {"mode": self.mode, **{key: getattr(self, key) for key in keys}}
 
     def same_rule(self, other: Normalization) -> bool:
         """Whether both derive their numbers from a volume in the same way."""
@@ -46,7 +50,7 @@ class Normalization:
         """Whether the numbers come from the voxels of the whole volume, of this type."""
         if self.mode == "minmax":
             return np.dtype(dtype).kind == "f"
-        return self.mode != "none"
+        return self.mode not in ("none", "fixed")
 
     def apply(self, array: np.ndarray) -> NDArray[np.float32]:
         """`array` normalised, float32, a new array. Reduced in float64 where an offset would cost low bits."""

@@ -108,7 +108,7 @@ def most_passes(rule: Normalization, dtype: str) -> int:
 
 def known(rule: Normalization, dtype: str) -> Normalization:
     """A rule that takes no pass, with its numbers: of integers, `minmax` means their type's range."""
-    if rule.mode == "none":
+    if rule.mode in ("none", "fixed"):
         return rule
     if rule.mode == "minmax":
         return spanning("minmax", *_limits(np.dtype(dtype)))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pipeline.core.appearance import Appearance
 from pipeline.core.network.imported import AnyNetwork, Imported, network_of
+from pipeline.core.network.operations import Activation
 from pipeline.core.network.unet import Architecture, Padding
 from pipeline.core.normalization import Mode, Normalization
 from pipeline.core.strict_json import json_text
@@ -49,6 +50,12 @@ DEEPEST = 16
 WIDEST = 2**16
 """Channels of one layer."""
 
+ACTIVATIONS = ("none", "sigmoid", "softmax")
+"""That a network's package may declare for its output."""
+
+BOUNDED = ("sigmoid", "softmax", "hardsigmoid", "binarize")
+"""Functions whose values are from 0 to 1."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -65,6 +72,7 @@ class Checkpoint:
         training_data: What each volume of its training looked like to it; empty where the file does not say.
         learned: Whether its training found anything; None where the file does not say.
         original: Of a network whose statistics were fixed: `sha256` of the one that it came from.
+        activation: What its package declares to be applied to what it gives: `none`, `sigmoid` or `softmax`; None where nobody says.
     """
 
     architecture: AnyNetwork
@@ -77,6 +85,7 @@ class Checkpoint:
     training_data: tuple[Appearance, ...] = ()
     learned: bool | None = None
     original: str = ""
+    activation: str | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -96,7 +105,18 @@ class Checkpoint:
             for field in fields(self)
             if field.name not in ("state", "provenance", "original")
         }
+        if self.activation is None:
+            del identity["activation"]
         return hashlib.sha256(f"{self.sha256} {sorted(identity.items())}".encode()).hexdigest()
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it ends in what gives values from 0 to 1."""
+        operation = self.architecture.graph.output.operation
+        if not isinstance(operation, Activation):
+            return False
+        ends = operation.values if operation.function == "clamp" else ()
+        return operation.function in BOUNDED or (len(ends) == 2 and 0 <= ends[0] <= ends[1] <= 1)
 
     @property
     def unet(self) -> Architecture:
@@ -175,6 +195,7 @@ def _of_content(
         provenance=content.get("provenance", {}),
         training_data=content.get("training_data", ()),
         learned=content.get("learned"),
+        activation=content.get("activation"),
     )
 
 
@@ -231,6 +252,7 @@ def checkpoint_bytes(checkpoint: Checkpoint) -> bytes:
         "provenance": checkpoint.provenance,
         "training_data": [appearance.to_dict() for appearance in checkpoint.training_data],
         "learned": checkpoint.learned,
+        **({"activation": checkpoint.activation} if checkpoint.activation else {}),
     }
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.state.items()}
     return save(tensors, metadata={METADATA_KEY: json_text(content, sort_keys=True)})
@@ -348,6 +370,8 @@ def _parsed(content: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"axes {content['axes']!r}")
     if not isinstance(content.get("learned"), bool | None):
         raise ValueError(f"learned '{content['learned']}'")
+    if content.get("activation") not in (None, *ACTIVATIONS):
+        raise ValueError(f"activation '{content['activation']}'")
     return {
         "architecture": architecture,
         "normalization": rule,
@@ -356,6 +380,7 @@ def _parsed(content: dict[str, Any]) -> dict[str, Any]:
         "provenance": dict(content.get("provenance") or {}),
         "training_data": tuple(Appearance.from_dict(part) for part in content.get("training_data") or ()),
         "learned": content.get("learned"),
+        "activation": content.get("activation"),
     }
 
 

@@ -521,6 +521,7 @@ FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "log": torch.log,
     "reciprocal": torch.reciprocal,
     "clamp": torch.clamp,
+    "binarize": lambda x, threshold: (x > threshold).to(x.dtype),
     "softmax": torch.softmax,
     "log_softmax": torch.log_softmax,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import zipfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
 from pipeline.networks.importing.library import LibraryClass
 from pipeline.networks.importing.network import import_network, kind_of
+from pipeline.networks.importing.package_files import is_package
 from pipeline.outputs.rundir import RunDirectory
 
 log = logging.getLogger("pipeline")
@@ -66,18 +68,19 @@ def named_network(model: ModelConfig) -> Checkpoint:
 
 def is_imported(model: ModelConfig) -> bool:
     """Whether a model is another library's, by its keys and the content of its file; a checkpoint that holds a graph is ours."""
-    return model.architecture is not None or kind_of(Path(model.checkpoint)) is not None
+    path = Path(model.checkpoint)
+    return model.architecture is not None or is_package(path) or kind_of(path) is not None
 
 
 def source_digest(model: ModelConfig) -> str:
-    """Digest of all that an import depends on: the file, the class, its arguments, the output; empty where nothing is imported."""
+    """Digest of all that an import depends on: the file or the package's files, the class, its arguments, the output; empty where nothing is imported."""
     if not is_imported(model):
         return ""
     path = Path(model.checkpoint)
-    if not path.is_file():
+    if not _files(path):
         raise ModelError(f"Network '{path}' was asked for, but there is no such file. Check model.checkpoint.")
     of = model.architecture.model_dump(mode="json") if model.architecture else None
-    asked = json.dumps([_file_digest(path, _state(path)), of, model.output], sort_keys=True, allow_nan=False)
+    asked = json.dumps([_digest(path, _state(path)), of, model.output], sort_keys=True, allow_nan=False)
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
@@ -96,16 +99,33 @@ def kept_network(directory: RunDirectory, model: Model) -> Checkpoint | None:
     return kept if is_same and kept.sha256 == model.sha256 else None
 
 
+def _files(path: Path) -> list[Path]:
+    """The file, or all files of a package that is a folder."""
+    if path.is_file() and (zipfile.is_zipfile(path) or not is_package(path)):
+        return [path]
+    folder = path.parent if path.is_file() else path
+    return sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+
+
 def _state(path: Path) -> tuple[int, ...]:
-    """What changes with a file's content."""
-    if not path.is_file():
-        return ()
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    """What changes with the content of a file, or of a package."""
+    found = [file.stat() for file in _files(path)]
+    return tuple(n for s in found for n in (s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns))
 
 
 @lru_cache(maxsize=1)
-def _file_digest(path: Path, _: tuple[int, ...]) -> str:
+def _digest(path: Path, _: tuple[int, ...]) -> str:
+    """Of one file, its own; of a package, of the names and digests of its files."""
+    files = _files(path)
+    digests = [_file_digest(file) for file in files]
+    if files == [path]:
+        return digests[0]
+    folder = path.parent if path.is_file() else path
+    named = [[str(file.relative_to(folder)), digest] for file, digest in zip(files, digests, strict=True)]
+    return hashlib.sha256(json.dumps([path.name if path.is_file() else "", named]).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import RunConfig
-from pipeline.config.run import FrozenConfig
+from pipeline.config.run import EIGHT_BITS_OF_LOGITS, FrozenConfig
 from pipeline.core.appearance import Appearance
 from pipeline.core.familiarity import strange_values, strange_voxels
 from pipeline.core.frozen import Sample
@@ -117,6 +117,7 @@ def make_plan(
     networks = networks_of(config, earlier)
     checkpoint = networks[0]
     _check_same(config, networks)
+    config, other_activation = _with_activation(config, networks)
     for model, network in zip(alone(config.model), networks, strict=True):
         by_itself = config.model_copy(update={"model": model})
         _check_fit(by_itself, volume, network)
@@ -160,6 +161,7 @@ def make_plan(
         warnings=(
             *volume.warnings,
             *warnings,
+            *other_activation,
             *precision_warnings(volume, normalization),
             *dict.fromkeys(
                 warning
@@ -551,7 +553,7 @@ def _dtype(
     differences = []
     for checkpoint in networks:
         exact, found = (
-            predicted(checkpoint, array, normalization, config.output.activation, device, dtype)
+            predicted(checkpoint, array, normalization, config.output.activation or "none", device, dtype)
             for dtype in ("float32", "bfloat16")
         )
         differences.append(float(np.abs(exact - found).max()))
@@ -572,6 +574,33 @@ def _rule(config: RunConfig, checkpoint: Checkpoint) -> tuple[Normalization, lis
         return asked, []
     return asked, [
         f"normalize.mode is '{asked.mode}', but the checkpoint was trained with '{trained.mode}': predictions may be worse."
+    ]
+
+
+def _with_activation(config: RunConfig, networks: Sequence[Checkpoint]) -> tuple[RunConfig, list[str]]:
+    """The configuration with what is applied to the network's output, and a warning where its package declares something else.
+
+    Raises:
+        ConfigError: Nothing is, and eight bits are asked for of values of any range; or networks of one mean declare different ones.
+    """
+    asked, declared = config.output.activation, networks[0].activation
+    if asked is None and len({network.activation or "none" for network in networks}) > 1:
+        told = ", ".join(network.activation or "none" for network in networks)
+        raise ConfigError(
+            f"The networks of model.ensemble declare different activations ({told}). Set output.activation, for all."
+        )
+    if asked is None:
+        if config.output.dtype == "uint8" and declared in (None, "none") and not all(n.is_bounded for n in networks):
+            raise ConfigError(f"output: {EIGHT_BITS_OF_LOGITS}.")
+        update = {"activation": declared or "none"}
+        return config.model_copy(update={"output": config.output.model_copy(update=update)}), []
+    if declared in (None, asked):
+        return config, []
+    return config, [
+        (
+            f"output.activation is '{asked}', but the network's package declares '{declared}' for its output. Leave output.activation "
+            "out, and that is taken."
+        )
     ]
 
 
@@ -673,7 +702,7 @@ def _output(config: RunConfig, volume: Volume, checkpoint: Checkpoint, tiling: T
         url=config.output.url,
         axes=spatial if channels == 1 else f"c{spatial}",
         dtype=config.output.dtype,
-        activation=config.output.activation,
+        activation=config.output.activation or "none",
         chunks=tiling.chunks,
         shards=tiling.shards,
     )

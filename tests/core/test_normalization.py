@@ -136,10 +136,12 @@ def test_a_constant_volume_maps_to_zero():
         (Normalization("percentile", 1.0, low=1.0), Normalization("percentile", 2.0, low=1.0), True),
         (Normalization("percentile", low=1.0), Normalization("percentile", low=5.0), False),
         (Normalization("percentile", high=99.0), Normalization("percentile", high=95.0), False),
+        (Normalization("fixed", 1.0, 2.0), Normalization("fixed", 1.0, 2.0, low=5.0), True),
+        (Normalization("fixed", 1.0, 2.0), Normalization("fixed", 1.0, 3.0), False),
     ],
 )
-def test_a_rule_is_its_mode_and_its_percentiles(first, second, same):
-    """Numbers belong to a volume, the rule to a network: only another rule is worth a warning, or another measurement."""
+def test_a_rule_is_its_mode_and_what_it_declares(first, second, same):
+    """Numbers belong to a volume, but for fixed ones, and the rule to a network: only another rule is worth a warning, or another measurement."""
     assert first.same_rule(second) is second.same_rule(first) is same
 
 
@@ -148,6 +150,7 @@ def test_a_rule_is_its_mode_and_its_percentiles(first, second, same):
     [
         ("none", "float32", False),
         ("none", "uint8", False),
+        ("fixed", "float32", False),
         ("minmax", "uint8", False),
         ("minmax", "int32", False),
         ("minmax", "bool", False),

@@ -567,6 +567,7 @@ ACTIVATIONS = frozenset(
         "log",
         "reciprocal",
         "clamp",
+        "binarize",
         "softmax",
         "log_softmax",
     ]

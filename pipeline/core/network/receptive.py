@@ -32,6 +32,21 @@ def reach(graph: Graph) -> tuple[Sides, Sides, Sides]:
     return triple((-span.start, span.stop - s) for span, s in zip(spans, graph.stride, strict=True))
 
 
+def voxel_radius(graph: Graph) -> Triple:
+    """Margin a side, voxels along z, y, x, that any output voxel needs, wherever it lies on the stride lattice.
+
+    What a tile whose place is free must have around it; a tile on the lattice needs the receptive radius, which is less.
+    """
+    return triple(
+        max(_further(needs(graph, axis, Span(place, place + 1), None).input, place) for place in range(stride))
+        for axis, stride in enumerate(graph.stride)
+    )
+
+
+def _further(span: Span, place: int) -> int:
+    return max(place - span.start, span.stop - place - 1)
+
+
 def least_halo(graph: Graph) -> Triple:
     """The receptive radius rounded up to the stride: what an exact tile is surrounded by, same padding."""
     return per_axis(round_up, receptive_radius(graph), graph.stride)

@@ -62,10 +62,12 @@ class LibraryClass:
     Args:
         name: `package.module.Class`.
         arguments: That it is built with, as JSON has them; a class among them as `{"class": "torch.nn.Conv3d"}`.
+        folder: In which its module lies, where nobody has installed it; only with trust.
     """
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
 
     @property
     def package(self) -> str:
@@ -146,7 +148,7 @@ def _asked(source: LibraryClass, weights: Path, folder: Path, *, trust: bool, se
         "sizes": SIZES,
         "steps": STEPS,
         "trust": trust,
-        "path": [str(Path.cwd())] if trust else [],
+        "path": [str(part) for part in (source.folder, Path.cwd()) if part] if trust else [],
         "folder": str(folder),
     }
     answer = answer_of(job, folder, source.name, seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,8 @@ from pipeline.networks.importing.archive import is_archive, read_archive
 from pipeline.networks.importing.library import LibraryClass, build_network
 from pipeline.networks.importing.lowering import Network
 from pipeline.networks.importing.onnx import is_onnx, read_onnx
+from pipeline.networks.importing.package import Importer, import_package
+from pipeline.networks.importing.package_files import is_package
 from pipeline.networks.importing.proof import prove
 from pipeline.networks.importing.torchscript import is_torchscript, read_torchscript
 
@@ -57,7 +60,7 @@ def import_network(
     """Import a network.
 
     Args:
-        source: A file of one of `KINDS`; or the weights of a class.
+        source: A package of bioimage.io, as folder, zip or description; a file of one of `KINDS`; or the weights of a class.
         output: Which of its outputs is predicted, where it has several.
         of: The class that the weights are of.
         trust: Whether code of any package may be run for it, in a process of its own.
@@ -66,6 +69,12 @@ def import_network(
         ModelError: There is no such file, it is of no kind that is known, or holds a network that cannot be tiled exactly.
     """
     path = Path(source)
+    if is_package(path):
+        if of is not None:
+            raise ModelError(
+                f"'{path}' is a package, which says what its network is, and class '{of.name}' was named besides. Leave it out."
+            )
+        return import_package(path, Importer(partial(_read, output=output), checkpoint_of, output, trust))
     if not path.is_file():
         raise ModelError(f"Network '{path}' was asked for, but there is no such file. Check the path.")
     kind = kind_of(path)
@@ -85,10 +94,17 @@ def import_network(
         return checkpoint_of(built.network, source=path.name, facts=facts)
     if kind is None:
         raise ModelError(
-            f"'{path}' is no network that can be imported: expected {' or '.join(one.name for one in KINDS)}. A checkpoint of this "
-            "UNet needs no import: name it in model.checkpoint. A state dict of another library needs its class: say --class."
+            f"'{path}' is no network that can be imported: expected a package of bioimage.io, or {' or '.join(one.name for one in KINDS)}. "
+            "A checkpoint of this UNet needs no import: name it in model.checkpoint. A state dict of another library needs its class: say --class."
         )
     return checkpoint_of(kind.read(path, output=output), source=path.name, facts={"kind": kind.name})
+
+
+def _read(path: Path, *, output: int) -> Network:
+    kind = kind_of(path)
+    if kind is None:
+        raise ModelError(f"It is nothing that is known here: expected {' or '.join(one.name for one in KINDS)}.")
+    return kind.read(path, output=output)
 
 
 def checkpoint_of(network: Network, *, source: str, facts: Mapping[str, str] | None = None) -> Checkpoint:

@@ -92,7 +92,7 @@ def _against(network: Network, weights: Weights, run: Origin) -> tuple[Triple, f
             f"The network cannot be run as it was exported ({type(error).__name__}: {error}). Export it again."
         ) from error
     window, shape = _solid(image, network.ndim), triple(_solid(image, network.ndim).shape[2:])
-    whole = _whole(network.graph, weights, window)
+    whole = whole_pass(network.graph, weights, window)
     if whole.shape != expected.shape:
         raise ModelError(
             f"The network gives {tuple(expected.shape[1:])} values (channels, z, y, x) for an image of {shape} voxels, and its graph "
@@ -107,7 +107,7 @@ def _solid(image: Tensor, ndim: int) -> Tensor:
     return image if ndim == 3 else image[:, :, None]
 
 
-def _whole(graph: Graph, weights: Weights, window: Tensor) -> Tensor:
+def whole_pass(graph: Graph, weights: Weights, window: Tensor) -> Tensor:
     """One pass over all that a program is given."""
     shape, margin = triple(window.shape[2:]), lost_margin(graph)
     axes = triple(_of_pass(graph, axis, n, m) for axis, (n, m) in enumerate(zip(shape, margin, strict=True)))
@@ -142,7 +142,7 @@ def _tiles(graph: Graph, weights: Weights, shape: Triple, extent: float) -> tupl
         image = torch.rand(
             (1, graph.input.channels, *sizes), dtype=torch.float64, generator=torch.Generator().manual_seed(1)
         )
-        whole = _whole(graph, weights, image)
+        whole = whole_pass(graph, weights, image)
         stride, given = graph.stride[axis], whole.shape[2 + axis]
         middle = given // 2 // stride * stride
         cores = [Span(middle, middle + stride) if k == axis else Span(0, n) for k, n in enumerate(whole.shape[2:])]
