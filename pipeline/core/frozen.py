@@ -92,16 +92,17 @@ class Frozen:
         return {"numbers": numbers, "figures": dict(self.figures)}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Frozen:
+    def from_dict(cls, content: Mapping[str, object]) -> Frozen:
         """What `to_dict` gave.
 
         Raises:
             ValueError, KeyError, TypeError: It is not that, or not finite.
         """
+        values: dict[str, Any] = dict(content)
         numbers = {
-            str(node): tuple(tuple(float(value) for value in values) for values in tensors)
-            for node, tensors in content["numbers"].items()
+            str(node): tuple(tuple(float(value) for value in channels) for channels in tensors)
+            for node, tensors in values["numbers"].items()
         }
         if not all(isfinite(value) for tensors in numbers.values() for values in tensors for value in values):
             raise ValueError("statistics that are not finite")
-        return cls(numbers, dict(content["figures"]))
+        return cls(numbers, dict(values["figures"]))

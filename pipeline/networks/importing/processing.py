@@ -180,7 +180,8 @@ def _check_joint(step: Step, given: Tensors) -> None:
 def _line(step: Step) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Factors and summands of a step that is a line; None where it is none."""
     if step.name == "scale_linear":
-        return step.values("gain", "offset")  # type: ignore[return-value]  # two keys give two
+        gains, offsets = step.values("gain", "offset")
+        return gains, offsets
     if (
         step.name in ("fixed_zero_mean_unit_variance", "zero_mean_unit_variance")
         and step.arguments.get("mean") is not None
