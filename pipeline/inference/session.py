@@ -112,6 +112,7 @@ def infer_missing(
             failures = current.record_all(outcomes, ledger)
         except BaseException:  # a session that was interrupted counts as well
             with suppress(FileError):  # what ended it is told, not what cannot be written for it
+                current.settle(ledger)
                 ledger.append(current.session())
             raise
         finally:
@@ -184,6 +185,7 @@ class _InferSession:
         self._started: float | None = None
         self._before = progress.count("done")
         self._voxels = self._computed = 0
+        self._last: TileRecord | None = None
 
     def begin(self) -> None:
         """The first worker is ready."""
@@ -207,7 +209,7 @@ class _InferSession:
         failures: list[TileRecord] = []
         failed, vanished = FailedTiles(), 0
         for outcome in outcomes:
-            record = _record(outcome, self._plan)
+            record = self._last = _record(outcome, self._plan)
             ledger.append(record)
             self._progress.add(record)
             if record.state == "done":
@@ -223,6 +225,11 @@ class _InferSession:
                 break
         failed.end_row()
         return failures
+
+    def settle(self, ledger: LedgerWriter) -> None:
+        """Count the last tile too, where the ledger has it: an interruption may come between the two."""
+        if self._last and ledger.ends_with(self._last):
+            self._progress.add(self._last)
 
     def _advance(self, record: TileRecord) -> None:
         self._computed += 1

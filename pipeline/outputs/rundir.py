@@ -524,6 +524,14 @@ class LedgerWriter:
                 self._flush.daemon = True
                 self._flush.start()
 
+    def ends_with(self, record: Record | PartRecord) -> bool:
+        """Whether a record is the last one that was appended whole; an interruption may come on either side of that."""
+        line = record.to_line().encode()
+        with self._guard:
+            end = self._file.seek(0, os.SEEK_END)
+            self._file.seek(max(end - len(line), 0))
+            return self._file.read() == line
+
     def close(self) -> None:
         """Flush what was appended.
 

@@ -18,6 +18,7 @@ from pipeline.core.assignments import TILES_AHEAD
 from pipeline.core.ledger import TileRecord
 from pipeline.core.network.unet import Architecture
 from pipeline.errors import StorageError
+from pipeline.outputs.rundir import LedgerWriter
 from tests.e2e.commands import Command, alive, wait_until
 from tests.pipeline_cases import Run, done_entries, make_run, sessions, stored_objects
 
@@ -86,6 +87,34 @@ def test_a_second_run_is_refused_and_an_interrupted_one_resumes(started, tmp_pat
     assert Counter(done_entries(run.directory)) == Counter(range(32))
     assert stages.verify(run.now).complete
     assert [s.tiles for s in sessions(run.directory)] == [kept, more, 32 - kept - more]
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["after its line", "before it"])
+def test_an_interruption_at_a_line_of_the_ledger_leaves_what_was_done_counted_once(
+    written, tmp_path, pooled, monkeypatch
+):
+    """A signal comes between any two steps of the driver: what the ledger has and what its session counts must not differ."""
+    run = make_run(tmp_path, shape=(29, 13, 15), tiles={"core": [4, 16, 16]}, architecture=Architecture(3, 1, 2))
+    append, lines = LedgerWriter.append, 0
+
+    def interrupted(writer, record):
+        nonlocal lines
+        lines += isinstance(record, TileRecord)
+        if lines == 3 and isinstance(record, TileRecord):
+            if written:
+                append(writer, record)
+            raise KeyboardInterrupt
+        append(writer, record)
+
+    monkeypatch.setattr(LedgerWriter, "append", interrupted)
+    stages.plan(run.now)
+    with pytest.raises(KeyboardInterrupt):
+        stages.infer(run.now)
+    monkeypatch.undo()
+    kept = 3 if written else 2
+    assert len(done_entries(run.directory)) == kept
+    assert stages.infer(run.now).tiles == 8 - kept
+    assert [s.tiles for s in sessions(run.directory)] == [kept, 8 - kept]
 
 
 def ends_in_order(command: Command, signalled: Callable[[], object]) -> None:
