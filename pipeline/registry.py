@@ -274,6 +274,10 @@ def _sources(checkpoint: Path, metrics: str | None, files: list[Path]) -> dict[s
             )
         taken.add(file.name)
         sources[file.name] = file
+    if checkpoint.is_dir():
+        raise ModelError(
+            f"'{checkpoint}' is a folder, and a registry holds files. Register a zip of it, or what `halotile import` makes of it."
+        )
     missing = [str(path) for path in sources.values() if not path.is_file()]
     if missing:
         raise ModelError(f"To be registered, but not there: {', '.join(missing)}. Check the path.")

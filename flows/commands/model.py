@@ -16,7 +16,7 @@ def import_network(
     source: Annotated[
         str,
         Parameter(
-            help="A program of torch.export.save (.pt2), a model of ONNX or an archive of TorchScript; with --class, its state dict (.pth, .safetensors)."
+            help="A program of torch.export.save (.pt2), a model of ONNX, an archive of TorchScript, or a package of bioimage.io (folder, zip, rdf.yaml); with --class, its state dict (.pth, .safetensors)."
         ),
     ],
     target: Annotated[str, Parameter(help="Checkpoint to write (.safetensors), for model.checkpoint.")],

@@ -12,7 +12,9 @@ from flows.printing import bar, print_rows, say
 
 
 def inspect(
-    path: Annotated[str, Parameter(help="A Zarr store, a checkpoint, or a network of another library.")],
+    path: Annotated[
+        str, Parameter(help="A Zarr store, a checkpoint, a network of another library, or a package of bioimage.io.")
+    ],
     *,
     class_: LibraryClassName = None,
     arguments: ClassArguments = "{}",

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.core.network.imported import Imported
 from pipeline.errors import ModelError
 from pipeline.export.case import Case, cover, make_case
 from pipeline.export.description import Told, description
@@ -25,6 +26,7 @@ from pipeline.export.readme import readme
 from pipeline.export.source import architecture_source, save_trace
 from pipeline.installation import how_to_install
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
+from pipeline.networks.importing.network import is_foreign
 
 
 def export(
@@ -63,7 +65,7 @@ def export(
     checkpoint_path, target = Path(checkpoint_path), Path(target)
     if target.exists():
         raise ModelError(f"Package '{target}' was asked for, but it exists. Delete it, or name another target.")
-    checkpoint = load_checkpoint(checkpoint_path)
+    checkpoint = _own(checkpoint_path)
     case = make_case(checkpoint, sample)
     about = Told(
         name=name or _name(checkpoint_path),
@@ -92,6 +94,21 @@ def _spec() -> ModuleType:
             + how_to_install("export")
         ) from error
     return spec
+
+
+def _own(path: Path) -> Checkpoint:
+    """A checkpoint of a UNet of ours.
+
+    Raises:
+        ModelError: It is another library's network, or cannot be read.
+    """
+    checkpoint = None if is_foreign(path) else load_checkpoint(path)
+    if checkpoint is None or isinstance(checkpoint.architecture, Imported):
+        raise ModelError(
+            f"An export is of a UNet of ours, whose code goes into the package; '{path}' is a network of another library. Publish it with "
+            "that library, or with bioimageio.core."
+        )
+    return checkpoint
 
 
 def _name(path: Path) -> str:

@@ -15,7 +15,7 @@ from pipeline.core.plan import Model, Plan
 from pipeline.errors import ConfigError, ModelError
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
 from pipeline.networks.importing.library import LibraryClass
-from pipeline.networks.importing.network import import_network, kind_of
+from pipeline.networks.importing.network import import_network, is_foreign
 from pipeline.networks.importing.package_files import is_package
 from pipeline.outputs.rundir import RunDirectory
 
@@ -68,8 +68,7 @@ def named_network(model: ModelConfig) -> Checkpoint:
 
 def is_imported(model: ModelConfig) -> bool:
     """Whether a model is another library's, by its keys and the content of its file; a checkpoint that holds a graph is ours."""
-    path = Path(model.checkpoint)
-    return model.architecture is not None or is_package(path) or kind_of(path) is not None
+    return model.architecture is not None or is_foreign(Path(model.checkpoint))
 
 
 def source_digest(model: ModelConfig) -> str:

@@ -14,12 +14,13 @@ from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.core.network.imported import AnyNetwork, Imported
 from pipeline.core.network.local import local, whole_input
 from pipeline.core.network.receptive import least_halo, legal_extent, reach, receptive_radius
+from pipeline.core.normalization import Normalization
 from pipeline.core.tiles.cost import one_pass_multiply_adds
 from pipeline.core.volume import Description, Selection
 from pipeline.errors import StorageError
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
 from pipeline.networks.importing.library import LibraryClass
-from pipeline.networks.importing.network import import_network, kind_of
+from pipeline.networks.importing.network import import_network, is_foreign
 from pipeline.volumes.volume import is_volume_file, open_volume, store_levels
 
 Rows = list[tuple[str, str]]
@@ -43,12 +44,9 @@ def inspect_path(path: str, *, of: LibraryClass | None = None, trust: bool = Fal
     path = without_file_scheme(path)
     if not is_url(path) and not Path(path).exists():
         raise StorageError(f"'{path}' was asked for, but there is nothing there. Check the path.")
-    if not Path(path).is_file():
-        return _store_rows(path)
-    is_foreign = of is not None or kind_of(Path(path)) is not None
-    return _checkpoint_rows(
-        path, import_network(path, of=of, trust=trust, output=output) if is_foreign else load_checkpoint(path)
-    )
+    if not is_url(path) and (of is not None or is_foreign(Path(path))):
+        return _checkpoint_rows(path, import_network(path, of=of, trust=trust, output=output))
+    return _checkpoint_rows(path, load_checkpoint(path)) if Path(path).is_file() else _store_rows(path)
 
 
 def _store_rows(url: str) -> Rows:
@@ -150,13 +148,22 @@ def _training_rows(checkpoint: Checkpoint) -> Rows:
     if checkpoint.axes:
         rows.append(("axes", checkpoint.axes))
     if checkpoint.normalization:
-        rows.append(("normalisation", checkpoint.normalization.mode))
+        rows.append(("normalisation", _rule(checkpoint.normalization)))
+    if checkpoint.activation:
+        rows.append(("activation", checkpoint.activation))
     if checkpoint.voxel_size_nm:
         rows.append(("voxel size", f"{_by(checkpoint.voxel_size_nm)} nm"))
     if checkpoint.learned is not None:
         rows.append(("learned", "true" if checkpoint.learned else "false: its training found nothing"))
     rows += [("trained on", _appearance(appearance)) for appearance in checkpoint.training_data]
     return rows + [(f"  {name}", _shorten(value)) for name, value in checkpoint.provenance.items() if value]
+
+
+def _rule(rule: Normalization) -> str:
+    """A rule, with numbers that hold for every volume."""
+    if rule.mode == "fixed":
+        return f"fixed: (value - {rule.offset:g}) x {rule.scale:g}"
+    return f"percentile, {rule.low:g} to {rule.high:g}" if rule.mode == "percentile" else rule.mode
 
 
 def _appearance(appearance: Appearance) -> str:

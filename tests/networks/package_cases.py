@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 
-from tests.networks.network_cases import save_program
+from tests.networks.network_cases import randomise, save_program
 
 
 def twice(given: int, channels: int) -> nn.Sequential:
@@ -238,3 +238,22 @@ def broad_package(source: Path, target: Path) -> Path:
     scripted = described["weights"]["torchscript"]["sha256"]
     (target / "rdf.yaml").write_text(text.replace(scripted, digest(weights)), encoding="utf-8")
     return target
+
+
+def small_package(folder: Path, version: str = "0.5", *, seed: int = 0, **describe: list) -> Path:
+    """A package of `Small`: its program, and what it gives over noise, without a step before or after it but `describe`'s.
+
+    Args:
+        folder: Where it will lie.
+        version: Of its description.
+        seed: Of its weights.
+        describe: Steps `before` and `after`; the published output is of bioimageio.core then.
+    """
+    network = randomise(Small(), seed).float()
+    program = save_program(folder.with_suffix(".pt2"), network)
+    weights = {"torchscript": {"source": "weights.pt2", "sha256": digest(program), "pytorch_version": "2.10"}}
+    steps = {"before": [], "after": [], **describe}
+    description = DESCRIPTIONS[version](steps["before"], steps["after"], weights)
+    image = np.random.default_rng(0).gamma(3, 20, Small.shape).astype(np.float32)
+    output = reference(description, network, image) if describe else network(torch.from_numpy(image)).numpy()
+    return write_package(folder, description, image=image, output=output, weights__pt2=program)

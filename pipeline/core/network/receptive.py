@@ -32,19 +32,18 @@ def reach(graph: Graph) -> tuple[Sides, Sides, Sides]:
     return triple((-span.start, span.stop - s) for span, s in zip(spans, graph.stride, strict=True))
 
 
-def voxel_radius(graph: Graph) -> Triple:
-    """Margin a side, voxels along z, y, x, that any output voxel needs, wherever it lies on the stride lattice.
+def voxel_reach(graph: Graph) -> tuple[Sides, Sides, Sides]:
+    """Margin before and after, voxels along z, y, x, that any output voxel needs, wherever it lies on the stride lattice.
 
     What a tile whose place is free must have around it; a tile on the lattice needs the receptive radius, which is less.
     """
-    return triple(
-        max(_further(needs(graph, axis, Span(place, place + 1), None).input, place) for place in range(stride))
-        for axis, stride in enumerate(graph.stride)
-    )
 
+    def sides(axis: int, stride: int) -> Sides:
+        spans = [needs(graph, axis, Span(place, place + 1), None).input for place in range(stride)]
+        before = max(place - span.start for place, span in enumerate(spans))
+        return before, max(span.stop - place - 1 for place, span in enumerate(spans))
 
-def _further(span: Span, place: int) -> int:
-    return max(place - span.start, span.stop - place - 1)
+    return triple(sides(axis, stride) for axis, stride in enumerate(graph.stride))
 
 
 def least_halo(graph: Graph) -> Triple:

@@ -108,6 +108,7 @@ class Description:
         name: Of the model.
         format: Of the description, such as `0.5.4`.
         license: As it names it.
+        cite: What is to be cited, in words, with its DOI or address.
         inputs: What the network is given.
         outputs: What it gives.
         weights: In the order of `FORMATS`.
@@ -116,6 +117,7 @@ class Description:
     name: str
     format: str
     license: str
+    cite: tuple[str, ...]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     weights: tuple[WeightsEntry, ...]
@@ -152,7 +154,8 @@ def read_description(text: str, source: str) -> Description:
         outputs = tuple(_new(t, told) for t, told in zip(model.outputs, content["outputs"], strict=True))
     entries = [(name, getattr(model.weights, name, None)) for name in FORMATS]
     weights = tuple(_entry(name, entry) for name, entry in entries if entry is not None)
-    return Description(str(model.name), version, str(model.license or ""), inputs, outputs, weights)
+    cite = tuple(_cited(entry) for entry in model.cite)
+    return Description(str(model.name), version, str(model.license or ""), cite, inputs, outputs, weights)
 
 
 def _checked(content: dict[str, Any], source: str) -> Any:
@@ -254,6 +257,10 @@ def _old_arguments(step: Any) -> dict[str, Any]:
     if arguments.get("axes") is not None:
         arguments["axes"] = [LETTERS.get(letter, letter) for letter in arguments["axes"]]
     return arguments
+
+
+def _cited(entry: Any) -> str:
+    return " ".join(str(part) for part in (entry.text, entry.doi, entry.url) if part)
 
 
 # --- files --------------------------------------------------------------------------------------------------------------

@@ -54,6 +54,11 @@ def kind_of(path: Path) -> Kind | None:
     return next((kind for kind in KINDS if kind.is_one(path)), None) if path.exists() else None
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether a file or folder holds a network of another library by itself, as a package or as one of `KINDS`."""
+    return is_package(path) or kind_of(path) is not None
+
+
 def import_network(
     source: str | Path, *, output: int = 0, of: LibraryClass | None = None, trust: bool = False
 ) -> Checkpoint:

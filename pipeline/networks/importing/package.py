@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from pipeline.core.geometry.box import triple
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.imported import Imported
-from pipeline.core.network.receptive import receptive_radius, voxel_radius
+from pipeline.core.network.receptive import receptive_radius, voxel_reach
 from pipeline.core.normalization import Normalization, finite
 from pipeline.core.printable import one_line
 from pipeline.core.statistics import Parts, known, measure, most_passes
@@ -132,7 +132,7 @@ class _Package:
                 try:
                     network, facts = self._read(entry, weights, Path(folder))
                 except ModelError as error:
-                    reasons[entry.format] = one_line(str(error))
+                    reasons[entry.format] = one_line(str(error).replace(str(weights), entry.file.source))
                     continue
                 rest = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
                 taken = f"{entry.format}, '{entry.file.source}'"
@@ -208,6 +208,7 @@ class _Package:
         about = self.description
         declared = {
             "package": f"{about.name}, format {about.format}, licence {about.license or 'not told'}",
+            "cite": "; ".join(about.cite),
             "published test": self._published(checkpoint),
             "halo": _halo(self.output, graph),
             "extents": _extents(self.input, graph),
@@ -326,29 +327,34 @@ def _halo(output: described.Tensor, graph: Graph) -> str:
         return ""
     names = [axis for axis in output.axes if axis in SPACE]
     told = {axis: output.halo.get(axis, 0) for axis in names}
-    needed, least = (dict(zip(SPACE, radius(graph), strict=True)) for radius in (voxel_radius, receptive_radius))
-    short = {axis: needed[axis] - told[axis] for axis in names if needed[axis] > told[axis]}
+    sides = dict(zip(SPACE, voxel_reach(graph), strict=True))
+    least = dict(zip(SPACE, receptive_radius(graph), strict=True))
+    short = {axis: max(sides[axis]) - told[axis] for axis in names if max(sides[axis]) > told[axis]}
+    needed = {
+        axis: before if before == after else f"{before} before, {after} after"
+        for axis, (before, after) in sides.items()
+    }
     words = f"declared {_by(told)}; needed {_by({a: needed[a] for a in names})}"
     lattice = f" (on the stride lattice, where tiles are here, {_by({a: least[a] for a in names})})"
     return f"{words}: {_by(short)} more than declared{lattice}" if short else words + lattice
 
 
-def _by(numbers: Mapping[str, int]) -> str:
+def _by(numbers: Mapping[str, object]) -> str:
     return ", ".join(f"{axis} {number}" for axis, number in numbers.items())
 
 
 def _extents(given: described.Tensor, graph: Graph) -> str:
-    """Extents that are declared beside the stride of the graph."""
-    return "; ".join(
-        [
-            *_declared(given),
-            f"multiples of {' x '.join(map(str, graph.stride))} (z, y, x) by the graph, others are mirrored to them",
-        ]
-    )
+    """Extents that are declared beside those that the graph takes in one pass."""
+    stride = dict(zip(SPACE, graph.stride, strict=True))
+    return "; ".join(_extent(axis, given.sizes.get(axis), stride[axis]) for axis in given.axes if axis in SPACE)
 
 
-def _declared(given: described.Tensor) -> Iterator[str]:
-    for axis in given.axes:
-        size = given.sizes.get(axis)
-        if axis in SPACE and size is not None:
-            yield f"{axis} declared " + (str(size) if isinstance(size, int) else f"{size[0]} + n {size[1]}")
+def _extent(axis: str, told: int | tuple[int, int] | None, stride: int) -> str:
+    taken = f"multiples of {stride} by the graph" if stride > 1 else "any by the graph"
+    if told is None:
+        return f"{axis} {taken}"
+    if isinstance(told, int):
+        return f"{axis} declared {told}, {taken}"
+    least, step = told
+    is_mirrored = least % stride or step % stride
+    return f"{axis} declared {least} + n {step}, {taken}" + (": others are mirrored to them" if is_mirrored else "")
