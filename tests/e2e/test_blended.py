@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from torch import nn
 
 from pipeline import stages
 from pipeline.cluster.worker import let_go
@@ -23,7 +24,7 @@ from pipeline.inference import session
 from tests.dataset.dataset_cases import make_dataset, shared_with
 from tests.e2e.test_run import command
 from tests.networks.network_cases import Normed, Residual, randomise, save_program
-from tests.networks.test_blending import by_a_loop
+from tests.networks.test_blending import Slices, by_a_loop
 from tests.pipeline_cases import Run, done_entries, make_run, stored_objects
 
 SHAPE = (21, 27, 30)
@@ -154,6 +155,55 @@ def test_what_cannot_be_blended_is_refused_in_words(checkpoint, tmp_path, capsys
     assert "window is given, but exact is not false" in refusal(run)
     run = run.having(model={"exact": False, "window": None})
     assert "no window says what is blended" in refusal(run)
+
+
+class Unpadded(nn.Module):
+    """Instance norm between convolutions that pad nothing: it gives less than it reads."""
+
+    shape = (1, 1, 20, 20, 20)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv3d(1, 4, 3), nn.InstanceNorm3d(4), nn.Conv3d(4, 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.norm(self.first(x))))
+
+
+def imported(path, network, shape=None):
+    """A network's checkpoint, as `halotile import` writes it."""
+    save_program(path.with_suffix(".pt2"), randomise(network), shape)
+    assert command("import", path.with_suffix(".pt2"), path) == 0
+    return str(path)
+
+
+@pytest.mark.parametrize("door", ["plan", "run"])
+def test_what_has_no_blended_windows_is_refused_before_anything_is_written(door, checkpoint, tmp_path, capsys):
+    """Networks without padding, overlap of slices that are images of their own, other passes and other networks in a mean."""
+    unpadded = imported(tmp_path / "unpadded.safetensors", Unpadded())
+    flat = imported(tmp_path / "flat.safetensors", Slices(), (1, 1, 16, 16))
+    run = blended_run(tmp_path, checkpoint)
+    window = {"core": [1, 8, 8], "overlap": [0, 8, 8]}
+    for model, compute, word in [
+        ({"checkpoint": unpadded}, {}, "is a network without padding, of which a window gives less than it reads"),
+        ({"checkpoint": flat, "window": {**window, "overlap": [2, 8, 8]}}, {}, "Set its first number to 0."),
+        ({}, {"augment": "flips"}, "compute.augment is 'flips', but model.exact is false"),
+        ({}, {"augment": "rotations"}, "compute.augment is 'rotations', but model.exact is false"),
+        (
+            {"checkpoint": None, "ensemble": [{"checkpoint": str(checkpoint[0])}, {"checkpoint": unpadded}]},
+            {},
+            "blended windows are of one network, and ensemble names several",
+        ),
+    ]:
+        keys = {key: value for key, value in {**run.content["model"], **model}.items() if value is not None}
+        content = {**run.content, "model": keys, "compute": {**run.content["compute"], **compute}}
+        run.yaml.write_text(json.dumps(content))
+        assert command(door, run.yaml, *(["--no-prefect"] if door == "run" else [])) == 2
+        assert word in capsys.readouterr().err
+        assert not run.output.exists()
+        assert not run.directory.plan_path.exists()
+    run.having(model={"checkpoint": flat, "window": window})  # the control: slices that share nothing are taken
+    assert command("plan", run.yaml) == 0
 
 
 def test_another_window_is_another_run(finished, capsys):
