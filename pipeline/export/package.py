@@ -105,7 +105,7 @@ def _own(path: Path) -> Checkpoint:
     checkpoint = None if is_foreign(path) else load_checkpoint(path)
     if checkpoint is None or isinstance(checkpoint.architecture, Imported):
         raise ModelError(
-            f"An export is of a UNet of ours, whose code goes into the package; '{path}' is a network of another library. Publish it with "
+            f"An export is of a UNet of ours, whose code goes into the package; '{path}' is an imported network, of another library. Publish it with "
             "that library, or with bioimageio.core."
         )
     return checkpoint

@@ -73,7 +73,7 @@ def test_a_door_for_checkpoints_of_ours_says_that_a_package_is_none(tmp_path, ca
     package = small_package(tmp_path / "small")
     for source in (package, zipped(package, tmp_path / "small.zip")):
         assert command("export", source, tmp_path / "out", "--license", "MIT") == 2
-        assert "is a network of another library" in capsys.readouterr().err
+        assert "is an imported network, of another library" in capsys.readouterr().err
     with pytest.raises(ModelError, match="is a folder, and a registry holds files"):
         register(tmp_path / "registry", "small", package)
     entry = register(tmp_path / "registry", "small", tmp_path / "small.zip")
