@@ -25,6 +25,7 @@ from pipeline.core.network.need import Needs, needs
 from pipeline.core.network.operations import (
     Activation,
     Affine,
+    AlignedResize,
     AveragePool,
     ChannelSlice,
     Combination,
@@ -360,20 +361,43 @@ def _turned(kernel: Tensor, groups: int) -> Tensor:
 
 def _resized(step: Step, given: Sequence[Piece]) -> Tensor:
     operation: Resize = step.operation
-    x, box = given[0].values, given[0].box
     if operation.mode == "nearest":
         return _repeated(step, given)
-    for axis, factor in enumerate(operation.factor):
+    return _interpolated(
+        step, given[0], lambda axis, voxel: (2 * voxel + 1 - operation.factor[axis], 2 * operation.factor[axis])
+    )
+
+
+def _aligned(step: Step, given: Sequence[Piece]) -> Tensor:
+    operation: AlignedResize = step.operation
+
+    def place(axis: int, voxel: Tensor) -> tuple[Tensor, int]:
+        ends = step.ends[axis]
+        if ends is None:
+            raise ValueError(f"Node '{step.node.name}' lies where the ends of the volume say, and there are none.")
+        return voxel * (ends.extent - 1), max(operation.factor[axis] * ends.extent - 1, 1)
+
+    return _interpolated(step, given[0], place)
+
+
+def _interpolated(step: Step, given: Piece, place: Callable[[int, Tensor], tuple[Tensor, int]]) -> Tensor:
+    """Between the two voxels that a place lies between; beyond the ends the last one.
+
+    Args:
+        step: Whose operation has a `factor`.
+        given: What it reads.
+        place: Of an axis and voxels to be written: where they lie in what is read, as integers, and what to divide them by.
+    """
+    x, box = given.values, given.box
+    for axis, factor in enumerate(step.operation.factor):
         wanted = torch.arange(step.wanted.start[axis], step.wanted.stop[axis], device=x.device)
         start, stop = box.start[axis], box.stop[axis]
         if factor == 1:
             x = _along(axis, x, slice(step.wanted.start[axis] - start, step.wanted.stop[axis] - start))
             continue
-        place = 2 * wanted + 1 - factor  # of the source, in 1 / (2 factor) voxels
-        below = torch.div(place, 2 * factor, rounding_mode="floor")
-        share = ((place - 2 * factor * below).to(x.dtype) / (2 * factor)).view(
-            *(1,) * (2 + axis), -1, *(1,) * (2 - axis)
-        )
+        places, unit = place(axis, wanted)
+        below = torch.div(places, unit, rounding_mode="floor")
+        share = ((places - unit * below).double() / unit).to(x.dtype).view(*(1,) * (2 + axis), -1, *(1,) * (2 - axis))
         low, high = (_picked(axis, x, i.clamp(start, stop - 1) - start) for i in (below, below + 1))
         x = low * (1 - share) + high * share
     return step.put(x)
@@ -527,7 +551,7 @@ FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
 }
 """Of an activation, by name."""
 
-_VIEWS = (Shift, Crop, ChannelSlice, Pad, MaxPool, Resize)
+_VIEWS = (Shift, Crop, ChannelSlice, Pad, MaxPool, Resize, AlignedResize)
 """Operations whose output may lie where their input does: a pool of one voxel, padding that is not reached."""
 
 STEPS: Mapping[type[Operation], Callable[[Step, Sequence[Piece]], Tensor]] = {
@@ -536,6 +560,7 @@ STEPS: Mapping[type[Operation], Callable[[Step, Sequence[Piece]], Tensor]] = {
     AveragePool: _pool,
     TransposedConvolution: _transposed,
     Resize: _resized,
+    AlignedResize: _aligned,
     Pad: _padded,
     Crop: _moved,
     Shift: _moved,

@@ -21,6 +21,7 @@ from pipeline.errors import StorageError
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
 from pipeline.networks.importing.library import LibraryClass
 from pipeline.networks.importing.network import import_network, is_foreign
+from pipeline.reports.rows import anchor_rows
 from pipeline.volumes.volume import is_volume_file, open_volume, store_levels
 
 Rows = list[tuple[str, str]]
@@ -89,7 +90,7 @@ def _checkpoint_rows(path: str, checkpoint: Checkpoint) -> Rows:
     if a.padding == "same":
         rows.append(("least halo", _by(least_halo(a.graph))))
     if isinstance(a, Imported):
-        rows.append(("legal extents", _legal_extents(a)))
+        rows += [("legal extents", _legal_extents(a)), *anchor_rows(a.graph)]
     if not a.graph.is_local:
         rows.append(("whole input", f"{whole_input(a.graph)}: not by tiles"))
     rows.append(("multiply-adds", f"{_multiply_adds_a_voxel(a):,.0f} a voxel"))

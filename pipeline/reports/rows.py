@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.core.appearance import ranges
 from pipeline.core.network.blended import BlendedStream
+from pipeline.core.network.graph import Graph
 from pipeline.core.network.imported import AnyNetwork, Imported
 from pipeline.core.plan import Plan
 from pipeline.planning.measure import Expectation
@@ -65,8 +66,18 @@ def _way_rows(network: AnyNetwork) -> list[tuple[str, str]]:
     if not isinstance(network, Imported):
         return []
     if network.graph.is_streamed:
-        return [("runs", "streamed along z, slab by slab: every operation allows it")]
-    return [("runs", f"a tile as one window: '{network.graph.unstreamed[0]}' cannot go along z slab by slab")]
+        way = "streamed along z, slab by slab: every operation allows it"
+    else:
+        way = f"a tile as one window: '{network.graph.unstreamed[0]}' cannot go along z slab by slab"
+    return [("runs", way), *anchor_rows(network.graph)]
+
+
+def anchor_rows(graph: Graph) -> list[tuple[str, str]]:
+    """Which nodes lie by the extent of the whole volume."""
+    if not graph.anchored:
+        return []
+    more = f" and {len(graph.anchored) - 1} more like it" if len(graph.anchored) > 1 else ""
+    return [("", f"coordinates are those of the whole volume: '{graph.anchored[0]}'{more} aligns its corners with it")]
 
 
 def _mean_rows(plan: Plan) -> list[tuple[str, str]]:

@@ -92,6 +92,25 @@ class Valid(nn.Module):
         return self.last(torch.cat([up, cropped], 1))
 
 
+class Aligned(nn.Module):
+    """Linear up-sampling with corners on corners, at two levels: as pytorch-3dunet's and others', which lies by the volume's extent."""
+
+    shape = (1, 1, 16, 24, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.low = nn.Conv3d(1, 4, 3, padding=1), nn.Conv3d(4, 4, 3, padding=1)
+        self.inner, self.last = nn.Conv3d(8, 4, 3, padding=1), nn.Conv3d(8, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = F.relu(self.first(x))
+        low = F.relu(self.low(F.max_pool3d(first, 2)))
+        lowest = F.max_pool3d(low, (1, 2, 2))
+        raised = F.interpolate(lowest, scale_factor=(1, 2, 2), mode="trilinear", align_corners=True)
+        low = F.interpolate(self.inner(torch.cat([low, raised], 1)), None, 2, "trilinear", align_corners=True)
+        return self.last(torch.cat([first, low], 1))
+
+
 class Normed(nn.Module):
     """Instance and group norms, squeeze-and-excite: looks at its whole input, as nnU-Net and pytorch-3dunet do."""
 
@@ -114,7 +133,7 @@ class Normed(nn.Module):
         return self.last(F.relu(self.lower(self.low(torch.cat([first, self.up(low)], 1)))))
 
 
-NETWORKS = {"residual": Residual, "planar": Planar, "valid": Valid}
+NETWORKS = {"residual": Residual, "planar": Planar, "valid": Valid, "aligned": Aligned}
 
 
 def exported(network: nn.Module, shape: tuple[int, ...] | None = None) -> ExportedProgram:

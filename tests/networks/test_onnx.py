@@ -56,7 +56,7 @@ def whole(network, image):
 
 @pytest.mark.parametrize("opset", [pytest.param(11, marks=pytest.mark.network), 17])
 @pytest.mark.parametrize(
-    "name", ["planar", *(pytest.param(name, marks=pytest.mark.network) for name in ("residual", "valid"))]
+    "name", ["planar", *(pytest.param(name, marks=pytest.mark.network) for name in ("residual", "valid", "aligned"))]
 )
 def test_a_model_is_the_network_that_was_exported(name, opset, tmp_path):
     """In one pass of another size than any that was exported or read; and ONNX's own operators say so."""

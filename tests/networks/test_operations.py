@@ -10,6 +10,7 @@ from pipeline.core.geometry.box import Span
 from pipeline.core.network.graph import Graph, Node
 from pipeline.core.network.need import needs
 from pipeline.core.network.operations import (
+    AlignedResize,
     AveragePool,
     Convolution,
     Crop,
@@ -79,6 +80,12 @@ def others():
                 (),
                 lambda x, f=f, m=mode: F.interpolate(x, scale_factor=f, mode=m),
             )
+        yield (
+            f"aligned {f}",
+            AlignedResize(along(f)),
+            (),
+            lambda x, f=f: F.interpolate(x, scale_factor=f, mode="linear", align_corners=True),
+        )
     for low, high in ((0, 1), (2, 0), (3, 4)):
         for mode, name in (("zero", "constant"), ("replicate", "replicate"), ("reflect", "reflect")):
             operation = Pad(along(low, 0), along(high, 0), mode)
@@ -129,7 +136,7 @@ def test_what_is_read_is_what_gradients_reach(case):
         read = operation.need(2, Span(voxel, voxel + 1), ends)
         assert all(read.start <= i < read.stop for i in reached)
         between = isinstance(operation, Convolution | TransposedConvolution) and operation.dilation[2] > 1
-        loose = isinstance(operation, MaxPool | Resize | Pad) or between or not reached
+        loose = isinstance(operation, MaxPool | Resize | AlignedResize | Pad) or between or not reached
         assert loose or (read.start, read.stop) == (reached[0], reached[-1] + 1)
 
 
@@ -156,3 +163,25 @@ def test_any_span_is_computed_from_what_it_needs(case):
             window = x[:, :, None, None, slice(*axes[2].input)]
             values = evaluate(network, {"it": weights}, window, axes)
             torch.testing.assert_close(values[:, :, 0, 0], expected[:, :, start:stop], rtol=0, atol=EQUAL)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+def test_aligned_corners_need_what_gradients_reach_at_some_extent(factor):
+    """One rule for all extents: no voxel less than at any of them, and none more than at all; a whole group reaches no further than unaligned."""
+    operation, reached = AlignedResize(along(factor)), {}
+    for n in (1, 2, 3, 5, 8, 13, 40):
+        x = torch.rand(1, 1, n, dtype=torch.float64, requires_grad=True)
+        y = F.interpolate(x, scale_factor=factor, mode="linear", align_corners=True)[0, 0]
+        for voxel in range(len(y)):
+            (gradient,) = torch.autograd.grad(y[voxel], x, retain_graph=True)
+            places = [i for i, value in enumerate(gradient[0, 0].tolist()) if abs(value) > 1e-12]
+            read = operation.need(2, Span(voxel, voxel + 1), Span(0, n))
+            assert read.start <= places[0] <= places[-1] < read.stop
+            if n == 40:
+                sides = reached.setdefault(voxel % factor, [0, 0])
+                sides[:] = max(sides[0], voxel // factor - places[0]), max(sides[1], places[-1] - voxel // factor)
+    for phase, (before, after) in reached.items():
+        read = operation.need(2, Span(phase, phase + 1), None)
+        assert (read.start, read.stop) == (-before, after + 1)
+    unaligned = Resize(along(factor), "linear")
+    assert operation.need(2, Span(0, factor), None) == unaligned.need(2, Span(0, factor), None)

@@ -16,6 +16,7 @@ from pipeline.core.network.need import needs
 from pipeline.core.network.operations import (
     Activation,
     Affine,
+    AlignedResize,
     AveragePool,
     ChannelSlice,
     Combination,
@@ -127,6 +128,7 @@ def operations(choose, channels):
         "transposed": (TransposedConvolution((f, 1, 1), (-low, 0, 0), (n(1, 5), 1, 1), (d, 1, 1), (low, 0, 0), (e, 0, 0)), c),
         "nearest": (Resize((f, 1, 1), "nearest"), channels),
         "linear": (Resize((f, 1, 1), "linear"), channels),
+        "aligned": (AlignedResize((f, 1, 1)), channels),
         "pad": (Pad((low, 0, 0), (high, 0, 1), mode), channels),
         "crop": (Crop((low, 0, 0), (high, 0, 0)), channels),
         "activation": (Activation(choose.choice(["relu", "sigmoid", "softmax", "elu"])), channels),

@@ -219,6 +219,11 @@ class Graph:
         return tuple(node.name for node in self.nodes if not node.operation.streams)
 
     @cached_property
+    def anchored(self) -> tuple[str, ...]:
+        """Nodes whose places follow from the extents of the whole volume: no window by itself can tell them."""
+        return tuple(node.name for node in self.nodes if node.operation.is_anchored)
+
+    @cached_property
     def is_padded(self) -> bool:
         """Whether its layers pad themselves at the volume's ends; else the volume is mirrored, and a pass loses a margin."""
         return any(node.operation.pads for node in self.nodes)

@@ -82,6 +82,11 @@ class Operation:
         return False
 
     @property
+    def is_anchored(self) -> bool:
+        """Whether where it reads follows from the extent of all that it is given: `ends` are the volume's then, not a window's."""
+        return False
+
+    @property
     def is_whole(self) -> bool:
         """Whether each value that it writes depends on the whole map that it reads, so that no tile can tell it."""
         return False
@@ -439,6 +444,52 @@ class Resize(Operation):
     def ready(self, axis: int, available: int) -> int:
         factor = self.factor[axis]
         return factor * available if self._repeats(axis) else factor * (available - 1) + factor // 2
+
+    def ends(self, axis: int, ends: Span) -> Span:
+        factor = self.factor[axis]
+        return Span(factor * ends.start, factor * ends.stop)
+
+    def lattice(self, axis: int, written: Lattice) -> Lattice:
+        return ANYWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class AlignedResize(Operation):
+    """Linear up-sampling by whole factors, the first voxel on the first and the last on the last: torch's `align_corners`.
+
+    Of n voxels, voxel i lies at `i (n - 1) / (factor n - 1)`, which goes from `(i + 1) / factor - 1` to `i / factor` as n grows and i
+    does: never further than half a voxel from where `Resize` has it. What it needs here is what it needs of any n, so that it goes
+    along z at an even pace: one voxel more a side than it reads, at most. A whole group needs what it needs in `Resize`.
+
+    Args:
+        factor: Voxels written for each that is read, along z, y, x.
+    """
+
+    factor: Triple
+
+    @property
+    def up(self) -> Triple:
+        return self.factor
+
+    @property
+    def has_window(self) -> bool:
+        return True
+
+    @property
+    def pads(self) -> bool:
+        return True
+
+    @property
+    def is_anchored(self) -> bool:
+        return True
+
+    def need(self, axis: int, span: Span, ends: Span | None) -> Span:
+        factor = self.factor[axis]
+        read = Span((span.start + 1) // factor - 1, -(-(span.stop - 1) // factor) + 1)
+        return read.clipped(ends) if ends else read
+
+    def ready(self, axis: int, available: int) -> int:
+        return self.factor[axis] * (available - 1) + 1
 
     def ends(self, axis: int, ends: Span) -> Span:
         factor = self.factor[axis]

@@ -100,8 +100,13 @@ class Stream:
         return schedule
 
     def needs(self, axis: int, core: Span, window: Span) -> Needs:
-        """What a core needs along one axis; where its window ends, on the stride, layers pad themselves."""
+        """What a core needs along one axis; where its window ends, on the stride, layers pad themselves.
+
+        Where places follow from the extent of the volume, they end where that does, whatever the window.
+        """
         stride = self.graph.stride[axis]
+        if self.graph.anchored:
+            return needs(self.graph, axis, core, Span(0, round_up(self.grid.volume[axis], stride)))
         ends = Span(window.start // stride * stride, round_up(window.stop, stride))
         return needs(self.graph, axis, core, ends if self.graph.is_padded else None)
 

@@ -23,6 +23,7 @@ from pipeline.core.network.need import needs
 from pipeline.core.network.operations import (
     Activation,
     Affine,
+    AlignedResize,
     AveragePool,
     ChannelSlice,
     Combination,
@@ -638,8 +639,6 @@ def _resize(to: Lowering, call: _Call) -> _Map:
     linear = "linear" in call.call
     if "cubic" in call.call:
         raise _refused(call, "cubic interpolation has no rule here")
-    if linear and call.arguments.get("align_corners"):
-        raise _refused(call, "align_corners makes its places depend on the size of the input")
     more = [int(n == m + 1 and m > 1) for n, m in zip(extents, x.extents, strict=True)]
     if any(more) and not linear and not call.arguments.get("scale_factors"):  # nearest: the first voxel twice
         low = to.triple(more, 0)
@@ -649,6 +648,8 @@ def _resize(to: Lowering, call: _Call) -> _Map:
     factor = to.triple([n // m for n, m in zip(extents, x.extents, strict=True)], 1)
     if factor == (1, 1, 1):
         return x
+    if linear and call.arguments.get("align_corners"):
+        return to.add(call, AlignedResize(factor), [x])
     return to.add(call, Resize(factor, "linear" if linear else "nearest"), [x])
 
 

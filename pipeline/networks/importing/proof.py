@@ -31,9 +31,10 @@ class Proof:
     Args:
         graph: The graph and the program that it came from, over the image that the program takes.
         tile: Blocks with their halo and the whole, one along each axis; None where no voxel depends on another.
-        short: The same, with one stride less of halo: the least of the axes.
+        short: The same, with one stride less of halo, or where the window's own extent says where voxels lie: the least of the axes.
         is_local: Whether a tile can be compared at all.
         origin: The graph and the operators of the file's own format, over an image of few voxels; None where the program is those.
+        is_anchored: Whether voxels lie where the extent of the whole says.
     """
 
     graph: float
@@ -41,6 +42,7 @@ class Proof:
     short: float | None = None
     is_local: bool = True
     origin: float | None = None
+    is_anchored: bool = False
 
     def __str__(self) -> str:
         shown = f"graph against program {self.graph:.1e} of the range"
@@ -51,7 +53,10 @@ class Proof:
         if self.tile is None:
             return f"{shown}; every voxel is computed of itself alone"
         shown += f"; tile against whole {self.tile:.1e}"
-        return shown if self.short is None else f"{shown}, with one stride less of halo {self.short:.1e}"
+        if self.short is None:
+            return shown
+        control = "as a window that lies by its own extent" if self.is_anchored else "with one stride less of halo"
+        return f"{shown}, {control} {self.short:.1e}"
 
 
 def prove(network: Network) -> Proof:
@@ -66,7 +71,7 @@ def prove(network: Network) -> Proof:
         shape, extent, difference = _against(network, weights, network.program)
         tiles = _tiles(graph, weights, shape, extent) if graph.is_local else (None, None)
         origin = _against(network, weights, network.origin)[2] if network.origin else None
-        proof = Proof(difference, *tiles, graph.is_local, origin)
+        proof = Proof(difference, *tiles, graph.is_local, origin, bool(graph.anchored))
     if not max(proof.graph, proof.tile or 0.0, proof.origin or 0.0) <= EQUAL:
         raise ModelError(
             f"The imported graph does not compute what the network does ({proof}; {EQUAL:g} is allowed). A rule of an operation is wrong: "
@@ -126,6 +131,8 @@ def _read(axes: tuple[Needs, Needs, Needs], origin: Triple) -> tuple[slice, slic
 def _tiles(graph: Graph, weights: Weights, shape: Triple, extent: float) -> tuple[float | None, float | None]:
     """How far blocks of one stride are from the whole, at most; and with one stride less of halo, at least.
 
+    Where places follow from the extent of the whole, the latter with all of the halo, but the extent of the window.
+
     One block an axis, in the middle of an image that is long along that axis alone and so is small, whatever the reach.
 
     Args:
@@ -146,10 +153,32 @@ def _tiles(graph: Graph, weights: Weights, shape: Triple, extent: float) -> tupl
         stride, given = graph.stride[axis], whole.shape[2 + axis]
         middle = given // 2 // stride * stride
         cores = [Span(middle, middle + stride) if k == axis else Span(0, n) for k, n in enumerate(whole.shape[2:])]
-        exact.append(_difference(graph, weights, image, whole, _axes(graph, cores, axis, 0)) / extent)
+        if graph.anchored:
+            tile = triple(
+                needs(graph, k, core, Span(0, n)) for k, (core, n) in enumerate(zip(cores, sizes, strict=True))
+            )
+            _check_halo(graph, tile[axis])
+        else:
+            tile = _axes(graph, cores, axis, 0)
+        exact.append(_difference(graph, weights, image, whole, tile) / extent)
         if graph.is_padded and receptive_radius(graph)[axis]:
-            short.append(_difference(graph, weights, image, whole, _axes(graph, cores, axis, stride)) / extent)
+            less = _axes(graph, cores, axis, 0 if graph.anchored else stride)
+            short.append(_difference(graph, weights, image, whole, less) / extent)
     return max(exact, default=None), min(short, default=None)
+
+
+def _check_halo(graph: Graph, tile: Needs) -> None:
+    """Refuse a network whose blocks read more than their halo.
+
+    Raises:
+        ModelError: It is one.
+    """
+    window = tile.core.grown(receptive_radius(graph)[tile.axis])
+    if window.clipped(tile.input) != tile.input:
+        raise ModelError(
+            f"A block {tile.core} along axis {tile.axis} of the network needs {tile.input}, and its halo ends at {window}. This is a defect of "
+            "Halotile: please report it."
+        )
 
 
 def _long(graph: Graph, axis: int) -> int:
