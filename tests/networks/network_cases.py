@@ -92,6 +92,21 @@ class Valid(nn.Module):
         return self.last(torch.cat([up, cropped], 1))
 
 
+class Odd(nn.Module):
+    """Pads nothing, loses an odd number of voxels along z, and joins nothing that would tell odd extents."""
+
+    shape = (1, 1, 20, 27, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.low = nn.Conv3d(1, 4, (2, 3, 3)), nn.Conv3d(4, 4, 3)
+        self.up, self.last = nn.ConvTranspose3d(4, 4, (1, 2, 2), (1, 2, 2)), nn.Conv3d(4, 2, (1, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = F.relu(self.low(F.max_pool3d(F.relu(self.first(x)), (1, 2, 2))))
+        return self.last(self.up(low))
+
+
 class Aligned(nn.Module):
     """Linear up-sampling with corners on corners, at two levels: as pytorch-3dunet's and others', which lies by the volume's extent."""
 
@@ -133,7 +148,7 @@ class Normed(nn.Module):
         return self.last(F.relu(self.lower(self.low(torch.cat([first, self.up(low)], 1)))))
 
 
-NETWORKS = {"residual": Residual, "planar": Planar, "valid": Valid, "aligned": Aligned}
+NETWORKS = {"residual": Residual, "planar": Planar, "valid": Valid, "odd": Odd, "aligned": Aligned}
 
 
 def exported(network: nn.Module, shape: tuple[int, ...] | None = None) -> ExportedProgram:

@@ -14,12 +14,12 @@ from pipeline.core.network.document import graph_of as graph_of_document
 from pipeline.core.network.local import local
 from pipeline.core.network.need import needs
 from pipeline.core.network.operations import Affine, WholeNorm
-from pipeline.core.network.receptive import legal_extent, lost_margin, reach, receptive_radius
+from pipeline.core.network.receptive import legal_extent, lost_margin, reach, receptive_radius, whole_window
 from pipeline.errors import ModelError
 from pipeline.networks.evaluate import evaluate
 from pipeline.networks.importing.exported import graph_of
 from pipeline.networks.importing.proof import prove
-from tests.networks.network_cases import NETWORKS, Aligned, Residual, Valid, exported, randomise
+from tests.networks.network_cases import NETWORKS, Aligned, Odd, Residual, Valid, exported, randomise
 
 EQUAL = 1e-12
 """Of values of about 1, float64."""
@@ -94,7 +94,7 @@ def test_what_is_imported_is_proven(case):
     network, imported = case
     proof = prove(imported)
     assert max(proof.graph, proof.tile) < EQUAL
-    if isinstance(network, Valid):
+    if isinstance(network, Valid | Odd):
         assert proof.short is None
     else:
         assert proof.short > 1e-6
@@ -159,6 +159,17 @@ def test_a_network_that_pads_nothing_lies_in_the_middle_of_what_it_reads():
     assert reach(graph) == tuple((m, m) for m in lost_margin(graph))
     whole = [legal_extent(graph, axis, n) for axis, n in enumerate((36, 40, 44))]
     assert whole == [36, 40, 44]
+
+
+def test_a_network_that_loses_an_odd_number_of_voxels_lies_half_a_voxel_after_the_middle():
+    """One pass begins a voxel further before the volume than it ends after it; where a pooling leaves out the last voxel, it takes one more."""
+    graph = graph_of(exported(randomise(Odd()))).graph
+    assert reach(graph) == ((2, 1), (4, 4), (3, 3))
+    assert lost_margin(graph) == (2, 4, 3)
+    assert whole_window(graph, (25, 30, 41)) == (29, 38, 48)
+    image = torch.zeros((1, 1, 29, 38, 48), dtype=torch.float64)
+    assert all(n >= m for n, m in zip(Odd().double()(image).shape[2:], (25, 30, 41), strict=True))
+    assert Odd().double()(image[..., :47]).shape[4] < 41
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------

@@ -58,13 +58,14 @@ def lost_margin(graph: Graph) -> Triple:
 
 @lru_cache(maxsize=256)
 def legal_extent(graph: Graph, axis: int, needed: int) -> int:
-    """The least extent along an axis, at least `needed`, that one pass takes without an odd map before a pooling.
+    """The least extent along an axis, at least `needed`, that one pass takes without an odd map before a pooling, and without leaving out voxels at the end.
 
     Same padding: a multiple of the stride. Unpadded: four voxels are lost before each pooling, so of the UNet, extents
     are congruent to -4 modulo the stride (572 at depth 4).
     """
     first = -lost_margin(graph)[axis]
-    return next(n for n in range(needed, needed + graph.stride[axis]) if _passes(graph, axis, Span(first, first + n)))
+    extents = range(needed, needed + graph.stride[axis])
+    return next(n for n in extents if _passes(graph, axis, Span(first, first + n), needed + 2 * first))
 
 
 def whole_window(graph: Graph, volume: Triple) -> Triple:
@@ -73,10 +74,9 @@ def whole_window(graph: Graph, volume: Triple) -> Triple:
     return triple(legal_extent(graph, axis, n) for axis, n in enumerate(needed))
 
 
-def _passes(graph: Graph, axis: int, window: Span) -> bool:
-    """Whether one pass takes a window: every pooling finds whole groups."""
+def _passes(graph: Graph, axis: int, window: Span, wanted: int) -> bool:
+    """Whether one pass takes a window, and gives so many voxels of it: every pooling finds whole groups, or need not."""
     try:
-        graph.ends(axis, window)
+        return graph.ends(axis, window)[graph.output.name].stop >= wanted
     except ValueError:
         return False
-    return True

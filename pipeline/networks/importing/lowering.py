@@ -537,11 +537,16 @@ def _check_whole(graph: Graph, extents: Sequence[int]) -> None:
 
 
 def _centred(graph: Graph) -> Graph:
-    """A graph that pads nothing, so that what it predicts lies in the middle of what it reads: a pass begins before the volume."""
+    """A graph that pads nothing, so that what it predicts lies in the middle of what it reads: a pass begins before the volume.
+
+    Where it loses an odd number of voxels, one more before: what a pass loses after is never more than its margin, which is as long on both sides.
+    """
     if graph.is_padded:
         return graph
     reads = [needs(graph, axis, Span(0, stride), None).input for axis, stride in enumerate(graph.stride)]
-    margins = triple((span.extent - stride) // 2 + span.start for span, stride in zip(reads, graph.stride, strict=True))
+    margins = triple(
+        -(-(span.extent - stride) // 2) + span.start for span, stride in zip(reads, graph.stride, strict=True)
+    )
     if not any(margins):
         return graph
     first, *others = graph.nodes
