@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from distributed import get_worker
 
-from pipeline.cluster.worker import ENDS
+from pipeline.cluster.worker import ENDS, SURVEYED
 from pipeline.core.plan import Plan
 from pipeline.core.statistics import PartRecord, Parts, Pass
 from pipeline.errors import StorageError
@@ -69,8 +69,8 @@ def look(job: SurveyJob, part: int) -> str:
 
 
 def _open(job: SurveyJob) -> tuple[Plan, Volume, Parts]:
-    """What a job reads. The worker keeps it for further parts of the same driver, as it keeps a tile's job."""
-    kept = vars(get_worker()).setdefault("halotile_survey", {})
+    """What a job reads. The worker keeps it for further parts of the same driver, as it keeps a tile's job, until it lets go."""
+    kept = vars(get_worker()).setdefault(SURVEYED, {})
     if job.input not in kept:
         kept.clear()
         kept[job.input] = _opened(job)

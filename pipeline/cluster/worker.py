@@ -33,6 +33,9 @@ from pipeline.volumes.volume import Volume, open_volume
 ENDS = "HALOTILE_ENDS"
 """Environment variable of a job: when it will be ended, seconds since the epoch."""
 
+SURVEYED = "halotile_survey"
+"""What a worker keeps its survey's open input under; see `_job_cache`."""
+
 _computing = threading.Lock()
 """One tile at a time per process, whoever shares it: the kernel knows a tile's lock by the process that holds it."""
 
@@ -179,8 +182,9 @@ def _job_cache(dask_worker: Worker | None = None) -> _JobCache:
 
 
 def let_go(dask_worker: Worker) -> None:
-    """On a worker, which Dask passes under this name: forget what was opened for a job, a network, its buffers, the card's memory."""
+    """On a worker, which Dask passes under this name: forget what was opened for a job, a network, its buffers, the card's memory; and a survey's input."""
     _job_cache(dask_worker).clear()
+    vars(dask_worker).pop(SURVEYED, None)
 
 
 def _load_plan(directory: RunDirectory, job: Job) -> Plan:

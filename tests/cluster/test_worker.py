@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from pipeline.cluster import worker
+from pipeline.cluster import survey, worker
 
 
 def test_a_worker_keeps_its_job_and_lets_it_go(monkeypatch):
@@ -16,3 +16,17 @@ def test_a_worker_keeps_its_job_and_lets_it_go(monkeypatch):
     assert cache._opened == "network and input"
     worker.let_go(here)
     assert cache._opened is None
+
+
+def test_a_worker_lets_go_of_the_input_of_a_survey_too(monkeypatch):
+    """Workers of somebody else's scheduler live on: an input that stays open holds files, and its chunks' index, for ever."""
+    here, opened = SimpleNamespace(), []
+    monkeypatch.setattr(survey, "get_worker", lambda: here)
+    monkeypatch.setattr(survey, "_opened", lambda job: opened.append(job) or "plan, input, parts")
+    jobs = [survey.SurveyJob("out.zarr", "plan", None, "", token) for token in ("one", "one", "other")]
+    for job in jobs:
+        assert survey._open(job) == "plan, input, parts"
+    assert opened == [jobs[0], jobs[2]]
+    worker.let_go(here)
+    survey._open(jobs[2])
+    assert opened == [jobs[0], jobs[2], jobs[2]]
