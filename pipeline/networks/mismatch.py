@@ -18,7 +18,7 @@ from pipeline.core.geometry.mirror import shown
 from pipeline.core.network.blended import BlendedStream, whole_needs
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import Needs
-from pipeline.core.network.receptive import legal_extent
+from pipeline.core.network.receptive import whole_window
 from pipeline.core.plan import Plan
 from pipeline.core.tiles.cost import pass_extents, pass_multiply_adds, window_values
 from pipeline.core.tiles.lattice import BlendedWindow, WindowRow
@@ -68,7 +68,7 @@ def comparison_region(plan: Plan) -> Box | None:
         )
         stream = _stream(graph, wider, window)
         windows = prod(map(len, stream.grid.rows)) * pass_multiply_adds(graph, whole_needs(graph, window.extent))
-        work = windows + pass_multiply_adds(graph, _pass_needs(graph, wider))
+        work = windows + pass_multiply_adds(graph, whole_needs(graph, whole_window(graph, wider)))
         is_first = shape == per_axis(min, window.extent, volume)
         if _pass_bytes(graph, wider) <= plan.cost.worker_bytes and (is_first or work <= MOST_MULTIPLY_ADDS):
             shape = wider
@@ -124,7 +124,7 @@ def blend(graph: Graph, weights: Weights, x_ZYXC: Tensor, window: BlendedWindow)
 def whole_pass(graph: Graph, weights: Weights, x_ZYXC: Tensor) -> Tensor:
     """One pass over a volume, mirrored at its far ends to legal extents, (K, Z, Y, X). The network pads itself."""
     shape = triple(x_ZYXC.shape[:3])
-    legal = triple(legal_extent(graph, axis, n) for axis, n in enumerate(shape))
+    legal = whole_window(graph, shape)
     window = _mirrored(x_ZYXC, Box.of_shape(legal)).permute(3, 0, 1, 2)[None].contiguous()
     return _evaluated(graph, weights, window, whole_needs(graph, legal, shape))
 
@@ -147,13 +147,10 @@ def _stream(graph: Graph, shape: Triple, window: BlendedWindow) -> BlendedStream
     return BlendedStream.of_windows(graph, shape, shape, window)
 
 
-def _pass_needs(graph: Graph, shape: Triple) -> tuple[Needs, Needs, Needs]:
-    return whole_needs(graph, triple(legal_extent(graph, axis, n) for axis, n in enumerate(shape)))
-
-
 def _pass_bytes(graph: Graph, shape: Triple) -> int:
     """Of one pass, float32."""
-    return int(window_values(graph, [pass_extents(graph, n)[np.newaxis] for n in _pass_needs(graph, shape)])[0]) * 4
+    axes = whole_needs(graph, whole_window(graph, shape))
+    return int(window_values(graph, [pass_extents(graph, needs)[np.newaxis] for needs in axes])[0]) * 4
 
 
 def _seams(difference_KZYX: np.ndarray, rows: tuple[WindowRow, WindowRow, WindowRow]) -> float:

@@ -28,13 +28,13 @@ from pipeline.core.printable import one_line
 from pipeline.core.statistics import Parts, known, measure, most_passes
 from pipeline.errors import ModelError
 from pipeline.networks.checkpoint import Checkpoint
+from pipeline.networks.evaluate import one_pass
 from pipeline.networks.importing import description as described
 from pipeline.networks.importing.description import Description, WeightsEntry, read_description
 from pipeline.networks.importing.library import LibraryClass, build_network
 from pipeline.networks.importing.lowering import Network
 from pipeline.networks.importing.package_files import PackageFiles
 from pipeline.networks.importing.processing import Tensors, after, before, with_nodes
-from pipeline.networks.importing.proof import whole_pass
 from pipeline.networks.predictor import activated
 
 AGREED = 1e-5
@@ -244,7 +244,7 @@ class _Package:
         weights = {node: tuple(w.double() for w in tensors) for node, tensors in checkpoint.weights.items()}
         with torch.inference_mode():
             found = activated(
-                whole_pass(checkpoint.architecture.graph, weights, window)[0], checkpoint.activation or "none"
+                one_pass(checkpoint.architecture.graph, weights, window)[0], checkpoint.activation or "none"
             ).numpy()
         wanted = expected[0] if self.ndim == 3 else expected[0][:, None]
         if found.shape != wanted.shape:

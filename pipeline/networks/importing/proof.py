@@ -17,7 +17,7 @@ from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import Needs, needs
 from pipeline.core.network.receptive import legal_extent, lost_margin, reach, receptive_radius
 from pipeline.errors import ModelError
-from pipeline.networks.evaluate import Weights, evaluate
+from pipeline.networks.evaluate import Weights, evaluate, one_pass, read_of
 from pipeline.networks.importing.lowering import Network, Origin
 
 EQUAL = 1e-9
@@ -97,7 +97,7 @@ def _against(network: Network, weights: Weights, run: Origin) -> tuple[Triple, f
             f"The network cannot be run as it was exported ({type(error).__name__}: {error}). Export it again."
         ) from error
     window, shape = _solid(image, network.ndim), triple(_solid(image, network.ndim).shape[2:])
-    whole = whole_pass(network.graph, weights, window)
+    whole = one_pass(network.graph, weights, window)
     if whole.shape != expected.shape:
         raise ModelError(
             f"The network gives {tuple(expected.shape[1:])} values (channels, z, y, x) for an image of {shape} voxels, and its graph "
@@ -110,22 +110,6 @@ def _against(network: Network, weights: Weights, run: Origin) -> tuple[Triple, f
 def _solid(image: Tensor, ndim: int) -> Tensor:
     """1 C Z Y X."""
     return image if ndim == 3 else image[:, :, None]
-
-
-def whole_pass(graph: Graph, weights: Weights, window: Tensor) -> Tensor:
-    """One pass over all that a program is given."""
-    shape, margin = triple(window.shape[2:]), lost_margin(graph)
-    axes = triple(_of_pass(graph, axis, n, m) for axis, (n, m) in enumerate(zip(shape, margin, strict=True)))
-    return evaluate(graph, weights, window[(slice(None), slice(None), *_read(axes, margin))], axes)
-
-
-def _of_pass(graph: Graph, axis: int, extent: int, margin: int) -> Needs:
-    ends = graph.ends(axis, Span(-margin, extent - margin))
-    return needs(graph, axis, ends[graph.output.name], ends[graph.input.name])
-
-
-def _read(axes: tuple[Needs, Needs, Needs], origin: Triple) -> tuple[slice, slice, slice]:
-    return triple(slice(a.input.start + o, a.input.stop + o) for a, o in zip(axes, origin, strict=True))
 
 
 def _tiles(graph: Graph, weights: Weights, shape: Triple, extent: float) -> tuple[float | None, float | None]:
@@ -149,7 +133,7 @@ def _tiles(graph: Graph, weights: Weights, shape: Triple, extent: float) -> tupl
         image = torch.rand(
             (1, graph.input.channels, *sizes), dtype=torch.float64, generator=torch.Generator().manual_seed(1)
         )
-        whole = whole_pass(graph, weights, image)
+        whole = one_pass(graph, weights, image)
         stride, given = graph.stride[axis], whole.shape[2 + axis]
         middle = given // 2 // stride * stride
         cores = [Span(middle, middle + stride) if k == axis else Span(0, n) for k, n in enumerate(whole.shape[2:])]
@@ -209,6 +193,6 @@ def _difference(
     graph: Graph, weights: Weights, window: Tensor, whole: Tensor, axes: tuple[Needs, Needs, Needs]
 ) -> float:
     """Between a block by itself and the same of the whole, at most."""
-    part = evaluate(graph, weights, window[(slice(None), slice(None), *_read(axes, lost_margin(graph)))], axes)
+    part = evaluate(graph, weights, read_of(graph, axes, window), axes)
     block = whole[(slice(None), slice(None), *(slice(*axis.core) for axis in axes))]
     return float((part - block).abs().max())
