@@ -21,7 +21,8 @@ from pipeline.errors import InferenceError, StorageError
 from pipeline.logs import about
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
 from pipeline.networks.frozen import of_plan
-from pipeline.networks.predictors import AnyPredictor, others_of, predictor_of
+from pipeline.networks.predictor import TilePredictor
+from pipeline.networks.predictors import others_of, predictor_of
 from pipeline.networks.probe import self_test
 from pipeline.networks.threads import check_threads, threads
 from pipeline.outputs.image import Image
@@ -65,7 +66,7 @@ class _OpenJob:
     plan: Plan
     checkpoint: Checkpoint
     source: Volume
-    predictor: AnyPredictor
+    predictor: TilePredictor
     image: Image
     directory: RunDirectory
 
@@ -203,7 +204,7 @@ def _load_plan(directory: RunDirectory, job: Job) -> Plan:
     return replace(plan, statistics=statistics)
 
 
-def _open(directory: RunDirectory, job: Job, plan: Plan, earlier: AnyPredictor | None) -> _OpenJob:
+def _open(directory: RunDirectory, job: Job, plan: Plan, earlier: TilePredictor | None) -> _OpenJob:
     checkpoint = of_plan(
         load_checkpoint(directory.checkpoint_path(plan), padding=plan.model.architecture.padding), plan
     )

@@ -12,7 +12,7 @@ in whatever tile it lies. A tile goes along z, and carries the slices of its inp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -22,10 +22,8 @@ from pipeline.core.geometry.box import Box, Span, triple
 from pipeline.core.network.blended import BlendedStream, whole_needs
 from pipeline.core.plan import Plan
 from pipeline.core.tiles.grid import Tile
-from pipeline.errors import InferenceError
 from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.evaluate import evaluate
-from pipeline.networks.predictor import activated, memory_too_small, normalised, not_finite, quantised
 from pipeline.networks.windows import WindowPredictor
 
 Pass = Callable[[Tensor], Tensor]
@@ -62,32 +60,12 @@ class BlendPredictor(WindowPredictor):
         start, stop, slab = tile.window.start[0], tile.window.stop[0], self._windows.slab
         return (Span(a, min(a + slab, stop)) for a in range(start, stop, slab))
 
-    def predict(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Generator[tuple[Box, np.ndarray]]:
-        """Parts of the tile's core, in z order.
-
-        Args:
-            tile: What to predict.
-            slabs: The tile's window in the slices that it `reads`, as stored, (C, Z, Y, X).
-
-        Yields:
-            A box of the core, and its values (C, Z, Y, X) in the output's dtype.
-
-        Raises:
-            InferenceError: The prediction is not finite, or the device's memory is too small for it.
-        """
-        torch.set_num_threads(self._plan.compute.threads)
-        output = self._plan.output
-        inputs = (
-            normalised(torch.from_numpy(np.ascontiguousarray(slab)).to(self._device), self._numbers) for slab in slabs
-        )
-        try:
-            for box, logits_CZYX in blended(self._windows, self._logits, tile, inputs):
-                if not torch.isfinite(logits_CZYX).all():
-                    raise InferenceError(not_finite(tile, self._plan))
-                values = quantised(activated(logits_CZYX, output.activation), output.dtype)
-                yield box, values.contiguous().cpu().numpy()
-        except torch.OutOfMemoryError as error:
-            raise InferenceError(memory_too_small(tile, self._device, error)) from error
+    def _predicted(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, np.ndarray]]:
+        for box, logits_CZYX in blended(self._windows, self._logits, tile, map(self._input, slabs)):
+            values, finite = self._output(logits_CZYX)
+            if not finite:
+                raise self._not_finite(tile)
+            yield box, values.cpu().numpy()
 
     def _logits(self, window: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -99,12 +77,9 @@ class BlendPredictor(WindowPredictor):
         Raises:
             InferenceError: The device's memory is too small.
         """
-        torch.set_num_threads(self._plan.compute.threads)
         channels = self._windows.graph.input.channels
-        try:
+        with self._computing(tile):
             self._logits(torch.zeros((1, channels, *self._windows.extent), device=self._device)).sum().item()
-        except torch.OutOfMemoryError as error:
-            raise InferenceError(memory_too_small(tile, self._device, error)) from error
 
 
 def blended(stream: BlendedStream, network: Pass, tile: Tile, inputs: Iterable[Tensor]) -> Iterator[tuple[Box, Tensor]]:

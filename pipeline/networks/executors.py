@@ -18,37 +18,40 @@ Executor = Callable[[Schedule, Iterable[Tensor]], Iterator[tuple[Span, Tensor]]]
 """Of a schedule, and the slabs that it takes in turn by turn, Z Y X C: slices of the core along z, and their logits, C Z Y X."""
 
 
-def executor_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, arena: Arena) -> Executor:
-    """The executor of a network: the sweep where it has a step for each of its operations, else a stream where it can be one, else one window.
+StreamMaker = Callable[[Schedule, Arena], Sweep | Streaming]
+"""Of a schedule, and memory: the network ready to stream."""
+
+
+def stream_maker(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> StreamMaker:
+    """What streams a network that can be streamed: the sweep where it has a step for each of its operations, else a stream of any graph.
 
     Args:
         checkpoint: The network.
         device: Where it is computed.
         dtype: Of values inside it.
-        arena: Memory of sweeps, while no other network uses it.
     """
     if checkpoint.architecture.graph.is_swept:
-        return _swept(checkpoint, device, dtype, arena)
-    if checkpoint.architecture.graph.is_streamed:
-        return _streamed(checkpoint, device, dtype, arena)
-    return _windowed(checkpoint, device, dtype)
-
-
-def _swept(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, arena: Arena) -> Executor:
-    weights = kernels(checkpoint.build(), device=device, dtype=dtype)
-
-    def run(schedule: Schedule, slabs_ZYXC: Iterable[Tensor]) -> Iterator[tuple[Span, Tensor]]:
-        for span, logits_ZYXC in Sweep(weights, schedule, arena).run(slabs_ZYXC):
-            yield span, logits_ZYXC.permute(3, 0, 1, 2)
-
-    return run
-
-
-def _streamed(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, arena: Arena) -> Executor:
+        swept = kernels(checkpoint.build(), device=device, dtype=dtype)
+        return lambda schedule, arena: Sweep(swept, schedule, arena)
     weights, like = placed(checkpoint, device, dtype), torch.zeros(1, dtype=dtype, device=device)
+    return lambda schedule, arena: Streaming(weights, schedule, like, arena)
+
+
+def executor_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, arena: Arena) -> Executor:
+    """The executor of a network: a stream where it can be one, else one window.
+
+    Args:
+        checkpoint: The network.
+        device: Where it is computed.
+        dtype: Of values inside it.
+        arena: Memory of streams, while no other network uses it.
+    """
+    if not checkpoint.architecture.graph.is_streamed:
+        return _windowed(checkpoint, device, dtype)
+    make = stream_maker(checkpoint, device, dtype)
 
     def run(schedule: Schedule, slabs_ZYXC: Iterable[Tensor]) -> Iterator[tuple[Span, Tensor]]:
-        for span, logits_ZYXC in Streaming(weights, schedule, like, arena).run(slabs_ZYXC):
+        for span, logits_ZYXC in make(schedule, arena).run(slabs_ZYXC):
             yield span, logits_ZYXC.permute(3, 0, 1, 2)
 
     return run

@@ -7,7 +7,7 @@ window --kept--> view 1 --> executor --> activation --undone--> + weight --+
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 
@@ -20,23 +20,13 @@ from pipeline.core.network.mean import View
 from pipeline.core.network.symmetry import Symmetry
 from pipeline.core.plan import Model, Plan
 from pipeline.core.tiles.grid import Tile
-from pipeline.errors import InferenceError
 from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.executors import Executor, executor_of
-from pipeline.networks.predictor import (
-    DTYPES,
-    activated,
-    device_of,
-    is_same_network,
-    memory_too_small,
-    normalised,
-    not_finite,
-    quantised,
-)
+from pipeline.networks.predictor import TilePredictor, activated, device_of, normalised, quantised
 from pipeline.networks.sweep import Arena
 
 
-class MeanPredictor:
+class MeanPredictor(TilePredictor):
     """The passes of a plan's mean, on a device, one after another.
 
     Args:
@@ -57,10 +47,9 @@ class MeanPredictor:
         device_index: int = 0,
         earlier: MeanPredictor | None = None,
     ) -> None:
-        for checkpoint, alone in zip(checkpoints, plans_alone(plan), strict=True):
-            self._device = device_of(checkpoint, alone, device_index)
-        self._plan, self._numbers = plan, plan.numbers
-        self._is_used_to = earlier is not None and earlier.serves(plan)
+        networks = zip(checkpoints, plans_alone(plan), strict=True)
+        device, *_ = [device_of(checkpoint, alone, device_index) for checkpoint, alone in networks]
+        super().__init__(plan, device, earlier)
         self._executors: Sequence[Executor]
         self._arena: Arena
         if earlier and earlier.serves(plan):
@@ -68,8 +57,7 @@ class MeanPredictor:
         else:
             self._arena = Arena()
             self._executors = [
-                executor_of(checkpoint, self._device, DTYPES[plan.compute.dtype], self._arena)
-                for checkpoint in checkpoints
+                executor_of(checkpoint, self._device, self._dtype, self._arena) for checkpoint in checkpoints
             ]
         views, shares = plan.stream.views, plan.model.shares
         each = len(views) // len(shares)
@@ -77,37 +65,13 @@ class MeanPredictor:
             (view, self._executors[number // each], shares[number // each] / each) for number, view in enumerate(views)
         ]
 
-    def serves(self, plan: Plan) -> bool:
-        """Whether a plan is of the same network, in the same precision and place."""
-        return is_same_network(self._plan, plan)
-
-    def reads(self, tile: Tile) -> Iterator[Span]:
-        """Slices of the tile's window in which it takes it."""
-        start, stop = tile.window.start[0], tile.window.stop[0]
-        return (Span(a, min(a + self._plan.slab, stop)) for a in range(start, stop, self._plan.slab))
-
-    def predict(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Generator[tuple[Box, np.ndarray]]:
-        """Parts of the tile's core, in z order, once all passes are there.
-
-        Args:
-            tile: What to predict.
-            slabs: The tile's window in the slices that it `reads`, as stored, (C, Z, Y, X).
-
-        Yields:
-            A box of the core, and its values (C, Z, Y, X) in the output's dtype.
-
-        Raises:
-            InferenceError: The prediction is not finite, or the device's memory is too small for it.
-        """
-        torch.set_num_threads(self._plan.compute.threads)  # Dask's nanny sets one; part of the plan, for equal bytes
-        try:
-            total = self._total(tile, slabs)
-            for a in range(*_ends(tile), self._plan.slab):
-                box = Box((a, *tile.core.start[1:]), (min(a + self._plan.slab, tile.core.stop[0]), *tile.core.stop[1:]))
-                part = total[(slice(None), *box.within(tile.core))]
-                yield box, quantised(part, self._plan.output.dtype).contiguous().cpu().numpy()
-        except torch.OutOfMemoryError as error:
-            raise InferenceError(memory_too_small(tile, self._device, error)) from error
+    def _predicted(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Iterator[tuple[Box, np.ndarray]]:
+        """All parts once all passes are there."""
+        total = self._total(tile, slabs)
+        for a in range(*_ends(tile), self._plan.slab):
+            box = Box((a, *tile.core.start[1:]), (min(a + self._plan.slab, tile.core.stop[0]), *tile.core.stop[1:]))
+            part = total[(slice(None), *box.within(tile.core))]
+            yield box, quantised(part, self._plan.output.dtype).contiguous().cpu().numpy()
 
     def _total(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Tensor:
         """The mean over the core, (C, Z, Y, X), float32."""
@@ -127,7 +91,7 @@ class MeanPredictor:
             for box, logits in seen(view, executor, tile.core, self._slab_of(window, tile.window)):
                 logits_CZYX = logits.to(torch.float32)
                 if not torch.isfinite(logits_CZYX).all():
-                    raise InferenceError(not_finite(tile, self._plan, box))
+                    raise self._not_finite(tile, box)
                 yield box, activated(logits_CZYX, self._plan.output.activation), share
 
     def _kept(self, tile: Tile, slabs: Iterable[np.ndarray]) -> Tensor:
@@ -144,29 +108,15 @@ class MeanPredictor:
         """What gives a box of the window, Z Y X C, normalised."""
         return lambda box: normalised(window[(slice(None), *box.within(around))], self._numbers)
 
-    def warm_up(self, tile: Tile) -> None:
-        """Nothing: the first pass of many warms the others."""
-
-    def is_used_to(self, tile: Tile) -> bool:  # noqa: ARG002 - as of `UNetPredictor`
-        """Whether an earlier one of this network has computed here."""
-        return self._is_used_to
-
     def rehearse(self, tile: Tile) -> None:
         """Run the first pass over a tile of zeros until all layers take part: a GPU that is too small is found before the first tile.
 
         Raises:
             InferenceError: The device's memory is too small.
         """
-        try:
+        with self._computing(tile):
             for _ in islice(self._parts(tile, self.zeros(tile)), 3):
                 pass
-        except torch.OutOfMemoryError as error:
-            raise InferenceError(memory_too_small(tile, self._device, error)) from error
-
-    def zeros(self, tile: Tile) -> Iterator[np.ndarray]:
-        """An empty window in the slices that it reads, (C, Z, Y, X)."""
-        channels, plane = self._plan.source.channels, tile.window.shape[1:]
-        return (np.zeros((channels, span.extent, *plane), np.uint8) for span in self.reads(tile))
 
 
 def plans_alone(plan: Plan) -> list[Plan]:

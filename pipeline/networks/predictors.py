@@ -1,5 +1,5 @@
-"""Which predictor runs a plan's network: blended windows where the plan says so; several passes where it is a mean; the sweep where it has a step for each
-of its operations; else a stream where it can be one; else one window a tile."""
+"""Which predictor runs a plan's network: blended windows where the plan says so; several passes where it is a mean; slab by slab where it can be streamed;
+else one window a tile."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pipeline.core.plan import Plan
 from pipeline.networks.blending import BlendPredictor
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
 from pipeline.networks.mean import MeanPredictor
-from pipeline.networks.predictor import StreamPredictor, UNetPredictor
+from pipeline.networks.predictor import TilePredictor
+from pipeline.networks.slabs import StreamPredictor
 from pipeline.networks.windows import WindowPredictor
-
-AnyPredictor = UNetPredictor | WindowPredictor | MeanPredictor
 
 
 def others_of(plan: Plan) -> Iterator[Checkpoint]:
@@ -25,7 +24,7 @@ def others_of(plan: Plan) -> Iterator[Checkpoint]:
         yield load_checkpoint(member.checkpoint, padding=member.architecture.padding)
 
 
-def predictor_of(checkpoint: Checkpoint, plan: Plan, earlier: AnyPredictor | None = None) -> AnyPredictor:
+def predictor_of(checkpoint: Checkpoint, plan: Plan, earlier: TilePredictor | None = None) -> TilePredictor:
     """The predictor of a plan.
 
     Args:
@@ -42,8 +41,6 @@ def predictor_of(checkpoint: Checkpoint, plan: Plan, earlier: AnyPredictor | Non
     if plan.mean:
         mean = earlier if isinstance(earlier, MeanPredictor) else None
         return MeanPredictor([checkpoint, *others_of(plan)], plan, earlier=mean)
-    if plan.model.architecture.graph.is_swept:
-        return UNetPredictor(checkpoint, plan, earlier=earlier if isinstance(earlier, UNetPredictor) else None)
     if plan.model.architecture.graph.is_streamed:
         return StreamPredictor(checkpoint, plan, earlier=earlier if isinstance(earlier, StreamPredictor) else None)
     return WindowPredictor(checkpoint, plan, earlier=earlier if isinstance(earlier, WindowPredictor) else None)

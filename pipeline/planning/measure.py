@@ -20,7 +20,8 @@ from pipeline.core.tiles.cost import multiply_adds, pass_multiply_adds, read_spa
 from pipeline.core.tiles.grid import Tile
 from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.frozen import localised
-from pipeline.networks.predictors import AnyPredictor, predictor_of
+from pipeline.networks.predictor import TilePredictor
+from pipeline.networks.predictors import predictor_of
 from pipeline.volumes.volume import open_volume
 
 TURNS = 4
@@ -92,7 +93,7 @@ def _arithmetic_rate(plan: Plan, checkpoint: Checkpoint) -> float:
     return turn_multiply_adds(schedule) / seconds
 
 
-def _window_rate(stream: BlendedStream, predictor: AnyPredictor, tile: Tile) -> float:
+def _window_rate(stream: BlendedStream, predictor: TilePredictor, tile: Tile) -> float:
     """Multiply-adds a second of one window of those that tiles are blended from; what is added up beside is little."""
     predictor.rehearse(tile)  # so that memory is there
     started = time.perf_counter()

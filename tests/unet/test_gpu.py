@@ -7,8 +7,8 @@ import torch
 from pipeline.core.network.unet import Architecture
 from pipeline.core.plan import Compute
 from pipeline.errors import InferenceError
-from pipeline.networks.predictor import UNetPredictor
 from pipeline.networks.probe import self_test
+from pipeline.networks.slabs import StreamPredictor
 from tests.unet.test_predictor import checkpoint_of, plan_of, whole
 
 pytestmark = [
@@ -56,6 +56,6 @@ def test_a_card_that_is_too_small_is_found_before_the_first_tile():
     torch.cuda.set_per_process_memory_fraction(0.001)
     try:
         with pytest.raises(InferenceError, match="memory of device 'cuda:0' is too small"):
-            UNetPredictor(checkpoint, plan).rehearse(plan.grid.widest())
+            StreamPredictor(checkpoint, plan).rehearse(plan.grid.widest())
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -14,7 +14,7 @@ from pipeline.errors import InferenceError, ModelError
 from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.device import environment, resolved_device
 from pipeline.networks.model import UNet
-from pipeline.networks.predictor import UNetPredictor
+from pipeline.networks.slabs import StreamPredictor
 from tests.unet.notes_unet import logits_by_names, randomise
 
 SOLID = Architecture(ndim=3, depth=1, width=2, in_channels=2, out_channels=3)
@@ -70,7 +70,7 @@ def predicted(plan, checkpoint, tile=None):
     """Boxes and arrays of one tile, the middle one by default."""
     tile = tile or plan.grid.tile(len(plan.grid) // 2)
     slabs = slabs_of(plan, tile, window_of(plan, tile, noise(plan)))
-    return list(UNetPredictor(checkpoint, plan).predict(tile, slabs))
+    return list(StreamPredictor(checkpoint, plan).predict(tile, slabs))
 
 
 def whole(plan, checkpoint, tile=None):
@@ -128,7 +128,7 @@ def test_every_stored_type_is_understood(dtype):
     values = noise(plan) % 2
     found, expected = (
         np.concatenate(
-            [part for _, part in UNetPredictor(checkpoint, plan).predict(tile, slabs_of(plan, tile, shows))], axis=1
+            [part for _, part in StreamPredictor(checkpoint, plan).predict(tile, slabs_of(plan, tile, shows))], axis=1
         )
         for shows in (window_of(plan, tile, values.astype(dtype)), window_of(plan, tile, values))
     )
@@ -208,7 +208,7 @@ def test_the_window_as_read_is_left_alone():
     tile = plan.grid.tile(0)
     window = window_of(plan, tile, noise(plan)).astype(np.float32)
     before = window.copy()
-    list(UNetPredictor(checkpoint, plan).predict(tile, slabs_of(plan, tile, window)))
+    list(StreamPredictor(checkpoint, plan).predict(tile, slabs_of(plan, tile, window)))
     np.testing.assert_array_equal(window, before)
 
 
@@ -221,7 +221,7 @@ def test_weights_that_changed_after_the_plan_are_refused():
     plan = plan_of(checkpoint)
     state = {**checkpoint.state, "fc.bias": checkpoint.state["fc.bias"] + 1}
     with pytest.raises(ModelError, match=r"'weights.pt' changed after the plan was made"):
-        UNetPredictor(replace(checkpoint, state=state), plan)
+        StreamPredictor(replace(checkpoint, state=state), plan)
 
 
 def test_a_prediction_that_is_not_finite_is_an_error_by_the_tiles_name():
@@ -252,7 +252,7 @@ def test_a_rehearsal_leaves_the_predictor_as_it_was():
     checkpoint = checkpoint_of(SOLID)
     plan = plan_of(checkpoint)
     tile = plan.grid.tile(len(plan.grid) // 2)
-    predictor = UNetPredictor(checkpoint, plan)
+    predictor = StreamPredictor(checkpoint, plan)
     predictor.rehearse(plan.grid.widest())
     slabs = slabs_of(plan, tile, window_of(plan, tile, noise(plan)))
     found = np.concatenate([array for _, array in predictor.predict(tile, slabs)], axis=1)
@@ -264,7 +264,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_any_tile(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     checkpoint = checkpoint_of(SOLID)
     with pytest.raises(ModelError, match=r"compute.device is 'cuda'.*Set compute.device to 'cpu' or 'auto'"):
-        UNetPredictor(checkpoint, plan_of(checkpoint, compute=Compute("cuda", "float32", 1)))
+        StreamPredictor(checkpoint, plan_of(checkpoint, compute=Compute("cuda", "float32", 1)))
     with pytest.raises(ModelError, match="no CUDA device"):
         resolved_device("cuda")
 
