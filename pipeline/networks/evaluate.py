@@ -53,10 +53,10 @@ Weights = Mapping[str, tuple[Tensor, ...]]
 def placed(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Weights:
     """The weights of an imported network, on a device; an affine map is folded into the convolution that it alone reads."""
     weights = folded(checkpoint.architecture.graph, checkpoint.weights)
-    return {name: tuple(_last(w.to(device, dtype)) for w in tensors) for name, tensors in weights.items()}
+    return {name: tuple(laid_out(w.to(device, dtype)) for w in tensors) for name, tensors in weights.items()}
 
 
-def _last(weight: Tensor) -> Tensor:
+def laid_out(weight: Tensor) -> Tensor:
     """A kernel with its channels last in memory, also where it has one, which torch takes for any layout; other weights as they are."""
     if weight.ndim < 4:
         return weight

@@ -89,13 +89,13 @@ class Comparison:
 
     def verdict(self, of: str, bar: float = BAR) -> str:
         """`within`, `slower` or `faster` by more than the bar, or `undecided`: few rounds, or far apart."""
-        if len(self.here[of]) < LEAST_ROUNDS or max(_spread(self.here[of]), _spread(self.there[of])) > bar:
+        if len(self.here[of]) < LEAST_ROUNDS or max(spread(self.here[of]), spread(self.there[of])) > bar:
             return "undecided"
         ratio = self.ratio(of)
         return "slower" if ratio > 1 + bar else "faster" if ratio < 1 - bar else "within"
 
 
-def _spread(seconds: list[float]) -> float:
+def spread(seconds: list[float]) -> float:
     """How far the better half of the rounds lies apart, as a share of the least."""
     better = sorted(seconds)[: len(seconds) // 2 + 1]
     return better[-1] / better[0] - 1
