@@ -6,6 +6,7 @@
       ModelError         the checkpoint is not what it says, or cannot be exact
       StorageError       a store or run directory is not what the plan says
         BusyError        somebody else writes there now
+        ForbiddenError   an object may not be read, or is not there and nobody may know that
       FileError          the system refuses to read or write a file: a full disk, a lost server, permissions
       InferenceError     a tile could not be predicted, or the network returned what it must not
       VerificationError  the output does not cover the plan
@@ -39,6 +40,10 @@ class StorageError(PipelineError):
 
 class BusyError(StorageError):
     """Somebody else writes there now: wait, or leave it to them."""
+
+
+class ForbiddenError(StorageError):
+    """A store refuses an object: it may not be read, or it is not there, and who may not list is not told which."""
 
 
 class FileError(PipelineError):

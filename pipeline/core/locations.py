@@ -27,6 +27,10 @@ def is_s3(url: str) -> bool:
     return protocol(url) in ("s3", "s3a")
 
 
+UNLISTED = ("http", "https")
+"""Protocols of stores that only answer for an object whose name is known."""
+
+
 def without_file_scheme(location: str) -> str:
     """The same, without the `file://` that stands before a path; the rest is the path as it is, nothing in it decoded."""
     scheme = _OF_FILES.match(location)

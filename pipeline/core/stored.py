@@ -41,6 +41,7 @@ class Stored:
         signature: SHA-256 of places, sizes and times or ETags of all files of the array.
         sampled: Whether only some were looked for.
         strict: Whether one that was not looked for must be there too: all of the sample are.
+        lenient: Whether one that a store refuses counts as absent: some were sampled, and what is missing is to be fill.
         history: What changed since, and what was decided, a line each.
     """
 
@@ -50,6 +51,7 @@ class Stored:
     signature: str
     sampled: bool = False
     strict: bool = False
+    lenient: bool = False
     history: tuple[str, ...] = ()
 
     def __str__(self) -> str:

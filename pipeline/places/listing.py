@@ -17,7 +17,7 @@ import fsspec.asyn
 
 from pipeline.core.locations import is_s3, is_url
 from pipeline.errors import PipelineError, StorageError
-from pipeline.places.objects import code_of, refusal
+from pipeline.places.objects import code_of, is_forbidden, refusal
 from pipeline.places.stores import file_system
 
 _STAMPS = (
@@ -39,6 +39,9 @@ _STAMPS = (
 
 _CONTENT = ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest")
 """Of these, what a copy of the object has too."""
+
+GONE = (404, 410)
+"""Statuses of what is not there."""
 
 PROBES = 32
 """Objects that a store is asked for at once."""
@@ -160,15 +163,20 @@ def looks(url: str) -> list[Look]:
         return []
 
 
-def looks_at(url: str, names: Sequence[str]) -> list[Look | None]:
+def looks_at(url: str, names: Sequence[str], *, lenient: bool = False) -> list[Look | None]:
     """The same of named objects below a location, which need not be listed for that; None for each that is not there.
 
+    Args:
+        url: The location.
+        names: Of the objects, below it.
+        lenient: An object that a store refuses counts as not there.
+
     Raises:
-        StorageError: The store cannot be asked.
+        StorageError: The store cannot be asked, or refuses an object.
     """
     if is_url(url):
         with _in_words(url):
-            return _remote_looks_at(url, names)
+            return _remote_looks_at(url, names, lenient=lenient)
     with _in_words(url):
         return [_local_look_at(url, name) for name in names]
 
@@ -287,7 +295,7 @@ def _look_of(name: str, entry: Mapping[str, Any]) -> Look:
     return Look((name, str(entry.get("size")), *changing), content or changing)
 
 
-def _remote_looks_at(url: str, names: Sequence[str]) -> list[Look | None]:
+def _remote_looks_at(url: str, names: Sequence[str], *, lenient: bool) -> list[Look | None]:
     system, path = file_system(url)
     paths = [f"{path}/{name}" for name in names]
     if getattr(system, "async_impl", False):
@@ -296,7 +304,7 @@ def _remote_looks_at(url: str, names: Sequence[str]) -> list[Look | None]:
         results = [_info(system, one) for one in paths]
     answers = [answer if isinstance(answer, Mapping) else _answer(answer) for answer in results]
     for answer in answers:
-        if isinstance(answer, Exception):  # one that may not be looked at
+        if isinstance(answer, Exception) and not lenient:  # one that may not be looked at
             raise answer
     return [
         _look_of(name, answer) if isinstance(answer, Mapping) else None
@@ -319,7 +327,13 @@ def _info(system: Any, path: str) -> Any:
 
 
 def _answer(result: bytes | Exception) -> bytes | OSError | None:
-    """One that is not there, or may not be read, says something of a volume; what else goes wrong, of the store."""
+    """One that is not there, or may not be read, says something of a volume; what else goes wrong, of the store.
+
+    fsspec says of whatever a server of http answers that it is not there, and gives the answer as the cause.
+    """
+    cause = result.__cause__ if isinstance(result, FileNotFoundError) else None
+    if isinstance(cause, Exception) and getattr(cause, "status", None) not in (None, *GONE):
+        result = cause
     if (
         isinstance(result, FileNotFoundError | NotADirectoryError | IsADirectoryError)
         and code_of(result) != "NoSuchBucket"
@@ -327,6 +341,8 @@ def _answer(result: bytes | Exception) -> bytes | OSError | None:
         return None
     if isinstance(result, bytes | PermissionError):
         return result
+    if is_forbidden(result):
+        return PermissionError(*result.args)
     raise result
 
 

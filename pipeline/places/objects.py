@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.core.locations import protocol
+from pipeline.core.locations import UNLISTED, is_s3, protocol
 from pipeline.errors import StorageError
 from pipeline.installation import how_to_install
 from pipeline.places.credentials import redacted
@@ -23,7 +24,7 @@ PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs"} | dict.fromkeys(("az", "abfs", "abfss
 PIECE = 2**25
 """Bytes that are read at once where an object is only looked at."""
 
-_OURS = ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure")
+_OURS = ("botocore", "aiobotocore", "aiohttp", "obstore", "s3fs", "gcsfs", "google", "adlfs", "azure")
 """Packages whose errors are a store's."""
 
 
@@ -135,7 +136,7 @@ def refusal(url: str, what: str, error: Exception) -> StorageError | None:
     """What an error of fsspec or of a store's client means; None where it is no such error."""
     failure = f"'{url}' could not {what}"
     kind = protocol(url)
-    detail = redacted((str(error).splitlines() or [""])[0][:200])
+    detail = redacted(_in_short(error))
     if isinstance(error, ImportError):
         return StorageError(f"{failure}: the package for {kind}:// is not installed here{_how_to_have(kind, detail)}")
     if isinstance(error, ValueError) and "Protocol not known" in str(error):
@@ -152,21 +153,73 @@ def refusal(url: str, what: str, error: Exception) -> StorageError | None:
         return StorageError(
             f"{failure}: there is no bucket '{bucket}'. Make it, or check the URL and AWS_ENDPOINT_URL."
         )
-    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
-        return StorageError(
-            f"{failure}: the store refuses it ({code or type(error).__name__}: {detail}). Check AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, and what they may do there: list, read, and for outputs write and delete."
-        )
+    name = code or ("" if type(error).__module__.startswith("obstore") else type(error).__name__)
+    why = f"{name}: {detail}" if name else detail
+    if is_forbidden(error) or "Credentials" in type(error).__name__:
+        return StorageError(f"{failure}: the store refuses it ({why}). {_rights(kind)}")
     if isinstance(error, FileNotFoundError):
-        return StorageError(f"{failure}: there is nothing there. Check the URL and AWS_ENDPOINT_URL.")
+        return StorageError(f"{failure}: there is nothing there. {advice(url)}")
+    where = "AWS_ENDPOINT_URL" if is_s3(url) else "the URL"
     return StorageError(
-        f"{failure}: the store cannot be reached, or failed ({code or type(error).__name__}: {detail}). Check AWS_ENDPOINT_URL and the "
-        "network, then do it again: what is stored already stays."
+        f"{failure}: the store cannot be reached, or failed ({why}). Check {where} and the network, then do it again: what is stored "
+        "already stays."
     )
+
+
+def advice(url: str) -> str:
+    """What to do where there is nothing."""
+    return f"Check the URL{' and AWS_ENDPOINT_URL' if is_s3(url) else ''}."
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether a store refuses something to whoever asks."""
+    refused = {"PermissionDeniedError", "UnauthenticatedError"}  # of obstore, of which not all that is told here is
+    return (
+        isinstance(error, PermissionError)
+        or type(error).__name__ in refused
+        or getattr(error, "status", None) in (401, 403)
+    )
+
+
+def _rights(kind: str) -> str:
+    if kind in UNLISTED:
+        return "It must be public: no user or password is sent to http and https."
+    if kind not in ("s3", "s3a"):
+        return "Check the credentials of its package, and what they may do there: list, read, and for outputs write and delete."
+    return (
+        "Check AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may do there: list, read, and for outputs "
+        "write and delete."
+    )
+
+
+_OF_OBSTORE = re.compile(
+    r" in (?P<seconds>[\d.]+)s, after (?P<retries>\d+) retries"
+    r"|(?:status code: )(?P<status>\d{3}[\w ]*)"
+    r"|- HTTP error: (?P<fault>[^\n]*)"
+    r"|<Message>(?P<message>[^<\n]*)"
+)
+
+
+def _in_short(error: Exception) -> str:
+    """An error's first line, 200 characters of it; of obstore's, which hold a page of the server and how it was asked, what was met and for how long."""
+    text = str(error)
+    if not type(error).__module__.startswith("obstore"):
+        return (text.splitlines() or [""])[0][:200]
+    found: dict[str, str] = {}
+    for match in _OF_OBSTORE.finditer(text.partition("\nDebug source")[0]):
+        found = {name: value.strip() for name, value in match.groupdict().items() if value} | found
+    met = [found[name] for name in ("status", "message", "fault") if name in found]
+    asked = (
+        [f"asked {int(found['retries']) + 1} times in {float(found['seconds']):.0f} s"] if "retries" in found else []
+    )
+    return ", ".join(met + asked)[:200] or text.splitlines()[0][:200]
 
 
 def code_of(error: BaseException | None) -> str:
     """The store's own word for an error, such as `NoSuchBucket`; empty where it gave none."""
+    if error is not None and type(error).__module__.startswith("obstore"):
+        found = re.search(r"<Code>(\w+)</Code>", str(error))
+        return found.group(1) if found else ""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):

@@ -6,30 +6,43 @@ another volume would be read, or an output written into its own input. So no pat
 
 Endpoint and credentials come from the environment, as those of every S3 client: AWS_ENDPOINT_URL, AWS_PROFILE,
 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_REGION. A store that does not answer is given up after about a minute,
-one that is not there after seconds.
+one that is not there when it is opened after seconds.
+
+Volumes on S3 and http are read by obstore's clients (`remote.py`), one request an object; listing, looking and writing are s3fs's.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from zarr.abc.store import Store
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
-from pipeline.core.locations import is_s3, is_url
+from pipeline.core.locations import UNLISTED, is_s3, is_url, protocol
 from pipeline.errors import StorageError
 from pipeline.places.credentials import carried
 
 ATTEMPTS, READ_SECONDS, CONNECT_SECONDS = 3, 10, 5
+"""Of a request of s3fs, which lists, looks and writes."""
 
-AGAIN = 2
-"""Rounds of attempts that s3fs makes, for answers that end in the middle."""
+AGAIN = 4
+"""Rounds of attempts that s3fs makes, for answers that end in the middle, and for those that are momentary."""
+
+PATIENCE_SECONDS = 60
+"""For which an object is asked for again where a volume is read, from the first time on."""
+
+OPENING_SECONDS = 5
+"""The same of the first thing that is read of a store."""
+
+MOMENTARY = frozenset({429, 500, 502, 503, 504})
+"""Statuses after which the same request may succeed."""
 
 
 def local_store(path: str | Path, *, read_only: bool = False) -> LocalStore:
@@ -47,9 +60,27 @@ def input_store(place: str) -> Store:
     if not is_url(place):
         return local_store(place, read_only=True)
     refuse_unsafe(place)
-    if is_s3(place):
-        return FsspecStore(s3(asynchronous=True), path=place.partition("://")[2].rstrip("/"), read_only=True)
-    return FsspecStore.from_url(place, read_only=True)
+    return _remote_store(place, PATIENCE_SECONDS)
+
+
+def first_document(url: str) -> Buffer | None:
+    """What lies at a URL as Zarr's own `zarr.json`; None where there is none. A server that is not there is told within seconds.
+
+    Raises:
+        ImportError: The package of its protocol is not installed.
+        obstore.exceptions.BaseError: The store cannot be asked.
+    """
+    refuse_unsafe(url)
+    return sync(_remote_store(url, OPENING_SECONDS).get("zarr.json", default_buffer_prototype()))
+
+
+def _remote_store(url: str, seconds: float) -> Store:
+    file_system(url)  # what lists and looks; where its package is not installed, that is told before anything is read
+    if not is_s3(url) and protocol(url) not in UNLISTED:
+        return FsspecStore.from_url(url, read_only=True)
+    from pipeline.places.remote import RemoteStore, client_for  # noqa: PLC0415 - its library is large, and of no use to paths
+
+    return RemoteStore(client_for(url, seconds), url, lambda: FsspecStore.from_url(url, read_only=True))
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -80,35 +111,26 @@ def refuse_unsafe(url: str) -> None:
         )
 
 
-def s3(*, asynchronous: bool = False) -> Any:
+def s3() -> Any:
     """The client of S3 that all threads of this process share; fsspec's own cache would keep one a thread, with its connections.
 
     Another is made where the environment that it was made of has changed.
-
-    Args:
-        asynchronous: For use from the event loop of zarr, and only there.
     """
-    variables = frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
-    return _s3(os.getpid(), asynchronous, variables)
+    return _s3(os.getpid(), frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
 
 
 @cache
-def _s3(process: int, asynchronous: bool, variables: frozenset[tuple[str, str]]) -> Any:  # noqa: ARG001 - the key
+def _s3(process: int, variables: frozenset[tuple[str, str]]) -> Any:  # noqa: ARG001 - the key
     retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
     patience = {"retries": retries, "connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
     own = {"skip_instance_cache": True, "use_listings_cache": False}  # others change what is there meanwhile
-    system = fsspec.filesystem("s3", asynchronous=asynchronous, config_kwargs=patience, max_concurrency=2, **own)
+    system = fsspec.filesystem("s3", config_kwargs=patience, max_concurrency=2, **own)
     system.retries = AGAIN
-    if asynchronous:  # the others close themselves
-        atexit.register(_close, system)
+    sys.modules["s3fs.core"].set_custom_error_handler(_is_momentary)
     return system
 
 
-def _close(system: Any) -> None:
-    """Close the connections from the loop that they belong to, which ends after this; else each complains at the end."""
-
-    async def close() -> None:
-        await (await system.set_session()).close()
-
-    if system._s3 is not None:
-        sync(close(), timeout=1)
+def _is_momentary(error: Exception) -> bool:
+    """Whether an answer says that the server is busy or broken for now."""
+    response = getattr(error, "response", None) or {}
+    return response.get("ResponseMetadata", {}).get("HTTPStatusCode") in MOMENTARY

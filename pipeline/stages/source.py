@@ -150,7 +150,10 @@ def mark(directory: RunDirectory, plan: Plan, settled: InputDecision) -> None:
                 for line in (*lines, *lines):
                     ledger.append(line)
     known = directory.load_inventory(settled.stored)
-    if known is None or known.stored.strict != settled.inventory.stored.strict:
+    if known is None or (known.stored.strict, known.stored.lenient) != (
+        settled.inventory.stored.strict,
+        settled.inventory.stored.lenient,
+    ):
         directory.write_inventory(settled.inventory)
 
 

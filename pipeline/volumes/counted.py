@@ -13,7 +13,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import StorePath, WrapperStore
 
 from pipeline.core.stored import Inventory, place_of
-from pipeline.errors import StorageError
+from pipeline.errors import ForbiddenError, StorageError
 from pipeline.volumes.foreign import ForeignArray
 from pipeline.volumes.volume import Volume
 
@@ -97,7 +97,12 @@ class CountedStore(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        buffer = await self._store.get(key, prototype or default_buffer_prototype(), byte_range)
+        try:
+            buffer = await self._store.get(key, prototype or default_buffer_prototype(), byte_range)
+        except ForbiddenError:
+            if not self._count.inventory.stored.lenient:
+                raise
+            buffer = None
         if (place := self._count.place(key)) is not None:
             await self._check(key, place, buffer, whole=byte_range is None)
         return buffer

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding, V2ChunkKeyEncoding
 
-from pipeline.core.locations import protocol
+from pipeline.core.locations import UNLISTED, protocol
 from pipeline.core.stored import (
     FORMS,
     MOST_OBJECTS,
@@ -38,9 +38,6 @@ from pipeline.volumes.foreign import ForeignArray
 from pipeline.volumes.volume import Volume, open_volume
 
 Missing = Literal["fail", "fill"]
-
-UNLISTED = ("http", "https")
-"""Protocols of stores that only answer for an object whose name is known."""
 
 FEW = 16
 """Absent chunks that are looked for under other names, where a store cannot be listed."""
@@ -78,28 +75,30 @@ def take_inventory(volume: Volume, missing: Missing = "fail") -> Inventory:
     Raises:
         StorageError: They may not be looked at; or nothing is stored, or it lies under other names, and `missing` is `fail`.
     """
-    inventory, elsewhere = _looked_for(volume)
+    inventory, elsewhere = _looked_for(volume, missing)
     if missing == "fail":
         _refuse_elsewhere(volume, inventory, elsewhere)
         _refuse_nothing(volume, inventory)
-    strict = missing == "fail" and inventory.stored.sampled and inventory.stored.count == inventory.stored.total
-    return replace(inventory, stored=replace(inventory.stored, strict=strict))
+    stored = inventory.stored
+    strict = missing == "fail" and stored.sampled and stored.count == stored.total
+    lenient = missing == "fill" and stored.sampled
+    return replace(inventory, stored=replace(stored, strict=strict, lenient=lenient))
 
 
-def _looked_for(volume: Volume) -> tuple[Inventory, dict[str, int]]:
+def _looked_for(volume: Volume, missing: Missing) -> tuple[Inventory, dict[str, int]]:
     """The inventory; and how many objects that are absent lie under names of another form, by an example."""
     if isinstance(volume.array, ForeignArray):
         return _of_file(volume, volume.array), {}
     extent = tuple(volume.shards or volume.stored.chunks)
     grid = objects(volume.array.shape, extent)
     if protocol(volume.place) in UNLISTED or prod(grid) > MOST_OBJECTS:
-        return _sampled(volume, grid, extent)
+        return _sampled(volume, grid, extent, missing)
     try:
         listing = looks(volume.place)
     except StorageError as error:
         if not isinstance(error.__cause__, PermissionError):
             raise
-        return _sampled(volume, grid, extent)  # a store that lets nobody list it
+        return _sampled(volume, grid, extent, missing)  # a store that lets nobody list it
     return _listed(volume, grid, extent, listing)
 
 
@@ -117,17 +116,21 @@ def _listed(
     return _inventory(volume, stored, grid, extent, by_place), elsewhere
 
 
-def _sampled(volume: Volume, grid: tuple[int, ...], extent: tuple[int, ...]) -> tuple[Inventory, dict[str, int]]:
+def _sampled(
+    volume: Volume, grid: tuple[int, ...], extent: tuple[int, ...], missing: Missing
+) -> tuple[Inventory, dict[str, int]]:
+    """Where nobody may list, what is not there is refused as what may not be read: absent where `missing` is `fill`, else an error."""
+    lenient = missing == "fill"
     looked = sample(prod(grid))
     start, separator = _form(volume)
     names = {int(place): _name(place, grid, start, separator) for place in looked}
-    look_of = dict(zip(names, looks_at(volume.place, list(names.values())), strict=True))
+    look_of = dict(zip(names, looks_at(volume.place, list(names.values()), lenient=lenient), strict=True))
     by_place = {place: look for place, look in look_of.items() if look}
     metadata = Look(("", "", volume.description.metadata_sha256), ())
     stored = Stored(len(by_place), len(looked), volume.unit, signature([metadata, *by_place.values()]), sampled=True)
     absent = [place for place, look in look_of.items() if look is None][:FEW]
     others = [_name(place, grid, *form) for form in FORMS if form != (start, separator) for place in absent]
-    other_names = [look.name for look in looks_at(volume.place, others) if look] if others else []
+    other_names = [look.name for look in looks_at(volume.place, others, lenient=True) if look] if others else []
     elsewhere = _elsewhere(other_names, by_place, grid, (start, separator))
     return _inventory(volume, stored, grid, extent, by_place, looked), elsewhere
 

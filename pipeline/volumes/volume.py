@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.types import AnyArray
@@ -25,8 +26,8 @@ from pipeline.core.geometry.box import Box, Triple, per_axis
 from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.core.volume import FINEST, Description, Selection, Space
 from pipeline.errors import PipelineError, StorageError
-from pipeline.places.objects import ObjectStore, refusal, told
-from pipeline.places.stores import input_store
+from pipeline.places.objects import ObjectStore, advice, refusal, told
+from pipeline.places.stores import first_document, input_store
 from pipeline.volumes.bounds import check_extents
 from pipeline.volumes.decoding import checked
 from pipeline.volumes.foreign import ForeignArray, foreign_levels, foreign_place, open_foreign
@@ -117,6 +118,9 @@ class Volume:
         except PipelineError:
             raise
         except Exception as error:  # file systems, stores and codecs raise anything, zlib.error and EOFError too
+            url = self.description.url
+            if is_url(url) and (refused := refusal(url, "be read", error)):
+                raise refused from None
             raise StorageError(
                 f"Volume '{self.description.url}' could not be read: the box {box} gave {type(error).__name__}: {error}. It is "
                 "damaged or out of reach there; repair it."
@@ -230,23 +234,24 @@ def _open(url: str) -> AnyArray | zarr.Group:
         raise StorageError(f"Input '{url}' was asked for, but there is nothing there. Check input.url.")
     if not is_url(url):
         return zarr.open(input_store(url), mode="r", use_consolidated=False)  # a copy may be older than the arrays
-    # zarr asks for several objects at once, and leaves the other requests lie when one is refused
     with told(url, "be read"):
-        ObjectStore(url).read("zarr.json")
+        document = first_document(url)  # so that zarr need not ask for those of both formats
+        store = input_store(url)
     try:
-        return zarr.open(input_store(url), mode="r", use_consolidated=False)
+        return zarr.open(store, mode="r", use_consolidated=False, zarr_format=3 if document else 2)
     except FileNotFoundError as error:
-        raise _absent(url) from error
+        raise _absent(url, store) from error
 
 
-def _absent(url: str) -> StorageError:
-    """What a store has in place of a volume: no bucket, nothing, or something else."""
+def _absent(url: str, store: Store) -> StorageError:
+    """What a store has in place of a volume: no bucket, nothing, what may not be read, or something else."""
+    forbidden = getattr(store, "refused", None)  # of a `RemoteStore`
+    if forbidden and (refused := refusal(url, "be read", forbidden)):
+        return refused
     with told(url, "be read"):
         children = ObjectStore(url).children("")
     if not children:
-        return StorageError(
-            f"Input '{url}' was asked for, but there is nothing there. Check the URL and AWS_ENDPOINT_URL."
-        )
+        return StorageError(f"Input '{url}' was asked for, but there is nothing there. {advice(url)}")
     return _no_store(url, f"it holds {', '.join(children[:8])}")
 
 

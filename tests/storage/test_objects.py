@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.places import objects, stores
+from pipeline.places import objects, remote, stores
 from pipeline.places.objects import ObjectStore, told
 from pipeline.places.stores import s3
 from pipeline.publishing.publication import open_publication, read_current
@@ -84,7 +84,7 @@ def test_threads_share_one_client_and_another_environment_gets_another(s3_enviro
     thread = threading.Thread(target=lambda: found.append(s3()))
     thread.start()
     thread.join()
-    assert found[0] is found[1] is not s3(asynchronous=True)
+    assert found[0] is found[1]
     s3_environment.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert s3() is not found[0]
 
@@ -143,8 +143,9 @@ def test_what_a_store_refuses_is_told_with_what_to_do(s3_environment, ask, statu
 
 
 @pytest.mark.parametrize("ask", ASKED)
-def test_a_store_that_is_not_there_is_told_within_seconds(s3_environment, ask):
+def test_a_store_that_is_not_there_is_told_within_seconds(s3_environment, monkeypatch, ask):
     """A server that is down, or a typo in its address, must not hang a run for minutes."""
+    monkeypatch.setattr(stores, "OPENING_SECONDS", 1)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         s3_environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
@@ -153,14 +154,14 @@ def test_a_store_that_is_not_there_is_told_within_seconds(s3_environment, ask):
 
 
 def test_a_store_that_does_not_answer_is_given_up(s3_environment, monkeypatch):
-    """It accepts and is silent, as behind a broken proxy; a minute as it is set, here a tenth of a second a try."""
-    monkeypatch.setattr(stores, "READ_SECONDS", 0.1)
-    monkeypatch.setattr(stores, "ATTEMPTS", 2)
+    """It accepts and is silent, as behind a broken proxy; ten seconds as it is set, here a tenth of a second."""
+    monkeypatch.setattr(remote, "STALLED_SECONDS", 0.1)
+    monkeypatch.setattr(stores, "OPENING_SECONDS", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(100)
         s3_environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(StorageError, match=r"the store cannot be reached, or failed \(ReadTimeoutError"):
+        with pytest.raises(StorageError, match=r"the store cannot be reached, or failed \(error sending request"):
             open_volume("s3://brains/em")
 
 
