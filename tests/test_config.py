@@ -64,7 +64,14 @@ def test_a_class_of_a_library_and_its_arguments_stay_as_written(tmp_path):
 def test_three_paths_are_a_run(tmp_path):
     """Everything else has a default, and each default is a promise: another value would be another output."""
     assert config_of(tmp_path).model_dump() == {
-        "input": {"url": "/data/in.zarr", "level": 0, "axes": "auto", "nonfinite": "fail", "missing": "fail"},
+        "input": {
+            "url": "/data/in.zarr",
+            "level": 0,
+            "axes": "auto",
+            "channels": "all",
+            "nonfinite": "fail",
+            "missing": "fail",
+        },
         "output": {
             "url": "/data/out.zarr",
             "dtype": "float32",

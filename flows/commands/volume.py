@@ -34,7 +34,7 @@ def convert(
     source: Annotated[str, Parameter(help="A volume: HDF5 (FILE.h5/dataset), TIFF, Zarr or OME-Zarr.")],
     target: Annotated[str, Parameter(help="The OME-Zarr to write; must not be there.")],
     *,
-    axes: Annotated[str, Parameter(help="Axes as stored: yx, cyx, zyx or czyx.")] = "auto",
+    axes: Annotated[str, Parameter(help="Axes as stored: t, c, z, y, x in any order.")] = "auto",
     chunks: Annotated[tuple[int, int, int] | None, Parameter(help="z y x", negative=())] = None,
     shards: Annotated[tuple[int, int, int] | None, Parameter(help="z y x", negative=())] = None,
     voxel_size_nm: Annotated[

@@ -24,11 +24,12 @@ from pipeline.config.run import (
     TilesConfig,
     device_fits_cluster,
 )
-from pipeline.config.section import Auto, Location, Positive, Section, Voxels, Whole
+from pipeline.config.section import Auto, Axes, Location, Positive, Section, Voxels, Whole
 
 __all__ = [
     "TOLD",
     "Auto",
+    "Axes",
     "ClaimConfig",
     "ClusterConfig",
     "ComputeConfig",

@@ -7,24 +7,28 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StrictInt, model_validator
 
 from pipeline.config.cluster import ClusterConfig
-from pipeline.config.section import Auto, Location, Margin, Positive, Section, Shared, Voxels, Whole
+from pipeline.config.section import Auto, Axes, Location, Margin, Positive, Section, Shared, Voxels, Whole
 from pipeline.core.locations import is_url
 from pipeline.core.network.symmetry import Augment
 from pipeline.core.normalization import AskedMode
 from pipeline.core.tiles.lattice import Blend
-from pipeline.core.volume import SELECTION_KEYS, Selection
+from pipeline.core.volume import Selection
 
 
 class ReadingConfig(Section):
     """How volumes are read, whichever they are; of a dataset, where its catalogue says nothing else of one."""
 
     level: Annotated[int, Field(ge=0, description="Resolution level of an OME-Zarr image, 0 the finest.")] = 0
-    axes: str = Field(
+    axes: Axes = Field(
         "auto",
-        description="yx, cyx, zyx or czyx; auto: as told by the image, dimension_names or _ARRAY_DIMENSIONS, else by their number.",
+        description="As stored: t, c, z, y, x in any order; auto: as told by the image, dimension_names or _ARRAY_DIMENSIONS, else by their number.",
+    )
+    channels: Literal["all"] | Annotated[tuple[StrictInt | str, ...], Field(min_length=1)] = Field(
+        "all",
+        description="Those that the network reads, in its order: indices, or names of the image's omero metadata.",
     )
     nonfinite: Literal["fail", "zero"] = Field(
         "fail", description="What to do with NaN and infinity: fail by the tile's name, or take them as 0."
@@ -37,7 +41,7 @@ class ReadingConfig(Section):
     @property
     def selection(self) -> Selection:
         """What of a location is read."""
-        return Selection(**{key: getattr(self, key) for key in SELECTION_KEYS})
+        return Selection(self.level, self.axes, () if self.channels == "all" else self.channels)
 
 
 class InputConfig(ReadingConfig):

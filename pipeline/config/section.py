@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from pipeline.core.geometry.axes import why_no_axes
 from pipeline.core.locations import is_url, without_file_scheme
 from pipeline.errors import ConfigError
 from pipeline.places.credentials import carried, shown
@@ -80,6 +81,15 @@ def _check_names(path: str) -> None:
 
 
 Location = Annotated[str, BeforeValidator(_absolute)]
+
+
+def _check_axes(axes: str) -> str:
+    if why := why_no_axes(axes):
+        raise ValueError(why)
+    return axes
+
+
+Axes = Annotated[str, AfterValidator(_check_axes)]
 
 
 def expanded(value: Any) -> Any:

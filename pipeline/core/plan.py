@@ -336,7 +336,8 @@ class Plan:
             "input.shape": [source.channels, *source.shape],
             "input.dtype": source.dtype,
             "input.level": source.level,
-            "input.axes": source.axes,
+            "input.axes": source.stored or source.axes,
+            **source.identity(),
             "input.nonfinite": self.nonfinite,
             "model.weights": self.model.sha256,
             "model.architecture": self.model.architecture.identity(),
@@ -386,7 +387,7 @@ class Plan:
         return [f"{key}: {mine.get(key, 'nothing')} here, {theirs.get(key, 'nothing')} there" for key in keys]
 
     def to_json(self) -> str:
-        content = asdict(self)
+        content = asdict(self) | {"source": self.source.to_dict()}
         content["model"]["architecture"] = self.model.architecture.to_dict()
         for key in ("source", "origin", "proof", "window", "frozen"):
             if not content["model"][key]:

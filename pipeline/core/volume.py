@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
@@ -67,14 +67,14 @@ class Selection:
 
     Args:
         level: Resolution level of an OME-Zarr group or of a TIFF with a pyramid, 0 the finest.
-        axes: Axes as stored, one of `KNOWN_AXES`, or `auto`: as the store names them, else by their number.
+        axes: Axes as stored, of t, c, z, y, x, or `auto`: as the store names them, else by their number.
+        channels: Which channels, by index or name, in this order; empty for all.
     """
 
     level: int = 0
     axes: str = "auto"
+    channels: tuple[int | str, ...] = ()
 
-
-SELECTION_KEYS = tuple(field.name for field in fields(Selection))
 
 FINEST = Selection()
 """The finest level, by the axes that the store names."""
@@ -87,13 +87,15 @@ class Description:
     Args:
         url: Where it lies.
         level: Resolution level, 0 the finest.
-        axes: Its axes as stored, one of `KNOWN_AXES`.
-        channels: Channels; 1 where there is no channel axis.
+        axes: Its axes as they are read, one of `KNOWN_AXES`.
+        channels: Channels that are read; 1 where there is no channel axis.
         shape: Voxels along z, y, x; z is 1 where there is no z axis.
         dtype: numpy's name of the stored type.
         chunks: Extent along z, y, x that is decoded at once.
         space: Placement along the axes other than c.
         metadata_sha256: Digest of the array's metadata document, attributes left out.
+        stored: Its axes as stored, by which it is opened again; empty where `axes` are enough to read the same.
+        chosen: Which of its channels are read, in this order; empty where all are.
     """
 
     url: str
@@ -105,6 +107,8 @@ class Description:
     chunks: Triple
     space: Space
     metadata_sha256: str
+    stored: str = ""
+    chosen: tuple[int, ...] = ()
 
     @property
     def voxels(self) -> int:
@@ -114,14 +118,19 @@ class Description:
     @property
     def selection(self) -> Selection:
         """What of the location is read again, to read the same."""
-        return Selection(**{key: getattr(self, key) for key in SELECTION_KEYS})
+        return Selection(self.level, self.stored or self.axes, self.chosen)
+
+    def identity(self) -> dict[str, object]:
+        """What a fingerprint covers of what is read, beside what every volume has."""
+        return {"input.channels": list(self.chosen)} if self.chosen else {}
 
     def to_dict(self) -> dict[str, object]:
-        return asdict(self)
+        """As plans hold it: fields that came later stand there where they say something."""
+        return {key: value for key, value in asdict(self).items() if value or key not in ("stored", "chosen")}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, object]) -> Description:
         values: dict[str, Any] = dict(content)
         space = Space(**{key: tuple(value) for key, value in dict(values["space"]).items()})
-        triples = {key: tuple(values[key]) for key in ("shape", "chunks")}
-        return cls(**{**values, **triples, "space": space})
+        tuples: dict[str, Any] = {key: tuple(values[key]) for key in ("shape", "chunks", "chosen") if key in values}
+        return cls(**{**values, **tuples, "space": space})

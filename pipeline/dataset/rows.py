@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
 
-from pipeline.config import TOLD, Location, ReadingConfig, Section, Whole, content_of_yaml, violations
+from pipeline.config import TOLD, Axes, Location, ReadingConfig, Section, Whole, content_of_yaml, violations
 from pipeline.core.locations import is_url
 from pipeline.core.names import why_no_name
 from pipeline.errors import ConfigError
@@ -47,7 +47,7 @@ class VolumeRow(Whole):
     url: Annotated[Location, BeforeValidator(_in_its_folder), AfterValidator(_without_slash)]
     name: Annotated[str, AfterValidator(_check_name)] | None = None
     level: Annotated[int, Field(ge=0)] | None = None
-    axes: Literal["auto", "yx", "cyx", "zyx", "czyx"] | None = None
+    axes: Axes | None = None
 
     @property
     def reading(self) -> dict[str, Any]:

@@ -232,13 +232,19 @@ def _check_fit(config: RunConfig, volume: Volume, checkpoint: Checkpoint) -> Non
     if wanted.ndim == 3 and "z" not in found.axes:
         raise PlanError(
             f"Checkpoint '{config.model.checkpoint}' is a 3D network, but input '{found.url}' has the axes {found.axes}, "
-            "without z. Use a 2D network, or set input.axes if the first axis is z."
+            "without z. Use a 2D network, or set input.axes if one of them is z."
         )
     if found.channels != wanted.in_channels:
+        enough = found.channels > wanted.in_channels and not found.chosen
+        remedy = (
+            f"Set input.channels to the {wanted.in_channels} that it was trained on, in their order"
+            if enough
+            else "Use a volume or a checkpoint with the other number of channels"
+        )
+        chosen = f", chosen by input.channels {list(config.input.channels)}" if found.chosen else ""
         raise PlanError(
             f"Checkpoint '{config.model.checkpoint}' reads {wanted.in_channels} channels, but input '{found.url}' has "
-            f"{found.channels} (axes {found.axes}). Use a volume or a checkpoint with the other number of channels, or set "
-            "input.axes if the first axis is no channel."
+            f"{found.channels} (axes {found.axes}{chosen}). {remedy}; or set input.axes if that axis is no channel."
         )
     if config.output.activation == "softmax" and wanted.out_channels == 1:
         raise ConfigError(

@@ -57,10 +57,11 @@ def _store_rows(url: str) -> Rows:
         volume = open_volume(url, Selection(level))
         description = volume.description
         shards = f", shards {_by(volume.shards)}" if volume.shards else ""
+        stored, axes = volume.stored_axes, description.axes
         rows += [
             (
                 f"level {level}",
-                f"axes {description.axes}, shape {_by(volume.array.shape)}, {description.dtype}, {volume.format}",
+                f"axes {stored if stored == axes else f'{stored} (read as {axes})'}, shape {_by(volume.array.shape)}, {description.dtype}, {volume.format}",
             ),
             ("", f"chunks {_by(volume.chunks)}{shards}"),
             ("", f"voxel {_voxel(description)}"),

@@ -11,7 +11,14 @@ from pipeline.core.network.blended import BlendedStream
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.imported import AnyNetwork, Imported
 from pipeline.core.plan import Plan
+from pipeline.core.volume import Description
 from pipeline.planning.measure import Expectation
+
+
+def _chosen(source: Description) -> str:
+    """Which channels are read, and in which order the axes are stored, where it is not all in the usual one."""
+    channels = f" ({', '.join(map(str, source.chosen))} of those stored)" if source.chosen else ""
+    return channels + (f", stored as {source.stored}" if source.stored else "")
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -21,7 +28,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("input", f"{source.url} level {source.level}"),
         (
             "volume",
-            f"{_by(source.shape)} voxels, {source.channels} channel(s), {source.dtype}, chunks {_by(source.chunks)}",
+            f"{_by(source.shape)} voxels, {source.channels} channel(s){_chosen(source)}, {source.dtype}, chunks {_by(source.chunks)}",
         ),
         ("voxel size", str(source.space)),
         *_stored_rows(plan),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Auto, Location, NormalizeConfig, Positive, Section, Voxels, Whole
+from pipeline.config import Auto, Axes, Location, NormalizeConfig, Positive, Section, Voxels, Whole
 from pipeline.core.geometry.box import Box, Triple, per_axis
 from pipeline.core.network.receptive import lost_margin, whole_window
 from pipeline.core.network.unet import Architecture
@@ -43,7 +43,7 @@ class PairConfig(Section):
     image: Location = Field(description="Zarr, OME-Zarr, FILE.h5/dataset or TIFF.")
     labels: Location = Field(description="Of the same shape.")
     level: Annotated[int, Field(ge=0)] = 0
-    axes: str = "auto"
+    axes: Axes = "auto"
     voxel_size_nm: Auto | tuple[MoreThanZero, MoreThanZero, MoreThanZero] = "auto"
     weight: MoreThanZero = 1.0
     train: tuple[BoxConfig, ...] = ()

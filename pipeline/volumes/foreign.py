@@ -8,7 +8,6 @@ reads go through the one thread of its event loop (only decoding leaves it).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core.geometry.axes import Reading, nothing_told, refuse_colours_last
+from pipeline.core.geometry.axes import Reading, Told, nothing_told, read_as
 from pipeline.core.locations import is_url
-from pipeline.core.volume import KNOWN_AXES, Selection, Space
+from pipeline.core.volume import Selection, Space
 from pipeline.errors import PipelineError, StorageError
 from pipeline.volumes.file_metadata import Found, Place, first_line
 from pipeline.volumes.hdf5 import open_hdf5
@@ -33,29 +32,27 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 
 @dataclass(frozen=True)
 class ForeignArray:
-    """A stored array that is sliced as numpy's are, its axes in an order of our own.
+    """A stored array that is sliced as numpy's are.
 
     Args:
         source: What holds the voxels: an HDF5 dataset, or zarr's view of a TIFF series.
-        order: The source's axis behind each of ours; those that are left out have an extent of 1.
         format: Of the file, `HDF5` or `TIFF`.
-        stored_chunks: What the file decodes at once, along the source's axes.
+        chunks: What the file decodes at once.
         url: For errors.
         stored: Chunks that hold voxels, and how many there are.
         files: That hold them.
     """
 
     source: Any
-    order: tuple[int, ...]
     format: str
-    stored_chunks: tuple[int, ...]
+    chunks: tuple[int, ...]
     url: str
     stored: tuple[int, int] = (1, 1)
     files: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.source.shape[axis] for axis in self.order)
+        return tuple(self.source.shape)
 
     @property
     def dtype(self) -> np.dtype:
@@ -63,12 +60,8 @@ class ForeignArray:
         return dtype
 
     @property
-    def chunks(self) -> tuple[int, ...]:
-        return tuple(self.stored_chunks[axis] for axis in self.order)
-
-    @property
     def ndim(self) -> int:
-        return len(self.order)
+        return len(self.shape)
 
     def __getitem__(self, selection: Any) -> np.ndarray:
         """Voxels of a selection by integers, slices of a positive step, and `...`; only the chunks it touches are read.
@@ -77,11 +70,9 @@ class ForeignArray:
             StorageError: The file is damaged, or gone.
         """
         parts = _spelled_out(selection, self.shape)
-        stored: list[int | slice] = [0] * len(self.source.shape)
-        for axis, part in zip(self.order, parts, strict=True):
-            stored[axis] = part if isinstance(part, slice) else slice(part, part + 1)
+        whole = tuple(part if isinstance(part, slice) else slice(part, part + 1) for part in parts)
         try:
-            voxels = np.asarray(self.source[tuple(stored)])
+            voxels = np.asarray(self.source[whole])
         except PipelineError:
             raise
         except Exception as error:  # decoders raise whatever they meet in a damaged file
@@ -89,8 +80,6 @@ class ForeignArray:
                 f"{self.format} volume '{self.url}' cannot be read at {parts} ({first_line(error)}). "
                 "The file is damaged, incomplete, or gone: copy it again."
             ) from error
-        stored_order = sorted(self.order)
-        voxels = voxels.transpose([stored_order.index(axis) for axis in self.order])
         return voxels[tuple(slice(None) if isinstance(part, slice) else 0 for part in parts)]
 
 
@@ -100,13 +89,13 @@ class Foreign:
 
     Args:
         array: Its voxels.
-        axes: Of the array, one of `KNOWN_AXES`.
+        reading: Which axes they have.
         space: Where they lie.
         warnings: What the file says of them and was not believed, and what it lacks.
     """
 
     array: ForeignArray
-    axes: str
+    reading: Reading
     space: Space
     warnings: tuple[str, ...] = ()
 
@@ -143,10 +132,14 @@ def open_foreign(place: Place, url: str, selection: Selection) -> Foreign:
     with _understood(place, url):
         open_file = open_hdf5 if place.kind == "HDF5" else open_tiff
         description = open_file(place, url, selection.level)
-    names, order = _read_as(description, selection.axes, url)
-    space, files = _space(description, names), description.files or (str(place.path),)
-    array = ForeignArray(description.source, order, place.kind, description.chunks, url, description.stored, files)
-    return Foreign(array, names, space, (*description.warnings, *_warnings(description, selection.axes, names, space)))
+    shape = tuple(description.source.shape)
+    told = _told(description.names, shape, place.kind)
+    reading = read_as([told] if told else [], shape, selection.axes, url, follows=True)
+    space, files = _space(description, reading.axes), description.files or (str(place.path),)
+    array = ForeignArray(description.source, place.kind, description.chunks, url, description.stored, files)
+    return Foreign(
+        array, reading, space, (*description.warnings, *reading.warnings, *_warnings(description, reading, space))
+    )
 
 
 def foreign_levels(place: Place, url: str) -> int:
@@ -191,65 +184,32 @@ def _spelled_out(selection: Any, shape: tuple[int, ...]) -> tuple[int | slice, .
     )
 
 
-def _read_as(description: Found, asked: str, url: str) -> tuple[str, tuple[int, ...]]:
-    """The volume's axes, and which stored axis is behind each.
+def _told(names: str, shape: Sequence[int], kind: str) -> Told | None:
+    """The axes that a file names, by our letters; None where it names none.
 
-    A plan opens its input again by the axes that it found: where the file's own names come to what is asked, they are
-    followed, so that an order that was changed is changed again.
-
-    Raises:
-        StorageError: They come to no volume.
+    TIFF's samples `s` are channels, and so are colours beside one channel; its `q` and `i` are axes of pages of which nothing is known.
     """
-    shape = description.source.shape
-    if asked == "auto" and not _is_told(description.names):
-        refuse_colours_last(shape, url)
-    for letters in (_by_name(description.names, shape), _by_order(description.names, shape, asked)):
-        names = "".join(axis for axis in "czyx" if axis in letters)
-        if names in KNOWN_AXES and len(names) == len(letters.replace(".", "")) and asked in (names, "auto"):
-            return names, tuple(letters.index(axis) for axis in names)
-    stored_axes = f"the axes '{description.names}'" if description.names else f"{len(shape)} axes without names"
-    raise StorageError(
-        f"Volume '{url}' has {stored_axes}, shape {tuple(shape)}, and input.axes is '{asked}'; expected {', '.join(KNOWN_AXES)}, "
-        "and others of extent 1. Save one time point at a time, or set input.axes to how its axes are stored."
-    )
+    if not names:
+        return None
+    extents = dict(zip(names, shape, strict=True))
+    letters = list(names)
+    if extents.get("s", 1) > 1 and extents.get("c", 1) == 1:
+        letters = [{"s": "c", "c": "s"}.get(letter, letter) for letter in letters]
+    letters = ["z" if letter in "qi" and extent > 1 else letter for letter, extent in zip(letters, shape, strict=True)]
+    return Told(kind, tuple(letters), is_sure=not set(names) & {"q", "i"})
 
 
-def _is_told(names: str) -> bool:
-    """Whether a file says which axes it has; TIFF's `q` and `i` are axes of pages of which nothing is known."""
-    return bool(names) and not set(names) & {"q", "i"}
-
-
-def _warnings(description: Found, asked: str, names: str, space: Space) -> list[str]:
-    """Warnings of what the file lacks, and where the configuration says something else than the file."""
-    warnings = []
-    letters = _by_name(description.names, description.source.shape).replace(".", "")
-    if asked != "auto" and _is_told(description.names) and "".join(sorted(letters, key="czyx".find)) != names:
-        warnings.append(f"input.axes '{asked}' governs, but the axes are told as '{description.names}'")
-    reading = Reading(names, is_told=asked != "auto" or _is_told(description.names))
+def _warnings(description: Found, reading: Reading, space: Space) -> list[str]:
+    """Warnings of what the file lacks."""
     if space.is_unknown and not any("voxel size unknown" in one for one in description.warnings):
-        return [*warnings, nothing_told(reading)]
-    missing = [axis for axis in names.removeprefix("c") if axis not in description.sizes]
+        return [nothing_told(reading)]
+    warnings = []
+    missing = [axis for axis in reading.axes.removeprefix("c") if axis not in description.sizes]
     if missing and not space.is_unknown:
         warnings.append(f"voxel size along {', '.join(missing)} unknown, taken as 1 without a unit")
     if not reading.is_told:
-        warnings.append(f"no axes are told, read as {names}; set input.axes if they are others")
+        warnings.append(f"no axes are told, read as {reading.axes}; set input.axes if they are others")
     return warnings
-
-
-def _by_name(names: str, shape: Sequence[int]) -> str:
-    """A letter a stored axis, as the file names them; `.` for one of extent 1 that no volume has."""
-    letters = "".join("." if n == 1 and axis not in "czyx" else axis for axis, n in zip(names, shape, strict=False))
-    return re.sub("[qi]", "z", letters if "c" in letters else letters.replace("s", "c"))
-
-
-def _by_order(names: str, shape: Sequence[int], asked: str) -> str:
-    """A letter a stored axis, in the order asked for, or by their number; `.` for one of extent 1 that is too many."""
-    if asked == "auto":
-        return "" if names else {2: "yx", 3: "zyx", 4: "czyx"}.get(len(shape), "")
-    spare = [n == 1 and axis not in "yx" for axis, n in zip(names or "?" * len(shape), shape, strict=True)]
-    kept = [len(shape) == len(asked) or not dropped for dropped in spare]
-    letters = iter(asked)
-    return "".join(next(letters) if keep else "." for keep in kept) if sum(kept) == len(asked) else ""
 
 
 def _space(description: Found, axes: str) -> Space:

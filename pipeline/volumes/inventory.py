@@ -146,9 +146,11 @@ def _of_file(volume: Volume, array: ForeignArray) -> Inventory:
 def _coarse(volume: Volume, stored: Stored, listing: list[Look]) -> Inventory:
     by_place = dict(enumerate(listing))
     name = volume.place.rpartition("/")[2]
-    shape = volume.array.shape
+    axes = volume.description.axes
+    extents = dict(zip(volume.stored_axes, volume.array.shape, strict=True))
+    shape = tuple(extents[axis] for axis in axes)
     inventory = _inventory(volume, stored, (len(listing), *(1,) * (len(shape) - 1)), shape, by_place)
-    return replace(inventory, start=name, coarse=True)
+    return replace(inventory, axes=axes, start=name, coarse=True)
 
 
 def _inventory(
@@ -165,7 +167,7 @@ def _inventory(
         stored,
         grid,
         tuple(extent),
-        volume.description.axes,
+        volume.stored_axes,
         start,
         separator,
         np.array(places, dtype=np.int64),

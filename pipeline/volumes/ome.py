@@ -33,6 +33,7 @@ class Multiscale:
         units: Unit of each axis as it is written.
         paths: Array paths, level 0 first.
         transforms: What places each level, as it is written, and what places the whole after it.
+        channels: Names of its channels, as `omero` has them; empty where it has none.
     """
 
     url: str
@@ -41,20 +42,26 @@ class Multiscale:
     units: tuple[Any, ...]
     paths: tuple[str, ...]
     transforms: tuple[tuple[Any, Any], ...]
+    channels: tuple[str, ...] = ()
 
     def level_of(self, path: str) -> int | None:
         """The level that an array is, by its path below the group; None where it is none."""
         return next((i for i, known in enumerate(self.paths) if normpath(known.strip("/")) == path), None)
 
-    def space(self, level: int, axes: str) -> tuple[Space, tuple[str, ...]]:
-        """Placement of a level's voxels, read as `axes`, along those other than c; and what of it is not known, and why.
+    def space(self, level: int, stored: str) -> tuple[Space, tuple[str, ...]]:
+        """Placement of a level's voxels along z, y, x; and what of it is not known, and why.
+
+        Args:
+            level: Which.
+            stored: A letter per stored axis, as it is read.
 
         Raises:
-            StorageError: The metadata have another number of axes.
+            StorageError: The metadata cannot be understood.
         """
-        keep = [i for i, name in enumerate(axes) if name != "c"]
+        spatial = [axis for axis in "zyx" if axis in stored]
+        keep = [stored.index(axis) for axis in spatial]
         unknown = Space.unknown(len(keep))
-        if len(self.axes.names) != len(axes):
+        if len(self.axes.names) != len(stored):
             return unknown, (f"voxel size unknown: the metadata of '{self.url}' have {len(self.axes.names)} axes",)
         try:
             placed = self._placed(level)
@@ -66,7 +73,7 @@ class Multiscale:
         scale, translation = ([values[i] for i in keep] for values in (placed.scale, placed.translation))
         if not all(map(is_size, scale)):
             return unknown, (
-                f"voxel size unknown: a scale of {_plain(scale)} (along {_spatial(axes)}) is told by '{self.url}'",
+                f"voxel size unknown: a scale of {_plain(scale)} (along {', '.join(spatial)}) is told by '{self.url}'",
             )
         warnings = []
         if not all(abs(value) < float("inf") for value in translation):
@@ -115,7 +122,7 @@ def read_multiscales(attributes: Mapping[str, Any], url: str) -> list[Multiscale
     try:
         if not isinstance(images, list | tuple):
             raise TypeError("multiscales is no list")
-        return [_parsed(image, url) for image in images]
+        return [_parsed(image, url, _channel_names(attributes, ome)) for image in images]
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise _not_understood(url, error) from error
 
@@ -138,7 +145,18 @@ def _not_understood(url: str, error: Exception) -> StorageError:
     )
 
 
-def _parsed(image: Mapping[str, Any], url: str) -> Multiscale:
+def _channel_names(*places: Mapping[str, Any]) -> tuple[str, ...]:
+    """Labels of the channels of the first `omero` that has any; a channel without one has an empty name."""
+    for place in places:
+        omero = place.get("omero")
+        channels = omero.get("channels") if isinstance(omero, Mapping) else None
+        if isinstance(channels, list | tuple):
+            labels = [one.get("label") if isinstance(one, Mapping) else None for one in channels]
+            return tuple(label if isinstance(label, str) else "" for label in labels)
+    return ()
+
+
+def _parsed(image: Mapping[str, Any], url: str, channels: tuple[str, ...]) -> Multiscale:
     axes = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in image["axes"]]
     datasets, common = image["datasets"], image.get("coordinateTransformations")
     return Multiscale(
@@ -148,15 +166,12 @@ def _parsed(image: Mapping[str, Any], url: str) -> Multiscale:
         units=tuple(axis.get("unit") for axis in axes),
         paths=tuple(str(dataset["path"]) for dataset in datasets),
         transforms=tuple((dataset.get("coordinateTransformations"), common) for dataset in datasets),
+        channels=channels,
     )
 
 
 def _plain(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-def _spatial(axes: str) -> str:
-    return ", ".join(axes.replace("c", ""))
 
 
 def _short(value: Any) -> str:

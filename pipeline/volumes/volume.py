@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -21,10 +21,11 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.types import AnyArray
 
-from pipeline.core.geometry.axes import Told, nothing_told, read_as
+from pipeline.core.channels import chosen_channels
+from pipeline.core.geometry.axes import Reading, Told, nothing_told, read_as
 from pipeline.core.geometry.box import Box, Triple, per_axis
 from pipeline.core.locations import is_url, without_file_scheme
-from pipeline.core.volume import FINEST, Description, Selection, Space
+from pipeline.core.volume import FINEST, KNOWN_AXES, Description, Selection, Space
 from pipeline.errors import PipelineError, StorageError
 from pipeline.places.objects import ObjectStore, advice, refusal, told
 from pipeline.places.stores import first_document, input_store
@@ -46,11 +47,18 @@ class Volume:
         description: What it is.
         array: What is behind it, with its axes: shape, dtype, chunks, and slices as of numpy.
         warnings: What its metadata say and was not believed, and what they lack.
+        letters: An axis of the array each, of t, c, z, y, x, or `.` for one that is passed over; empty where they are the description's axes.
     """
 
     description: Description
     array: AnyArray | ForeignArray | np.ndarray
     warnings: tuple[str, ...] = ()
+    letters: str = ""
+
+    @property
+    def stored_axes(self) -> str:
+        """A letter per axis of the array."""
+        return self.letters or self.description.axes
 
     @property
     def shape(self) -> Triple:
@@ -111,10 +119,15 @@ class Volume:
         Raises:
             StorageError: They are damaged, or out of reach.
         """
-        by_axis = dict(zip("zyx", per_axis(slice, box.start, box.stop), strict=True))
-        axes = self.description.axes
+        spans = dict(zip("zyx", per_axis(slice, box.start, box.stop), strict=True))
+        chosen = self.description.chosen
         try:
-            voxels = np.asarray(self.array[tuple(by_axis.get(axis, slice(None)) for axis in axes)])
+            if not chosen:
+                return self._read(spans)
+            if self.chunks[self.stored_axes.index("c")] == 1:
+                return np.concatenate([self._read(spans | {"c": slice(c, c + 1)}) for c in chosen])
+            first = min(chosen)  # a chunk holds several: all between them are decoded once
+            return self._read(spans | {"c": slice(first, max(chosen) + 1)})[[c - first for c in chosen]]
         except PipelineError:
             raise
         except Exception as error:  # file systems, stores and codecs raise anything, zlib.error and EOFError too
@@ -125,9 +138,16 @@ class Volume:
                 f"Volume '{self.description.url}' could not be read: the box {box} gave {type(error).__name__}: {error}. It is "
                 "damaged or out of reach there; repair it."
             ) from error
-        if "z" not in axes:
-            voxels = np.expand_dims(voxels, axes.index("y"))
-        return voxels if "c" in axes else voxels[np.newaxis]
+
+    def _read(self, spans: Mapping[str, slice]) -> np.ndarray:
+        """Voxels of a span of each axis, (C, Z, Y, X); of one that is not stored there is one, of one that is passed over the first."""
+        stored, axes = self.stored_axes, self.description.axes
+        first_or_all = [slice(None) if axis == "c" else slice(0, 1) for axis in stored]
+        voxels = np.asarray(self.array[tuple(map(spans.get, stored, first_or_all))])
+        voxels = voxels.reshape([n for axis, n in zip(stored, voxels.shape, strict=True) if axis in axes])
+        kept = [axis for axis in stored if axis in axes]
+        voxels = voxels.transpose([kept.index(axis) for axis in axes])
+        return np.ascontiguousarray(np.expand_dims(voxels, [i for i, axis in enumerate("czyx") if axis not in axes]))
 
 
 def open_volume(url: str, selection: Selection = FINEST) -> Volume:
@@ -146,16 +166,18 @@ def open_volume(url: str, selection: Selection = FINEST) -> Volume:
     place = foreign_place(url)
     if place is not None:
         file = open_foreign(place, url, selection)
-        opened = _Opened(file.array, file.axes, file.space, file.warnings)
+        opened = _Opened(file.array, file.reading, file.space, file.warnings)
     else:
         opened = _open_zarr(url, selection)
-    array = opened.array
+    array, stored = opened.array, opened.reading.stored
     if array.dtype.kind not in "buif":
         raise StorageError(f"Volume '{url}' has dtype {array.dtype}; expected integers or floats. Convert it first.")
     if 0 in array.shape:
         raise StorageError(f"Volume '{url}' has shape {array.shape}: there is no voxel to predict. Check input.url.")
     check_extents(array.shape, array.chunks, array.dtype.itemsize, url)
-    return Volume(_description(url, selection.level, array, opened.axes, opened.space), array, opened.warnings)
+    channels = dict(zip(stored, array.shape, strict=True)).get("c", 1)
+    chosen = chosen_channels(selection.channels, channels, opened.channel_names, url)
+    return Volume(_description(url, selection, opened, chosen), array, opened.warnings, stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +185,10 @@ class _Opened:
     """An array, with what its metadata say."""
 
     array: AnyArray | ForeignArray
-    axes: str
+    reading: Reading
     space: Space
     warnings: tuple[str, ...] = ()
+    channel_names: tuple[str, ...] = ()
 
 
 def _open_zarr(url: str, selection: Selection) -> _Opened:
@@ -178,15 +201,14 @@ def _open_zarr(url: str, selection: Selection) -> _Opened:
     warnings += reading.warnings
     if image:
         space, unclear = image.image.space(
-            selection.level if isinstance(node, zarr.Group) else image.level, reading.axes
+            selection.level if isinstance(node, zarr.Group) else image.level, reading.stored
         )
         unnamed = (
             () if reading.is_told else (f"no axes are told, read as {reading.axes}; set input.axes if they are others",)
         )
-        return _Opened(array, reading.axes, space, (*warnings, *unnamed, *unclear))
-    return _Opened(
-        array, reading.axes, Space.unknown(len(reading.axes.replace("c", ""))), (*warnings, nothing_told(reading))
-    )
+        return _Opened(array, reading, space, (*warnings, *unnamed, *unclear), image.image.channels)
+    space = Space.unknown(len(reading.axes.removeprefix("c")))
+    return _Opened(array, reading, space, (*warnings, nothing_told(reading)))
 
 
 def _image(node: AnyArray | zarr.Group, url: str) -> tuple[Level | None, tuple[str, ...]]:
@@ -302,31 +324,38 @@ def _level(node: AnyArray | zarr.Group, multiscale: Multiscale | None, url: str,
     return array
 
 
-def _description(url: str, level: int, array: AnyArray | ForeignArray, axes: str, space: Space) -> Description:
-    extent, chunk = (dict(zip(axes, values, strict=True)) for values in (array.shape, array.chunks))
+def _description(url: str, selection: Selection, opened: _Opened, chosen: tuple[int, ...]) -> Description:
+    array, axes, stored = opened.array, opened.reading.axes, opened.reading.stored
+    extent, chunk = (dict(zip(stored, values, strict=True)) for values in (array.shape, array.chunks))
+    if isinstance(array, ForeignArray) and (selection.axes == "auto" or selection.axes in KNOWN_AXES):
+        stored = axes  # the file itself says where each lies
     return Description(
         url=url,
-        level=level,
+        level=selection.level,
         axes=axes,
-        channels=extent.get("c", 1),
+        channels=len(chosen) or extent.get("c", 1),
         shape=(extent.get("z", 1), extent["y"], extent["x"]),
         dtype=array.dtype.newbyteorder("=").name,
         chunks=(chunk.get("z", 1), chunk["y"], chunk["x"]),
-        space=space,
-        metadata_sha256=_metadata_sha256(array, axes),
+        space=opened.space,
+        metadata_sha256=_metadata_sha256(array, axes, extent, chunk),
+        stored="" if stored == axes else stored,
+        chosen=chosen,
     )
 
 
-def _metadata_sha256(array: AnyArray | ForeignArray, axes: str) -> str:
+def _metadata_sha256(
+    array: AnyArray | ForeignArray, axes: str, extent: Mapping[str, int], chunk: Mapping[str, int]
+) -> str:
     """Digest of the document that says how the array is stored; attributes do not change what it holds.
 
     HDF5 and TIFF have no such document: there it is shape, dtype, chunks and axes.
     """
     if isinstance(array, ForeignArray):
         content: dict[str, Any] = {
-            "shape": array.shape,
+            "shape": [extent[axis] for axis in axes],
             "dtype": array.dtype.newbyteorder("=").name,
-            "chunks": array.chunks,
+            "chunks": [chunk[axis] for axis in axes],
             "axes": axes,
         }
     else:

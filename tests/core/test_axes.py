@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.core.geometry.axes import Told, nothing_told, read_as, refuse_colours_last
+from pipeline.core.geometry.axes import Told, nothing_told, read_as, refuse_colours_last, why_no_axes
 from pipeline.errors import StorageError
 
 SHAPE = (5, 40, 50)
@@ -14,7 +14,15 @@ def told(names, by="names"):
 
 
 @pytest.mark.parametrize(
-    ("asked", "shape"), [("zyx", (2, 5, 40, 50)), ("zyx", (40, 50)), ("xyz", SHAPE), ("tyx", SHAPE), ("czyx", SHAPE)]
+    ("asked", "shape"),
+    [
+        ("zyx", (2, 5, 40, 50)),
+        ("zyx", (40, 50)),
+        ("zy", (5, 40)),
+        ("zyx.", SHAPE),
+        ("zzyx", (1, *SHAPE)),
+        ("czyx", SHAPE),
+    ],
 )
 def test_axes_that_are_asked_for_must_be_known_and_as_many(asked, shape):
     """Neither alone is enough: an order that nothing is read in, or a name for an axis that is not there."""
@@ -22,14 +30,59 @@ def test_axes_that_are_asked_for_must_be_known_and_as_many(asked, shape):
         read_as([], shape, asked, "v")
 
 
-def test_a_time_axis_of_many_points_has_no_remedy_of_names():
-    """Five axes are none that a setting could put right: one time point is to be named."""
+def test_axes_that_nobody_tells_and_that_are_five_are_asked_for():
+    """A remedy that works, of axes; six of more than one voxel have none."""
+    with pytest.raises(StorageError, match=r"Set input\.axes to how they are stored"):
+        read_as([], (1, 2, 5, 40, 50), "auto", "v")
+    assert read_as([], (1, 2, 5, 40, 50), "tczyx", "v").axes == "czyx"
     with pytest.raises(StorageError) as refused:
-        read_as([], (2, 2, 5, 40, 50), "auto", "v")
-    assert "one time point at a time." in str(refused.value)
+        read_as([], (2, 2, 2, 5, 40, 50), "auto", "v")
     assert "input.axes" not in str(refused.value)
-    with pytest.raises(StorageError, match=r"or set input\.axes to how they are stored"):
-        read_as([told("tzyx")], (2, 5, 40, 50), "auto", "v")
+
+
+@pytest.mark.parametrize("asked", ["auto", "tzyx"])
+def test_one_time_point_is_passed_over_and_several_are_refused(asked):
+    """What bioformats2raw writes has a time axis always."""
+    assert read_as([told("tzyx")], (1, *SHAPE), asked, "v").axes == "zyx"
+    with pytest.raises(StorageError, match="3 time points along t"):
+        read_as([told("tzyx")], (3, *SHAPE), asked, "v")
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "asked", "stored"),
+    [
+        ("bzyx", (1, *SHAPE), "auto", ".zyx"),
+        ("bzyx", (1, *SHAPE), "zyx", ".zyx"),
+        ("----", (1, *SHAPE), "zyx", ".zyx"),
+        ("----", (5, 40, 1, 50), "zyx", "zy.x"),
+        ("zcyx", (5, 1, 40, 1), "zyx", "z.yx"),  # an x of one voxel stays x
+        ("-----", (1, 5, 40, 50, 1), "zyx", ".zyx."),
+    ],
+)
+def test_axes_of_one_voxel_that_are_too_many_are_passed_over(names, shape, asked, stored):
+    """By their names, or where fewer axes are asked for than are stored; never one of y and x that is told."""
+    assert read_as([told(names)], shape, asked, "v").stored == stored
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_axes_in_the_usual_order_may_say_which_there_are(follows):
+    """In HDF5 and TIFF the file's own names then say where each lies; other orders are as stored, wherever."""
+    found = read_as([told("zcyx")], (5, 2, 40, 50), "czyx", "v", follows=follows)
+    assert found.stored == ("zcyx" if follows else "czyx")
+    assert bool(found.warnings) is not follows
+    assert read_as([told("zcyx")], (5, 2, 40, 50), "czxy", "v", follows=follows).stored == "czxy"
+
+
+@pytest.mark.parametrize("text", ["auto", "yx", "xy", "yxc", "tczyx", "xyzct", "tyx"])
+def test_orders_that_can_be_asked_for(text):
+    """Any, with y and x."""
+    assert why_no_axes(text) == ""
+
+
+@pytest.mark.parametrize("text", ["", "zy", "yxx", "ZYX", "zyxb", ".yx", "zy x"])
+def test_texts_that_are_no_order(text):
+    """Said with an example."""
+    assert "such as yx" in why_no_axes(text)
 
 
 @pytest.mark.parametrize(
@@ -103,5 +156,5 @@ def test_a_last_axis_of_three_or_four_beside_wide_ones_may_be_colours(shape, is_
     if not is_refused:
         refuse_colours_last(shape, "v")
         return
-    with pytest.raises(StorageError, match=r"must come first to be read: store it as \(" + str(shape[-1])):
+    with pytest.raises(StorageError, match=f"if it is channels, to '{'z' * (len(shape) - 3)}yxc'"):
         refuse_colours_last(shape, "v")

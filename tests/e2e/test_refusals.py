@@ -132,12 +132,18 @@ def a_group_without_multiscales(run: Run, shared_data: Path) -> Keys:
 
 def five_axes(run: Run, shared_data: Path) -> Keys:
     """A time series."""
-    return {"input": {"url": str(shared_data / "zarr/zarr-java/ome/v0.5")}}
+    path = save_array(run.folder / "series.zarr", random_volume((3, 1, 9, 9, 9)))
+    return {"input": {"url": str(path), "axes": "tczyx"}}
 
 
 def two_channels(run: Run, shared_data: Path) -> Keys:
     """More channels than the network reads."""
     return {"input": {"url": str(save_array(run.folder / "two.zarr", random_volume((2, 9, 9, 9))))}}
+
+
+def a_channel_that_is_not_there(run: Run, shared_data: Path) -> Keys:
+    """A number behind the last."""
+    return {"input": {**two_channels(run, shared_data)["input"], "channels": [7]}}
 
 
 def a_picture(run: Run, shared_data: Path) -> Keys:
@@ -165,8 +171,9 @@ def values_that_are_not_finite(run: Run, shared_data: Path) -> Keys:
 
 VOLUMES = [
     (a_group_without_multiscales, "has no OME-Zarr image metadata (multiscales); it holds a"),
-    (five_axes, "has 5 axes, shape (1, 2, 8, 16, 16), read as 'tczyx'"),
-    (two_channels, "reads 1 channels, but input"),
+    (five_axes, "read as 'tczyx': 3 time points along t"),
+    (two_channels, "Set input.channels to the 1 that it was trained on"),
+    (a_channel_that_is_not_there, "input.channels asks for 7, which is none of them"),
     (a_picture, "is a 3D network, but input"),
     (a_picture_file, "is not a Zarr array or group"),
     (a_torn_tiff, "is no readable TIFF file"),
