@@ -26,7 +26,7 @@ from pipeline.core.ledger import TileRecord, Units
 from pipeline.core.normalization import finite
 from pipeline.core.tiles.cost import read_spans
 from pipeline.core.tiles.grid import Tile
-from pipeline.errors import FileError, InferenceError, StorageError
+from pipeline.errors import FileError, ForbiddenError, InferenceError, StorageError
 
 BEHIND = 2
 """Results that wait for the writer, at most."""
@@ -219,6 +219,8 @@ def _read(source: Source, tile: Tile, span: Span, nonfinite: str) -> np.ndarray:
     inside, indices = shown(part, source.shape)
     try:
         array = source.read(inside)
+    except ForbiddenError as error:
+        raise InferenceError(f"{tile} could not be read: {error} Finished tiles are kept.") from None
     except Exception as error:  # file systems and codecs raise anything, zlib.error and EOFError too
         why = error.__cause__ if isinstance(error, StorageError) and error.__cause__ else error
         raise InferenceError(

@@ -16,7 +16,7 @@ from pipeline.core.network.stream import Stream
 from pipeline.core.network.unet import Architecture
 from pipeline.core.tiles.grid import Tile, TileGrid
 from pipeline.engine import infer_tile
-from pipeline.errors import InferenceError, StorageError
+from pipeline.errors import ForbiddenError, InferenceError, StorageError
 
 SHAPE = (13, 22, 17)
 SAME = Architecture(ndim=3, depth=1, width=2)
@@ -296,6 +296,10 @@ def because(error: Exception, cause: Exception | None) -> Exception:
         (because(StorageError("a chunk is damaged"), ValueError("bad magic")), "gave ValueError: bad magic"),
         (because(StorageError("a chunk is damaged"), None), "gave StorageError: a chunk is damaged"),
         (because(OSError("stale handle"), ValueError("bad magic")), "gave OSError: stale handle"),
+        (
+            ForbiddenError("'s3://b/c/0' is refused."),
+            r"could not be read: 's3://b/c/0' is refused. Finished tiles are kept.$",
+        ),
     ],
 )
 def test_a_tile_says_what_the_store_met_and_not_that_the_store_says_so(error, why):
