@@ -29,6 +29,7 @@ from pipeline.outputs.image import Image
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.outputs.sink import UnitSink
 from pipeline.thread_variables import lowered
+from pipeline.volumes.cached import cached
 from pipeline.volumes.volume import Volume, open_volume
 
 ENDS = "HALOTILE_ENDS"
@@ -214,7 +215,7 @@ def _open(directory: RunDirectory, job: Job, plan: Plan, earlier: TilePredictor 
         job=job,
         plan=plan,
         checkpoint=checkpoint,
-        source=directory.counted(plan, volume),
+        source=directory.counted(plan, cached(volume, plan.cost.cache_bytes)),
         predictor=predictor_of(checkpoint, plan, earlier),  # the first card: every worker sees its own only
         image=Image(plan),
         directory=directory,

@@ -177,6 +177,7 @@ class Cost:
         voxels_decoded: Of the chunks that hold them, as often as they are decoded.
         worker_bytes: Upper bound of a worker's resident memory.
         output_bytes: Of the output before compression.
+        cache_bytes: Of `worker_bytes`, those for what a worker keeps of what it read of an object store.
     """
 
     multiply_adds: int
@@ -185,6 +186,7 @@ class Cost:
     voxels_decoded: int
     worker_bytes: int
     output_bytes: int
+    cache_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,6 +398,8 @@ class Plan:
             stored["architecture"] = member.architecture.to_dict()
         if not self.model.members:
             del content["model"]["members"]
+        if not self.cost.cache_bytes:
+            del content["cost"]["cache_bytes"]
         del content["statistics"]
         content |= {"tiles": len(self.grid), "counts": self.grid.counts, "fingerprint": self.fingerprint}
         return json_text(content, indent=2)

@@ -20,6 +20,7 @@ from pipeline.core.familiarity import strange_values, strange_voxels
 from pipeline.core.frozen import Sample
 from pipeline.core.geometry.box import Box, Triple, per_axis, triple
 from pipeline.core.lesson import lesson
+from pipeline.core.locations import is_url
 from pipeline.core.machine import Machine
 from pipeline.core.network import document
 from pipeline.core.network.graph import Graph
@@ -43,6 +44,7 @@ from pipeline.core.plan import (
 from pipeline.core.statistics import Survey
 from pipeline.core.stored import Inventory
 from pipeline.core.tiles.cost import (
+    cache_bytes,
     one_pass_multiply_adds,
     read_slices,
     total_multiply_adds,
@@ -141,9 +143,8 @@ def make_plan(
     else:
         dtype, reason = _dtype(config, volume, networks, normalization, device, alike)
     request = _tile_request(config, volume, checkpoint, machine, device, dtype, pinned, mean, window)
-    tiling, threads = _best_workers(
-        request, worker_choices(config, machine, device, alike), config, machine, governed=governs
-    )
+    options = worker_choices(config, machine, device, alike)
+    tiling, threads = _best_workers(request, options, config, machine, governed=governs)
     plan = Plan(
         source=volume.description,
         nonfinite=config.input.nonfinite,
@@ -156,7 +157,7 @@ def make_plan(
         halo=tiling.halo,
         slab=tiling.stream.slab,
         compute=Compute(device, dtype, threads, reason, config.compute.augment),
-        cost=_cost(config, volume, tiling),
+        cost=_cost(config, volume, tiling, _left_bytes(options, config, machine, tiling, threads)),
         environment={**environment(), "processor": cpuinfo("model name") or platform.machine()},
         warnings=(
             *volume.warnings,
@@ -734,16 +735,29 @@ def _parameters(checkpoint: Checkpoint) -> int:
     return sum(t.numel() for name, t in checkpoint.state.items() if "running_" not in name and "tracked" not in name)
 
 
-def _cost(config: RunConfig, volume: Volume, tiling: Tiling) -> Cost:
+def _left_bytes(
+    options: list[tuple[int, int]], config: RunConfig, machine: Machine, tiling: Tiling, threads: int
+) -> int:
+    """What a worker may fill beside its tiles, with as many workers as there may be of so many threads."""
+    workers = max(number for number, each in options if each == threads)
+    return max(int(memory_bytes_a_worker(config, machine, workers) * MEMORY_SHARE) - tiling.worker_bytes, 0)
+
+
+def _cost(config: RunConfig, volume: Volume, tiling: Tiling, left_bytes: int) -> Cost:
     grid, stream, stored = tiling.grid, tiling.stream, volume.description
+    wanted = (
+        cache_bytes(grid, stored.chunks, stored.channels * volume.array.dtype.itemsize) if is_url(stored.url) else 0
+    )
+    cache = min(wanted, left_bytes)  # tiles are chosen without it: where a volume lies is no part of what is computed
     slices = read_slices(stream, stored.chunks[0], volume.array.dtype.itemsize)
     return Cost(
         multiply_adds=total_multiply_adds(stream),
         one_pass_multiply_adds=_one_pass_multiply_adds(stream),
         voxels_read=total_voxels_read(grid),
         voxels_decoded=total_voxels_decoded(grid, stored.chunks, slices),
-        worker_bytes=tiling.worker_bytes,
+        worker_bytes=tiling.worker_bytes + cache,
         output_bytes=output_bytes(stream.graph.output.channels, grid.volume, config.output.dtype),
+        cache_bytes=cache,
     )
 
 

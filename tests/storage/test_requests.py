@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from dataclasses import replace
 from math import prod
 from types import SimpleNamespace
 
@@ -10,12 +12,18 @@ import numpy as np
 import pytest
 import zarr
 
+from pipeline import stages
 from pipeline.core.geometry.box import Box
+from pipeline.core.network.unet import Architecture
+from pipeline.core.plan import Plan
+from pipeline.core.tiles.cost import cache_bytes
+from pipeline.core.tiles.grid import TileGrid
 from pipeline.errors import StorageError
 from pipeline.places import remote, stores
+from pipeline.volumes.cached import cached
 from pipeline.volumes.inventory import open_counted
 from pipeline.volumes.volume import open_volume
-from tests.pipeline_cases import random_volume
+from tests.pipeline_cases import make_run, random_volume
 from tests.storage.folder_server import CUT, DROP, HANG, a_share_of, serve_folder
 
 SHAPE, CHUNKS = (32, 48, 64), (8, 8, 8)
@@ -219,3 +227,85 @@ def test_a_bucket_of_amazons_is_asked_for_where_it_lies():
     there = {"x-amz-bucket-region": "eu-west-1"}
     assert remote._address(Amazon(there), "brains") == {"region": "eu-west-1", "virtual_hosted_style_request": True}
     assert remote._address(Amazon({}), "a.b") == {"region": "us-east-1", "virtual_hosted_style_request": False}
+
+
+# --- what neighbouring tiles read ---------------------------------------------------------------------------------------
+
+GRID = TileGrid(SHAPE, core=(16, 16, 16), stride=(4, 4, 4), margin=(6, 6, 6))
+"""Tiles of two chunks an axis, as those of 128 voxels on chunks of 64 are; windows touch four."""
+
+
+def read_by_tiles(volume):
+    """The windows of all tiles, in order, put together from their cores."""
+    found = np.zeros(SHAPE, dtype="uint8")
+    for tile in GRID:
+        window, core = tile.window, tile.core
+        array = volume.read(window)[0]
+        inner = tuple(slice(a - w, b - w) for a, b, w in zip(core.start, core.stop, window.start, strict=True))
+        found[tuple(map(slice, core.start, core.stop))] = array[inner]
+    return found
+
+
+@pytest.mark.parametrize("name", ["v.zarr", "s.zarr"])
+def test_what_neighbours_share_is_asked_for_once(server, base, folder, name):
+    """By a worker that keeps what it read: chunks, and the indexes of shards with them; and voxels are the same."""
+    most = cache_bytes(GRID, CHUNKS, 1)
+    volume = cached(open_volume(f"{base}/{name}"), most)
+    np.testing.assert_array_equal(read_by_tiles(volume), folder[1])
+    assert len(server.asked) <= 1.25 * COUNT
+    assert volume.stored.store.kept_bytes <= most
+
+
+def test_without_that_it_is_asked_for_again_by_each(server, base, folder):
+    """The negative control: what a small tile costs."""
+    volume = cached(open_volume(f"{base}/v.zarr"), 0)
+    np.testing.assert_array_equal(read_by_tiles(volume), folder[1])
+    assert len(server.asked) > 3 * COUNT
+
+
+def test_what_is_kept_is_bounded(server, base, folder):
+    """Whatever the volume's size: what was read longest ago goes first."""
+    volume = cached(open_volume(f"{base}/v.zarr"), 5_000)
+    np.testing.assert_array_equal(read_by_tiles(volume), folder[1])
+    store = volume.stored.store
+    assert 0 < store.kept_bytes <= 5_000
+    assert store.kept_bytes == sum(map(len, store._kept.values()))
+
+
+def test_what_is_kept_is_checked_as_what_is_read(server, base):
+    """A chunk that was cut is refused each time, kept or not."""
+    path = server.root / "b" / "cut.zarr"
+    if not path.exists():
+        zarr.create_array(path, data=random_volume((8, 8, 8)), chunks=CHUNKS)
+        chunk = path / "c/0/0/0"
+        chunk.write_bytes(chunk.read_bytes()[:-9])
+    volume = cached(open_volume(f"{base}/cut.zarr"), 10**6)
+    for _ in range(2):
+        with pytest.raises(StorageError, match="chunk"):
+            volume.read(Box((0, 0, 0), (8, 8, 8)))
+
+
+def test_a_volume_on_a_path_is_left_to_the_kernel(tmp_path):
+    """It keeps what it read of files, and gives it up where memory is short."""
+    zarr.create_array(tmp_path / "v.zarr", data=random_volume((8, 8, 8)))
+    volume = open_volume(str(tmp_path / "v.zarr"))
+    assert cached(volume, 10**6) is volume
+
+
+def test_the_plan_has_the_memory_of_what_is_kept_and_the_same_tiles(server, folder, tmp_path):
+    """A volume on a store is computed as one on a path: what is kept takes what memory is left, and is in no fingerprint."""
+    run = make_run(tmp_path, architecture=Architecture(3, 1, 2), shape=SHAPE, tiles={"core": [16, 16, 16]})
+    shutil.copytree(tmp_path / "input.zarr", server.root / "b" / "input.zarr", dirs_exist_ok=True)
+    stages.plan(run.now)
+    far = run.having(input={"url": "s3://b/input.zarr"}, output={"url": str(tmp_path / "far.zarr")})
+    stages.plan(far.now)
+    here, there = run.plan, far.plan
+    assert there.fingerprint == here.fingerprint
+    assert here.cost.cache_bytes == 0 < there.cost.cache_bytes
+    assert there.cost == replace(
+        here.cost,
+        worker_bytes=here.cost.worker_bytes + there.cost.cache_bytes,
+        cache_bytes=cache_bytes(there.grid, (16, 16, 16), 1),
+    )
+    assert "cache_bytes" not in here.to_json()
+    assert Plan.from_json(there.to_json()).cost == there.cost

@@ -31,6 +31,9 @@ PROCESS_BYTES = 900 * 2**20
 READ_BLOCK_BYTES = 2**28
 """Input that a tile reads at once, at most, where whole chunks along z would be more."""
 
+CACHE_BYTES = 2**28
+"""Of what it read of an object store, that a worker keeps, at most."""
+
 
 # --- arithmetic ---------------------------------------------------------------------------------------------------------
 
@@ -150,6 +153,24 @@ def read_slices(stream: Stream, chunk: int, value_bytes: int) -> int:
     slice_bytes = stream.graph.input.channels * widest_plane(stream.grid) * value_bytes
     most = max(READ_BLOCK_BYTES // slice_bytes, stream.slab)
     return min(round_up(stream.slab, chunk), most, max(stream.grid.volume[0], 1))
+
+
+def cache_bytes(grid: TileGrid, chunks: Triple, voxel_bytes: int) -> int:
+    """What a worker keeps so that it asks an object store for no chunk twice while it goes through tiles in order, before compression.
+
+    Windows overlap by twice the halo, and the last axis runs fastest: a chunk is read again a layer of tiles later, at most. A chunk more along
+    z makes room for what codecs add where nothing can be compressed.
+
+    Args:
+        grid: The tiles.
+        chunks: Voxels of an input chunk along z, y, x.
+        voxel_bytes: Of a stored voxel, all channels.
+    """
+    if len(grid) == 1:
+        return 0
+    slices = max(_decoded(grid, 0, chunks[0], window) for _, window, _ in grid.distinct_cores(0, chunks[0]))
+    plane = prod(per_axis(round_up, grid.volume, chunks)[1:])
+    return min((slices + chunks[0]) * plane * voxel_bytes, CACHE_BYTES)
 
 
 def widest_plane(grid: TileGrid) -> int:
