@@ -38,8 +38,8 @@ class Command:
         )
         self.out = self.error = ""
 
-    def wait(self, seconds: float = 120) -> int:
-        """The exit status, at the latest after so long; what it said is in `out` and `error`."""
+    def wait(self, seconds: float = 300) -> int:
+        """The exit status, with a limit for the busiest machine; what it said is in `out` and `error`."""
         try:
             self.out, self.error = self.process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:

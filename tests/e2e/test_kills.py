@@ -7,7 +7,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
@@ -26,8 +26,8 @@ WORKERS = 2
 IN_FLIGHT = WORKERS * TILES_AHEAD
 
 
-def slow(folder: Path, *, tiles: int, width: int = 96) -> Run:
-    """So many tiles, in sixteens, of enough work to be hit in mid-tile where the network is wide."""
+def slow(folder: Path, *, tiles: int, width: int = 32) -> Run:
+    """So many tiles, in sixteens, of a tenth of a second and more where the network is as wide as this: `held_up` is in time."""
     keys = {"tiles": {"core": [16, 16, 16]}}
     return make_run(folder, architecture=Architecture(3, 2, width), shape=(tiles - 3, 59, 63), **keys)
 
@@ -63,22 +63,23 @@ def held_up(run: Run, tile: int) -> Iterator[None]:
 
 def test_a_second_run_is_refused_and_an_interrupted_one_resumes(started, tmp_path, pooled):
     """Two drivers at once, then Ctrl-C, then the same command: what everybody does sooner or later."""
-    run = slow(tmp_path, tiles=32, width=64)
+    run = slow(tmp_path, tiles=32)
     first = started("run", run.yaml)
     computing(first, run, tiles=1)
-    with held_up(run, tile=8):
-        second = started("run", run.yaml)
+    with held_up(run, tile=12):
+        second = started("run", run.yaml, "--no-prefect")
         assert second.wait() == 2
         assert f"is being written by another run (process {first.process.pid}" in second.error
         assert "Traceback" not in second.error
         assert first.is_running()
         ends_in_order(first, first.interrupt)
     kept = len(done_entries(run.directory))
-    assert 1 <= kept <= 8
+    assert 1 <= kept < 24
 
     third = started("run", run.yaml)
     computing(third, run, tiles=kept + 1)
-    ends_in_order(third, third.process.terminate)  # what a batch system does first
+    with held_up(run, tile=28):
+        ends_in_order(third, third.process.terminate)  # what a batch system does first
     more = len(done_entries(run.directory)) - kept
     assert 1 <= more < 32 - kept
 
@@ -121,7 +122,7 @@ def ends_in_order(command: Command, signalled: Callable[[], object]) -> None:
     """A signal ends a run with status 130, a word, no traceback, and no process left."""
     family = command.family()
     signalled()
-    assert command.wait(30) == 130
+    assert command.wait() == 130
     assert command.error.rstrip().endswith("interrupted; what is finished is kept, run again to resume")
     assert "Traceback" not in command.error
     wait_until(lambda: not alive(family))
@@ -166,7 +167,7 @@ VICTIMS = ("driver at its start", "driver", "worker, then driver", "worker and d
 @pytest.mark.parametrize(
     ("victims", "width"),
     [
-        pytest.param(VICTIMS[::2], 64, id="a share"),
+        pytest.param(VICTIMS[::2], 32, id="a share"),
         pytest.param(VICTIMS, 96, id="all", marks=pytest.mark.fault),
     ],
 )
@@ -188,18 +189,19 @@ def test_killed_at_random_moments_and_restarted_it_writes_the_same_bytes(started
             time.sleep(choose.uniform(0, 8))
         else:
             computing(command, run, tiles=len(done_entries(run.directory)) + choose.randrange(1, 6))
+        with held_up(run, tile=28) if run.directory.tiles_lock_path.exists() else nullcontext():
             time.sleep(choose.uniform(0, 0.5))
-        if victim == "worker, then driver":
-            strike(command, "worker", choose)
-            time.sleep(choose.uniform(0, 3))
-        family = strike(command, victim.removeprefix("worker, then "), choose)
-        command.wait()
-        wait_until(lambda family=family: not alive(family))
+            if victim == "worker, then driver":
+                strike(command, "worker", choose)
+                time.sleep(choose.uniform(0, 3))
+            family = strike(command, victim.removeprefix("worker, then "), choose)
+            command.wait()
+            wait_until(lambda family=family: not alive(family))
         recorded, stored = recorded_and_stored(run)
         assert recorded <= stored
         assert len(stored - recorded) <= IN_FLIGHT
 
-    last = started("run", run.yaml)
+    last = started("run", run.yaml, "--no-prefect")
     assert last.wait() == 0, last.error
     assert run.plan.fingerprint == calm.plan.fingerprint
     assert Counter(done_entries(run.directory)) == Counter(range(32))
@@ -208,15 +210,16 @@ def test_killed_at_random_moments_and_restarted_it_writes_the_same_bytes(started
 
 def test_a_run_is_cancelled_from_another_terminal_or_another_machine(started, tmp_path, pooled):
     """Whoever started it may be at home, and its driver on a node of the cluster: what they share is the output's folder."""
-    run = slow(tmp_path, tiles=128)
+    run = slow(tmp_path, tiles=32)
     command = started("run", run.yaml)
     computing(command, run, tiles=1)
     family = command.family()
-    canceller = started("cancel", run.output)
-    assert canceller.wait() == 0, canceller.error
-    kept = len(done_entries(run.directory))
-    assert f"ended: {kept} of 128 tiles are done and kept" in canceller.out
-    assert command.wait(30) == 130
+    with held_up(run, tile=12):
+        canceller = started("cancel", run.output)
+        assert canceller.wait() == 0, canceller.error
+        kept = len(done_entries(run.directory))
+        assert f"ended: {kept} of 32 tiles are done and kept" in canceller.out
+        assert command.wait() == 130
     assert command.error.rstrip().endswith("interrupted; what is finished is kept, run again to resume")
     wait_until(lambda: not alive(family))
     assert not run.directory.cancel.path.exists()
@@ -228,7 +231,7 @@ def test_a_run_is_cancelled_from_another_terminal_or_another_machine(started, tm
 
 def test_what_was_to_cancel_an_earlier_driver_does_not_end_this_one(tmp_path, pooled):
     """A driver that was killed has left what asked it to end."""
-    run = slow(tmp_path, tiles=16)
+    run = slow(tmp_path, tiles=16, width=4)
     stages.plan(run.now)
     with run.directory.driver():
         run.directory.ask_to_cancel()
@@ -238,7 +241,9 @@ def test_what_was_to_cancel_an_earlier_driver_does_not_end_this_one(tmp_path, po
 
 
 @pytest.mark.slow
-def test_a_tile_that_ends_its_workers_is_set_aside_and_named_and_the_rest_is_done(started, tmp_path, monkeypatch):
+def test_a_tile_that_ends_its_workers_is_set_aside_and_named_and_the_rest_is_done(
+    started, tmp_path, pooled, monkeypatch
+):
     """A success with a hole in it is the worst that a run can report; and one bad tile must not cost the others."""
     poison = tmp_path / "poison"
     poison.mkdir()
@@ -278,9 +283,9 @@ def test_a_tile_that_ends_its_workers_is_set_aside_and_named_and_the_rest_is_don
     assert [r.tile for r in failed] == [57]
 
     (poison / "on").unlink()
-    second = started("run", run.yaml, "--no-prefect")
-    assert second.wait() == 0, second.error
-    assert "1 tile computed" in second.out
+    stages.plan(run.now)
+    assert stages.infer(run.now).tiles == 1
+    assert stages.verify(run.now).complete
     assert Counter(done_entries(run.directory)) == Counter(range(200))
 
 
