@@ -25,7 +25,7 @@ from tests.training.training_cases import cells, recipe
 ROOT = Path(__file__).parents[2]
 
 RUN = """
-    import sys
+    import signal, socket, sys
     from pipeline.garbage import collect_seldom
 
     collect_seldom()  # as `halotile` has it; this is run again in each process of several devices
@@ -35,7 +35,14 @@ RUN = """
 
     class Told:
         def __call__(self, advance):
-            print(advance.phase, advance.done, flush=True)
+            here, there = socket.socketpair()
+            with here, there:
+                there.setblocking(False)
+                signal.set_wakeup_fd(there.fileno())  # Python writes to it when a signal comes
+                print(advance.phase, advance.done, flush=True)
+                if advance.phase == "training" and sys.argv[2:] == ["held"]:
+                    here.recv(1)
+                signal.set_wakeup_fd(-1)
 
     if __name__ == "__main__":
         train(TrainConfig.model_validate_json(Path(sys.argv[1]).read_text()), Told())
@@ -64,13 +71,16 @@ def same(one, other):
 
 @pytest.fixture
 def started():
-    """Start trainings as processes of their own, which end with the test, whatever becomes of it."""
+    """Start trainings as processes of their own, which end with the test, whatever becomes of it.
+
+    One that is `held` goes no further than its first word of a step until a signal comes.
+    """
     processes = []
 
-    def start(config, folder):
+    def start(config, folder, *, held=False):
         (folder / "run.py").write_text(textwrap.dedent(RUN))
         (folder / "config.json").write_text(config.model_dump_json())
-        command = [sys.executable, str(folder / "run.py"), str(folder / "config.json")]
+        command = [sys.executable, str(folder / "run.py"), str(folder / "config.json"), *(["held"] if held else [])]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         processes.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -338,8 +348,8 @@ def test_two_devices_share_each_batch(tmp_path, started):
 @pytest.mark.parametrize("to_all", [False, True], ids=["the first process", "all of them"])
 def test_two_devices_stop_together_and_go_on(tmp_path, to_all, started):
     """A batch system tells the first process, a terminal all; one that stopped a step early would leave the other waiting."""
-    config = recipe(tmp_path, devices=2, steps=60)
-    process = started(config, tmp_path)
+    config = recipe(tmp_path, devices=2, steps=30)
+    process = started(config, tmp_path, held=True)
     ranks = psutil.Process(process.pid)
     for line in process.stdout:
         if line.split()[0] == "training":
@@ -351,7 +361,7 @@ def test_two_devices_stop_together_and_go_on(tmp_path, to_all, started):
     assert process.returncode != 0
     assert "KeyboardInterrupt" in errors.splitlines()[-1]
     assert not psutil.wait_procs(children, timeout=100)[1]
-    assert 10 <= torch.load(tmp_path / "out" / "state.pt", weights_only=True)["step"] < 60
+    assert 10 <= torch.load(tmp_path / "out" / "state.pt", weights_only=True)["step"] < 30
     process = started(config, tmp_path)
     process.communicate(timeout=600)
     assert process.returncode == 0
