@@ -94,7 +94,7 @@ def test_the_command_does_so_for_an_unpadded_network_of_two_channels(halotile, t
         tiles={"core": [2, 16, 16]},
         output={"activation": "softmax"},
     )
-    done = halotile("run", run.yaml, "--set", "output.activation=none")
+    done = halotile("run", run.yaml, "--no-prefect", "--set", "output.activation=none")
     assert done.wait() == 0, done.error
     assert_equal(run.array(), one_pass(run.network, as_volume(run) / np.float32(255)))
     yaozarrs.validate_zarr_store(str(run.output))
@@ -143,7 +143,7 @@ def test_the_run_directory_holds_no_leftovers(finished):
 def test_running_a_finished_job_again_computes_nothing_and_says_so(finished, halotile):
     """A scheduled flow that runs again must cost seconds, not hours."""
     before, entries = stored_objects(finished.output), len(list(finished.directory.records()))
-    again = halotile("run", finished.yaml)
+    again = halotile("run", finished.yaml, "--no-prefect")
     assert again.wait() == 0, again.error
     assert "nothing to compute: all tiles were done already; 8 of 8 verified" in again.out
     assert stored_objects(finished.output) == before
