@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from pipeline.core.network.operations import Affine, WholeNorm
 from pipeline.core.network.receptive import legal_extent, lost_margin, reach, receptive_radius, whole_window
 from pipeline.errors import ModelError
 from pipeline.networks.evaluate import evaluate
+from pipeline.networks.frozen import measured
 from pipeline.networks.importing.exported import graph_of
 from pipeline.networks.importing.proof import prove
 from tests.networks.network_cases import NETWORKS, Aligned, Odd, Residual, Valid, exported, randomise
@@ -315,7 +317,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_looks_at_its_whole_input_is_a_node_of_the_graph(name):
-    """Proven over the whole image; with fixed statistics it has the same voxels, and is local."""
+    """Proven over the whole image; with fixed statistics it has the same voxels, is local, and a tile of it is compared."""
     network = graph_of(exported(randomise(Of(WHOLE[name]))))
     graph = network.graph
     assert graph.whole
@@ -323,7 +325,9 @@ def test_what_looks_at_its_whole_input_is_a_node_of_the_graph(name):
     assert graph_of_document(json.loads(json.dumps(document(graph)))) == graph
     proof = prove(network)
     assert proof.graph < EQUAL
-    assert "no tile is compared" in str(proof)
+    assert proof.fixed < EQUAL
+    assert (proof.tile or 0.0) < EQUAL
+    assert "with the statistics of its whole input fixed" in str(proof)
     fixed = local(graph)
     assert fixed.is_local
     assert receptive_radius(fixed) == receptive_radius(graph)
@@ -332,6 +336,19 @@ def test_what_looks_at_its_whole_input_is_a_node_of_the_graph(name):
     assert not {name for name in graph.whole if isinstance(graph.node(name).operation, WholeNorm)} - {
         n.name for n in fixed.nodes
     }
+
+
+def test_statistics_that_are_wrong_by_a_tenth_are_found_by_the_proof(monkeypatch):
+    """The negative control of the network with fixed statistics."""
+    network = graph_of(exported(randomise(Of(WHOLE["instance norm"]))))
+
+    def wrong(*given):
+        found = measured(*given)
+        return replace(found, weights={name: tuple(1.1 * w for w in pair) for name, pair in found.weights.items()})
+
+    monkeypatch.setattr("pipeline.networks.importing.proof.measured", wrong)
+    with pytest.raises(ModelError, match=r"does not compute what the network does .*whole input fixed [1-9]"):
+        prove(network)
 
 
 def test_a_tile_of_what_looks_at_its_whole_input_is_off():
@@ -348,6 +365,32 @@ def test_a_tile_of_what_looks_at_its_whole_input_is_off():
     axes = triple(needs(network.graph, axis, Span(0, 4), Span(0, 8)) for axis in range(3))
     part = evaluate(network.graph, network.weights, image[:, :, :8, :8, :8], axes)
     assert float((part - whole[:, :, :4, :4, :4]).abs().max()) > 0.05
+
+
+CROPPED = {
+    "either side": (lambda x: F.pad(x[..., 3:-2], (3, 2)), (3, 2), 6),
+    "mirrored": (lambda x: F.pad(x[..., 2:-2], (2, 2, 0, 0, 0, 0), mode="replicate"), (2, 2), 5),
+    "before a convolution": (
+        lambda x: F.conv3d(F.pad(x[..., 2:], (2, 0)), torch.arange(432.0, dtype=x.dtype).view(4, 4, 3, 3, 3), padding=1),
+        (3, 2),
+        3,
+    ),
+    "coarse": (
+        lambda x: F.interpolate(F.pad(F.avg_pool3d(x, 2)[..., 1:-1], (1, 1)), scale_factor=2, mode="nearest"), (1, 1), 6
+    ),
+}  # fmt: skip
+"""Crops that are padded again, how far they reach along x, and the least extent of a pass there."""
+
+
+@pytest.mark.parametrize("name", CROPPED)
+def test_a_crop_that_is_padded_again_needs_a_halo_in_which_that_lies(name):
+    """A layer pads at the ends of a window as it does at those of the volume: a block must be clear of that."""
+    function, expected, least = CROPPED[name]
+    network = graph_of(exported(randomise(Of(function))))
+    assert reach(network.graph)[2] == expected
+    assert legal_extent(network.graph, 2, 1) == least
+    proof = prove(network)
+    assert proof.tile < EQUAL < 1e-3 < proof.short
 
 
 def test_slices_of_a_2d_network_have_statistics_of_their_own():

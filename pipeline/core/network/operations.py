@@ -562,7 +562,15 @@ class Crop(Operation):
         return available - self.low[axis]
 
     def ends(self, axis: int, ends: Span) -> Span:
-        return Span(ends.start, ends.stop - self.low[axis] - self.high[axis])
+        """Where the output ends.
+
+        Raises:
+            ValueError: Nothing is left.
+        """
+        left = ends.extent - self.low[axis] - self.high[axis]
+        if left < 1:
+            raise ValueError(f"Of {ends.extent} voxels a crop of {self.low[axis]} and {self.high[axis]} leaves none.")
+        return Span(ends.start, ends.start + left)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 from pipeline.core.geometry.box import Span, Triple, per_axis, round_up, triple
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.local import local
-from pipeline.core.network.need import needs
+from pipeline.core.network.need import Needs, needs
 
 Sides = tuple[int, int]
 """Voxels before and after."""
+
+MOST_STRIDES = 1000
+"""Of margin, or more voxels, until there are none that would do."""
 
 
 @lru_cache(maxsize=32)
@@ -28,8 +32,40 @@ def receptive_radius(graph: Graph) -> Triple:
 def reach(graph: Graph) -> tuple[Sides, Sides, Sides]:
     """The same of either side, before and after; along an axis they may differ. Of norms over the whole input, as if their statistics were fixed."""
     graph = local(graph)
-    spans = (needs(graph, axis, Span(0, s), None).input for axis, s in enumerate(graph.stride))
-    return triple((-span.start, span.stop - s) for span, s in zip(spans, graph.stride, strict=True))
+    blocks = (needs(graph, axis, Span(0, s), None) for axis, s in enumerate(graph.stride))
+    return triple(_clear_of_padding(graph, block) if graph.is_padded else _sides(block) for block in blocks)
+
+
+def _sides(block: Needs) -> Sides:
+    return -block.input.start, block.input.stop - block.core.stop
+
+
+def _clear_of_padding(graph: Graph, block: Needs) -> Sides:
+    """Margins of a block at whose ends no layer puts values of its own where the block reads.
+
+    As a rule that is what it reads of the volume. A crop takes what is beyond, and a padding after it fills that place: there it is more.
+
+    Raises:
+        ValueError: No margin is wide enough.
+    """
+    axis, stride = block.axis, block.core.stop
+    before, after = _sides(block)
+    far = round_up(max(before, after), stride) + MOST_STRIDES * stride
+    read = [
+        (block.reads[n.name], name) for n in graph.nodes[1:] for name in n.inputs if not graph.is_shrunk(axis, name)
+    ]
+
+    def is_clear(low: int, high: int) -> bool:
+        ends = graph.ends(axis, Span(-low, stride + high))
+        return all(span.clipped(ends[name]) == span for span, name in read)
+
+    def margin(least: int, window: Callable[[int], Sides]) -> int:
+        for more in range(0, MOST_STRIDES * stride, stride):
+            if is_clear(*window(round_up(least, stride) + more)):
+                return round_up(least, stride) + more if more else least
+        raise ValueError(f"Along axis {axis} no margin is wide enough, be it {far} voxels.")
+
+    return margin(before, lambda low: (low, far)), margin(after, lambda high: (far, high))
 
 
 def voxel_reach(graph: Graph) -> tuple[Sides, Sides, Sides]:
@@ -38,12 +74,14 @@ def voxel_reach(graph: Graph) -> tuple[Sides, Sides, Sides]:
     What a tile whose place is free must have around it; a tile on the lattice needs the receptive radius, which is less.
     """
 
-    def sides(axis: int, stride: int) -> Sides:
+    def sides(axis: int, stride: int, block: Sides) -> Sides:
         spans = [needs(graph, axis, Span(place, place + 1), None).input for place in range(stride)]
         before = max(place - span.start for place, span in enumerate(spans))
-        return before, max(span.stop - place - 1 for place, span in enumerate(spans))
+        after = max(span.stop - place - 1 for place, span in enumerate(spans))
+        return max(before, block[0]), max(after, block[1])
 
-    return triple(sides(axis, stride) for axis, stride in enumerate(graph.stride))
+    blocks = enumerate(zip(graph.stride, reach(graph), strict=True))
+    return triple(sides(axis, stride, block) for axis, (stride, block) in blocks)
 
 
 def least_halo(graph: Graph) -> Triple:
@@ -61,11 +99,16 @@ def legal_extent(graph: Graph, axis: int, needed: int) -> int:
     """The least extent along an axis, at least `needed`, that one pass takes without an odd map before a pooling, and without leaving out voxels at the end.
 
     Same padding: a multiple of the stride. Unpadded: four voxels are lost before each pooling, so of the UNet, extents
-    are congruent to -4 modulo the stride (572 at depth 4).
+    are congruent to -4 modulo the stride (572 at depth 4). Where a layer crops, or mirrors, there must be something left, or enough.
+
+    Raises:
+        ValueError: No extent is one that a pass takes.
     """
     first = -lost_margin(graph)[axis]
-    extents = range(needed, needed + graph.stride[axis])
-    return next(n for n in extents if _passes(graph, axis, Span(first, first + n), needed + 2 * first))
+    for n in range(needed, needed + MOST_STRIDES * graph.stride[axis]):
+        if _passes(graph, axis, Span(first, first + n), needed + 2 * first):
+            return n
+    raise ValueError(f"Along axis {axis} no extent from {needed} on is one that a pass takes.")
 
 
 def whole_window(graph: Graph, volume: Triple) -> Triple:

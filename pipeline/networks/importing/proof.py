@@ -1,6 +1,7 @@
 """Nothing is believed of an import: the graph against the program that it came from, and a tile against the whole, in float64.
 
-One stride less of halo must differ: else the tile would show nothing.
+One stride less of halo must differ: else the tile would show nothing. Of a network that looks at its whole input, tiles are those of the network
+with the statistics of an image fixed, which must give what the network gives for that image.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from pipeline.core.geometry.box import Span, Triple, round_up, triple
 from pipeline.core.network.graph import Graph
+from pipeline.core.network.local import local
 from pipeline.core.network.need import Needs, needs
 from pipeline.core.network.receptive import legal_extent, lost_margin, reach, receptive_radius
 from pipeline.errors import ModelError
 from pipeline.networks.evaluate import Weights, evaluate, one_pass, read_of
+from pipeline.networks.frozen import measured
 from pipeline.networks.importing.lowering import Network, Origin
 
 EQUAL = 1e-9
@@ -32,7 +35,9 @@ class Proof:
         graph: The graph and the program that it came from, over the image that the program takes.
         tile: Blocks with their halo and the whole, one along each axis; None where no voxel depends on another.
         short: The same, with one stride less of halo, or where the window's own extent says where voxels lie: the least of the axes.
-        is_local: Whether a tile can be compared at all.
+        fixed: The network with the statistics of an image fixed, and the program over that image; None where it looks at no whole input, or
+            its statistics cannot be fixed.
+        is_local: Whether a tile can be compared as the network is; else tiles are of the network with these statistics.
         origin: The graph and the operators of the file's own format, over an image of few voxels; None where the program is those.
         is_anchored: Whether voxels lie where the extent of the whole says.
     """
@@ -40,6 +45,7 @@ class Proof:
     graph: float
     tile: float | None = None
     short: float | None = None
+    fixed: float | None = None
     is_local: bool = True
     origin: float | None = None
     is_anchored: bool = False
@@ -48,8 +54,10 @@ class Proof:
         shown = f"graph against program {self.graph:.1e} of the range"
         if self.origin is not None:
             shown += f", against the file's own operators {self.origin:.1e}"
-        if not self.is_local:
+        if not self.is_local and self.fixed is None:
             return f"{shown}; it looks at its whole input, so no tile is compared"
+        if self.fixed is not None:
+            shown += f"; with the statistics of its whole input fixed {self.fixed:.1e}"
         if self.tile is None:
             return f"{shown}; every voxel is computed of itself alone"
         shown += f"; tile against whole {self.tile:.1e}"
@@ -69,10 +77,11 @@ def prove(network: Network) -> Proof:
     weights = {name: tuple(w.double() for w in tensors) for name, tensors in network.weights.items()}
     with torch.inference_mode():
         shape, extent, difference = _against(network, weights, network.program)
-        tiles = _tiles(graph, weights, shape, extent) if graph.is_local else (None, None)
+        fixed, local_graph, local_weights = _fixed(network, weights) if not graph.is_local else (None, graph, weights)
+        tiles = _tiles(local_graph, local_weights, shape, extent) if local_graph.is_local else (None, None)
         origin = _against(network, weights, network.origin)[2] if network.origin else None
-        proof = Proof(difference, *tiles, graph.is_local, origin, bool(graph.anchored))
-    if not max(proof.graph, proof.tile or 0.0, proof.origin or 0.0) <= EQUAL:
+        proof = Proof(difference, *tiles, fixed, graph.is_local, origin, bool(graph.anchored))
+    if not max(proof.graph, proof.tile or 0.0, proof.fixed or 0.0, proof.origin or 0.0) <= EQUAL:
         raise ModelError(
             f"The imported graph does not compute what the network does ({proof}; {EQUAL:g} is allowed). A rule of an operation is wrong: "
             "please report it, with the network."
@@ -80,9 +89,27 @@ def prove(network: Network) -> Proof:
     return proof
 
 
+def _fixed(network: Network, weights: Weights) -> tuple[float | None, Graph, Weights]:
+    """How far the network with the statistics of an image fixed is from its own pass over it, and that network; itself, where it has no such.
+
+    The image is the only one, so its statistics are those of the pass: what is left differs by rounding.
+    """
+    graph, image = network.graph, _noise(network.program)
+    try:
+        fixed = local(graph)
+    except ValueError:
+        return None, graph, weights
+    window = _solid(image, network.ndim)
+    found = measured(graph, weights, [window], (0, 0, 0))
+    numbers = {**weights, **found.weights}
+    whole, again = one_pass(graph, weights, window), one_pass(fixed, numbers, window)
+    extent = float(whole.max() - whole.min()) or 1.0
+    return float((again - whole).abs().max()) / extent, fixed, numbers
+
+
 def _against(network: Network, weights: Weights, run: Origin) -> tuple[Triple, float, float]:
     """Extents of an image of noise, the range of what should come of it, and as a share of it how far what the graph gives is from it."""
-    image = torch.rand(run.image[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))[:1]
+    image = _noise(run)
     try:
         expected = _solid(run.run(image), network.ndim)
     except (
@@ -105,6 +132,11 @@ def _against(network: Network, weights: Weights, run: Origin) -> tuple[Triple, f
         )
     extent = float(expected.max() - expected.min()) or 1.0
     return shape, extent, float((whole - expected).abs().max()) / extent
+
+
+def _noise(run: Origin) -> Tensor:
+    """An image that a program takes, float64."""
+    return torch.rand(run.image[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))[:1]
 
 
 def _solid(image: Tensor, ndim: int) -> Tensor:
@@ -146,8 +178,9 @@ def _tiles(graph: Graph, weights: Weights, shape: Triple, extent: float) -> tupl
             tile = _axes(graph, cores, axis, 0)
         exact.append(_difference(graph, weights, image, whole, tile) / extent)
         if graph.is_padded and receptive_radius(graph)[axis]:
-            less = _axes(graph, cores, axis, 0 if graph.anchored else stride)
-            short.append(_difference(graph, weights, image, whole, less) / extent)
+            with suppress(ValueError):  # so little that a crop leaves nothing
+                less = _axes(graph, cores, axis, 0 if graph.anchored else stride)
+                short.append(_difference(graph, weights, image, whole, less) / extent)
     return max(exact, default=None), min(short, default=None)
 
 
@@ -174,10 +207,7 @@ def _long(graph: Graph, axis: int) -> int:
 def _least(graph: Graph, axis: int, known: int) -> int:
     """Few voxels that a pass takes, with those that it is known to take as the most."""
     stride, lost = graph.stride[axis], 2 * lost_margin(graph)[axis]
-    for strides in (2, 4, 8):
-        with suppress(StopIteration):  # too few to mirror
-            return min(legal_extent(graph, axis, max(strides * stride, 8) + lost), known)
-    return known
+    return min(legal_extent(graph, axis, max(2 * stride, 8) + lost), known)
 
 
 def _axes(graph: Graph, cores: Sequence[Span], of: int, less: int) -> tuple[Needs, Needs, Needs]:
