@@ -161,6 +161,7 @@ def test_operations_are_open_an_axis_at_a_time():
     [
         (Convolution((1, 5, 7), (0, 2, 3)), 5 * 11 * 35, 5 * 11 * 35),
         (TransposedConvolution((1, 3, 2), (0, 0, 0)), 5 * 11 * 6, 5 * 11),  # a voxel is made of one
+        (TransposedConvolution((2, 2, 2), (-1, -1, -1), (3, 3, 3)), 5 * 11 * 27, 5 * 11 * 27 // 8),  # of 1 to 8 taps
         (MaxPool((1, 3, 2), (0, 0, 0)), 0, 0),
         (Activation("relu"), 0, 0),
     ],

@@ -381,7 +381,8 @@ class TransposedConvolution(Operation):
         return Span(factor * read.start + phase, factor * (read.stop - 1) + phase + self._reach(axis))
 
     def computed(self, axis: int, span: Span) -> Span:
-        return self._written(axis, self.need(axis, span, None))
+        """Whole groups where they do not overlap; else the voxels that lie alike in them are computed by themselves, and none else."""
+        return span if self.has_window else self._written(axis, self.need(axis, span, None))
 
     def lattice(self, axis: int, written: Lattice) -> Lattice:
         factor, phase = self.factor[axis], self.phase[axis]
@@ -401,9 +402,8 @@ class TransposedConvolution(Operation):
         return in_channels * channels * prod(self.taps) // self.groups
 
     def multiply_adds(self, in_channels: int, channels: int) -> int:
-        """Of the taps that fall on a voxel, where they are most."""
-        falling = prod(-(-taps // factor) for taps, factor in zip(self.taps, self.factor, strict=True))
-        return in_channels * channels * falling // self.groups
+        """Of the taps that fall on a voxel, in the mean of a group: they are unlike where the factor does not divide the kernel."""
+        return in_channels * channels * prod(self.taps) // (prod(self.factor) * self.groups)
 
 
 @dataclass(frozen=True, slots=True)
