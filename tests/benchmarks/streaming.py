@@ -15,6 +15,8 @@ a module has by default, batch norm by itself. Of a program that is named, it is
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +54,7 @@ from pipeline.networks.model import UNet
 from pipeline.networks.streaming import Streaming
 from pipeline.networks.sweep import Sweep, kernels
 from tests.benchmarks.against import spread
-from tests.benchmarks.contenders import ROOT
+from tests.benchmarks.contenders import ALLOCATOR, ROOT
 
 DATA = ROOT / "tests" / "networks" / "data"
 
@@ -74,7 +76,7 @@ Made by `python -m tests.benchmarks.streaming {arguments}` on {processor}, {thre
 
 A ratio above 1 is in favour of the stream. "The sweep" is what runs our own UNet; "the module's own pass" is one pass over the whole
 volume in the memory format that a module has by default, every map of it in memory at once. "Undecided": the better half of the rounds of a
-side lies further apart than the bar from the ratio.
+side lies further apart than the ratio from the bar.
 """
 
 Run = Callable[[], Tensor]
@@ -356,6 +358,9 @@ def main() -> None:
     parser.add_argument("--file", type=Path, help="a program of torch.export (.pt2), in their place")
     parser.add_argument("--table", type=Path, help="where the page is written; printed without")
     asked = parser.parse_args()
+    if not ALLOCATOR.items() <= os.environ.items():  # as our workers have it; it is read when a process begins
+        again = [sys.executable, "-m", "tests.benchmarks.streaming", *sys.argv[1:]]
+        raise SystemExit(subprocess.run(again, cwd=ROOT, env={**os.environ, **ALLOCATOR}, check=False).returncode)
     torch.set_num_threads(asked.threads)
     dtypes = [torch.float32, *([torch.bfloat16] if computes_bfloat16("cpu") else [])]
     extent = triple(asked.extent)
