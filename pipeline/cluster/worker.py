@@ -206,9 +206,8 @@ def _load_plan(directory: RunDirectory, job: Job) -> Plan:
 
 
 def _open(directory: RunDirectory, job: Job, plan: Plan, earlier: TilePredictor | None) -> _OpenJob:
-    checkpoint = of_plan(
-        load_checkpoint(directory.checkpoint_path(plan), padding=plan.model.architecture.padding), plan
-    )
+    plan = directory.located(plan)
+    checkpoint = of_plan(load_checkpoint(plan.model.checkpoint, padding=plan.model.architecture.padding), plan)
     directory.meet_driver(job.token)
     volume = open_volume(plan.source.url, plan.source.selection)
     return _OpenJob(

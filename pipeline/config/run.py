@@ -104,11 +104,14 @@ class ArchitectureConfig(Section):
 
 
 class MemberConfig(Section):
-    """A network of an ensemble: a checkpoint of ours, a plain state_dict, or an import's; or the name of a registered one."""
+    """A network of an ensemble: whatever `model` takes alone; or the name of a registered one."""
 
     checkpoint: Location = Field("", description="A path. Or leave it empty, and give name and registry.")
     weight: float = Field(1.0, gt=0, le=1e6, description="Its share of the mean is this by the sum of all.")
     padding: Literal["same", "valid"] | None = Field(None, description="Only where the checkpoint does not say.")
+    architecture: ArchitectureConfig | None = Field(None, description="As of model.")
+    trust: bool = Field(False, description="As of model.")
+    output: Annotated[int, Field(ge=0, lt=1000, description="As of model.")] = 0
     name: str | None = Field(None, description="Of a registered model.")
     version: Literal["latest"] | Positive = Field("latest", description="Of the registered model.")
     registry: Location | None = Field(None, description="The folder of registered models.")
@@ -238,7 +241,7 @@ class ModelConfig(Section):
                 raise ValueError(
                     f"ensemble has {len(self.ensemble)} member(s)"
                     + (f", and {', '.join(given)} stand beside it" if given else "")
-                    + ". It takes the place of model's other keys, and has two members or more"
+                    + ". It takes the place of model's other keys, which each member has for itself, and has two members or more"
                 )
             return self
         if self.name is None and (not self.checkpoint or self.registry or self.version != "latest"):

@@ -53,6 +53,9 @@ class Member:
         architecture: What it is.
         weight: Its share of the mean is this by the sum of all.
         title: As a person names it.
+        source: Of an imported network, as of a `Model`.
+        origin: The same.
+        proof: The same.
     """
 
     checkpoint: str
@@ -60,6 +63,9 @@ class Member:
     architecture: AnyNetwork
     weight: float
     title: str = ""
+    source: str = ""
+    origin: str = ""
+    proof: str = ""
 
     def identity(self) -> dict[str, object]:
         """What a fingerprint covers of it."""
@@ -113,6 +119,15 @@ class Model:
     def networks(self) -> tuple[AnyNetwork, ...]:
         """All that are computed, in order."""
         return tuple(member.architecture for member in self.members) or (self.architecture,)
+
+    @property
+    def alone(self) -> tuple[Model, ...]:
+        """Of each network, in order, a model of it alone."""
+        if not self.members:
+            return (self,)
+        return tuple(
+            Model(m.checkpoint, m.sha256, m.architecture, 0, m.title, m.source, m.origin, m.proof) for m in self.members
+        )
 
     @property
     def is_exact(self) -> bool:
@@ -301,6 +316,11 @@ class Plan:
         mean = Mean(graphs, self.model.architecture.ndim, self.compute.augment)
         return None if mean.is_plain else mean
 
+    def with_checkpoints(self, paths: Sequence[str]) -> Plan:
+        """The same with its networks at these paths, one for each."""
+        members = (replace(member, checkpoint=path) for member, path in zip(self.model.members, paths, strict=False))
+        return replace(self, model=replace(self.model, checkpoint=paths[0], members=tuple(members)))
+
     @property
     def of_one_pass(self) -> Plan:
         """The same with the first pass of its mean alone, by which the rate of all is told."""
@@ -396,6 +416,9 @@ class Plan:
                 del content["model"][key]
         for member, stored in zip(self.model.members, content["model"]["members"], strict=True):
             stored["architecture"] = member.architecture.to_dict()
+            for key in ("source", "origin", "proof"):
+                if not stored[key]:
+                    del stored[key]
         if not self.model.members:
             del content["model"]["members"]
         if not self.cost.cache_bytes:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.core.geometry.box import Box, Span
 from pipeline.core.network.mean import View
 from pipeline.core.network.symmetry import Symmetry
-from pipeline.core.plan import Model, Plan
+from pipeline.core.plan import Plan
 from pipeline.core.tiles.grid import Tile
 from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.executors import Executor, executor_of
@@ -123,10 +123,7 @@ def plans_alone(plan: Plan) -> list[Plan]:
     """Of each network of a plan's mean, the plan with that network alone."""
     if not plan.model.members:
         return [plan.of_one_pass]
-    models = [
-        Model(member.checkpoint, member.sha256, member.architecture, 0, member.title) for member in plan.model.members
-    ]
-    return [replace(plan.of_one_pass, model=model) for model in models]
+    return [replace(plan.of_one_pass, model=model) for model in plan.model.alone]
 
 
 def _ends(tile: Tile) -> Span:

@@ -163,9 +163,18 @@ class RunDirectory:
             )
         return counted(volume, inventory)
 
+    def kept_path(self, number: int = 0) -> Path:
+        """Where what came of the import of a network is kept; of an ensemble, of its network of that number, from 0."""
+        return self.network_path.with_stem(f"network-{number}") if number else self.network_path
+
+    def located(self, plan: Plan) -> Plan:
+        """A plan whose networks lie where they are read: those that were imported are kept here."""
+        paths = (str(self.kept_path(n)) if one.source else one.checkpoint for n, one in enumerate(plan.model.alone))
+        return plan.with_checkpoints(list(paths))
+
     def checkpoint_path(self, plan: Plan) -> Path:
-        """Where the network of a plan lies: one that was imported is kept here."""
-        return self.network_path if plan.model.source else Path(plan.model.checkpoint)
+        """Where the network of a plan lies, of an ensemble the first."""
+        return Path(self.located(plan).model.checkpoint)
 
     # --- survey -----------------------------------------------------------------------------------------------------
 

@@ -9,19 +9,25 @@ from pipeline.config import ModelConfig, RunConfig
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
 from pipeline.errors import ModelError
-from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
-from pipeline.planning.network import is_imported, named_network, open_network
+from pipeline.networks.checkpoint import Checkpoint
+from pipeline.outputs.rundir import RunDirectory
+from pipeline.planning.network import named_network, open_network
 
 
 def networks_of(config: RunConfig, earlier: Plan | None = None) -> tuple[Checkpoint, ...]:
-    """The networks of a run, in order; `earlier` is as of `open_network`.
+    """The networks of a run, in order; what the run of an earlier plan keeps of an import serves again.
 
     Raises:
         ModelError, ConfigError: A file is none that can be used.
     """
-    if not config.model.ensemble:
-        return (open_network(config, earlier),)
-    return named_networks(config.model)
+    asked = alone(config.model)
+    if earlier is None or len(earlier.model.alone) != len(asked):
+        return named_networks(config.model)
+    directory = RunDirectory(config.output.url)
+    return tuple(
+        open_network(one, model, directory.kept_path(number))
+        for number, (one, model) in enumerate(zip(asked, earlier.model.alone, strict=True))
+    )
 
 
 def named_networks(model: ModelConfig) -> tuple[Checkpoint, ...]:
@@ -30,22 +36,15 @@ def named_networks(model: ModelConfig) -> tuple[Checkpoint, ...]:
     Raises:
         ModelError, ConfigError: A file is none that can be used.
     """
-    if not model.ensemble:
-        return (named_network(model),)
-    foreign = [one.checkpoint for one in alone(model) if is_imported(one)]
-    if foreign:
-        raise ModelError(
-            f"The networks of model.ensemble are checkpoints of ours, plain state_dicts, or what `halotile import` made; '{foreign[0]}' is "
-            "another library's file, which workers never read. Run `halotile import` on it, and name the file that it writes."
-        )
-    return tuple(load_checkpoint(member.checkpoint, padding=member.padding) for member in model.ensemble)
+    return tuple(map(named_network, alone(model)))
 
 
 def alone(model: ModelConfig) -> tuple[ModelConfig, ...]:
     """Of each network that a model names, a model that names it alone."""
     if not model.ensemble:
         return (model,)
-    return tuple(ModelConfig(checkpoint=member.checkpoint, padding=member.padding) for member in model.ensemble)
+    keys = ("checkpoint", "padding", "architecture", "trust", "output")
+    return tuple(ModelConfig(**{key: getattr(member, key) for key in keys}) for member in model.ensemble)
 
 
 def digest(model: ModelConfig, networks: Sequence[Checkpoint]) -> str:

@@ -9,35 +9,35 @@ import zipfile
 from functools import lru_cache
 from pathlib import Path
 
-from pipeline.config.run import ModelConfig, RunConfig
+from pipeline.config.run import ModelConfig
 from pipeline.core.network.document import digest
-from pipeline.core.plan import Model, Plan
+from pipeline.core.plan import Model
 from pipeline.errors import ConfigError, ModelError
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
 from pipeline.networks.importing.library import LibraryClass
 from pipeline.networks.importing.network import import_network, is_foreign
 from pipeline.networks.importing.package_files import is_package
-from pipeline.outputs.rundir import RunDirectory
 
 log = logging.getLogger("pipeline")
 
+MOST_KEPT = 8
+"""Imports that a process remembers: as many networks as ensembles have."""
 
-def open_network(config: RunConfig, earlier: Plan | None = None) -> Checkpoint:
-    """The network of a run. One that an earlier plan's run keeps is not imported again, where its source is as it was: that needs no library.
+
+def open_network(asked: ModelConfig, earlier: Model, kept: Path) -> Checkpoint:
+    """A network of a run. What an earlier plan's run keeps is not imported again, where its source is as it was: that needs no library.
 
     Args:
-        config: The run.
-        earlier: Its plan, where there is one.
+        asked: What names it, alone.
+        earlier: What the plan has of it.
+        kept: Where what came of its import is kept, if it was imported.
 
     Raises:
         ModelError: It cannot be read or imported, or is none that can be exact.
     """
-    asked = source_digest(config.model)
-    if asked and earlier is not None and earlier.model.source == asked:
-        kept = kept_network(RunDirectory(config.output.url), earlier.model)
-        if kept is not None:
-            return kept
-    return named_network(config.model)
+    source = source_digest(asked)
+    found = kept_network(kept, earlier) if source and earlier.source == source else None
+    return named_network(asked) if found is None else found
 
 
 def named_network(model: ModelConfig) -> Checkpoint:
@@ -83,9 +83,8 @@ def source_digest(model: ModelConfig) -> str:
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
-def kept_network(directory: RunDirectory, model: Model) -> Checkpoint | None:
+def kept_network(path: Path, model: Model) -> Checkpoint | None:
     """What came of an import, where a run keeps it and it is what its plan says; None where it is lost, damaged, or another's."""
-    path = directory.network_path
     if not path.is_file():
         return None
     try:
@@ -112,7 +111,7 @@ def _state(path: Path) -> tuple[int, ...]:
     return tuple(n for s in found for n in (s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=MOST_KEPT)
 def _digest(path: Path, _: tuple[int, ...]) -> str:
     """Of one file, its own; of a package, of the names and digests of its files."""
     files = _files(path)
@@ -129,7 +128,7 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@lru_cache(maxsize=1)  # the runs of a dataset have one network, and a plan asks twice
+@lru_cache(maxsize=MOST_KEPT)  # the runs of a dataset have the same networks, and a plan asks twice
 def _imported(path: Path, name: str, arguments: str, output: int, state: tuple[int, ...], *, trust: bool) -> Checkpoint:
     of = LibraryClass(name, json.loads(arguments)) if name else None
     checkpoint = import_network(path, output=output, of=of, trust=trust)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import RunConfig
+from pipeline.config import ModelConfig, RunConfig
 from pipeline.config.run import EIGHT_BITS_OF_LOGITS, FrozenConfig
 from pipeline.core.appearance import Appearance
 from pipeline.core.familiarity import strange_values, strange_voxels
@@ -718,17 +718,26 @@ def _output(config: RunConfig, volume: Volume, checkpoint: Checkpoint, tiling: T
 def _model(config: RunConfig, networks: Sequence[Checkpoint], window: BlendedWindow | None) -> Model:
     parameters, first = sum(map(_parameters, networks)), networks[0]
     members = tuple(
-        Member(asked.checkpoint, found.sha256, found.architecture, asked.weight, asked.title)
-        for asked, found in zip(config.model.ensemble or (), networks, strict=False)
+        Member(asked.checkpoint, found.sha256, found.architecture, asked.weight, asked.title, *_import(model, found))
+        for asked, model, found in zip(config.model.ensemble or (), alone(config.model), networks, strict=False)
     )
     path = members[0].checkpoint if members else config.model.checkpoint
     sha256 = ensemble_sha256(members) if members else first.sha256
     model = Model(path, sha256, first.architecture, parameters, config.model.title, members=members, window=window)
-    if members or not (source := source_digest(config.model)):
+    if members:
         return model
-    made = {name: str(value) for name, value in first.provenance.items()}
+    source, origin, proof = _import(config.model, first)
+    return replace(model, source=source, origin=origin, proof=proof)
+
+
+def _import(asked: ModelConfig, found: Checkpoint) -> tuple[str, str, str]:
+    """Of an imported network what a plan says of its import: source, origin and proof; empty of others."""
+    source = source_digest(asked)
+    if not source:
+        return "", "", ""
+    made = {name: str(value) for name, value in found.provenance.items()}
     library = f" of {made['library']}, {made['class']}" if made.get("class") else ""
-    return replace(model, source=source, origin=f"{made['kind']}{library}", proof=made["proof"])
+    return source, f"{made['kind']}{library}", made["proof"]
 
 
 def _parameters(checkpoint: Checkpoint) -> int:

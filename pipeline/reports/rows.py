@@ -107,13 +107,13 @@ def _mean_rows(plan: Plan) -> list[tuple[str, str]]:
 
 def _member_rows(plan: Plan) -> list[tuple[str, str]]:
     """The networks of an ensemble."""
-    return [
-        (
-            "member",
-            f"{share:.3g} of the mean: {member.title}, weights {member.sha256[:12]}, {member.architecture.title}, {member.checkpoint}",
-        )
-        for member, share in zip(plan.model.members, plan.model.shares, strict=False)
-    ]
+    rows = []
+    for member, share in zip(plan.model.members, plan.model.shares, strict=False):
+        network = f"{member.title}, weights {member.sha256[:12]}, {member.architecture.title}, {member.checkpoint}"
+        rows.append(("member", f"{share:.3g} of the mean: {network}"))
+        if member.origin:
+            rows += [("", f"imported from {member.origin}"), ("", member.proof)]
+    return rows
 
 
 def _context(plan: Plan) -> str:

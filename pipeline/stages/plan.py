@@ -20,6 +20,7 @@ from pipeline.outputs.image import Image
 from pipeline.outputs.rundir import RunDirectory
 from pipeline.outputs.store import store_at
 from pipeline.places.durable import make_folder
+from pipeline.planning.ensemble import alone
 from pipeline.planning.measure import Expectation, expectation
 from pipeline.planning.network import kept_network, named_network
 from pipeline.planning.resolve import check_room, make_plan, workers_that_fit
@@ -225,7 +226,7 @@ def _write_plan(run: Run, stored: Plan | None, resolved: Plan, settled: InputDec
             mark(directory, resolved, settled)
             if settled.remeasure or (stored and stored.surveyed_over != resolved.surveyed_over):
                 directory.drop_survey()
-            _keep_network(run, resolved)
+            _keep_networks(run, resolved)
             if resolved != stored:
                 directory.write(directory.plan_path, resolved.to_json())
             if resolved.statistics:
@@ -237,22 +238,24 @@ def _write_plan(run: Run, stored: Plan | None, resolved: Plan, settled: InputDec
         ) from error
 
 
-def _keep_network(run: Run, resolved: Plan) -> None:
-    """Keep what came of an import, before the plan that needs it is recorded.
+def _keep_networks(run: Run, resolved: Plan) -> None:
+    """Keep what came of imports, before the plan that needs it is recorded.
 
     Raises:
-        ModelError: It is not what the plan was made of any more.
+        ModelError: One is not what the plan was made of any more.
     """
-    if not resolved.model.source or kept_network(run.directory, resolved.model):
-        return
-    checkpoint = named_network(run.config.model)
-    if checkpoint.sha256 != resolved.model.sha256:
-        raise ModelError(
-            f"'{run.config.model.checkpoint}' changed while the plan was made: it has weights {checkpoint.sha256[:12]} now, and "
-            f"{resolved.model.sha256[:12]} in the plan. Nothing was changed. Run again."
-        )
-    make_folder(run.directory.network_path.parent)
-    run.directory.write(run.directory.network_path, checkpoint_bytes(checkpoint))
+    directory = run.directory
+    for number, (model, asked) in enumerate(zip(resolved.model.alone, alone(run.config.model), strict=True)):
+        if not model.source or kept_network(directory.kept_path(number), model):
+            continue
+        checkpoint = named_network(asked)
+        if checkpoint.sha256 != model.sha256:
+            raise ModelError(
+                f"'{asked.checkpoint}' changed while the plan was made: it has weights {checkpoint.sha256[:12]} now, and "
+                f"{model.sha256[:12]} in the plan. Nothing was changed. Run again."
+            )
+        make_folder(directory.network_path.parent)
+        directory.write(directory.kept_path(number), checkpoint_bytes(checkpoint))
 
 
 def _take_over(directory: RunDirectory, resolved: Plan, statistics: Statistics) -> None:

@@ -15,10 +15,14 @@ from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
 from pipeline.errors import ConfigError, ModelError, PlanError
 from pipeline.networks.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.networks.importing.network import import_network
 from pipeline.networks.predictors import predictor_of
-from tests.e2e.test_imported import EQUAL, imported_run
+from pipeline.planning.ensemble import named_networks
+from pipeline.registry import register
+from tests.e2e.test_imported import EQUAL, forget_imports, halve, imported_run
 from tests.e2e.test_run import command
-from tests.pipeline_cases import make_run, one_pass, random_network, save_array
+from tests.networks.network_cases import Residual, randomise, save_program
+from tests.pipeline_cases import make_run, one_pass, random_network, save_array, stored_objects
 
 WAYS = {
     "none": [(0, [])],
@@ -132,7 +136,7 @@ def ensemble_run(folder, capsys, **sections):
         torch.save(network.state_dict(), folder / f"unet{depth}.pt")
     members = [
         {"checkpoint": str(folder / "unet1.pt"), "weight": 1},
-        {"checkpoint": str(folder / "net.safetensors"), "weight": 0.5},
+        {"checkpoint": str(folder / "net.pt2"), "weight": 0.5},  # as its library wrote it
         {"checkpoint": str(folder / "unet2.pt"), "weight": 2.5},
     ]
     content = {**run.content, "model": {"ensemble": members}}
@@ -156,7 +160,7 @@ def passes_of(networks, volume, augment="none"):
         mean_of_passes(extended(volume[np.newaxis], (s, s, s)), augment, forward_of(network))[
             (slice(None), *(slice(0, n) for n in volume.shape))
         ]
-        for network, s in zip(networks, (2, 2, 4), strict=True)
+        for network, s in zip(networks, (2, 2, 4), strict=False)
     ]
 
 
@@ -167,6 +171,8 @@ def test_an_ensemble_is_the_mean_of_its_networks_by_weight(pooled, tmp_path, cap
     shown = capsys.readouterr().out
     assert "of 3 passes" in shown
     assert "0.625 of the mean: unet2.pt" in shown
+    assert "imported from a program of torch.export (.pt2)" in shown
+    assert load_checkpoint(run.directory.kept_path(1)).sha256 == run.plan.model.members[1].sha256
     first, second, third = passes_of(networks, run.volume)
     assert difference(run.array(), 0.25 * first + 0.125 * second + 0.625 * third) <= EQUAL
     assert difference(run.array(), (first + second + third) / 3) > 1e-2
@@ -176,6 +182,75 @@ def test_an_ensemble_is_the_mean_of_its_networks_by_weight(pooled, tmp_path, cap
     report = json.loads(run.directory.report_path.read_text())
     assert [member["weight"] for member in report["ensemble"]] == [1.0, 0.5, 2.5]
     assert command("verify", run.yaml) == 0
+
+
+@pytest.mark.network
+def test_an_ensemble_is_of_whatever_a_run_takes_alone(pooled, tmp_path, capsys, monkeypatch):
+    """Two files of a library, one of ours without padding from a registry, and a state_dict. The run keeps what it imported, which serves again."""
+    run, (first, residual, _) = ensemble_run(tmp_path, capsys)
+    other = randomise(Residual(), seed=1).float()
+    save_program(tmp_path / "other.pt2", other)
+    bare = random_network(Architecture(3, 1, 2, out_channels=2, padding="valid"), seed=3)
+    torch.save(bare.state_dict(), tmp_path / "bare.pt")
+    register(tmp_path / "registry", "bare", tmp_path / "bare.pt")
+    members = [
+        {"name": "bare", "registry": str(tmp_path / "registry"), "padding": "valid", "weight": 3},
+        {"checkpoint": str(tmp_path / "net.pt2")},
+        {"checkpoint": str(tmp_path / "other.pt2"), "weight": 2},
+        {"checkpoint": str(tmp_path / "unet1.pt"), "weight": 2},
+    ]
+    run = run.having(model={"ensemble": members})
+    assert command("run", run.yaml, "--no-prefect") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "0.25 of the mean: other.pt2" in shown
+    assert "imported from a program of torch.export (.pt2)" in shown
+
+    second, third, ours = (
+        passes_of([network], run.volume)[0] for network in (residual, other, first)
+    )  # each has stride 2
+    unpadded = one_pass(bare, run.volume[np.newaxis].astype(np.float32) / 255)
+    expected = (3 * unpadded + second + 2 * third + 2 * ours) / 8
+    assert difference(run.array(), expected) <= EQUAL
+    assert difference(run.array(), (unpadded + second + third + ours) / 4) > 1e-2  # by no weight
+    assert not run.directory.kept_path(0).exists()
+    assert [load_checkpoint(run.directory.kept_path(n)).sha256 for n in (1, 2)] == [
+        member.sha256 for member in run.plan.model.members[1:3]
+    ]
+
+    wanted, plan, imports = stored_objects(run.output), run.plan, []
+    assert Plan.from_json(plan.to_json()) == plan
+
+    def again(path, **more):
+        imports.append(path.name)
+        return import_network(path, **more)
+
+    halve(run)
+    run.directory.kept_path(2).write_bytes(b"damaged")
+    forget_imports()
+    monkeypatch.setattr("pipeline.planning.network.import_network", again)
+    assert command("run", run.yaml, "--no-prefect") == 0
+    assert (imports, stored_objects(run.output)) == (["other.pt2"], wanted)
+
+
+def test_each_network_of_an_ensemble_has_keys_of_its_own(tmp_path, monkeypatch):
+    """Class, arguments, trust and output of one say nothing of another; beside them all they are refused, with where they belong."""
+    asked = []
+
+    def read(path, *, output, of, trust):
+        asked.append((path.name, output, of and (of.name, dict(of.arguments)), trust))
+        return import_network(path)
+
+    save_program(tmp_path / "net.pt2", randomise(Residual()).float())
+    monkeypatch.setattr("pipeline.planning.network.import_network", read)
+    forget_imports()
+    whole = {"checkpoint": str(tmp_path / "net.pt2")}
+    wide = {**whole, "architecture": {"class": "biapy.Wide", "arguments": {"double": 2}}, "trust": True, "output": 1}
+    run = {"input": {"url": "a"}, "output": {"url": "b"}}
+    config = validated(RunConfig, {**run, "model": {"ensemble": [whole, wide]}}, source="run.yaml")
+    assert len({network.sha256 for network in named_networks(config.model)}) == 1
+    assert asked == [("net.pt2", 0, None, False), ("net.pt2", 1, ("biapy.Wide", {"double": 2}), True)]
+    with pytest.raises(ConfigError, match=r"trust stand beside it.*each member has for itself"):
+        validated(RunConfig, {**run, "model": {"ensemble": [whole, wide], "trust": True}}, source="run.yaml")
 
 
 def test_an_ensemble_with_flips_is_the_mean_of_both(pooled, tmp_path, capsys):
@@ -196,7 +271,7 @@ def test_the_identity_of_an_ensemble_is_of_all_its_networks_and_weights(tmp_path
     assert changed.fingerprint != plan.fingerprint
     torch.save(random_network(Architecture(3, 2, 2, out_channels=2), seed=9).state_dict(), tmp_path / "unet2.pt")
     with pytest.raises(ModelError, match=r"unet2.pt' changed after the plan was made"):
-        predictor_of(load_checkpoint(changed.model.checkpoint), changed)
+        predictor_of(load_checkpoint(changed.model.checkpoint), run.directory.located(changed))
     assert stages.plan(heavier.now).fingerprint != changed.fingerprint
 
 
