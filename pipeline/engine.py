@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +64,27 @@ class Sink(Protocol):
 
     def finish(self) -> Units:
         """Checksums of what was written."""
+
+
+def tile_slabs(
+    tile: Tile, turns: Sequence[Span], *, source: Source, nonfinite: str, read_slices: int
+) -> Iterator[np.ndarray]:
+    """A tile's window in the slices of each turn, (C, Z, Y, X), as stored: the next block is read while one is in use.
+
+    Args:
+        tile: Whose window is shown, mirrored beyond the volume's ends.
+        turns: Slices, each from where the one before it stops.
+        source: Input volume.
+        nonfinite: As of `infer_tile`.
+        read_slices: As of `infer_tile`.
+
+    Raises:
+        InferenceError: The input cannot be read or is not finite.
+    """
+    with _one_thread("read") as reader:
+        spans = read_spans(Span(turns[0].start, turns[-1].stop), source.shape[0], read_slices)
+        blocks = _ahead(reader, lambda span: _read(source, tile, span, nonfinite), spans, _Clock(time.perf_counter))
+        yield from _slabs(turns, blocks)
 
 
 class _Clock:

@@ -38,6 +38,9 @@ ENDS = "HALOTILE_ENDS"
 SURVEYED = "halotile_survey"
 """What a worker keeps its survey's open input under; see `_job_cache`."""
 
+NORMS = "halotile_norms"
+"""Under which a worker keeps what it opened for a pass of the survey that looks at the network's maps."""
+
 _computing = threading.Lock()
 """One tile at a time per process, whoever shares it: the kernel knows a tile's lock by the process that holds it."""
 
@@ -168,6 +171,7 @@ class _JobCache:
             before = self._opened.predictor if self._opened else None
             earlier = before if before and before.serves(plan) else None
             self._opened = before = None  # first: the networks and the buffers of two jobs need not fit
+            vars(get_worker()).pop(NORMS, None)  # the survey's too
             self._opened = _open(directory, job, plan, earlier)
             level = logging.DEBUG if earlier else logging.INFO  # hundreds of small runs have the same workers
             _about(job).log(level, "ready: a worker on %s, device %s", socket.gethostname(), plan.compute.device)
@@ -187,6 +191,8 @@ def let_go(dask_worker: Worker) -> None:
     """On a worker, which Dask passes under this name: forget what was opened for a job, a network, its buffers, the card's memory; and a survey's input."""
     _job_cache(dask_worker).clear()
     vars(dask_worker).pop(SURVEYED, None)
+
+    vars(dask_worker).pop(NORMS, None)
 
 
 def _load_plan(directory: RunDirectory, job: Job) -> Plan:

@@ -184,11 +184,14 @@ class ModelConfig(Section):
     name: str | None = Field(None, description="Of a registered model.")
     version: Literal["latest"] | Positive = Field("latest", description="Of the registered model.")
     registry: Location | None = Field(None, description="The folder of registered models.")
-    statistics: Literal["frozen"] | None = Field(
+    statistics: Literal["frozen", "global"] | None = Field(
         None,
-        description="Of norms over the whole input: frozen: measured once by the survey, and fixed. Absent: refused.",
+        description="Of norms over the whole input: frozen: measured once by the survey in a sample, and fixed; global: in the whole volume, by "
+        "a pass for each norm. Absent: refused.",
     )
-    frozen_from: FrozenConfig | None = Field(None, description="Where they are measured; absent: in the volume itself.")
+    frozen_from: FrozenConfig | None = Field(
+        None, description="Where frozen ones are measured; absent: in the volume itself."
+    )
     digest: str | None = Field(
         None, description="What the file must be. A go over a dataset sets it: all its volumes have one network."
     )
@@ -217,7 +220,7 @@ class ModelConfig(Section):
             )
         if not self.exact and self.statistics is not None:
             raise ValueError(
-                "exact is false and statistics are frozen: a window has statistics of its own, or tiles are exact by frozen ones. Leave "
+                f"exact is false and statistics are {self.statistics}: a window has statistics of its own, or tiles are exact by fixed ones. Leave "
                 "model.statistics out, or model.exact and model.window"
             )
         if not self.exact and self.ensemble is not None:
@@ -250,6 +253,11 @@ class ModelConfig(Section):
             )
         if self.frozen_from and self.statistics is None:
             raise ValueError("frozen_from is given, but no statistics are to be frozen. Set model.statistics to frozen")
+        if self.frozen_from and self.statistics == "global":
+            raise ValueError(
+                "frozen_from is given, but statistics are global: of the whole volume, and of no sample or other volume. Leave "
+                "model.frozen_from out, or set model.statistics to frozen"
+            )
         if self.name is not None and not self.registry:
             raise ValueError(
                 f"name is '{self.name}', but no registry says where it is kept. Set model.registry to its folder"

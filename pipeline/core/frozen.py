@@ -1,6 +1,6 @@
 """Fixed statistics of norms over the whole input: where they are measured, and what was.
 
-A sample of patches stands for the volume; of each, what lies around the centre is context that is not counted:
+That is a sample, or the whole volume. A sample of patches stands for the volume; of each, what lies around the centre is context that is not counted:
 
     patch    |<---------------- 64 ---------------->|
     centre           |<------- 32 ------->|             context: the reach of the network, or a quarter of the patch
@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import isfinite
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.core.geometry.box import Box, Triple, per_axis, triple
 
@@ -71,6 +71,36 @@ class Sample:
         return cls(**{**values, **{key: triple(values[key]) for key in ("shape", "patch", "context")}})
 
 
+@dataclass(frozen=True, slots=True)
+class WholeVolume:
+    """Statistics of all that the network is given: true ones, by passes over the whole volume.
+
+    Args:
+        graph: Digest of the network whose statistics these are, with its norms over the whole input.
+        passes: Over all tiles, one up to each norm, or each few that wait for no other.
+        multiply_adds: Of all of them.
+    """
+
+    graph: str
+    passes: int
+    multiply_adds: int
+
+    metadata: ClassVar[str] = ""
+    """Of another volume: there is none."""
+
+    def identity(self) -> dict[str, object]:
+        """What a fingerprint covers: passes follow from the network, and arithmetic from the tiles."""
+        return {"graph": self.graph, "statistics": "global"}
+
+    def __str__(self) -> str:
+        return f"the whole volume, by {self.passes} pass{'es' if self.passes > 1 else ''}"
+
+
+def fixed_by(content: Mapping[str, Any]) -> Sample | WholeVolume:
+    """By what the statistics of a stored plan are fixed."""
+    return WholeVolume(**content) if "passes" in content else Sample.from_dict(content)
+
+
 Numbers = Mapping[str, tuple[tuple[float, ...], ...]]
 """By node of the local network: factor and summand, or a constant, by channel."""
 
@@ -81,7 +111,8 @@ class Frozen:
 
     Args:
         numbers: Of what became local.
-        figures: How far predictions by them are from others, as shares of the output's range: see `networks.frozen.Distances`.
+        figures: Of a sample, how far predictions by them are from others, as shares of the output's range: see `networks.frozen.Distances`; of the
+            whole volume, what its passes took.
     """
 
     numbers: Numbers

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.appearance import Appearance
-from pipeline.core.frozen import Numbers, Sample
+from pipeline.core.frozen import Numbers, Sample, WholeVolume, fixed_by
 from pipeline.core.geometry.box import Triple
 from pipeline.core.network.blended import BlendedStream
 from pipeline.core.network.imported import AnyNetwork, network_of
@@ -107,7 +107,7 @@ class Model:
     proof: str = ""
     members: tuple[Member, ...] = ()
     window: BlendedWindow | None = None
-    frozen: Sample | None = None
+    frozen: Sample | WholeVolume | None = None
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -277,8 +277,10 @@ class Plan:
     def surveyed_over(self) -> dict[str, object]:
         """What a survey of this plan measures, by the names of `identity`: whatever else differs, its numbers are the same."""
         mine = self.identity()
-        frozen = ("model.",) if self.model.frozen else ()
-        return {key: mine[key] for key in mine if key.startswith(("input.", *frozen)) or key == "normalize"}
+        names = ["input.", "normalize", *(["model."] if self.model.frozen else [])]
+        if isinstance(self.model.frozen, WholeVolume):  # its parts are the tiles, on the plan's device and threads
+            names += ["tiles.", "compute.device", "compute.threads"]
+        return {key: mine[key] for key in mine if key.startswith(tuple(names))}
 
     def measured_by(self, earlier: Plan) -> Statistics | None:
         """What an earlier plan or its survey has measured of the same voxels by the same rule, as statistics of this plan's survey."""
@@ -473,7 +475,7 @@ def _parts(content: dict[str, Any]) -> dict[str, Any]:
                 "architecture": architecture,
                 "members": members,
                 "window": _window(content["model"]),
-                "frozen": Sample.from_dict(frozen) if frozen else None,
+                "frozen": fixed_by(frozen) if frozen else None,
             }
         ),
         "normalization": Normalization(**content["normalization"]),

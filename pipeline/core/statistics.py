@@ -17,14 +17,14 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, isfinite, prod
 from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.core.frozen import Frozen
+from pipeline.core.frozen import Frozen, Numbers
 from pipeline.core.geometry.box import Box, Triple, per_axis, triple
 from pipeline.core.ledger import checked_content, checked_line
 from pipeline.core.normalization import Normalization, spanning, unknown_mode
@@ -458,6 +458,22 @@ def digest_of_pass(over: Mapping[str, object], files: str, now: Pass) -> str:
     """
     form = [PARTS_VERSION, MOST_PARTS, BINS]
     return hashlib.sha256(json.dumps([form, over, files, asdict(now)], sort_keys=True).encode()).hexdigest()
+
+
+def digest_of_norm_pass(
+    over: Mapping[str, object], files: str, rule: Normalization, maps: Sequence[str], numbers: Numbers
+) -> str:
+    """The same of a pass that looks at maps of the network.
+
+    Args:
+        over: What is measured; see `Statistics`.
+        files: Signature of the files that hold the voxels.
+        rule: By which these become the network's input, with its numbers.
+        maps: What is looked at.
+        numbers: Of the norms before.
+    """
+    form = [PARTS_VERSION, "norms", over, files, rule.to_dict(), list(maps), dict(numbers)]
+    return hashlib.sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()
 
 
 # --- what came of it ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.core.frozen import Frozen, Numbers
+from pipeline.core.frozen import Frozen, Numbers, Sample
 from pipeline.core.geometry.box import Box, Triple, per_axis
 from pipeline.core.geometry.mirror import shown, spread
 from pipeline.core.normalization import Normalization
@@ -30,7 +30,7 @@ REGION: Triple = (96, 96, 96)
 
 
 def measure_frozen(plan: Plan, checkpoint_path: Path, volume: Volume, numbers: Normalization) -> Frozen | None:
-    """The statistics that a plan's network is fixed by; None where it has no norms over its whole input.
+    """The statistics that a plan's network is fixed by over a sample; None where it is by none.
 
     The same for the same plan and voxels, however many processors do it; other kinds of processors may differ in low bits, so what was measured is
     kept, and tiles stand by it.
@@ -48,7 +48,7 @@ def measure_frozen(plan: Plan, checkpoint_path: Path, volume: Volume, numbers: N
         InferenceError: The statistics are not finite.
     """
     sample = plan.model.frozen
-    if sample is None:
+    if not isinstance(sample, Sample):
         return None
     checkpoint = load_checkpoint(checkpoint_path, padding=plan.model.architecture.padding)
     check_same(checkpoint, plan)

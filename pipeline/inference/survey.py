@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+
+import numpy as np
 
 from pipeline.cluster import survey
 from pipeline.cluster.dispatch import Work, dispatch
@@ -55,9 +57,13 @@ def measure_missing(
     measurement = Measurement(plan.normalization, source.dtype, source.channels * source.voxels, len(parts))
     files = plan.stored.signature if plan.stored else ""
     _take_over(measurement, directory, plan, files)
+
+    def about(part: int) -> str:
+        return f"Part {part} of pass {measurement.number} of the survey, from {next(parts.boxes(part))} on,"
+
     if measurement.now:
         with workers(len(parts)) as pool, directory.survey_ledger() as ledger:
-            word = _Word(measurement, passes, tell)
+            word = Word(tell)
             while measurement.now:
                 of = digest_of_pass(plan.surveyed_over, files, measurement.now)
                 job = survey.SurveyJob(config.output.url, plan.fingerprint, measurement.now, of, driver.token)
@@ -67,15 +73,9 @@ def measure_missing(
                     run=f"{driver.token}-survey-{measurement.number}",
                 )
                 log.info("pass %d, %s: %d parts, %d workers wanted", *_about(measurement), pool.workers)
-                outcomes = dispatch(
-                    pool, work, measurement.to_do, retries=config.cluster.retries, is_cancelled=driver.is_cancelled
-                )
-                try:
-                    for outcome in outcomes:
-                        _take_in(measurement, _line(outcome, parts, measurement.number), ledger)
-                        word.tell()
-                finally:
-                    outcomes.close()
+                for record in records_of(work, measurement.to_do, about, config, driver, pool, ledger):
+                    measurement.add(record.part, record.found)
+                    word.tell(functools.partial(_said, measurement, passes))
     if measurement.result is None:
         raise InferenceError(
             f"The survey of '{source.url}' came to no end. This is a defect of Halotile: please report it."
@@ -98,7 +98,45 @@ def _take_over(measurement: Measurement, directory: RunDirectory, plan: Plan, fi
                 measurement.add(record.part, record.found)
 
 
-def _line(outcome: Outcome, parts: Parts, number: int) -> str:
+def records_of(
+    work: Work,
+    to_do: np.ndarray,
+    about: Callable[[int], str],
+    config: RunConfig,
+    driver: Driver,
+    pool: Pool,
+    ledger: LedgerWriter,
+) -> Iterator[PartRecord]:
+    """What the parts of a pass give, as they come; each is kept.
+
+    Args:
+        work: What workers do with a part.
+        to_do: Parts.
+        about: Begins a sentence on a part, for errors.
+        config: The run.
+        driver: Of its output.
+        pool: Workers.
+        ledger: Where records go.
+
+    Raises:
+        PipelineError: One gave nothing, and why.
+        InferenceError: What one gave came damaged.
+    """
+    outcomes = dispatch(pool, work, to_do, retries=config.cluster.retries, is_cancelled=driver.is_cancelled)
+    try:
+        for outcome in outcomes:
+            record = PartRecord.from_line(_line(outcome, about))
+            if record is None:
+                raise InferenceError(
+                    "What a worker sent of the survey came damaged: its checksum is not its own. Run again to resume."
+                )
+            ledger.append(record)
+            yield record
+    finally:
+        outcomes.close()
+
+
+def _line(outcome: Outcome, about: Callable[[int], str]) -> str:
     """What a part gave, as its record's line.
 
     Raises:
@@ -106,49 +144,37 @@ def _line(outcome: Outcome, parts: Parts, number: int) -> str:
     """
     if not outcome.failed:
         return str(outcome.result)
-    first = next(parts.boxes(outcome.index))
-    about = f"Part {outcome.index} of pass {number} of the survey, from {first} on,"
     error = outcome.error
     if error is None:
         raise InferenceError(
-            f"{about} failed: its worker vanished each time, {outcome.attempt} times, the last times with no other part on it. "
+            f"{about(outcome.index)} failed: its worker vanished each time, {outcome.attempt} times, the last times with no other part on it. "
             "Likely the memory is too small (see cluster.memory_gb, and the limits of the machine), or something outside ends the "
             "process. What other parts gave is kept: run again to resume."
         )
     if isinstance(error, PipelineError):
         raise error
-    raise InferenceError(redacted(f"{about} failed: {type(error).__name__}: {error}")) from error
+    raise InferenceError(redacted(f"{about(outcome.index)} failed: {type(error).__name__}: {error}")) from error
 
 
-def _take_in(measurement: Measurement, line: str, ledger: LedgerWriter) -> None:
-    """Keep what a part gave, and add it up.
-
-    Raises:
-        InferenceError: It came damaged.
-    """
-    record = PartRecord.from_line(line)
-    if record is None:
-        raise InferenceError(
-            "What a worker sent of the survey came damaged: its checksum is not its own. Run again to resume."
-        )
-    ledger.append(record)
-    measurement.add(record.part, record.found)
-
-
-class _Word:
+class Word:
     """How far a survey is, now and then."""
 
-    def __init__(self, measurement: Measurement, passes: Survey, tell: Callable[[str], None]) -> None:
-        self._measurement, self._passes, self._tell = measurement, passes, tell
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
         self._said = time.monotonic()
 
-    def tell(self) -> None:
-        if time.monotonic() - self._said < SAY_SECONDS or not self._measurement.now:
-            return
-        self._said = time.monotonic()
-        number, kind, to_do = _about(self._measurement)
-        done = self._measurement.parts - to_do
-        most = "up to " if self._passes.passes > 1 else ""
-        self._tell(
-            f"survey: pass {number} of {most}{self._passes.passes} ({kind}), {done} of {self._measurement.parts} parts"
-        )
+    def tell(self, text: Callable[[], str]) -> None:
+        """Say it, where the last word was a while ago and there is something to say."""
+        if time.monotonic() - self._said >= SAY_SECONDS and (said := text()):
+            self._said = time.monotonic()
+            self._tell(said)
+
+
+def _said(measurement: Measurement, passes: Survey) -> str:
+    """How far it is; empty at its end."""
+    number, kind, to_do = _about(measurement)
+    if not measurement.now:
+        return ""
+    done = measurement.parts - to_do
+    most = "up to " if passes.passes > 1 else ""
+    return f"survey: pass {number} of {most}{passes.passes} ({kind}), {done} of {measurement.parts} parts"

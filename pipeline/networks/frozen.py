@@ -53,7 +53,23 @@ def localised(checkpoint: Checkpoint, numbers: Numbers | None = None) -> Checkpo
     graph = checkpoint.architecture.graph
     if graph.is_local or not isinstance(checkpoint.architecture, Imported):
         return checkpoint
-    fixed, as_it_was = local(graph), set(graph.nodes)
+    return with_numbers(checkpoint, local(graph), numbers)
+
+
+def with_numbers(checkpoint: Checkpoint, fixed: Graph, numbers: Numbers | None) -> Checkpoint:
+    """The network of a graph that is local, or of a part of one.
+
+    Args:
+        checkpoint: As imported.
+        fixed: The graph, of `core.network.local`'s nodes.
+        numbers: Of those of its nodes that became local; None: ones and zeros.
+
+    Raises:
+        ModelError: It is no imported network.
+    """
+    if not isinstance(checkpoint.architecture, Imported):
+        raise ModelError("A UNet of ours has no norms over its whole input.")
+    as_it_was = set(checkpoint.architecture.graph.nodes)
     state: dict[str, Tensor] = {}
     for node in fixed.nodes:
         if isinstance(node.operation, (Affine, Constant)) and node not in as_it_was:
@@ -162,7 +178,7 @@ def measured(
         else:
             step = partial(done, graph, node, weights, axes=axes)
             pieces[node.name] = list(apply(step, list(zip(*given, strict=True))))
-            found |= _fixed(node, shrunk)
+            found |= fixed_by_values(node, shrunk)
         del given
         for name in set(node.inputs):
             if last[name] == node.name:
@@ -218,7 +234,7 @@ def _pooled(operation: GlobalPool, centres: Sequence[Tensor], apply: Apply) -> T
     return sum(apply(_sum, centres), torch.zeros(centres[0].shape[1], dtype=torch.float64)) / count
 
 
-def _fixed(node: Node, shrunk: dict[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
+def fixed_by_values(node: Node, shrunk: dict[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
     """What becomes of a node that reads one value a channel beside a map: weights of its affine map, or constants."""
     if not shrunk:
         return {}

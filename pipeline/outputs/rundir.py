@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -190,16 +190,43 @@ class RunDirectory:
     def write_statistics(self, statistics: Statistics) -> None:
         """Write the statistics, atomically and durably; the records of parts are of no more use."""
         self.write(self.statistics_path, statistics.to_json())
-        self._drop(self.survey_path)
+        self.drop_parts()
 
     def drop_parts(self) -> None:
-        """Remove the records of parts of passes."""
+        """Remove the records of parts of passes, and what workers were told of these."""
         self._drop(self.survey_path)
+        for path in self.path.glob("norms-*"):
+            self._drop(path)
 
     def drop_survey(self) -> None:
         """Forget what was measured, in whole and in part: it is of other voxels."""
-        self._drop(self.survey_path)
+        self.drop_parts()
         self._drop(self.statistics_path)
+
+    def write_norms(self, of: str, numbers: Mapping[str, Any]) -> None:
+        """Tell workers the statistics of norms that stand before a pass, under its digest: a file of its own, which is never written over."""
+        self.write_json(self._norms_of(of), {"numbers": numbers})
+
+    def load_norms(self, of: str) -> dict[str, Any]:
+        """What `write_norms` wrote.
+
+        Raises:
+            StorageError: It is not there, or not whole.
+        """
+        path = self._norms_of(of)
+        try:
+            content = self.read_json(path)
+        except ValueError as error:
+            raise StorageError(f"'{path}' is damaged ({error}). Run again: the survey writes it anew.") from error
+        if content is None:
+            raise StorageError(
+                f"'{path}' is not there, which this run's survey wrote: it was removed under the workers."
+            )
+        numbers: dict[str, Any] = content["numbers"]
+        return numbers
+
+    def _norms_of(self, of: str) -> Path:
+        return self.path / f"norms-{of[:32]}.json"
 
     def _drop(self, path: Path) -> None:
         with in_words(path, "be removed"):

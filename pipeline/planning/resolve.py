@@ -17,7 +17,7 @@ from pipeline.config import ModelConfig, RunConfig
 from pipeline.config.run import EIGHT_BITS_OF_LOGITS, FrozenConfig
 from pipeline.core.appearance import Appearance
 from pipeline.core.familiarity import strange_values, strange_voxels
-from pipeline.core.frozen import Sample
+from pipeline.core.frozen import Sample, WholeVolume
 from pipeline.core.geometry.box import Box, Triple, per_axis, triple
 from pipeline.core.lesson import lesson
 from pipeline.core.locations import is_url
@@ -27,6 +27,7 @@ from pipeline.core.network.graph import Graph
 from pipeline.core.network.imported import AnyNetwork
 from pipeline.core.network.local import local, whole_input
 from pipeline.core.network.mean import Mean
+from pipeline.core.network.norm_passes import norm_passes
 from pipeline.core.network.receptive import legal_extent, lost_margin, receptive_radius
 from pipeline.core.network.stream import Stream
 from pipeline.core.normalization import Normalization
@@ -45,6 +46,9 @@ from pipeline.core.statistics import Survey
 from pipeline.core.stored import Inventory
 from pipeline.core.tiles.cost import (
     cache_bytes,
+    network_values,
+    norm_pass_multiply_adds,
+    norm_pass_values,
     one_pass_multiply_adds,
     read_slices,
     total_multiply_adds,
@@ -124,7 +128,7 @@ def make_plan(
         by_itself = config.model_copy(update={"model": model})
         _check_fit(by_itself, volume, network)
     check_alike(config.model, networks, rule_given=config.normalize is not None)
-    frozen = sample_of_norms(config, volume, networks, machine)
+    frozen = statistics_of_norms(config, volume, networks, machine)
     original = networks
     if frozen:
         networks = tuple(localised(network) for network in networks)
@@ -145,11 +149,16 @@ def make_plan(
     request = _tile_request(config, volume, checkpoint, machine, device, dtype, pinned, mean, window)
     options = worker_choices(config, machine, device, alike)
     tiling, threads = _best_workers(request, options, config, machine, governed=governs)
+    frozen, surveyed = _priced(frozen, original[0].architecture.graph, tiling)
     plan = Plan(
         source=volume.description,
         nonfinite=config.input.nonfinite,
         output=_output(config, volume, checkpoint, tiling),
-        model=replace(_model(config, original, window), architecture=checkpoint.architecture, frozen=frozen),
+        model=replace(
+            _model(config, original, window),
+            architecture=checkpoint.architecture,
+            frozen=frozen,
+        ),
         normalization=normalization,
         survey=survey,
         identity_version=1 if survey is None and rule.is_measured(volume.description.dtype) else IDENTITY_VERSION,
@@ -157,7 +166,7 @@ def make_plan(
         halo=tiling.halo,
         slab=tiling.stream.slab,
         compute=Compute(device, dtype, threads, reason, config.compute.augment),
-        cost=_cost(config, volume, tiling, _left_bytes(options, config, machine, tiling, threads)),
+        cost=_cost(config, volume, tiling, _left_bytes(options, config, machine, tiling, threads), surveyed),
         environment={**environment(), "processor": cpuinfo("model name") or platform.machine()},
         warnings=(
             *volume.warnings,
@@ -258,13 +267,16 @@ PATCH: dict[int, Triple] = {2: (1, 256, 256), 3: (64, 64, 64)}
 """Voxels of a patch in which statistics of norms are measured, by the network's spatial axes."""
 
 
-def sample_of_norms(
+def statistics_of_norms(
     config: RunConfig, volume: Volume, networks: Sequence[Checkpoint], machine: Machine
-) -> Sample | None:
+) -> Sample | WholeVolume | None:
     """Where the statistics of norms over the whole input are measured; None where the network has no such norms.
 
+    Of the whole volume, what that takes is known once there are tiles.
+
     Raises:
-        ModelError: It has, and nobody asked that they be frozen.
+        ModelError: It has, and nobody asked that they be fixed; or they cannot be those of the whole volume.
+        ConfigError: The whole volume turned has others.
         PlanError: The volume named for it is of another kind, or the patches are more than memory holds.
     """
     looking = [network for network in networks if not network.architecture.graph.is_local]
@@ -273,16 +285,18 @@ def sample_of_norms(
     checkpoint, graph = looking[0], looking[0].architecture.graph
     if len(networks) > 1:
         raise ModelError(
-            f"A network of model.ensemble cannot be run by tiles: {whole_input(graph)}. Statistics are frozen of one network alone so far: run "
+            f"A network of model.ensemble cannot be run by tiles: {whole_input(graph)}. Statistics are {config.model.statistics or 'frozen'} of one network alone so far: run "
             "each by itself, with model.statistics."
         )
     if config.model.statistics is None:
         raise ModelError(
             f"Checkpoint '{config.model.checkpoint}' cannot be run by tiles as it is: {whole_input(graph)}. A tile would have the statistics "
             "of its own window, and its values would not be those of one pass over the volume. Set model.statistics to frozen: they are "
-            "measured once, over a sample, and tiles are exact by them. Or set model.exact to false and model.window: windows are blended, and "
-            "the output says that it is not exact."
+            "measured once, over a sample, and tiles are exact by them; or to global: over the whole volume, which takes a pass for each norm, and "
+            "gives what one pass would. Or set model.exact to false and model.window: windows are blended, and the output says that it is not exact."
         )
+    if config.model.statistics == "global":
+        return _whole_volume(config, volume, checkpoint)
     asked = config.model.frozen_from or FrozenConfig()
     found = volume.description
     if asked.url:
@@ -314,6 +328,38 @@ def sample_of_norms(
             f"{machine.memory_bytes / 1e9:.1f} GB. Set model.frozen_from.patches or model.frozen_from.patch to less."
         )
     return sample
+
+
+def _whole_volume(config: RunConfig, volume: Volume, checkpoint: Checkpoint) -> WholeVolume:
+    """Statistics of the whole volume, what they take not known yet.
+
+    Raises:
+        ModelError: Each slice has its own.
+        ConfigError: The volume turned has others.
+    """
+    graph = checkpoint.architecture.graph
+    if checkpoint.architecture.ndim == 2 and volume.shape[0] > 1:
+        raise ModelError(
+            f"model.statistics is 'global', but checkpoint '{config.model.checkpoint}' is a 2D network: each of the {volume.shape[0]} slices is an "
+            "image with statistics of its own, and tiles would need as many sets of them. Set model.statistics to frozen: one set for all slices."
+        )
+    if config.compute.augment != "none":
+        raise ConfigError(
+            f"compute.augment is '{config.compute.augment}', but model.statistics is 'global': the volume turned has other statistics, each of which "
+            "would take its own passes. Set compute.augment to 'none', or model.statistics to frozen."
+        )
+    return WholeVolume(document.digest(graph), len(norm_passes(graph, volume.shape)), 0)
+
+
+def _priced(
+    frozen: Sample | WholeVolume | None, graph: Graph, tiling: Tiling
+) -> tuple[Sample | WholeVolume | None, int]:
+    """The same with what passes over the tiles take; and the values that one of them holds at most, 0 where there are none."""
+    if not isinstance(frozen, WholeVolume):
+        return frozen, 0
+    passes, grid = norm_passes(graph, tiling.grid.volume), tiling.grid
+    priced = replace(frozen, multiply_adds=sum(norm_pass_multiply_adds(each, grid) for each in passes))
+    return priced, max(norm_pass_values(each, grid, tiling.stream.slab) for each in passes)
 
 
 def bytes_of_sample(graph: Graph, sample: Sample) -> int:
@@ -752,19 +798,21 @@ def _left_bytes(
     return max(int(memory_bytes_a_worker(config, machine, workers) * MEMORY_SHARE) - tiling.worker_bytes, 0)
 
 
-def _cost(config: RunConfig, volume: Volume, tiling: Tiling, left_bytes: int) -> Cost:
+def _cost(config: RunConfig, volume: Volume, tiling: Tiling, left_bytes: int, surveyed: int) -> Cost:
+    """What tiles cost; a worker's memory also holds so many values of the survey, float32, where they are more than a tile's."""
     grid, stream, stored = tiling.grid, tiling.stream, volume.description
     wanted = (
         cache_bytes(grid, stored.chunks, stored.channels * volume.array.dtype.itemsize) if is_url(stored.url) else 0
     )
-    cache = min(wanted, left_bytes)  # tiles are chosen without it: where a volume lies is no part of what is computed
+    more = 4 * max(surveyed - network_values(stream), 0)
+    cache = min(wanted, max(left_bytes - more, 0))  # tiles are chosen without it: where a volume lies is no part of what is computed
     slices = read_slices(stream, stored.chunks[0], volume.array.dtype.itemsize)
     return Cost(
         multiply_adds=total_multiply_adds(stream),
         one_pass_multiply_adds=_one_pass_multiply_adds(stream),
         voxels_read=total_voxels_read(grid),
         voxels_decoded=total_voxels_decoded(grid, stored.chunks, slices),
-        worker_bytes=tiling.worker_bytes + cache,
+        worker_bytes=tiling.worker_bytes + more + cache,
         output_bytes=output_bytes(stream.graph.output.channels, grid.volume, config.output.dtype),
         cache_bytes=cache,
     )

@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from pipeline.core.appearance import ranges
+from pipeline.core.frozen import WholeVolume
 from pipeline.core.network.blended import BlendedStream
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.imported import AnyNetwork, Imported
@@ -174,6 +175,10 @@ def _frozen_rows(plan: Plan) -> list[tuple[str, str]]:
     sample, statistics = plan.model.frozen, plan.statistics
     if sample is None:
         return []
+    if isinstance(sample, WholeVolume):
+        share = sample.multiply_adds / plan.cost.one_pass_multiply_adds
+        took = f"{sample.multiply_adds / 1e12:.3f} T multiply-adds, {share:.2f} x one pass, before any tile"
+        return [("statistics", f"of norms over the whole input, global: of {sample} of the survey, {took}")]
     rows = [("statistics", f"of norms over the whole input, frozen by the survey: {sample}")]
     figures = statistics.frozen.figures if statistics and statistics.frozen else {}
     if parts := figures.get("parts"):

@@ -150,7 +150,7 @@ def measured_mismatch(plan: Plan, directory: RunDirectory, volume: Volume) -> di
 
 
 def _frozen(plan: Plan) -> dict[str, object] | None:
-    """How far predictions with fixed statistics are from others; None where they are not measured."""
+    """How far predictions with fixed statistics are from others, or what passes they took; None where they are not measured."""
     statistics = plan.statistics
     return dict(statistics.frozen.figures) if statistics and statistics.frozen else None
 

@@ -11,13 +11,14 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from pipeline.cluster.pool import Pool, SharedPool, StartedWorkers
-from pipeline.core.frozen import Frozen
+from pipeline.core.frozen import Frozen, WholeVolume
 from pipeline.core.ledger import Progress
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
 from pipeline.core.statistics import InconsistentPartsError, Statistics, Survey
 from pipeline.errors import InferenceError, StorageError
 from pipeline.inference.frozen import measure_frozen
+from pipeline.inference.norm_passes import measure_norms
 from pipeline.inference.session import workers_of
 from pipeline.inference.survey import measure_missing
 from pipeline.outputs.rundir import Driver
@@ -69,7 +70,7 @@ def survey(
 
             survey = plan.survey
             numbers = plan.normalization if survey is None else _measure(run, survey, driver, workers, tell)
-            statistics = Statistics(numbers, plan.surveyed_over, _freeze(run, numbers, tell))
+            statistics = Statistics(numbers, plan.surveyed_over, _freeze(run, numbers, driver, workers, tell))
         if directory.load_statistics() != statistics:
             directory.write_statistics(statistics)
         directory.drop_parts()
@@ -107,8 +108,15 @@ def _measure(
     return numbers
 
 
-def _freeze(run: Run, numbers: Normalization, tell: Callable[[str], None]) -> Frozen | None:
-    """Statistics of the network's norms over the whole input; None where it has none. In this process: a sample is small.
+def _freeze(
+    run: Run,
+    numbers: Normalization,
+    driver: Driver,
+    workers: Callable[[int], AbstractContextManager[Pool]],
+    tell: Callable[[str], None],
+) -> Frozen | None:
+    """Statistics of the network's norms over the whole input; None where it has none. Of a sample in this process, since that is small; of the
+    whole volume by workers.
 
     Raises:
         ModelError, PlanError, StorageError, InferenceError: As of `survey`.
@@ -116,8 +124,15 @@ def _freeze(run: Run, numbers: Normalization, tell: Callable[[str], None]) -> Fr
     if run.plan.model.frozen is None:
         return None
     tell(f"survey: statistics of norms over {run.plan.model.frozen}")
-    frozen = measure_frozen(run.plan, run.directory.checkpoint_path(run.plan), open_source(run), numbers)
-    confirm(run)
+    if isinstance(run.plan.model.frozen, WholeVolume):
+        frozen: Frozen | None = measure_norms(run.config, run.plan, numbers, driver, workers, tell)
+    else:
+        frozen = measure_frozen(run.plan, run.directory.checkpoint_path(run.plan), open_source(run), numbers)
+    try:
+        confirm(run)
+    except InferenceError:
+        run.directory.drop_parts()
+        raise
     return frozen
 
 

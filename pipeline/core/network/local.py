@@ -6,6 +6,7 @@ conv - WholeNorm - relu -+- GlobalPool - conv 1x1 - sigmoid -+- mul        conv 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -28,16 +29,25 @@ def local(graph: Graph) -> Graph:
     """
     if graph.is_local:
         return graph
-    nodes = list(_fixed(graph))
-    read, kept = {graph.output.name}, list[Node]()
+    return Graph(read_by(fixed_nodes(graph), [graph.output.name]))
+
+
+def read_by(nodes: Sequence[Node], names: Iterable[str]) -> tuple[Node, ...]:
+    """Some nodes and all that they read of others, the input too; in order."""
+    read, kept = set(names), list[Node]()
     for node in reversed(nodes):
-        if node.name in read or node.name == graph.input.name:
+        if node.name in read or not node.inputs:
             read.update(node.inputs)
             kept.append(node)
-    return Graph(tuple(reversed(kept)))
+    return tuple(reversed(kept))
 
 
-def _fixed(graph: Graph) -> list[Node]:
+def fixed_nodes(graph: Graph) -> list[Node]:
+    """The nodes of `local`, and those of maps that nothing but a pool reads.
+
+    Raises:
+        ValueError: As of `local`.
+    """
     nodes: list[Node] = []
     for node in graph.nodes:
         if graph.is_shrunk(2, node.name):

@@ -29,7 +29,7 @@ class Schedule:
     """The turns of one sweep.
 
     Args:
-        graph: The network.
+        graph: The network; the core is of what it gives, at its level.
         axes: What the core needs along z, y, x.
         step: Slices of the input a turn; a multiple of the stride.
     """
@@ -56,7 +56,8 @@ class Schedule:
     @cached_property
     def turns(self) -> int:
         """Turns until the last slice of the core is written."""
-        return max(-(-(self.needs.core.stop - self._starts[self.graph.output.name]) // self.step), 1)
+        output = self.graph.output
+        return max(-(-(self.needs.core.stop - self._starts[output.name]) // self.slices(output)), 1)
 
     def slices(self, node: Node) -> int:
         """Slices that a node writes a turn, away from the ends."""

@@ -19,6 +19,7 @@ from pipeline.core.network.blended import BlendedStream
 from pipeline.core.network.flow import Flow
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import Needs
+from pipeline.core.network.norm_passes import NormPass
 from pipeline.core.network.operations import Concatenation
 from pipeline.core.network.receptive import lost_margin, whole_window
 from pipeline.core.network.schedule import Schedule
@@ -77,6 +78,19 @@ def total_multiply_adds(stream: Stream) -> int:
     return sum(
         each * int(z) * int(y) * int(x) for each, z, y, x in zip(layer_multiply_adds(stream.graph), *sums, strict=True)
     )
+
+
+def norm_pass_multiply_adds(norm_pass: NormPass, grid: TileGrid) -> int:
+    """Of one pass over all tiles that looks at maps."""
+    graph = norm_pass.graph
+    sums = np.zeros((3, len(graph.layers)), dtype=np.int64)
+    for axis in range(3):
+        for core, _, times in grid.distinct_cores(axis):
+            needs = norm_pass.needs(axis, core)
+            if needs.core.extent > 0:
+                sums[axis] += times * np.array([needs.computes(node) for node in graph.layers], dtype=np.int64)
+    layers = zip(layer_multiply_adds(graph), *sums, strict=True)
+    return sum(each * int(z) * int(y) * int(x) for each, z, y, x in layers)
 
 
 def layer_multiply_adds(graph: Graph) -> list[int]:
@@ -241,13 +255,13 @@ def mean_bytes(stream: Stream, in_bytes: int) -> int:
 
 def stream_extents(stream: Stream, axis: int) -> np.ndarray:
     """Extents along an axis, of the widest tile: what each node writes in a turn, what it reads for that, and what is held of it; (3, nodes)."""
-    extents = [_streamed(stream, needs) for needs, _ in stream.distinct_needs(axis)]
+    extents = [_streamed(stream.graph, stream.slab, needs) for needs, _ in stream.distinct_needs(axis)]
     widest: np.ndarray = np.max(np.array(extents), axis=0)
     return widest
 
 
-def _streamed(stream: Stream, needs: Needs) -> tuple[list[int], list[int], list[int]]:
-    nodes, flow = stream.graph.nodes, Flow(stream.graph, (needs, needs, needs), stream.slab)
+def _streamed(graph: Graph, slab: int, needs: Needs) -> tuple[list[int], list[int], list[int]]:
+    nodes, flow = graph.nodes, Flow(graph, (needs, needs, needs), slab)
     whole = [needs.writes[node.name].extent for node in nodes]
     frames = [needs.frame(node).extent if node.inputs else 0 for node in nodes]
     if needs.axis > 0:
@@ -255,6 +269,19 @@ def _streamed(stream: Stream, needs: Needs) -> tuple[list[int], list[int], list[
     written = [min(flow.slices(node), n) for node, n in zip(nodes, whole, strict=True)]
     read = [n.operation.need(0, Span(0, flow.slices(n)), None).extent if n.inputs else 0 for n in nodes]
     return written, [*map(min, read, frames)], [flow.held(node) for node in nodes]
+
+
+def norm_pass_values(norm_pass: NormPass, grid: TileGrid, slab: int) -> int:
+    """An upper bound of the values that a pass which looks at maps holds at once."""
+    graph = norm_pass.graph
+    along = [
+        [n for core, _, _ in grid.distinct_cores(a) if (n := norm_pass.needs(a, core)).core.extent] for a in range(3)
+    ]
+    if graph.is_streamed:
+        widest = [np.max([_streamed(graph, slab, needs) for needs in row], axis=0)[np.newaxis] for row in along]
+        return int(stream_values(graph, widest)[0])
+    widest = [np.max([pass_extents(graph, needs) for needs in row], axis=0)[np.newaxis] for row in along]
+    return int(window_values(graph, widest)[0])
 
 
 def stream_values(graph: Graph, extents: Sequence[np.ndarray]) -> NDArray[np.float64]:
