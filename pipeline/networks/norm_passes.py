@@ -15,9 +15,8 @@ from torch import Tensor
 
 from pipeline.core.frozen import Numbers
 from pipeline.core.geometry.box import Box, Span
-from pipeline.core.network.norm_passes import NormPass, norm_passes
+from pipeline.core.network.norm_passes import NormPass, extended, norm_passes
 from pipeline.core.network.operations import GlobalPool, WholeNorm
-from pipeline.core.network.receptive import whole_window
 from pipeline.core.network.schedule import Schedule
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
@@ -177,7 +176,7 @@ class NormMeasurement:
     def __init__(self, checkpoint: Checkpoint, grid: TileGrid) -> None:
         self._graph, self.grid = checkpoint.architecture.graph, grid
         self._weights = {name: tuple(w.double() for w in ws) for name, ws in checkpoint.weights.items()}
-        self._axes = of_one_pass(self._graph, whole_window(self._graph, grid.volume))
+        self._axes = of_one_pass(self._graph, extended(self._graph, grid.volume))
         self._values: dict[str, Piece] = {}  # of nodes that have one value a channel
         self.passes = norm_passes(self._graph, grid.volume)
         self.number = 0

@@ -27,7 +27,7 @@ from pipeline.core.network.graph import Graph
 from pipeline.core.network.imported import AnyNetwork
 from pipeline.core.network.local import local, whole_input
 from pipeline.core.network.mean import Mean
-from pipeline.core.network.norm_passes import norm_passes
+from pipeline.core.network.norm_passes import extended, norm_passes
 from pipeline.core.network.receptive import legal_extent, lost_margin, receptive_radius
 from pipeline.core.network.stream import Stream
 from pipeline.core.normalization import Normalization
@@ -342,6 +342,13 @@ def _whole_volume(config: RunConfig, volume: Volume, checkpoint: Checkpoint) -> 
         raise ModelError(
             f"model.statistics is 'global', but checkpoint '{config.model.checkpoint}' is a 2D network: each of the {volume.shape[0]} slices is an "
             "image with statistics of its own, and tiles would need as many sets of them. Set model.statistics to frozen: one set for all slices."
+        )
+    wanted, ends = extended(graph, volume.shape), extended(local(graph), volume.shape)
+    if wanted != ends:
+        raise ModelError(
+            f"model.statistics is 'global', but one pass of checkpoint '{config.model.checkpoint}' takes the volume, mirrored to {list(wanted)} voxels, and "
+            f"tiles end at {list(ends)}: a pool over its whole input is coarser than all else of it. Set model.statistics to frozen, or crop the "
+            f"volume to multiples of {list(graph.stride)}."
         )
     if config.compute.augment != "none":
         raise ConfigError(

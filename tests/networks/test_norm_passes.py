@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.core.geometry.box import Box, Span, triple
+from pipeline.core.geometry.box import Box, Span, per_axis, round_up, triple
 from pipeline.core.geometry.mirror import shown, spread
 from pipeline.core.network.norm_passes import norm_passes
 from pipeline.core.network.receptive import least_halo, lost_margin, whole_window
@@ -60,6 +60,22 @@ class Unpadded(nn.Module):
         return self.last(F.interpolate(low, scale_factor=2, mode="nearest"))
 
 
+class Strided(nn.Module):
+    """Begins with a strided convolution, which takes odd extents too, and gives more voxels than it was given: as MONAI's UNet."""
+
+    shape = (1, 1, 16, 24, 24)
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.low = nn.Conv3d(1, 4, 3, 2, 1), nn.Conv3d(4, 6, 3, 2, 1)
+        self.up, self.last = (nn.ConvTranspose3d(n, 2, 3, 2, 1, output_padding=1) for n in (6, 6))
+
+    def forward(self, x):
+        first = F.relu(F.instance_norm(self.first(x)))
+        up = F.instance_norm(self.up(F.relu(F.instance_norm(self.low(first)))))
+        return F.instance_norm(self.last(torch.cat([first, up], 1)))
+
+
 def grid_of(graph, shape, core, slab):
     """Tiles of a plan of such a core."""
     return Stream.over(graph, shape, core, least_halo(graph), slab).grid
@@ -91,11 +107,10 @@ def looked(look, measurement, tile, image_CZYX):
 
 
 def extended(graph, image_CZYX):
-    """An image as one pass takes it, 1 C Z Y X."""
-    extents = zip(
-        lost_margin(graph), whole_window(graph, triple(image_CZYX.shape[1:])), image_CZYX.shape[1:], strict=True
-    )
-    pads = [(0, 0), *((m, n - m - s) for m, n, s in extents)]
+    """An image as the promise says that one pass takes it, 1 C Z Y X: to whole strides, or with the margin that is lost."""
+    shape, margins = triple(image_CZYX.shape[1:]), lost_margin(graph)
+    extents = per_axis(round_up, shape, graph.stride) if graph.is_padded else whole_window(graph, shape)
+    pads = [(0, 0), *((m, n - m - s) for m, n, s in zip(margins, extents, shape, strict=True))]
     return torch.from_numpy(np.pad(image_CZYX, pads, mode="reflect"))[None]
 
 
@@ -111,6 +126,7 @@ def largest_change(one, other):
     [
         (Normed, (13, 19, 25), [(8, 12, 16), (14, 20, 12)], 4),
         (Beside, (9, 13, 15), [(6, 8, 8), (10, 6, 16)], 2),
+        (Strided, (9, 14, 17), [(8, 8, 12), (12, 16, 8)], 4),
         (Unpadded, (13, 11, 15), [(8, 8, 8), (6, 12, 10)], 2),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from pipeline.core.geometry.box import Box, Span, Triple, triple
+from pipeline.core.geometry.box import Box, Span, Triple, per_axis, round_up, triple
 from pipeline.core.network.flow import Flow
 from pipeline.core.network.graph import Graph, Node
 from pipeline.core.network.local import fixed_nodes, read_by
@@ -85,6 +85,14 @@ class NormPass:
         return (Flow if self.graph.is_streamed else Schedule)(self.graph, axes, slab)
 
 
+def extended(graph: Graph, volume: Triple) -> Triple:
+    """Extents of one pass over a volume, as tiles see it: to whole strides where layers pad themselves, else with the margin that is lost.
+
+    A network may take less (a strided convolution with padding takes odd extents too), but its zeros would lie elsewhere than those of tiles.
+    """
+    return per_axis(round_up, volume, graph.stride) if graph.is_padded else whole_window(graph, volume)
+
+
 def norm_passes(graph: Graph, volume: Triple) -> tuple[NormPass, ...]:
     """The passes that give the statistics of all norms and pools over the whole input, in order.
 
@@ -94,7 +102,7 @@ def norm_passes(graph: Graph, volume: Triple) -> tuple[NormPass, ...]:
         graph: The network.
         volume: Extent along z, y, x.
     """
-    extents = zip(whole_window(graph, volume), lost_margin(graph), strict=True)
+    extents = zip(extended(graph, volume), lost_margin(graph), strict=True)
     ends: Ends = triple(Span(-m, n - m) for n, m in extents)
     spans = [graph.ends(axis, span) for axis, span in enumerate(ends)]
     before: dict[str, int] = {}
