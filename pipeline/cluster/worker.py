@@ -191,7 +191,6 @@ def let_go(dask_worker: Worker) -> None:
     """On a worker, which Dask passes under this name: forget what was opened for a job, a network, its buffers, the card's memory; and a survey's input."""
     _job_cache(dask_worker).clear()
     vars(dask_worker).pop(SURVEYED, None)
-
     vars(dask_worker).pop(NORMS, None)
 
 

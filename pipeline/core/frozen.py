@@ -96,9 +96,10 @@ class WholeVolume:
         return f"the whole volume, by {self.passes} pass{'es' if self.passes > 1 else ''}"
 
 
-def fixed_by(content: Mapping[str, Any]) -> Sample | WholeVolume:
+def fixed_by(content: Mapping[str, object]) -> Sample | WholeVolume:
     """By what the statistics of a stored plan are fixed."""
-    return WholeVolume(**content) if "passes" in content else Sample.from_dict(content)
+    values: dict[str, Any] = dict(content)
+    return WholeVolume(**values) if "passes" in values else Sample.from_dict(values)
 
 
 Numbers = Mapping[str, tuple[tuple[float, ...], ...]]

@@ -22,7 +22,6 @@ from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
 from pipeline.core.statistics import Found
 from pipeline.core.tiles.grid import Tile, TileGrid
-from pipeline.errors import InferenceError
 from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.evaluate import Piece, done, evaluate, of_one_pass, placed
 from pipeline.networks.frozen import fixed_by_values, with_numbers
@@ -121,7 +120,7 @@ def looked(
         stored = (torch.from_numpy(np.ascontiguousarray(slab)).to(network.device) for slab in slabs_CZYX)
         return network.look(schedule, (normalised(slab, rule) for slab in stored))
     except torch.OutOfMemoryError as error:
-        raise InferenceError(memory_too_small(tile, network.device, error)) from error
+        raise memory_too_small(tile, network.device, error) from error
 
 
 class _Moments:

@@ -78,10 +78,7 @@ class TilePredictor(ABC):
             yield
         except torch.OutOfMemoryError as error:
             self._forget()
-            raise InferenceError(
-                f"{tile}: the memory of device '{self._device}' is too small ({first_line(error)}). Something else uses it, "
-                "or the plan was made for a larger one: free it, or plan with a smaller tiles.core."
-            ) from error
+            raise memory_too_small(tile, self._device, error) from error
 
     def _forget(self) -> None:  # noqa: B027 - most have nothing
         """Give memory back that is kept from tile to tile."""
@@ -151,6 +148,14 @@ def _network_of(plan: Plan) -> tuple[object, ...]:
     """What two plans have in common that are of one network, in the same precision and place."""
     frozen = plan.statistics.frozen if plan.statistics else None
     return plan.model.sha256, plan.model.architecture, plan.compute.dtype, plan.compute.device, frozen
+
+
+def memory_too_small(tile: Tile, device: torch.device, error: torch.OutOfMemoryError) -> InferenceError:
+    """Why a tile was not computed, and what to do."""
+    return InferenceError(
+        f"{tile}: the memory of device '{device}' is too small ({first_line(error)}). Something else uses it, "
+        "or the plan was made for a larger one: free it, or plan with a smaller tiles.core."
+    )
 
 
 def normalised(x_CZYX: Tensor, rule: Normalization) -> Tensor:
