@@ -20,6 +20,7 @@ from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.networks.frozen import check_same
 from pipeline.networks.norm_passes import NormLook, looked
 from pipeline.outputs.rundir import RunDirectory
+from pipeline.volumes.cached import cached
 from pipeline.volumes.volume import Volume, open_volume
 
 _looking = threading.Lock()
@@ -114,4 +115,5 @@ def _opened(job: NormJob) -> _Opened:
     check_same(checkpoint, plan)
     numbers = Frozen.from_dict({"numbers": directory.load_norms(job.of), "figures": {}}).numbers
     volume = open_volume(plan.source.url, plan.source.selection)
-    return _Opened(job, plan, directory.counted(plan, volume), NormLook.of_plan(checkpoint, plan, job.number, numbers))
+    source = directory.counted(plan, cached(volume, plan.cost.cache_bytes))
+    return _Opened(job, plan, source, NormLook.of_plan(checkpoint, plan, job.number, numbers))

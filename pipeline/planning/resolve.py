@@ -812,7 +812,9 @@ def _cost(config: RunConfig, volume: Volume, tiling: Tiling, left_bytes: int, su
         cache_bytes(grid, stored.chunks, stored.channels * volume.array.dtype.itemsize) if is_url(stored.url) else 0
     )
     more = 4 * max(surveyed - network_values(stream), 0)
-    cache = min(wanted, max(left_bytes - more, 0))  # tiles are chosen without it: where a volume lies is no part of what is computed
+    cache = min(
+        wanted, max(left_bytes - more, 0)
+    )  # tiles are chosen without it: where a volume lies is no part of what is computed
     slices = read_slices(stream, stored.chunks[0], volume.array.dtype.itemsize)
     return Cost(
         multiply_adds=total_multiply_adds(stream),
