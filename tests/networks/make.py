@@ -48,6 +48,8 @@ class Case:
         small: Of the volume whose pass is committed.
         margin: Voxels that a network that pads nothing loses at each end.
         whole: Whether it has norms over its whole input.
+        gain: Of its weights: more than 1 where one block lies beside many others that see less, so that what it says is in the output.
+        outer: By so much the outermost weights of a kernel are larger than those between: what lies far off is not lost on the way.
     """
 
     library: str | None
@@ -58,6 +60,8 @@ class Case:
     small: tuple[int, int, int] = (21, 26, 27)
     margin: int = 0
     whole: bool = False
+    gain: float = 1
+    outer: float = 1
 
     @property
     def ndim(self) -> int:
@@ -163,12 +167,15 @@ FLAT: dict[str, Any] = {"stride": (2, 4, 4), "large": (46, 61, 70), "small": (17
 DEEP: dict[str, Any] = {"stride": (0, 16, 16), "large": (1, 253, 260), "small": (1, 125, 139)}
 VALID: dict[str, Any] = {"large": (40, 44, 48), "small": (24, 24, 28), "margin": 20}
 
+FAR: dict[str, Any] = {"gain": 2, "outer": 4}
+"""Of networks that hardly look at the outermost of their halo otherwise: 2e-6 to 3e-5 of the range, beside 1e-4 and more."""
+
 CASES: dict[str, Case] = {
     "monai-unet": Case("monai", "UNet, 3D, residual", lambda: _monai_unet(3, "batch")),
     "monai-unet-2d": Case("monai", "UNet, 2D, residual", lambda: _monai_unet(2, "batch"), **PLANE),
     "monai-basicunet": Case("monai", "BasicUNet, 2D", lambda: _monai_basic(norm="batch"), **DEEP),
     "monai-dynunet": Case("monai", "DynUNet, residual", lambda: _monai_dynunet("batch"), **FLAT),
-    "monai-segresnet": Case("monai", "SegResNet", lambda: _monai_segresnet(norm="batch"), large=(78, 77, 79)),
+    "monai-segresnet": Case("monai", "SegResNet", lambda: _monai_segresnet(norm="batch"), large=(78, 77, 79), **FAR),
     "smp-resnet18": Case(
         "segmentation_models_pytorch", "Unet, resnet18, depth 2", lambda: _smp("resnet18", 2, (8, 4)),
         **{**PLANE, "large": (2, 141, 146)},
@@ -197,9 +204,9 @@ CASES: dict[str, Case] = {
         "biapy", "ResUNet, linear up-sampling",
         lambda: _biapy("resunet", "ResUNet", normalization="bn", upsample_layer="upsampling"), **FLAT,
     ),
-    "careamics-unet": Case("careamics", "UNet, 3D", lambda: _careamics(conv_dims=3, num_channels_init=4)),
+    "careamics-unet": Case("careamics", "UNet, 3D", lambda: _careamics(conv_dims=3, num_channels_init=4), **FAR),
     "careamics-n2v2": Case(
-        "careamics", "UNet, 2D, N2V2", lambda: _careamics(conv_dims=2, num_channels_init=8, n2v2=True), **PLANE
+        "careamics", "UNet, 2D, N2V2", lambda: _careamics(conv_dims=2, num_channels_init=8, n2v2=True), **PLANE, **{**FAR, "outer": 8}
     ),
     "cnnectome-transposed": Case(None, "CNNectome's layout, transposed", CNNectome, **VALID),
     "cnnectome-nearest": Case(
@@ -244,14 +251,22 @@ CASES: dict[str, Case] = {
 # --- networks and what they give ----------------------------------------------------------------------------------------------
 
 
-def randomised(network: nn.Module, seed: int) -> nn.Module:
-    """Weights under which values neither fade nor grow, and statistics that change values; float32, evaluation mode."""
+def randomised(network: nn.Module, seed: int, gain: float = 1, outer: float = 1) -> nn.Module:
+    """Weights under which values neither fade nor grow, and statistics that change values; float32, evaluation mode.
+
+    Args:
+        network: With whatever weights.
+        seed: Of all that is drawn.
+        gain, outer: As of `Case`.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in network.named_parameters():
             if tensor.ndim > 1:
                 fan = prod(tensor.shape[1:])
-                tensor.normal_(0, sqrt(2 / fan), generator=generator)
+                tensor.normal_(0, gain * sqrt(2 / fan), generator=generator)
+                if outer != 1:
+                    tensor.mul_(profile(tuple(tensor.shape[2:]), outer))
             elif name.endswith("bias"):
                 tensor.normal_(0, 0.1, generator=generator)
             else:
@@ -261,6 +276,18 @@ def randomised(network: nn.Module, seed: int) -> nn.Module:
                 module.running_mean.normal_(0, 0.2, generator=generator)
                 module.running_var.uniform_(0.5, 2, generator=generator)
     return network.float().eval().requires_grad_(False)
+
+
+def profile(extents: tuple[int, ...], outer: float) -> Tensor:
+    """What a kernel's weights are multiplied by: more at its faces, edges and corners; its mean square is 1."""
+    shares = torch.ones(extents)
+    for axis, extent in enumerate(extents):
+        if extent > 2:
+            along = torch.full((extent,), 1 / outer)
+            along[0] = along[-1] = 1
+            along *= sqrt(extent) / along.norm()
+            shares = shares * along.view([extent if n == axis else 1 for n in range(len(extents))])
+    return shares
 
 
 def volume_of(extents: tuple[int, int, int], seed: int) -> np.ndarray:
@@ -310,7 +337,7 @@ def make(name: str, folder: Path) -> dict[str, Any]:
     """A network's files, and its entry of the manifest."""
     case, seed = CASES[name], SEED + list(CASES).index(name)
     torch.manual_seed(seed)
-    network = randomised(case.build(), seed)
+    network = randomised(case.build(), seed, case.gain, case.outer)
     large, small = volume_of(case.large, seed), volume_of(case.small, seed)
     example = images_of(case, large, torch.float32)[:1]
     with warnings.catch_warnings():
@@ -330,6 +357,7 @@ def make(name: str, folder: Path) -> dict[str, Any]:
         "library": case.library,
         "versions": {library: version(library).partition("+")[0] for library in known},
         "seed": seed,
+        **({"gain": case.gain, "outer": case.outer} if (case.gain, case.outer) != (1, 1) else {}),
         "whole": case.whole,
         "stride": [stride or 1 for stride in case.stride],
         "gradient": None if case.whole else gradient_reach(case, precise, large),
