@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ import torch
 from torch import Tensor
 
 from pipeline.core.geometry.box import Span, per_axis, round_up, triple
+from pipeline.core.network import imported as networks
 from pipeline.core.network.graph import Graph
 from pipeline.core.network.need import needs
-from pipeline.core.network.receptive import lost_margin
+from pipeline.core.network.receptive import legal_extent, lost_margin
 from pipeline.core.network.unet import Architecture
-from pipeline.networks.checkpoint import load_checkpoint
+from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
 from pipeline.networks.evaluate import Weights, evaluate
+from pipeline.networks.frozen import localised, measured
 from tests.networks.make import CASES, Case
 from tests.pipeline_cases import Run, make_run
 
@@ -47,7 +51,7 @@ class Imported:
         graph: Of it.
         weights: float64.
         volume: uint8, (1, Z, Y, X).
-        expected: The module's pass over the volume, float64, (K, Z, Y, X).
+        expected: The module's pass over the volume, float64, (K, Z, Y, X); where statistics are frozen, one pass by these.
     """
 
     case: Case
@@ -126,6 +130,34 @@ class Imported:
         values = self.box(cores, ends=narrow) if self.graph.is_padded else self.box(cores, seen=narrow)
         return self.difference(values, cores)
 
+    def tiles(self) -> Iterator[tuple[Span, ...]]:
+        """Cores of tiles of about half the volume along each axis, of whole strides; they cover it."""
+        halves = []
+        for n, stride in zip(self.volume.shape[1:], self.graph.stride, strict=True):
+            middle = min(round_up(ceil(n / 2), stride), n)
+            halves.append([span for span in (Span(0, middle), Span(middle, n)) if span.extent])
+        return product(*halves)
+
+    def patches(self, number: int) -> list[Tensor]:
+        """Of about half the volume along each axis, of legal extents, from its beginning to its end; 1 C Z Y X, normalised."""
+        image = self.image()
+        extents = [min(legal_extent(self.graph, axis, ceil(n / 2)), n) for axis, n in enumerate(self.volume.shape[1:])]
+        found = []
+        for part in range(number):
+            starts = [(n - m) * part // (number - 1) for n, m in zip(image.shape[2:], extents, strict=True)]
+            inside = (slice(a, a + m) for a, m in zip(starts, extents, strict=True))
+            found.append(image[(slice(None), slice(None), *inside)])
+        return found
+
+    def frozen(self, patches: Sequence[Tensor]) -> Imported:
+        """The same network by joint statistics of patches that are counted whole, and one pass of it."""
+        numbers = measured(self.graph, self.weights, patches, (0, 0, 0)).numbers
+        state = {f"{node}.{n}": tensor for node, tensors in self.weights.items() for n, tensor in enumerate(tensors)}
+        fixed = localised(Checkpoint(networks.Imported(self.graph, self.case.ndim), state), numbers)
+        weights = {node: tuple(w.double() for w in tensors) for node, tensors in fixed.weights.items()}
+        local = replace(self, graph=fixed.architecture.graph, weights=weights)
+        return replace(local, expected=local.box(local.whole))
+
     def block(self) -> tuple[Span, ...]:
         """One stride in the middle."""
         stride = self.graph.stride
@@ -160,8 +192,8 @@ def note(name: str, **figures: float) -> None:
     path.write_text(json.dumps(known, indent=1) + "\n")
 
 
-def run_of(folder: Path, checkpoint: Path, network: Imported) -> Run:
-    """A run of eight tiles or so over a network's volume, float32."""
+def run_of(folder: Path, checkpoint: Path, network: Imported, **model: object) -> Run:
+    """A run of eight tiles or so over a network's volume, float32; its model by further keys."""
     volume = network.volume[0]
     core = [round_up(ceil(n / 2), s) for n, s in zip(volume.shape, network.graph.stride, strict=True)]
     run = make_run(
@@ -172,6 +204,6 @@ def run_of(folder: Path, checkpoint: Path, network: Imported) -> Run:
         tiles={"core": core},
         compute={"dtype": "float32"},
     )
-    content = {**run.content, "model": {"checkpoint": str(checkpoint)}}
+    content = {**run.content, "model": {"checkpoint": str(checkpoint), **model}}
     run.yaml.write_text(json.dumps(content))
     return Run(run.folder, content, run.network, run.volume)

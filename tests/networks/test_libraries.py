@@ -1,6 +1,8 @@
 """Networks of libraries: as committed, boxes of the module's own pass; as made anew by `make test-networks`, all that is claimed of them."""
 
 import json
+import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,8 +28,11 @@ EQUAL = 1e-11
 STORED = 1e-6
 """The same where those maps were rounded to the float32 of a checkpoint."""
 
-TIMES = 10
-"""By so much is a halo that is one stride short further off, at least."""
+SHORT = 1e-4
+"""A halo that is one stride short is off by more: ten times what tiles may be by the command line."""
+
+FROZEN = 1e-9
+"""Of the output's range, float64: tiles by frozen statistics against one pass by the same; an affine map in place of each norm."""
 
 
 # --- as committed ---------------------------------------------------------------------------------------------------------
@@ -55,10 +60,35 @@ def test_a_librarys_network_with_norms_over_its_whole_input_is_its_own_pass(name
     network = committed(name)
     assert not network.graph.is_local
     assert network.difference(network.box(network.whole), network.whole) <= STORED
+    assert own(network) > 1e-3
+
+
+def own(network) -> float:
+    """How far half a volume, with statistics of its own, is from the module's pass: what sliding windows do; of the range."""
     stride = network.graph.stride[2]
     part = (*network.whole[:2], Span(0, network.volume.shape[3] // 2))
     half = (*network.legal[:2], Span(0, part[2].stop // stride * stride + stride))
-    assert network.difference(network.box(part, ends=half), part) > 1e-4
+    return network.difference(network.box(part, ends=half), part)
+
+
+def tiled(network) -> float:
+    """The largest difference of all tiles from one pass."""
+    return max(network.difference(network.box(cores), cores) for cores in network.tiles())
+
+
+FROZEN_SHARE = random.Random(16).sample(WHOLE, 2)
+"""For every day, of those that are frozen."""
+
+
+@pytest.mark.parametrize("name", FROZEN_SHARE)
+def test_tiles_of_a_frozen_librarys_network_are_one_pass_of_it(name):
+    """By statistics of some patches; windows with statistics of their own are far off."""
+    network = committed(name)
+    fixed = network.frozen(network.patches(3))
+    assert fixed.graph.is_local
+    assert len(list(fixed.tiles())) >= 4
+    assert tiled(fixed) <= FROZEN
+    assert own(network) > 1e-3
 
 
 def test_what_is_committed_is_small_and_said():
@@ -137,5 +167,31 @@ def test_a_tile_is_the_whole_and_one_stride_less_is_not(made):
     short = network.short(block)
     note(name, tile=tile, short=short)
     assert tile <= EQUAL
-    assert short > 1e-6
-    assert short > TIMES * tile
+    assert short > SHORT
+
+
+def looking(made):
+    """Those that look at their whole input."""
+    if made[1].graph.is_local:
+        pytest.skip("it is local")
+    return made
+
+
+@pytest.mark.network
+def test_frozen_it_is_the_module_where_the_sample_is_all_and_tiles_are_one_pass_always(made):
+    """The module itself says what statistics of the whole volume give: all tiles by these are its own pass. Those of a few patches
+    give another function, that tiles are as exact by; windows with statistics of their own are far from either."""
+    name, network = looking(made)
+    alone = (
+        [slice(0, 1)] if network.case.ndim == 2 else [slice(None)]
+    )  # of a slice; else a pass has statistics by slice
+    one = replace(network, volume=network.volume[:, *alone], expected=network.expected[:, *alone])
+    itself = replace(one.frozen([one.image()]), expected=one.expected)
+    module = tiled(itself)
+    fixed = network.frozen(network.patches(4))
+    tile = tiled(fixed)
+    window = own(network)
+    note(name, module=module, tile=tile, window=window)
+    assert module <= FROZEN
+    assert tile <= FROZEN
+    assert window > 1e-3
