@@ -68,3 +68,6 @@ class TrainingError(PipelineError):
 
 REFUSALS = (ConfigError, PlanError, ModelError, StorageError)
 """Raised before work starts: the command line ends with status 2."""
+
+FINAL = (ConfigError, PlanError, ModelError)
+"""Of what was asked, or of the values themselves: no further attempt can succeed."""

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import length_hint
 
+from pipeline.errors import FINAL
+
 TILES_AHEAD = 2
 """Tiles in a worker's line: one that runs, one that waits so that the worker never does."""
 
@@ -173,7 +175,7 @@ class Assignments:
     def land(
         self, attempt: Attempt, now: float, result: object = None, error: BaseException | None = None
     ) -> list[Outcome]:
-        """An attempt has ended; nothing where it had been taken from its worker before."""
+        """An attempt has ended; nothing where it had been taken from its worker before. An error that is final is not tried again."""
         hand = self._hands.get(attempt.worker)
         if hand is None or attempt not in hand.line:
             return []
@@ -184,7 +186,7 @@ class Assignments:
         if error is None:
             hand.has_done_one = True
             return [Outcome(attempt.index, attempt.number, result)]
-        if attempt.number > self._retries:
+        if attempt.number > self._retries or isinstance(error, FINAL):
             return [Outcome(attempt.index, attempt.number, error=error)]
         self._again.append((attempt.index, attempt.number + 1))
         return []

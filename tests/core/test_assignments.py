@@ -5,6 +5,7 @@ import random
 import pytest
 
 from pipeline.core.assignments import MOST_AHEAD, TILES_AHEAD, Assignments, Attempt, Outcome
+from pipeline.errors import PlanError, StorageError
 
 
 def ready(assignments: Assignments, *workers: str) -> None:
@@ -378,3 +379,14 @@ def test_no_tile_is_begun_while_two_a_worker_are_suspected(workers, suspects, is
     found = list(assignments.assign(1.0))
     assert sum(attempt.alone for attempt in found) == workers // 2
     assert any(not attempt.alone for attempt in found) == is_begun
+
+
+def test_an_error_that_is_final_is_not_tried_again():
+    """Values that are not finite are so at the next attempt; the negative control is a read that failed."""
+    assignments = Assignments(range(2), retries=2)
+    ready(assignments, "a")
+    first, second = assignments.assign(now=0)
+    error = PlanError("values that are not finite")
+    assert assignments.land(first, 1, error=error) == [Outcome(0, 1, error=error)]
+    assert assignments.land(second, 1, error=StorageError("cannot be read")) == []
+    assert not assignments.finished

@@ -385,12 +385,22 @@ def test_statistics_that_are_lost_or_damaged_are_put_back_from_the_ledger(done, 
 def test_values_that_are_not_finite_are_refused_by_their_place_before_any_tile(tmp_path, pooled, capsys, monkeypatch):
     """One NaN that the plan's sample does not touch; what to do is said, and that done it goes on."""
     monkeypatch.setattr(statistics, "_sample_boxes", lambda volume: [next(Parts(volume.shape, (4, 4, 4)).boxes(0))])
-    run = run_of(tmp_path, "zscore", cluster={"workers": 2, "memory_gb": 4, "retries": 0})
+    run = run_of(tmp_path, "zscore")
+    dispatch, attempts = surveying.dispatch, []
+
+    def watched(*arguments, **options):
+        assert options["retries"] > 0
+        for outcome in dispatch(*arguments, **options):
+            attempts.extend([outcome.attempt] * outcome.failed)
+            yield outcome
+
+    monkeypatch.setattr(surveying, "dispatch", watched)
     volume = run.volume.copy()
     volume[31, 31, 63] = np.nan
     save_array(tmp_path / "input.zarr", volume, (16, 16, 16), overwrite=True)
     assert command("run", run.yaml, "--no-prefect") == 2
     assert "holds 1 values that are not finite" in capsys.readouterr().err
+    assert attempts == [1]  # they are so at any attempt
     assert done_entries(run.directory) == []
     assert command("run", run.having(input={"nonfinite": "zero"}).yaml, "--no-prefect") == 0
 
