@@ -264,7 +264,7 @@ def jobs_of(folder, gpus=0, **compute):
 def test_jobs_are_planned_for_what_they_ask_and_not_for_this_machine(tmp_path):
     """The plan is made on a login node, which is neither as large nor as small as a job."""
     config, offered = jobs_of(tmp_path)
-    assert offered == Machine(cores=15, memory_bytes=12 * 10**9, workers=3, device="cpu")
+    assert replace(offered, driver_bytes=None) == Machine(cores=15, memory_bytes=12 * 10**9, workers=3, device="cpu")
     found = make_plan(config, offered)
     assert (found.compute.device, found.compute.threads) == ("cpu", 5)
     assert found.cost.worker_bytes <= 4 * 10**9

@@ -58,14 +58,15 @@ class Pool:
 
 
 def machine(config: ClusterConfig) -> Machine:
-    """What all workers of a cluster have together.
+    """What all workers of a cluster have together, and what this process has.
 
     Raises:
         ConfigError: They cannot be had as it says: this is asked before any work.
     """
     check_security(config)
     check_dashboard(config)
-    return _kind(config).machine(config)
+    here: Kind = importlib.import_module(KINDS["local"])
+    return replace(_kind(config).machine(config), driver_bytes=here.machine(config).memory_bytes)
 
 
 @contextmanager

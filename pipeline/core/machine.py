@@ -15,6 +15,7 @@ class Machine:
         workers: Their number, where it is fixed; None where the planner may choose.
         device: What they compute on; None where they run here, and it can be seen.
         runs: How many runs share them at once.
+        driver_bytes: Memory that the process may use that plans, surveys and hands out tiles; None where it is `memory_bytes`.
     """
 
     cores: int
@@ -22,3 +23,4 @@ class Machine:
     workers: int | None = None
     device: str | None = None
     runs: int = 1
+    driver_bytes: int | None = None

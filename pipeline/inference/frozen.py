@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +28,10 @@ PARTS = 3
 
 REGION: Triple = (96, 96, 96)
 """Voxels of the region over which predictions are compared, at most; of a 2D network each slice is 384 a side."""
+
+
+_measuring = threading.Lock()
+"""One sample at a time: a dataset has several runs at once in this process, and memory is reckoned for one."""
 
 
 def measure_frozen(plan: Plan, checkpoint_path: Path, volume: Volume, numbers: Normalization) -> Frozen | None:
@@ -61,8 +66,9 @@ def measure_frozen(plan: Plan, checkpoint_path: Path, volume: Volume, numbers: N
                 "another output.url."
             )
         rule = measured(numbers, there, nonfinite=plan.nonfinite)
-    patches = [_read(there, box, plan.nonfinite) for box in sample.boxes()]
-    found, apart = freeze(checkpoint, patches, rule, sample.context, PARTS)
+    with _measuring:
+        patches = [_read(there, box, plan.nonfinite) for box in sample.boxes()]
+        found, apart = freeze(checkpoint, patches, rule, sample.context, PARTS)
     if not np.isfinite([value for tensors in found.values() for values in tensors for value in values]).all():
         raise InferenceError(
             f"Statistics of norms over {sample} are not finite: values overflow float32, or a channel has no variance and its norm no epsilon. Check "

@@ -223,7 +223,7 @@ def _sum(centre: Tensor) -> Tensor:
 
 
 def _squares(mean: Tensor, centre: Tensor) -> Tensor:
-    return (centre.double() - mean.view(1, -1, 1, 1, 1)).square().sum((0, 2, 3, 4))
+    return (centre.double() - mean.view(1, -1, 1, 1, 1)).square_().sum((0, 2, 3, 4))
 
 
 def _pooled(operation: GlobalPool, centres: Sequence[Tensor], apply: Apply) -> Tensor:

@@ -321,11 +321,11 @@ def statistics_of_norms(
         found.metadata_sha256 if asked.url else "",
         asked.url or "",
     )
-    needed = bytes_of_sample(graph, sample)
-    if needed > machine.memory_bytes and not _is_elsewhere(machine):
+    needed, has = bytes_of_sample(graph, sample), machine.driver_bytes or machine.memory_bytes
+    if needed > has:
         raise PlanError(
-            f"To freeze the statistics of this network over {sample} takes up to {needed / 1e9:.1f} GB of this process, and the machine has "
-            f"{machine.memory_bytes / 1e9:.1f} GB. Set model.frozen_from.patches or model.frozen_from.patch to less."
+            f"To freeze the statistics of this network over {sample} takes up to {needed / 1e9:.1f} GB of this process, wherever the workers are, "
+            f"and the machine has {has / 1e9:.1f} GB. Set model.frozen_from.patches or model.frozen_from.patch to less."
         )
     return sample
 

@@ -1,18 +1,23 @@
 """Networks that look at their whole input, with frozen statistics: by the command line, exact by tiles, measured once."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline import stages
+from pipeline.core.frozen import Sample
+from pipeline.core.machine import Machine
 from pipeline.core.network.unet import Architecture
-from pipeline.errors import InferenceError, StorageError
+from pipeline.errors import InferenceError, PlanError, StorageError
 from pipeline.inference import frozen as measuring
 from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.networks.evaluate import one_pass
-from pipeline.networks.frozen import localised
+from pipeline.networks.frozen import localised, measured
+from pipeline.planning.resolve import bytes_of_sample, make_plan
+from tests.core.test_cost import ValuesAlive
 from tests.e2e.test_run import command
 from tests.networks.network_cases import Normed, randomise, save_program
 from tests.pipeline_cases import Run, make_run, random_volume, save_array, stored_objects
@@ -147,6 +152,34 @@ def test_statistics_may_come_from_another_volume(network, tmp_path, pooled):
     found = [stages.survey(run.now).frozen.numbers for run in runs]
     assert found[0].keys() == found[1].keys()
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("elsewhere", [{}, {"device": "cpu", "workers": 8}], ids=["here", "on other machines"])
+def test_a_sample_must_fit_the_process_that_measures_it_wherever_the_workers_are(network, tmp_path, elsewhere):
+    """The driver holds the maps of all patches; jobs of SLURM and pods have memory of their own, and do not help."""
+    run = run_of(tmp_path, network, seed=0)
+    needed = bytes_of_sample(load_checkpoint(network[1]).architecture.graph, stages.plan(run.now).model.frozen)
+    large = Machine(cores=8, memory_bytes=64 * 10**9, **elsewhere)
+    assert make_plan(run.config, replace(large, driver_bytes=needed)).model.frozen
+    with pytest.raises(PlanError, match="of this process, wherever the workers are, and the machine has"):
+        make_plan(run.config, replace(large, driver_bytes=needed - 1))
+
+
+def test_memory_that_a_sample_takes_is_bound_before_it_is_measured(network):
+    """By what the plan reckons: maps of all patches, and what is made of them on the way."""
+
+    class BytesAlive(ValuesAlive):
+        def _take(self, storage, _):
+            super()._take(storage, storage.nbytes() // 4)
+
+    checkpoint = load_checkpoint(network[1])
+    graph = checkpoint.architecture.graph
+    sample = Sample("graph", (64, 64, 64), (32, 32, 32), (4, 4, 4), 6, 0)
+    patches = [torch.rand(1, 1, 32, 32, 32) for _ in range(sample.patches)]
+    watch = BytesAlive()
+    with torch.inference_mode(), watch:
+        measured(graph, checkpoint.weights, patches, sample.context)
+    assert 4 * watch.most <= bytes_of_sample(graph, sample) <= 6 * 4 * watch.most
 
 
 def test_what_cannot_be_frozen_is_refused_in_words(network, tmp_path, capsys):
