@@ -19,9 +19,10 @@ from pipeline.core.plan import Plan
 from pipeline.core.tiles.cost import multiply_adds, pass_multiply_adds, read_spans, rounded_out, turn_multiply_adds
 from pipeline.core.tiles.grid import Tile
 from pipeline.networks.checkpoint import Checkpoint
-from pipeline.networks.frozen import localised
+from pipeline.networks.frozen import freeze, localised
 from pipeline.networks.predictor import TilePredictor
 from pipeline.networks.predictors import predictor_of
+from pipeline.networks.threads import threads
 from pipeline.volumes.volume import open_volume
 
 TURNS = 4
@@ -38,6 +39,7 @@ class Expectation:
         read_seconds: That each reads and decodes beside it.
         multiply_adds_a_second: Of one worker.
         voxels_a_second: Of the volume, by all workers together.
+        frozen_seconds: That statistics of norms over the whole input take first, in one process.
     """
 
     workers: int
@@ -45,15 +47,16 @@ class Expectation:
     read_seconds: float
     multiply_adds_a_second: float
     voxels_a_second: float
+    frozen_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
         """From the first read to the last write: reading goes on beside the computation, and the slower rules."""
-        return max(self.compute_seconds, self.read_seconds)
+        return self.frozen_seconds + max(self.compute_seconds, self.read_seconds)
 
 
 def expectation(plan: Plan, workers: int, checkpoint: Checkpoint) -> Expectation:
-    """Measure, on this machine and in this process, what `workers` such processes will take for a plan; a survey excluded.
+    """Measure, on this machine and in this process, what `workers` such processes will take for a plan; passes over the whole input excluded.
 
     Raises:
         ModelError, StorageError, InferenceError: The model or the volume cannot be used.
@@ -63,7 +66,20 @@ def expectation(plan: Plan, workers: int, checkpoint: Checkpoint) -> Expectation
     rounds = ceil(tiles / workers) / tiles  # share of all tiles that the busiest worker computes
     compute = plan.cost.multiply_adds * rounds / rate
     read = plan.cost.voxels_decoded * rounds * _seconds_a_voxel_decoded(plan)
-    return Expectation(workers, compute, read, rate, plan.source.voxels / max(compute, read))
+    frozen = _seconds_of_sample(plan, checkpoint)
+    return Expectation(workers, compute, read, rate, plan.source.voxels / max(compute, read), frozen)
+
+
+def _seconds_of_sample(plan: Plan, checkpoint: Checkpoint) -> float:
+    """Of measuring the statistics of norms over the whole input: a patch a core is, of zeros; the sample is twice, as it is and in its parts."""
+    sample = plan.model.frozen
+    if sample is None:
+        return 0.0
+    number = min(threads().cores, sample.patches)
+    patches = [np.zeros((plan.source.channels, *sample.patch), plan.source.dtype)] * number
+    started = time.perf_counter()
+    freeze(checkpoint, patches, replace(plan, survey=None).normalization, sample.context, parts=0)
+    return (time.perf_counter() - started) * 2 * sample.patches / number
 
 
 def _arithmetic_rate(plan: Plan, checkpoint: Checkpoint) -> float:

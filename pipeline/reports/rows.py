@@ -212,12 +212,14 @@ def _sample_rows(plan: Plan) -> list[tuple[str, str]]:
 
 def expectation_rows(expectation: Expectation) -> list[tuple[str, str]]:
     """What a measurement says of the time to come."""
+    frozen = expectation.frozen_seconds
+    first = f", first the statistics of norms over the whole input {_duration(frozen)}" if frozen else ""
     return [
         (
             "expected time",
             (
                 f"{_duration(expectation.seconds)} with {expectation.workers} worker(s), start excluded: computing "
-                f"{_duration(expectation.compute_seconds)}, beside it reading {_duration(expectation.read_seconds)}"
+                f"{_duration(expectation.compute_seconds)}, beside it reading {_duration(expectation.read_seconds)}{first}"
             ),
         ),
         (

@@ -1,6 +1,9 @@
 """Networks that look at their whole input, with frozen statistics: by the command line, exact by tiles, measured once."""
 
 import json
+import os
+import signal
+import textwrap
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +21,7 @@ from pipeline.networks.evaluate import one_pass
 from pipeline.networks.frozen import localised, measured
 from pipeline.planning.resolve import bytes_of_sample, make_plan
 from tests.core.test_cost import ValuesAlive
+from tests.e2e.test_kills import started  # noqa: F401 - the fixture
 from tests.e2e.test_run import command
 from tests.networks.network_cases import Normed, randomise, save_program
 from tests.pipeline_cases import Run, make_run, random_volume, save_array, stored_objects
@@ -206,3 +210,85 @@ def test_what_cannot_be_frozen_is_refused_in_words(network, tmp_path, capsys):
         run.yaml.write_text(json.dumps({**run.content, "model": model}))
         assert command("plan", run.yaml) == 2
         assert word in capsys.readouterr().err
+
+
+# --- killed and resumed ---------------------------------------------------------------------------------------------------
+
+WATCH = """
+import os, pathlib, signal, sys
+
+EVENT, NUMBER = (pathlib.Path(__file__).parent / "event").read_text().split()
+seen = 0
+
+def killed(event, function):
+    def watched(*arguments, **options):
+        global seen
+        seen += event == EVENT
+        if event == EVENT and seen == int(NUMBER):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return watched
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pipeline.inference.frozen":
+            import pipeline.networks.frozen as measuring
+            measuring._statistics = killed("norm", measuring._statistics)
+            measuring.distances = killed("distances", measuring.distances)
+        if name == "pipeline.stages.survey":
+            from pipeline.outputs.rundir import RunDirectory
+            RunDirectory.write_statistics = killed("write", RunDirectory.write_statistics)
+            RunDirectory.drop_parts = killed("written", RunDirectory.drop_parts)
+
+sys.meta_path.insert(0, Watch())
+"""
+
+EVENTS = [
+    "norm 2",  # of the whole sample: the first is fixed
+    pytest.param("norm 1", marks=pytest.mark.fault),
+    pytest.param("norm 5", marks=pytest.mark.fault),  # of a part of it
+    pytest.param("distances 1", marks=pytest.mark.fault),  # all is measured, and nothing kept
+    pytest.param("write 1", marks=pytest.mark.fault),
+    pytest.param("written 1", marks=pytest.mark.fault),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_frozen_survey_that_was_killed_ends_with_the_same_bytes(
+    event,
+    network,
+    started,  # noqa: F811 - the fixture
+    tmp_path,
+    pooled,
+    monkeypatch,
+    capsys,
+):
+    """`kill -9` of the driver at a step of the measurement; meanwhile every command says what is there, and what is not."""
+    watch = tmp_path / "watch"
+    watch.mkdir()
+    (watch / "sitecustomize.py").write_text(textwrap.dedent(WATCH))
+    (watch / "event").write_text(event)
+    calm, run = (run_of(tmp_path / name, network, seed=1) for name in ("calm", "killed"))
+    assert command("run", calm.yaml, "--no-prefect") == 0
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{watch}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        first = started("run", run.yaml, "--no-prefect")
+        assert first.wait() == -signal.SIGKILL, first.error
+    assert run.directory.statistics_path.exists() == event.startswith("written")
+    assert not run.output.exists()
+    capsys.readouterr()
+
+    assert command("verify", run.yaml) == 2
+    assert "Nothing was verified" in capsys.readouterr().err
+    report = stages.report(run.now)
+    assert report["tiles"] == {"total": 12, "done": 0}
+    assert (report["frozen"] is None) == (not event.startswith("written"))
+    assert command("plan", run.yaml, "--measure") == 0
+    assert "statistics of norms" in capsys.readouterr().out
+    assert not run.output.exists()
+
+    assert command("run", run.yaml, "--no-prefect") == 0
+    assert run.directory.statistics_path.read_bytes() == calm.directory.statistics_path.read_bytes()
+    assert stored_objects(run.output) == stored_objects(calm.output)
+    assert command("verify", run.yaml) == 0
