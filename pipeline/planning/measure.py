@@ -11,6 +11,7 @@ from statistics import median
 
 import numpy as np
 
+from pipeline.core.frozen import Sample, WholeVolume
 from pipeline.core.geometry.box import Box, Span
 from pipeline.core.geometry.mirror import shown
 from pipeline.core.network.blended import BlendedStream, whole_needs
@@ -39,7 +40,7 @@ class Expectation:
         read_seconds: That each reads and decodes beside it.
         multiply_adds_a_second: Of one worker.
         voxels_a_second: Of the volume, by all workers together.
-        frozen_seconds: That statistics of norms over the whole input take first, in one process.
+        frozen_seconds: That statistics of norms over the whole input take first: of a sample in one process, of the whole volume on the workers.
     """
 
     workers: int
@@ -56,7 +57,7 @@ class Expectation:
 
 
 def expectation(plan: Plan, workers: int, checkpoint: Checkpoint) -> Expectation:
-    """Measure, on this machine and in this process, what `workers` such processes will take for a plan; passes over the whole input excluded.
+    """Measure, on this machine and in this process, what `workers` such processes will take for a plan; the survey's passes for `normalize` excluded.
 
     Raises:
         ModelError, StorageError, InferenceError: The model or the volume cannot be used.
@@ -66,15 +67,16 @@ def expectation(plan: Plan, workers: int, checkpoint: Checkpoint) -> Expectation
     rounds = ceil(tiles / workers) / tiles  # share of all tiles that the busiest worker computes
     compute = plan.cost.multiply_adds * rounds / rate
     read = plan.cost.voxels_decoded * rounds * _seconds_a_voxel_decoded(plan)
-    frozen = _seconds_of_sample(plan, checkpoint)
+    fixed = plan.model.frozen
+    if isinstance(fixed, WholeVolume):
+        frozen = fixed.multiply_adds * rounds / rate
+    else:
+        frozen = _seconds_of_sample(plan, checkpoint, fixed) if fixed else 0.0
     return Expectation(workers, compute, read, rate, plan.source.voxels / max(compute, read), frozen)
 
 
-def _seconds_of_sample(plan: Plan, checkpoint: Checkpoint) -> float:
+def _seconds_of_sample(plan: Plan, checkpoint: Checkpoint, sample: Sample) -> float:
     """Of measuring the statistics of norms over the whole input: a patch a core is, of zeros; the sample is twice, as it is and in its parts."""
-    sample = plan.model.frozen
-    if sample is None:
-        return 0.0
     number = min(threads().cores, sample.patches)
     patches = [np.zeros((plan.source.channels, *sample.patch), plan.source.dtype)] * number
     started = time.perf_counter()
