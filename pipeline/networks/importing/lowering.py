@@ -209,6 +209,16 @@ class Program:
 
     def run(self, image: Tensor) -> Tensor:
         """What it gives, in the type of the image; of the very shape that it was exported with."""
+        output: Tensor = self.run_by(as_it_was, image)
+        return output
+
+    def run_by(self, do: Callable[[Call, Mapping[str, Any], torch.dtype], Any], image: Tensor) -> Any:
+        """What comes of an image where something else is done at each call.
+
+        Args:
+            do: What a call gives, of its arguments and the type of real numbers; of several values, as many.
+            image: Of the spatial extents that the program was exported with.
+        """
         known: dict[str, Any] = {name: _typed(w, image.dtype) for name, w in self.weights.items()}
         known[self.image[0]] = image.clone()
         last = {leaf.name: n for n, call in enumerate(self.calls) for leaf in _names(call)}
@@ -216,21 +226,23 @@ class Program:
             arguments = _pytree.tree_map(
                 partial(_looked_up, known), dict(call.arguments), is_leaf=lambda leaf: isinstance(leaf, Name)
             )
-            result = _as_it_was(call, arguments, image.dtype)
+            result = do(call, arguments, image.dtype)
+            if call.is_in_place:  # whoever reads what it was given from here on, reads what it gave
+                old = next(iter(arguments.values()))
+                known |= {name: result for name, value in known.items() if value is old}
             several = isinstance(result, (tuple, list)) and len(call.shapes) > 1
             known |= dict(zip(call.shapes, result, strict=False)) if several else {call.name: result}
             for name in {leaf.name for leaf in _names(call)} - {self.output}:
                 if last[name] == number:
                     del known[name]
-        output: Tensor = known[self.output]
-        return output
+        return known[self.output]
 
 
 def _names(call: Call) -> list[Name]:
     return [leaf for leaf in _leaves(dict(call.arguments)) if isinstance(leaf, Name)]
 
 
-def _as_it_was(call: Call, arguments: Mapping[str, Any], dtype: torch.dtype) -> Any:
+def as_it_was(call: Call, arguments: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """A call, but for the type of values, which is the image's: changes of type are copies, and nothing is asserted."""
     if call.word.startswith("_assert"):
         return None

@@ -1,14 +1,15 @@
 """Nothing is believed of an import: the graph against the program that it came from, and a tile against the whole, in float64.
 
 One stride less of halo must differ: else the tile would show nothing. Of a network that looks at its whole input, tiles are those of the network
-with the statistics of an image fixed, which must give what the network gives for that image.
+with the statistics of an image fixed, which must give what the network gives for that image. Where gradients of the program reach is compared with
+the halo of either side: `pipeline.networks.importing.support`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from pipeline.errors import ModelError
 from pipeline.networks.evaluate import Weights, evaluate, one_pass, read_of
 from pipeline.networks.frozen import measured
 from pipeline.networks.importing.lowering import Network, Origin
+from pipeline.networks.importing.support import Support, support
 
 EQUAL = 1e-9
 """Of the output's range: far above what rounding makes of sums in float64, far below what a wrong rule gives."""
@@ -40,6 +42,7 @@ class Proof:
         is_local: Whether a tile can be compared as the network is; else tiles are of the network with these statistics.
         origin: The graph and the operators of the file's own format, over an image of few voxels; None where the program is those.
         is_anchored: Whether voxels lie where the extent of the whole says.
+        support: Its halo and where gradients reach; None where it has no tiles.
     """
 
     graph: float
@@ -49,18 +52,24 @@ class Proof:
     is_local: bool = True
     origin: float | None = None
     is_anchored: bool = False
+    support: Support | None = None
 
     def __str__(self) -> str:
         shown = f"graph against program {self.graph:.1e} of the range"
         if self.origin is not None:
             shown += f", against the file's own operators {self.origin:.1e}"
-        if not self.is_local and self.fixed is None:
-            return f"{shown}; it looks at its whole input, so no tile is compared"
         if self.fixed is not None:
             shown += f"; with the statistics of its whole input fixed {self.fixed:.1e}"
+        shown += f"; {self._tile}"
+        return shown if self.support is None else f"{shown}; {self.support}"
+
+    @property
+    def _tile(self) -> str:
+        if not self.is_local and self.fixed is None:
+            return "it looks at its whole input, so no tile is compared"
         if self.tile is None:
-            return f"{shown}; every voxel is computed of itself alone"
-        shown += f"; tile against whole {self.tile:.1e}"
+            return "every voxel is computed of itself alone"
+        shown = f"tile against whole {self.tile:.1e}"
         if self.short is None:
             return shown
         control = "as a window that lies by its own extent" if self.is_anchored else "with one stride less of halo"
@@ -86,7 +95,8 @@ def prove(network: Network) -> Proof:
             f"The imported graph does not compute what the network does ({proof}; {EQUAL:g} is allowed). A rule of an operation is wrong: "
             "please report it, with the network."
         )
-    return proof
+    has_tiles = proof.is_local or proof.fixed is not None
+    return replace(proof, support=support(network)) if has_tiles else proof
 
 
 def _fixed(network: Network, weights: Weights) -> tuple[float | None, Graph, Weights]:
