@@ -276,8 +276,9 @@ def _slices(planes: Tensor) -> Tensor:
 
 def _pool(step: Step, given: Sequence[Piece]) -> Tensor:
     operation: Pool = step.operation
-    if not isinstance(operation, MaxPool):
-        return step.put(F.avg_pool3d(given[0].framed(step.frame), operation.taps, operation.factor))
+    if isinstance(operation, AveragePool):
+        means = F.avg_pool3d(given[0].framed(step.frame), operation.taps, operation.factor)
+        return step.put(means if operation.counts else _of_counted(step, means))
     x = given[0].framed(step.frame, float("-inf"))
     for axis, count in enumerate(step.wanted.shape):
         taps, factor, apart = operation.taps[axis], operation.factor[axis], operation.dilation[axis]
@@ -285,6 +286,19 @@ def _pool(step: Step, given: Sequence[Piece]) -> Tensor:
             firsts = range(0, apart * taps, apart)
             x = reduce(torch.maximum, [_along(axis, x, slice(a, a + (count - 1) * factor + 1, factor)) for a in firsts])
     return step.put(x)
+
+
+def _of_counted(step: Step, means: Tensor) -> Tensor:
+    """Means of groups, of which what lies beyond the ends does not count."""
+    operation: AveragePool = step.operation
+    for axis, (taps, factor, phase) in enumerate(zip(operation.taps, operation.factor, operation.phase, strict=True)):
+        ends = step.ends[axis]
+        if ends is None or not operation.padding[axis]:
+            continue
+        first = torch.arange(step.wanted.start[axis], step.wanted.stop[axis], device=means.device) * factor + phase
+        counted = (first + taps).clamp(max=ends.stop) - first.clamp(min=ends.start)
+        means = means * (taps / counted).to(means.dtype).view(*(1,) * (2 + axis), -1, *(1,) * (2 - axis))
+    return means
 
 
 def _along(axis: int, x: Tensor, part: slice) -> Tensor:

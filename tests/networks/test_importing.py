@@ -217,11 +217,13 @@ REFUSED = {
     "axes exchanged": (lambda x: x.transpose(2, 3), "transpose", "no rule"),
     "attention": (lambda x: (x.flatten(2) @ x.flatten(2).transpose(1, 2)).unsqueeze(-1), "", "no rule"),
     "soft-max over space": (lambda x: x.softmax(3), "softmax", "not over channels"),
-    "every second voxel": (lambda x: x[:, :, ::2], "slice", "every 2th"),
-    "ceil mode": (lambda x: F.interpolate(F.max_pool3d(x, 2, ceil_mode=True), scale_factor=2), "max_pool3d", "ceil_mode"),
-    "mean without padding": (
-        lambda x: F.avg_pool3d(x, 3, 1, 1, count_include_pad=False), "avg_pool3d", "leaves out what it pads"
+    "every second channel": (lambda x: x[:, ::2], "slice", "every 2th of channels"),
+    "a last group that is not whole": (
+        lambda x: F.interpolate(F.max_pool3d(x, 3, 2, 1, ceil_mode=True), 16), "max_pool3d", "of 3 voxels 2 apart, padded by 1"
     ),
+    "a last group of 5 voxels": (lambda x: F.max_pool3d(x[..., 3:], 2, ceil_mode=True), "max_pool3d", "export the network at extents"),
+    "padded by mirror and cropped": (lambda x: F.pad(x, (-1, 1, 0, 0, 0, 0), "replicate"), "pad", "crops at another"),
+    "a divisor": (lambda x: F.avg_pool3d(x, 2, 1, divisor_override=3), "avg_pool3d", "divisor of its own"),
     "places told apart": (lambda x: x + torch.arange(16.0, dtype=x.dtype), "add", "other ones at other places"),
     "circular": (lambda x: F.pad(x, (1, 1, 1, 1, 1, 1), "circular")[..., 1:-1], "pad", "circular"),
     "padding by ones": (lambda x: F.conv3d(F.pad(x, (1,) * 6, value=1.0), torch.ones(1, 4, 3, 3, 3, dtype=x.dtype)), "pad", "pads with 1"),
@@ -254,6 +256,39 @@ def test_a_network_that_was_exported_for_training_is_refused(network):
     with pytest.raises(ModelError, match=r"exported for training. Call its eval\(\) before"):
         graph_of(exported(network.train(), shape))
     assert prove(graph_of(exported(network.eval(), shape))).graph < EQUAL
+
+
+RULED = {
+    "ceil mode of whole groups": lambda x: F.interpolate(F.max_pool3d(x, 2, ceil_mode=True), scale_factor=2),
+    "ceil mode of means": lambda x: F.interpolate(F.avg_pool3d(x, 4, 2, 1, ceil_mode=True), scale_factor=2),
+    "means of what is there": lambda x: F.avg_pool3d(x, 3, 1, 1, count_include_pad=False),
+    "strided means of what is there": lambda x: F.interpolate(F.avg_pool3d(x, (3, 2, 3), 2, (1, 0, 1), count_include_pad=False), scale_factor=2),
+    "padded and cropped": lambda x: F.pad(x, (2, -2, -1, 1, -1, 1)),
+    "every second voxel, and those between": lambda x: F.interpolate(x[:, :, ::2, 1::2, :-1:2] - 2 * x[:, :, 1::2, ::2, 1::2], scale_factor=2),
+    "a product and a sum": lambda x: torch.addcmul(x, x.sigmoid(), x, value=0.5) + torch.addcmul(x, x, torch.tensor(2.0, dtype=x.dtype)),
+    "a quotient and a sum": lambda x: torch.addcdiv(x, x, x.exp() + 1),
+    "between two": lambda x: torch.lerp(x, x.sigmoid(), 0.3) + torch.lerp(x.tanh(), x, x.sigmoid()),
+    "a factor of what is added": lambda x: torch.add(x, x.sigmoid(), alpha=3) - torch.sub(x, x.tanh(), alpha=0.5),
+}  # fmt: skip
+"""Rarer operations that have a rule."""
+
+
+@pytest.mark.parametrize("name", RULED)
+def test_rarer_operations_are_proven_and_computed_in_any_box(name):
+    """Against the module, at the ends and within; halo against gradients, as of any import."""
+    network = Of(RULED[name])
+    network = randomise(network)
+    imported = graph_of(exported(network))
+    assert graph_of_document(json.loads(json.dumps(document(imported.graph)))) == imported.graph
+    proof = prove(imported)
+    assert max(proof.graph, proof.tile) < EQUAL
+    assert proof.support.seen == proof.support.halo
+    assert proof.short > 1e-9
+    image = torch.rand((1, 4, 12, 20, 16), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = network(image)
+    for cores in ([Span(0, n) for n in image.shape[2:]], [Span(3, 5), Span(17, 20), Span(0, 4)]):
+        expected = whole[(slice(None), slice(None), *(slice(*core) for core in cores))]
+        torch.testing.assert_close(box(imported, image, cores), expected, rtol=0, atol=EQUAL)
 
 
 def in_place(x):

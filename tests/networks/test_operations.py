@@ -63,11 +63,17 @@ def transposed():
 
 def pools():
     """Groups that overlap and that do not."""
-    for k, s, p in itertools.product((2, 3), (1, 2, 3), (0, 1)):
+    for k, s, p in itertools.product((1, 2, 3), (1, 2, 3), (0, 1)):
         if 2 * p <= k:
             given = along(s), along(-p, 0), along(k), (1, 1, 1), along(p, 0), True
             yield f"max k{k} s{s} p{p}", MaxPool(*given), (), lambda x, k=k, s=s, p=p: F.max_pool1d(x, k, s, p)
             yield f"mean k{k} s{s} p{p}", AveragePool(*given), (), lambda x, k=k, s=s, p=p: F.avg_pool1d(x, k, s, p)
+            yield (
+                f"mean of counted k{k} s{s} p{p}",
+                AveragePool(*given, counts=False),
+                (),
+                lambda x, k=k, s=s, p=p: F.avg_pool1d(x, k, s, p, count_include_pad=False),
+            )
 
 
 def others():

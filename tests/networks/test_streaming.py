@@ -125,6 +125,7 @@ def operations(choose, channels):
         "grouped": (Convolution(wide, (p, 0, 1), (1, 1, 1), (1, 1, 1), channels, (-p, 0, -1)), channels),
         "maximum": (MaxPool((s, 1, 1), (-min(p, k // 2), 0, 0), (k, 1, 1), (1, 1, 1), (min(p, k // 2), 0, 0), True), channels),
         "mean": (AveragePool((s, 1, 1), (-min(p, k // 2), 0, 0), (k, 1, 1), (1, 1, 1), (min(p, k // 2), 0, 0), True), channels),
+        "counted": (AveragePool((s, 1, 1), (-min(p, k // 2), 0, 0), (k, 1, 1), (1, 1, 1), (min(p, k // 2), 0, 0), True, False), channels),
         "transposed": (TransposedConvolution((f, 1, 1), (-low, 0, 0), (n(1, 5), 1, 1), (d, 1, 1), (low, 0, 0), (e, 0, 0)), c),
         "nearest": (Resize((f, 1, 1), "nearest"), channels),
         "linear": (Resize((f, 1, 1), "linear"), channels),

@@ -99,7 +99,7 @@ def _checked(key: str, value: object) -> Any:  # noqa: ANN401 - what a construct
         good = checked is not None and all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in checked)
     elif key == "epsilon":
         checked, good = value, isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < inf
-    elif key in ("drops", "alike", "planar"):
+    elif key in ("drops", "alike", "planar", "counts"):
         checked, good = value, isinstance(value, bool)
     elif key in ("groups", "start", "stop"):
         checked, good = value, _is_extent(value, int(key != "start"))

@@ -313,7 +313,13 @@ class MaxPool(Pool):
 
 @dataclass(frozen=True, slots=True)
 class AveragePool(Pool):
-    """The mean of each group; what it pads with are zeros, which count."""
+    """The mean of each group; what it pads with are zeros.
+
+    Args:
+        counts: Whether those count; else the mean is of what lies within the ends.
+    """
+
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True)

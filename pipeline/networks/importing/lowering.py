@@ -6,6 +6,7 @@ at 0, whatever was cropped or padded before. Calls that touch weights alone are 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -60,6 +61,9 @@ OF_WEIGHTS = (
             "add",
             "sub",
             "rsub",
+            "addcmul",
+            "addcdiv",
+            "lerp",
             "mul",
             "div",
             "neg",
@@ -602,6 +606,14 @@ def _of_pad(
     return _Map(name, tuple(n + m for n, m in zip(x.extents, more, strict=True)), x.channels)
 
 
+def _of_crop(to: Lowering, call: _Call, x: _Map, low: Triple, high: Triple) -> _Map:
+    """What a call leaves out before it does anything else."""
+    name = f"{call.name}.crop"
+    to.nodes.append(Node(name, Crop(low, high), (x.node,), x.channels))
+    less = [a + b for a, b in zip(low, high, strict=True)][3 - to.ndim :]
+    return _Map(name, tuple(n - m for n, m in zip(x.extents, less, strict=True)), x.channels)
+
+
 def _transposed(to: Lowering, call: _Call) -> _Map:
     a, (x, *_) = call.arguments, call.maps
     padding = to.triple(a["padding"], 0)
@@ -640,15 +652,33 @@ def _pool(to: Lowering, call: _Call) -> _Map:
     kernel = to.triple(a["kernel_size"], 1)
     factor = to.triple(a["stride"], 1) if a["stride"] else kernel
     padding, largest = to.triple(a["padding"], 0), call.call.startswith("max")
-    if a["ceil_mode"]:
-        raise _refused(call, "ceil_mode makes its last group depend on the size of the input")
-    if not largest and any(padding) and not a["count_include_pad"]:
-        raise _refused(call, "its mean leaves out what it pads with")
     if a.get("divisor_override"):
         raise _refused(call, "its mean has a divisor of its own")
-    kind = MaxPool if largest else AveragePool
     dilation = to.triple(a.get("dilation", 1), 1)
-    return to.add(call, kind(factor, triple(-n for n in padding), kernel, dilation, padding, drops=True), call.maps)
+    if a["ceil_mode"]:
+        _check_ceil_mode(to, call, kernel, factor, dilation, padding)
+    given = factor, triple(-n for n in padding), kernel, dilation, padding, not a["ceil_mode"]
+    if largest:
+        return to.add(call, MaxPool(*given), call.maps)
+    return to.add(call, AveragePool(*given, counts=bool(a["count_include_pad"]) or not any(padding)), call.maps)
+
+
+def _check_ceil_mode(
+    to: Lowering, call: _Call, kernel: Triple, factor: Triple, dilation: Triple, padding: Triple
+) -> None:
+    """Refuse a pooling whose last group is not whole: at the extents of this export, or at any multiple of its factor, which legal ones are."""
+    extents = to.triple(call.maps[0].extents, 1)
+    for n, k, f, d, p in zip(extents, kernel, factor, dilation, padding, strict=True):
+        over = 2 * p - d * (k - 1) - 1
+        if over % f:
+            raise _refused(
+                call, f"ceil_mode gives it a last group that is not whole, of {k} voxels {f} apart, padded by {p}"
+            )
+        if (n + over) % f:
+            raise _refused(
+                call,
+                f"ceil_mode gives it a last group that is not whole, of {n} voxels: export the network at extents that are multiples of its stride",
+            )
 
 
 def _resize(to: Lowering, call: _Call) -> _Map:
@@ -686,9 +716,12 @@ def _pad(to: Lowering, call: _Call) -> _Map:
     low, high = triple(p[0] for p in pairs), triple(p[1] for p in pairs)
     x = call.maps[0]
     if min(low + high) < 0:
-        if max(low + high) > 0:
-            raise _refused(call, "it pads at one end and crops at another")
-        return to.add(call, Crop(triple(-n for n in low), triple(-n for n in high)), [x])
+        if max(low + high) <= 0:
+            return to.add(call, Crop(triple(-n for n in low), triple(-n for n in high)), [x])
+        if mode != "zero":
+            raise _refused(call, f"it pads by {kind} at one end and crops at another")
+        x = _of_crop(to, call, x, triple(max(-n, 0) for n in low), triple(max(-n, 0) for n in high))
+        low, high = triple(max(n, 0) for n in low), triple(max(n, 0) for n in high)
     return to.add(call, Pad(low, high, mode), [x]) if any(low + high) else x
 
 
@@ -701,9 +734,10 @@ def _slice(to: Lowering, call: _Call) -> _Map:
     stop = a["end"] if "end" in a else start + a["length"]
     stop = extent if stop is None else stop
     stop = min(stop + extent if stop < 0 else stop, extent)
-    if a.get("step", 1) != 1:
-        raise _refused(call, f"it takes every {a['step']}th voxel")
-    if (start, stop) == (0, extent):
+    step = a.get("step", 1)
+    if step != 1 and axis < 2:
+        raise _refused(call, f"it takes every {step}th of {'channels' if axis else 'the batch'}")
+    if (start, stop, step) == (0, extent, 1):
         return x
     if axis == 0:
         raise _refused(call, "it selects from the batch")
@@ -712,7 +746,12 @@ def _slice(to: Lowering, call: _Call) -> _Map:
     place = axis - 2 + 3 - to.ndim
     low = triple(start if i == place else 0 for i in range(3))
     high = triple(extent - stop if i == place else 0 for i in range(3))
-    return to.add(call, Crop(low, high), [x], is_view=True)
+    if step == 1:
+        return to.add(call, Crop(low, high), [x], is_view=True)
+    if any(low + high):
+        x = _of_crop(to, call, x, low, high)
+    factor = triple(step if i == place else 1 for i in range(3))  # groups of one voxel
+    return to.add(call, MaxPool(factor, (0, 0, 0), (1, 1, 1), drops=True), [x], is_view=True)
 
 
 def _cat(to: Lowering, call: _Call) -> _Map:
@@ -733,8 +772,12 @@ def _same_extents(call: _Call) -> None:
 def _combination(to: Lowering, call: _Call) -> _Map:
     a = call.arguments
     one, other = a["self"], a["other"]
-    if a.get("alpha", 1) != 1 or a.get("rounding_mode"):
-        raise _refused(call, "it has a factor or rounding of its own")
+    if a.get("rounding_mode"):
+        raise _refused(call, "it has a rounding of its own")
+    if a.get("alpha", 1) != 1:
+        if call.call == "rsub":
+            raise _refused(call, "it has a factor of its own")
+        other = _of_product(to, call, "factor", "mul", other, a["alpha"])
     if isinstance(one, _Map) and isinstance(other, _Map):
         if call.call not in COMBINATIONS:
             raise _refused(call, "it has no rule with two maps")
@@ -746,9 +789,35 @@ def _combination(to: Lowering, call: _Call) -> _Map:
     return _with_constant(to, call, one, other)
 
 
+def _of_product(to: Lowering, call: _Call, name: str, word: Literal["sub", "mul", "div"], one: Any, other: Any) -> Any:
+    """What a call joins, maps and constants, before it does anything else."""
+    if not isinstance(one, _Map) and not isinstance(other, _Map):
+        return {"sub": operator.sub, "mul": operator.mul, "div": operator.truediv}[word](one, other)
+    channels = max(leaf.channels for leaf in (one, other) if isinstance(leaf, _Map))
+    shape = (1, channels, *call.shape[2:])
+    return _combination(to, _Call(f"{call.name}.{name}", word, {"self": one, "other": other}, shape))
+
+
+def _sum_of_product(to: Lowering, call: _Call) -> _Map:
+    """A map, and a factor times the product, or quotient, of two."""
+    a = call.arguments
+    product = _of_product(to, call, "product", "mul" if call.call == "addcmul" else "div", a["tensor1"], a["tensor2"])
+    if a["value"] != 1:
+        product = _of_product(to, call, "factor", "mul", product, a["value"])
+    return _combination(to, replace(call, call="add", arguments={"self": a["self"], "other": product}))
+
+
+def _between(to: Lowering, call: _Call) -> _Map:
+    """A map, and a share of what another is more."""
+    a = call.arguments
+    more = _of_product(to, call, "difference", "sub", a["end"], a["self"])
+    share = _of_product(to, call, "share", "mul", more, a["weight"])
+    return _combination(to, replace(call, call="add", arguments={"self": a["self"], "other": share}))
+
+
 def _with_constant(to: Lowering, call: _Call, one: Any, other: Any) -> _Map:
     """A map and numbers that are the same everywhere, one for all channels or one each."""
-    x = call.maps[0]
+    x: _Map = one if isinstance(one, _Map) else other
     value = other if isinstance(one, _Map) else one
     numbers = torch.as_tensor(value, dtype=torch.float64)
     if numbers.numel() not in (1, x.channels) or (numbers.numel() > 1 and _places(numbers.shape, to.ndim) > 1):
@@ -942,6 +1011,8 @@ RULES: dict[str, Callable[[Lowering, _Call], _Map]] = {
     **dict.fromkeys(("slice", "narrow"), _slice),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     **dict.fromkeys((*COMBINATIONS, "rsub"), _combination),
+    **dict.fromkeys(("addcmul", "addcdiv"), _sum_of_product),
+    "lerp": _between,
     **dict.fromkeys(FUNCTIONS, _activation),
     **dict.fromkeys(("prelu", "_prelu_kernel"), _prelu),
     **dict.fromkeys(("clamp", "clamp_min", "clamp_max"), _clamp),
