@@ -15,7 +15,7 @@ from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.networks.windows import WindowPredictor
 from pipeline.planning import network
 from tests.e2e.test_run import command
-from tests.networks.network_cases import NETWORKS, Residual, randomise, save_program
+from tests.networks.network_cases import NETWORKS, Deep, Residual, randomise, save_program
 from tests.pipeline_cases import Run, done_entries, make_run, random_volume, stored_objects
 
 EQUAL = 1e-5
@@ -27,6 +27,7 @@ VOLUMES = {
     "valid": (25, 30, 41),
     "odd": (25, 30, 41),
     "aligned": (19, 38, 45),
+    "deep": (19, 35, 45),
 }
 CORES = {
     "residual": [16, 16, 16],
@@ -34,12 +35,13 @@ CORES = {
     "valid": [8, 16, 16],
     "odd": [8, 16, 16],
     "aligned": [8, 16, 16],
+    "deep": [16, 16, 16],
 }
 
 
 def imported_run(folder, name, capsys) -> Run:
     """A run of tiles by an imported network: its library's file, `halotile import`, and the YAML of any run."""
-    network = randomise(NETWORKS[name]()).float()
+    network = randomise({**NETWORKS, "deep": Deep}[name]()).float()
     save_program(folder / "net.pt2", network)
     assert command("import", folder / "net.pt2", folder / "net.safetensors") == 0
     shown = capsys.readouterr().out
@@ -98,6 +100,23 @@ def test_tiles_of_an_imported_network_are_one_pass_of_the_module(name, pooled, t
     assert f"{run.plan.model.architecture.ndim}D, imported" in shown
     assert ("coordinates are those of the whole volume" in shown) == (name == "aligned")
     assert command("verify", run.yaml) == 0
+
+
+def test_a_network_that_takes_no_odd_volume_sees_it_mirrored_to_legal_extents(pooled, tmp_path, capsys):
+    """At its far ends, as our own network does: it is the module's pass over that. The module refuses the volume itself; and where zeros lay there
+    instead, the last voxels would be others."""
+    run = imported_run(tmp_path, "deep", capsys)
+    volume = torch.from_numpy(run.volume.astype(np.float32) / 255)[None, None]
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="must match the size"):
+        run.network(volume)
+    assert command("inspect", tmp_path / "net.safetensors") == 0
+    assert "multiples of 8 x 8 x 8; a volume of others is mirrored to them" in capsys.readouterr().out
+    assert command("run", run.yaml, "--no-prefect") == 0
+    assert run.plan.model.architecture.stride == (8, 8, 8)
+    assert difference(run) <= EQUAL
+    with torch.inference_mode():
+        zeros = run.network(torch.nn.functional.pad(volume, (0, 3, 0, 5, 0, 5)))[0, :, :19, :35, :45].numpy()
+    assert np.abs(run.array().reshape(zeros.shape) - zeros).max() / np.ptp(zeros) > 1e-3
 
 
 def test_a_halo_that_is_one_stride_short_shows_seams(pooled, tmp_path, capsys, monkeypatch):

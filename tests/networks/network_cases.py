@@ -107,6 +107,27 @@ class Odd(nn.Module):
         return self.last(self.up(low))
 
 
+class Deep(nn.Module):
+    """Three poolings by two and skips that must fit: takes no extents but multiples of 8."""
+
+    shape = (1, 1, 16, 24, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([nn.Conv3d(n, 4, 3, padding=1) for n in (1, 4, 4, 4)])
+        self.up = nn.ModuleList([nn.ConvTranspose3d(4, 4, 2, stride=2) for _ in range(3)])
+        self.last = nn.Conv3d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for level, convolution in enumerate(self.down):
+            x = F.relu(convolution(F.max_pool3d(x, 2) if level else x))
+            skips.append(x)
+        for skip, up in zip(reversed(skips[:-1]), self.up, strict=True):
+            x = up(x) + skip
+        return self.last(x)
+
+
 class Aligned(nn.Module):
     """Linear up-sampling with corners on corners, at two levels: as pytorch-3dunet's and others', which lies by the volume's extent."""
 
