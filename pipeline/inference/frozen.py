@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.core.frozen import Frozen, Numbers, Sample
-from pipeline.core.geometry.box import Box, Triple, per_axis
+from pipeline.core.geometry.box import Box, Triple, per_axis, round_up
 from pipeline.core.geometry.mirror import shown, spread
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
 from pipeline.errors import InferenceError, StorageError
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint
-from pipeline.networks.frozen import check_same, distances, freeze, legal
+from pipeline.networks.frozen import check_same, distances, freeze
 from pipeline.planning.statistics import measured
 from pipeline.volumes.values import finite_values
 from pipeline.volumes.volume import Volume, open_volume
@@ -86,7 +86,8 @@ def _compared(
     """How far predictions are apart over the middle of the volume."""
     graph, ndim = checkpoint.architecture.graph, checkpoint.architecture.ndim
     extents = REGION if ndim == 3 else (1, 4 * REGION[1], 4 * REGION[2])
-    window = legal(graph, per_axis(lambda n, m: max(min(n, m) // 2, 1), extents, volume.shape))
+    halves = per_axis(lambda n, m: max(min(n, m) // 2, 1), extents, volume.shape)
+    window = per_axis(round_up, halves, graph.stride)  # of other legal extents, twice as many need not be legal
     shape = per_axis(lambda n, m: n if m == 1 else 2 * n, window, extents)
     start = per_axis(lambda n, m: max(n - m, 0) // 2, volume.shape, shape)
     region = _read(volume, Box.of_shape(shape).moved(start), nonfinite)

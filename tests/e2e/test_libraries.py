@@ -1,6 +1,5 @@
 """Networks of libraries by the command line: every tile against the module's own pass over the whole volume, or the frozen network's."""
 
-import random
 from dataclasses import replace
 from math import ceil
 
@@ -83,7 +82,11 @@ def check_frozen(folder, checkpoint, network):
     return off(run, fixed), figures
 
 
-@pytest.mark.parametrize("name", random.Random(16).sample(WHOLE, 1))
+FROZEN_SHARE = ("monai-unet-instance",)
+"""For every day: it takes extents that are no whole strides, such as 11, twice which it does not take."""
+
+
+@pytest.mark.parametrize("name", FROZEN_SHARE)
 def test_tiles_of_a_frozen_librarys_network_are_one_pass_of_it(name, pooled, tmp_path):
     """As committed: measured, frozen, run, and reported."""
     check_frozen(tmp_path, COMMITTED / f"{name}.safetensors", committed(name))
