@@ -339,7 +339,7 @@ def test_a_source_that_lies_where_the_part_would_be_is_refused(source, tmp_path)
         ({"chunks": (2, 8, 8), "shards": (2, 12, 8)}, r"Ask for shards of \(2, 16, 8\)"),
         ({"voxel_size_nm": (40, 0, 4)}, "each must be more than 0"),
         ({"voxel_size_nm": (40, float("nan"), 4)}, "each must be more than 0"),
-        ({"axes": "xyz"}, "read as 'xyz'"),
+        ({"axes": "xyq"}, "xyq"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_anything_is(source, tmp_path, options, told):
@@ -347,6 +347,12 @@ def test_what_cannot_be_written_is_refused_before_anything_is(source, tmp_path, 
     with pytest.raises(StorageError, match=told):
         convert(source, str(tmp_path / "out.zarr"), **options)
     assert [path.name for path in tmp_path.iterdir()] == ["in.zarr"]
+
+
+def test_an_order_of_axes_that_is_told_is_written_as_zyx(source, tmp_path):
+    """What MATLAB and ITK call xyz opens in viewers, and as what it is."""
+    convert(source, str(tmp_path / "out.zarr"), axes="xyz")
+    assert np.array_equal(whole(tmp_path / "out.zarr")[0], whole(source)[0].transpose(2, 1, 0))
 
 
 def test_a_remote_target_is_refused(source):

@@ -10,7 +10,7 @@ from pipeline.core.geometry.box import Box
 from pipeline.core.network.unet import Architecture
 from pipeline.core.normalization import Normalization
 from pipeline.errors import ModelError
-from pipeline.networks import device, probe
+from pipeline.networks import device, executors
 from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.device import computes_bfloat16, cudnn_warnings
 from pipeline.networks.model import UNet
@@ -55,7 +55,7 @@ def test_a_device_that_computes_rightly_passes():
 def test_a_device_that_computes_wrongly_is_refused(monkeypatch):
     """Wrong 3D convolutions in half precision have been shipped; nobody would see them in a probability map."""
     checkpoint = checkpoint_of(Architecture(3, 2, 4, in_channels=2))
-    right = probe.kernels
+    right = executors.kernels
 
     def wrong(model, *, device, dtype):
         found = right(model, device=device, dtype=dtype)
@@ -63,7 +63,7 @@ def test_a_device_that_computes_wrongly_is_refused(monkeypatch):
             found["decoder1_2"].weight[:, :, 0] = 0
         return found
 
-    monkeypatch.setattr(probe, "kernels", wrong)
+    monkeypatch.setattr(executors, "kernels", wrong)
     self_test(checkpoint, plan_of(checkpoint))
     with pytest.raises(ModelError, match=r"Device 'cpu' computes this network wrongly in bfloat16.*Set compute.dtype"):
         self_test(checkpoint, plan_of(checkpoint, half="bfloat16"))
