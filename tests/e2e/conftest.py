@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +20,15 @@ from tests.e2e.commands import Command
 
 @pytest.fixture(scope="session")
 def workers(tmp_path_factory) -> Iterator[Pool]:
-    """Two real workers, started once: a start costs more than a small volume does."""
+    """Two real workers, started once: a start costs more than a small volume does.
+
+    Dask silences every handler that is there while they run: those by which pytest sees records are not silenced, or tests after
+    these, in the same process, would see none.
+    """
+    levels = {handler: handler.level for handler in logging.getLogger().handlers}
     with open_pool(ClusterConfig(), WorkerSpec(2, 1, 4 * 10**9), tmp_path_factory.mktemp("jobs")) as pool:
+        for handler, level in levels.items():
+            handler.setLevel(level)
         yield pool
 
 
