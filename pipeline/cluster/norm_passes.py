@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import dataclass
 
 from distributed import get_worker
 
-from pipeline.cluster.worker import ENDS, NORMS, let_go
+from pipeline.cluster.worker import NORMS, ends_at, let_go, plan_of
 from pipeline.core.frozen import Frozen
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
 from pipeline.core.statistics import PartRecord
 from pipeline.core.tiles.grid import Tile
 from pipeline.engine import tile_slabs
-from pipeline.errors import StorageError
 from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.networks.frozen import check_same
 from pipeline.networks.norm_passes import NormLook, looked
@@ -66,7 +64,7 @@ def prepare(job: NormJob) -> float | None:
     """
     with _looking:
         _open(job)
-    return float(os.environ[ENDS]) if ENDS in os.environ else None
+    return ends_at()
 
 
 def look(job: NormJob, index: int) -> str:
@@ -106,11 +104,7 @@ def _open(job: NormJob) -> _Opened:
 
 def _opened(job: NormJob) -> _Opened:
     directory = RunDirectory(job.output)
-    plan = directory.load_plan()
-    if plan is None or plan.fingerprint != job.fingerprint:
-        raise StorageError(
-            f"The plan in '{directory.path}' is not the one of this run: it was changed under the workers."
-        )
+    plan = plan_of(directory, job.fingerprint)
     checkpoint = load_checkpoint(directory.checkpoint_path(plan), padding=plan.model.architecture.padding)
     check_same(checkpoint, plan)
     numbers = Frozen.from_dict({"numbers": directory.load_norms(job.of), "figures": {}}).numbers

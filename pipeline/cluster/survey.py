@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import dataclass
 
 from distributed import get_worker
 
-from pipeline.cluster.worker import ENDS, SURVEYED
+from pipeline.cluster.worker import SURVEYED, ends_at, plan_of
 from pipeline.core.plan import Plan
 from pipeline.core.statistics import PartRecord, Parts, Pass
 from pipeline.errors import StorageError
@@ -52,7 +51,7 @@ def prepare(job: SurveyJob) -> float | None:
     """
     with _looking:
         _open(job)
-    return float(os.environ[ENDS]) if ENDS in os.environ else None
+    return ends_at()
 
 
 def look(job: SurveyJob, part: int) -> str:
@@ -80,10 +79,8 @@ def _open(job: SurveyJob) -> tuple[Plan, Volume, Parts]:
 
 def _opened(job: SurveyJob) -> tuple[Plan, Volume, Parts]:
     directory = RunDirectory(job.output)
-    plan = directory.load_plan()
-    if plan is None or plan.survey is None or plan.fingerprint != job.fingerprint:
-        raise StorageError(
-            f"The plan in '{directory.path}' is not the one of this run: it was changed under the workers."
-        )
+    plan = plan_of(directory, job.fingerprint)
+    if plan.survey is None:
+        raise StorageError(f"The plan in '{directory.path}' has no survey.")
     volume = open_volume(plan.source.url, plan.source.selection)
     return plan, directory.counted(plan, volume), Parts(plan.source.shape, plan.survey.box)

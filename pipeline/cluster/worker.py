@@ -97,7 +97,7 @@ def prepare(job: Job) -> float | None:
         else:
             opened.predictor.warm_up(widest)
         _look_at_threads(job, opened.plan)
-    return float(os.environ[ENDS]) if ENDS in os.environ else None
+    return ends_at()
 
 
 def _look_at_threads(job: Job, plan: Plan) -> None:
@@ -194,12 +194,27 @@ def let_go(dask_worker: Worker) -> None:
     vars(dask_worker).pop(NORMS, None)
 
 
-def _load_plan(directory: RunDirectory, job: Job) -> Plan:
+def ends_at() -> float | None:
+    """When this process will be ended, seconds since the epoch; None where it will not."""
+    return float(os.environ[ENDS]) if ENDS in os.environ else None
+
+
+def plan_of(directory: RunDirectory, fingerprint: str) -> Plan:
+    """The plan of a run, as its driver has it.
+
+    Raises:
+        StorageError: Another lies there.
+    """
     plan = directory.load_plan()
-    if plan is None or plan.fingerprint != job.fingerprint:
+    if plan is None or plan.fingerprint != fingerprint:
         raise StorageError(
             f"The plan in '{directory.path}' is not the one of this run: it was changed under the workers."
         )
+    return plan
+
+
+def _load_plan(directory: RunDirectory, job: Job) -> Plan:
+    plan = plan_of(directory, job.fingerprint)
     if not job.statistics:
         return plan
     statistics = directory.load_statistics()

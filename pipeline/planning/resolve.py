@@ -50,6 +50,7 @@ from pipeline.core.tiles.cost import (
     norm_pass_multiply_adds,
     norm_pass_values,
     one_pass_multiply_adds,
+    pass_extents,
     read_slices,
     total_multiply_adds,
     total_voxels_decoded,
@@ -372,18 +373,7 @@ def _priced(
 def bytes_of_sample(graph: Graph, sample: Sample) -> int:
     """Memory that the maps of all patches take at most, while statistics are measured."""
     fixed = local(graph)
-    axes = of_one_pass(fixed, sample.patch)
-    extents = [
-        np.array(
-            [
-                [
-                    [axis.writes[n.name].extent for n in fixed.nodes],
-                    [axis.frame(n).extent if n.inputs else 0 for n in fixed.nodes],
-                ]
-            ]
-        )
-        for axis in axes
-    ]
+    extents = [pass_extents(fixed, axis)[np.newaxis] for axis in of_one_pass(fixed, sample.patch)]
     return int(4 * sample.patches * window_values(fixed, extents)[0])
 
 
@@ -812,9 +802,8 @@ def _cost(config: RunConfig, volume: Volume, tiling: Tiling, left_bytes: int, su
         cache_bytes(grid, stored.chunks, stored.channels * volume.array.dtype.itemsize) if is_url(stored.url) else 0
     )
     more = 4 * max(surveyed - network_values(stream), 0)
-    cache = min(
-        wanted, max(left_bytes - more, 0)
-    )  # tiles are chosen without it: where a volume lies is no part of what is computed
+    # Tiles are chosen without it: where a volume lies is no part of what is computed.
+    cache = min(wanted, max(left_bytes - more, 0))
     slices = read_slices(stream, stored.chunks[0], volume.array.dtype.itemsize)
     return Cost(
         multiply_adds=total_multiply_adds(stream),

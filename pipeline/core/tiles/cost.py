@@ -6,6 +6,7 @@ once: away from the volume's ends all are alike. Ten billion tiles are counted a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import lcm, prod
@@ -284,6 +285,13 @@ def norm_pass_values(norm_pass: NormPass, grid: TileGrid, slab: int) -> int:
     return int(window_values(graph, widest)[0])
 
 
+def _values(extents: Sequence[np.ndarray], channels: int, kind: int, number: int) -> NDArray[np.float64]:
+    """Of so many channels, the values of a node, by combination of candidates: its extents of a kind along z, y, x multiplied."""
+    z, y, x = (table[:, kind, number].astype(float) for table in extents)
+    product: NDArray[np.float64] = channels * np.einsum("z,y,x->zyx", z, y, x).ravel()
+    return product
+
+
 def stream_values(graph: Graph, extents: Sequence[np.ndarray]) -> NDArray[np.float64]:
     """An upper bound of the values that a stream holds at once: rings, what is used up in a turn, and what a node reads and writes, twice.
 
@@ -295,11 +303,7 @@ def stream_values(graph: Graph, extents: Sequence[np.ndarray]) -> NDArray[np.flo
         Of all combinations of candidates, flat, x fastest.
     """
 
-    def values(channels: int, kind: int, number: int) -> NDArray[np.float64]:
-        z, y, x = (table[:, kind, number].astype(float) for table in extents)
-        product: NDArray[np.float64] = channels * np.einsum("z,y,x->zyx", z, y, x).ravel()
-        return product
-
+    values = functools.partial(_values, extents)
     numbers = {node.name: number for number, node in enumerate(graph.nodes)}
     held = [values(node.channels, 2, number) for number, node in enumerate(graph.nodes)]
     written = [values(node.channels, 0, number) for number, node in enumerate(graph.nodes)]
@@ -346,11 +350,7 @@ def window_values(graph: Graph, extents: Sequence[np.ndarray]) -> NDArray[np.flo
         Of all combinations of candidates, flat, x fastest.
     """
 
-    def values(channels: int, kind: int, number: int) -> NDArray[np.float64]:
-        z, y, x = (table[:, kind, number].astype(float) for table in extents)
-        product: NDArray[np.float64] = channels * np.einsum("z,y,x->zyx", z, y, x).ravel()
-        return product
-
+    values = functools.partial(_values, extents)
     last = {name: node.name for node in graph.nodes for name in node.inputs}
     live = {graph.input.name: values(graph.input.channels, 0, 0)}
     most = live[graph.input.name].copy()

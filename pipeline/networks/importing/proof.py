@@ -100,7 +100,7 @@ def prove(network: Network) -> Proof:
 
 
 def _fixed(network: Network, weights: Weights) -> tuple[float | None, Graph, Weights]:
-    """How far the network with the statistics of an image fixed is from its own pass over it, and that network; itself, where it has no such.
+    """How far the network with the statistics of an image fixed is from the program over it, and that network; itself, where it has no such.
 
     The image is the only one, so its statistics are those of the pass: what is left differs by rounding.
     """
@@ -109,12 +109,9 @@ def _fixed(network: Network, weights: Weights) -> tuple[float | None, Graph, Wei
         fixed = local(graph)
     except ValueError:
         return None, graph, weights
-    window = _solid(image, network.ndim)
-    found = measured(graph, weights, [window], (0, 0, 0))
+    found = measured(graph, weights, [_solid(image, network.ndim)], (0, 0, 0))
     numbers = {**weights, **found.weights}
-    whole, again = one_pass(graph, weights, window), one_pass(fixed, numbers, window)
-    extent = float(whole.max() - whole.min()) or 1.0
-    return float((again - whole).abs().max()) / extent, fixed, numbers
+    return _against(replace(network, graph=fixed), numbers, network.program)[2], fixed, numbers
 
 
 def _against(network: Network, weights: Weights, run: Origin) -> tuple[Triple, float, float]:
