@@ -106,6 +106,11 @@ Numbers = Mapping[str, tuple[tuple[float, ...], ...]]
 """By node of the local network: factor and summand, or a constant, by channel."""
 
 
+def is_finite(numbers: Numbers) -> bool:
+    """Whether all are."""
+    return all(isfinite(value) for tensors in numbers.values() for values in tensors for value in values)
+
+
 @dataclass(frozen=True, slots=True)
 class Frozen:
     """What was measured.
@@ -135,6 +140,6 @@ class Frozen:
             str(node): tuple(tuple(float(value) for value in channels) for channels in tensors)
             for node, tensors in values["numbers"].items()
         }
-        if not all(isfinite(value) for tensors in numbers.values() for values in tensors for value in values):
+        if not is_finite(numbers):
             raise ValueError("statistics that are not finite")
         return cls(numbers, dict(values["figures"]))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.core.frozen import Frozen, Numbers, Sample
+from pipeline.core.frozen import Frozen, Numbers, Sample, is_finite
 from pipeline.core.geometry.box import Box, Triple, per_axis, round_up
 from pipeline.core.geometry.mirror import shown, spread
 from pipeline.core.normalization import Normalization
@@ -69,15 +69,28 @@ def measure_frozen(plan: Plan, checkpoint_path: Path, volume: Volume, numbers: N
     with _measuring:
         patches = [_read(there, box, plan.nonfinite) for box in sample.boxes()]
         found, apart = freeze(checkpoint, patches, rule, sample.context, PARTS)
-    if not np.isfinite([value for tensors in found.values() for values in tensors for value in values]).all():
-        raise InferenceError(
-            f"Statistics of norms over {sample} are not finite: values overflow float32, or a channel has no variance and its norm no epsilon. Check "
-            "normalize, and the network's weights."
-        )
+    check_finite(found, str(sample))
     figures: dict[str, object] = {"sample": str(sample), "parts": apart}
     if plan.model.architecture.padding == "same":
         figures |= _compared(checkpoint, found, volume, numbers, plan.nonfinite)
     return Frozen(found, figures)
+
+
+def check_finite(numbers: Numbers, over: str) -> None:
+    """Refuse statistics of norms that are none.
+
+    Args:
+        numbers: The statistics.
+        over: What they are of, for a person.
+
+    Raises:
+        InferenceError: They are not finite.
+    """
+    if not is_finite(numbers):
+        raise InferenceError(
+            f"Statistics of norms over {over} are not finite: values overflow float32, or a channel has no variance and its norm no epsilon. Check "
+            "normalize, and the network's weights."
+        )
 
 
 def _compared(

@@ -6,17 +6,16 @@ import functools
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from math import isfinite
 
 from pipeline.cluster import norm_passes
 from pipeline.cluster.dispatch import Work
 from pipeline.cluster.pool import Pool
 from pipeline.config import RunConfig
-from pipeline.core.frozen import Frozen, Numbers, WholeVolume
+from pipeline.core.frozen import Frozen, WholeVolume
 from pipeline.core.normalization import Normalization
 from pipeline.core.plan import Plan
 from pipeline.core.statistics import digest_of_norm_pass
-from pipeline.errors import InferenceError
+from pipeline.inference.frozen import check_finite
 from pipeline.inference.survey import Word, records_of
 from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.networks.frozen import check_same
@@ -66,7 +65,7 @@ def measure_norms(
         word = Word(tell)
         while now := measurement.now:
             number = measurement.number
-            _check_finite(measurement.numbers)
+            check_finite(measurement.numbers, "the whole volume")
             of = _digest(plan, rule, measurement)
             for record in directory.parts():
                 if record.of == of and 0 <= record.part < len(grid) and measurement.number == number:
@@ -88,7 +87,7 @@ def measure_norms(
             for record in records_of(work, to_do, about, config, driver, pool, ledger):
                 measurement.add(record.part, record.found)
                 word.tell(functools.partial(_said, measurement, whole, len(grid)))
-    _check_finite(measurement.numbers)
+    check_finite(measurement.numbers, "the whole volume")
     figures = {
         "volume": "whole",
         "passes": whole.passes,
@@ -102,19 +101,6 @@ def _digest(plan: Plan, rule: Normalization, measurement: NormMeasurement) -> st
     files = plan.stored.signature if plan.stored else ""
     maps = measurement.now.maps if measurement.now else ()
     return digest_of_norm_pass(plan.surveyed_over, files, rule, maps, measurement.numbers)
-
-
-def _check_finite(numbers: Numbers) -> None:
-    """Refuse statistics that are none.
-
-    Raises:
-        InferenceError: They are not finite.
-    """
-    if not all(isfinite(value) for tensors in numbers.values() for values in tensors for value in values):
-        raise InferenceError(
-            "Statistics of norms over the whole volume are not finite: values overflow float32, or a channel has no variance and its norm no "
-            "epsilon. Check normalize, and the network's weights."
-        )
 
 
 def _said(measurement: NormMeasurement, whole: WholeVolume, tiles: int) -> str:

@@ -143,10 +143,7 @@ def make_plan(
     known = None if remeasure else earlier
     normalization, survey = _numbers(rule, volume, config, known, governs=governs, rough=rough)
     sample = None if rough else _sample(volume, checkpoint, normalization, config, known, governs=governs)
-    if frozen and config.compute.dtype == "auto" and alike is None:
-        dtype, reason = "float32", "statistics of its norms are not measured yet; compute.dtype would say another"
-    else:
-        dtype, reason = _dtype(config, volume, networks, normalization, device, alike)
+    dtype, reason = _dtype(config, volume, networks, normalization, device, alike, is_measured=frozen is None)
     request = _tile_request(config, volume, checkpoint, machine, device, dtype, pinned, mean, window)
     options = worker_choices(config, machine, device, alike)
     tiling, threads = _best_workers(request, options, config, machine, governed=governs)
@@ -583,6 +580,8 @@ def _dtype(
     normalization: Normalization,
     device: str,
     pinned: Plan | None,
+    *,
+    is_measured: bool,
 ) -> tuple[str, str]:
     """Type of values inside the network, and why: bfloat16 where hardware has it and nobody could see the difference."""
     asked, tolerance = config.compute.dtype, config.compute.tolerance
@@ -590,6 +589,8 @@ def _dtype(
         return asked, "as asked for"
     if pinned:
         return pinned.compute.dtype, pinned.compute.reason
+    if not is_measured:
+        return "float32", "statistics of its norms are not measured yet; compute.dtype would say another"
     if device == "cuda" and not visible_cards():
         return "float32", "no card here to try bfloat16 on; compute.dtype would say it"
     if not computes_bfloat16(device):
